@@ -1,0 +1,28 @@
+"""Where everything lies, relative to the project folder (the working directory of every stage)."""
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+PLAN = Path("plan.yaml")
+TASK_DATA = Path("data/tasks")
+SFT_DATA = Path("data/sft")
+TOKENIZER = Path("data/tokenizer")
+FINGERPRINTS = Path(".fingerprints")
+JUDGE = Path("checkpoints/judge")
+BWT = Path("reports/bwt.json")
+REPORT = Path("reports/report.html")
+
+
+def checkpoint(node: str) -> Path:
+    """The Hugging Face folder a node leaves; children depend on this and on nothing else of the node."""
+    return Path("checkpoints") / node
+
+
+def run(node: str) -> Path:
+    """The node's records beside its checkpoint: manifest.json, metrics.jsonl, run.json (MLflow run id)."""
+    return Path("runs") / node
+
+
+def evaluation(node: str) -> Path:
+    """The node's long table of scores: one row per problem and metric."""
+    return Path("evaluations") / f"{node}.parquet"
