@@ -115,8 +115,10 @@ class SftConfig(Section):
     """Gradient norm bound."""
     prompt_weight: float = Field(0.1, ge=0, le=1)
     """Weight of prompt tokens in the loss, against 1 for the completion."""
+    micro_batches: int = Field(4, ge=1)
+    """Parts of a batch, by length; more of them take less memory. Part of the result (rounding), unlike threads."""
     threads: int = Field(2, ge=1)
-    """CPU threads; part of the result: another number may change the last bits of the checkpoint."""
+    """Micro-batches computed side by side; changes the time, never the checkpoint."""
 
 
 class JudgeConfig(Section):

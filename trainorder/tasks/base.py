@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from trainorder.rewards import format
+
 Split = Literal["train", "dev", "test"]
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+HASTY = ("easy", "quick guess")
+"""What a hasty demonstration thinks. Two phrases, so that each stays rarer than the careful thought: greedy is careful."""
 
 
 @dataclass(frozen=True)
@@ -60,3 +66,30 @@ class Task(Protocol):
     def grade(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[Reward]:
         """Grade completions[i] as an answer to problems[i]; pure, order-independent."""
         ...
+
+
+def content_id(task: str, *content: str | int) -> str:
+    """`<task>/<hash>` of what makes a problem the same problem, however its prompt is worded.
+
+    >>> content_id("math", "3", "+4", "-3")
+    'math/577b94b83037f4af'
+    """
+    digest = hashlib.md5("\x1f".join(map(str, content)).encode(), usedforsecurity=False)
+    return f"{task}/{digest.hexdigest()[:16]}"
+
+
+def split_of(problem_id: str) -> Split:
+    """The split a problem belongs to, from its hash alone: 20% test, 20% dev, 60% train.
+
+    >>> split_of("math/0000000000000003")
+    'dev'
+    """
+    bucket = int(problem_id.rpartition("/")[2], 16) % 10
+    return "test" if bucket < 2 else "dev" if bucket < 4 else "train"
+
+
+def exact(completion: str, answer: str) -> Reward:
+    """1 for the strict format with exactly this answer, else 0; part `format` tells which of the two failed."""
+    parsed = format.parse(completion)
+    value = float(parsed is not None and parsed.answer == answer)
+    return Reward(value, {"format": float(parsed is not None), "answer": value})

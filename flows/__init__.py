@@ -1,0 +1,1 @@
+"""Prefect flows: names and order. DVC decides what runs, Prefect shows it."""

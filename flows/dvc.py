@@ -1,0 +1,126 @@
+"""DVC as the flow sees it: the graph of stages, what has changed, and running one stage."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from trainorder.process import die_with_parent
+
+ALWAYS = ["always changed"]
+"""What `dvc status` says of a stage that only looks whether something changed."""
+
+Outcome = Literal["ran", "restored", "unchanged"]
+
+
+class StageFailed(RuntimeError):
+    """A stage ended with an error; the text names it and shows its last lines."""
+
+
+def look() -> tuple[dict[str, set[str]], dict[str, list]]:
+    """Every stage with the stages it depends on, and `dvc status`: stage -> why it is not up to date.
+
+    DVC does not list a stage whose parent is stale; see `stale`.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(".") as repo:
+            stages = repo.index.graph
+            parents = {s.addressing: {p.addressing for p in stages.successors(s)} for s in stages}
+            return parents, repo.status()
+    except DvcException as error:
+        raise RuntimeError(f"dvc status: {error}") from error
+
+
+def stale(parents: dict[str, set[str]], why: dict[str, list]) -> set[str]:
+    """Stages that are not up to date, with all that depend on them.
+
+    A stage that is merely always run counts as up to date: its outputs say whether anything changed.
+
+    >>> stale({"a": set(), "b": {"a"}, "c": {"b"}}, {"a": ["always changed"], "b": ["changed command"]})
+    {'c', 'b'}
+    """
+    found = {stage for stage, reasons in why.items() if reasons != ALWAYS} & parents.keys()
+    while True:
+        more = {s for s, above in parents.items() if s not in found and above & found}
+        if not more:
+            return found
+        found |= more
+
+
+class Runner:
+    """Runs `dvc repro -s STAGE` processes and can stop all of them."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def repro(self, stage: str, say: Callable[[str], None]) -> Outcome:
+        """Bring one stage up to date; its output goes to `say` line by line.
+
+        Raises:
+            StageFailed: the stage did not end well.
+        """
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", stage]
+        with self._lock:
+            if self._stopped:
+                raise StageFailed(f"{stage} was not started: the flow is stopping")
+            process = subprocess.Popen(
+                command,
+                env=environment(),
+                text=True,
+                errors="replace",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches the flow, which stops the whole group
+                preexec_fn=partial(die_with_parent, os.getpid()),
+            )
+            self._running.add(process)
+        lines = []
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            say(lines[-1])
+        code = process.wait()
+        with self._lock:
+            self._running.discard(process)
+        if code:
+            raise StageFailed(f"{stage} failed (exit code {code}):\n{_last_lines(lines)}")
+        return _outcome(lines)
+
+    def stop(self) -> None:
+        """End every running stage, and start no more."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGTERM)
+
+
+def environment() -> dict[str, str]:
+    """The environment of dvc and of the stages: plain output, no network chatter."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    quiet = {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    return {**kept, **quiet, "PATH": path}
+
+
+def _outcome(lines: list[str]) -> Outcome:
+    if any(line.startswith("Running stage") for line in lines):
+        return "ran"
+    return "restored" if any("is cached" in line for line in lines) else "unchanged"
+
+
+def _last_lines(lines: list[str], count: int = 15) -> str:
+    return "\n".join([line for line in lines if line.strip()][-count:])

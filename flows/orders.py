@@ -1,0 +1,150 @@
+"""The Prefect flow: one task per DVC stage, parents first, independent ones side by side."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from typing import Any
+
+from prefect import Task, flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.futures import PrefectFuture
+from prefect.states import Completed, Crashed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.dvc import Runner, StageFailed
+from flows.progress import Display
+from flows.schedule import Schedule
+
+NAME = "trainorder"
+STATES = {"ran": "Completed", "restored": "Restored", "unchanged": "Unchanged"}
+IDLE_THREADS = 8  # beside the workers: tasks of stages that are up to date
+
+
+class Pipeline:
+    """Stages as Prefect tasks; lives inside one flow run."""
+
+    def __init__(self, display: Display) -> None:
+        self.display = display
+        self.runner = Runner()
+        self.futures: dict[str, PrefectFuture] = {}
+        self.outcomes: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        self.failures: dict[str, str] = {}
+        self._ended: queue.Queue[str] = queue.Queue()
+        self._task = self._make_task()
+
+    def bring_up_to_date(self, schedule: Schedule) -> None:
+        """Run what the schedule has not done; stages that are up to date only appear, named Cached.
+
+        Raises:
+            StageFailed: a stage failed; those that do not depend on it were brought up to date all the same.
+        """
+        self.display.show(schedule, len(schedule.done))
+        for stage in schedule.parents:
+            if stage in schedule.done and stage not in self.futures:
+                self.outcomes[stage] = "up to date"
+                self._submit(stage, schedule, cached=True)
+        try:
+            while schedule.open:
+                for stage in schedule.start():
+                    self.display.started(stage)
+                    self._submit(stage, schedule).add_done_callback(self._note(stage))
+                self._wait(schedule)
+        except BaseException:
+            self.runner.stop()
+            raise
+        for stage in sorted(schedule.blocked - self.failures.keys()):
+            self.outcomes[stage] = "blocked"
+            self._submit(stage, schedule).wait()
+        for future in self.futures.values():
+            future.wait()
+        if self.failures:
+            raise StageFailed("\n\n".join(self.failures.values()))
+
+    def _submit(self, stage: str, schedule: Schedule, *, cached: bool = False) -> PrefectFuture:
+        parents = [self.futures[p] for p in schedule.parents[stage] if p in self.futures]
+        named = self._task.with_options(task_run_name=stage)
+        self.futures[stage] = named.submit(stage, cached, wait_for=parents)
+        return self.futures[stage]
+
+    def _note(self, stage: str) -> Any:
+        return lambda _: self._ended.put(stage)
+
+    def _wait(self, schedule: Schedule) -> None:
+        try:
+            stage = self._ended.get(timeout=0.5)
+        except queue.Empty:
+            self.display.tick()
+            return
+        how = self.outcomes[stage]
+        schedule.finish(stage, ok=how != "failed")
+        self.seconds[stage] = self.display.finished(stage, how)
+
+    def _make_task(self) -> Task[[str, bool], State]:
+        @task(name="stage", cache_policy=NO_CACHE, retries=0, persist_result=False)
+        def stage(name: str, cached: bool) -> State:
+            """One DVC stage; Prefect never decides whether it runs."""
+            if cached:
+                return Completed(name="Cached", message="nothing it depends on has changed")
+            try:
+                outcome = self.runner.repro(name, get_run_logger().info)
+            except BaseException as error:
+                self.outcomes[name] = "failed"
+                self.failures[name] = str(error)
+                raise
+            self.outcomes[name] = outcome
+            return Completed(name=STATES[outcome])
+
+        return stage
+
+
+def run_flow(body: Callable[[], None], pipeline: Pipeline, workers: int) -> None:
+    """Run `body` as a Prefect flow run; what it raises comes out here too."""
+
+    @flow(
+        name=NAME,
+        task_runner=ThreadPoolTaskRunner(max_workers=workers + IDLE_THREADS),  # pyright: ignore
+        retries=0,
+        persist_result=False,
+    )
+    def orders() -> None:
+        try:
+            body()
+        finally:
+            if pipeline.outcomes:
+                create_table_artifact(key="stages", table=_stage_rows(pipeline))
+
+    orders()
+
+
+def publish(table: list[dict[str, Any]], text: str) -> None:
+    """Leave the comparison as artifacts of the flow run: the arms as a table, the verdict as text."""
+    create_table_artifact(key="arms", table=table)
+    create_markdown_artifact(key="verdict", markdown=text)
+
+
+def sweep() -> int:
+    """Mark flow runs that a killed flow left RUNNING as crashed; only one flow runs per project."""
+    running = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}})
+    with get_client(sync_client=True) as client:
+        left = client.read_flow_runs(flow_run_filter=running)
+        for run in left:
+            state = Crashed(message="the process of this flow run ended without a word")
+            client.set_flow_run_state(run.id, state, force=True)
+    return len(left)
+
+
+def _stage_rows(pipeline: Pipeline) -> list[dict[str, Any]]:
+    seconds = pipeline.seconds
+    return [
+        {
+            "stage": stage,
+            "outcome": how,
+            "seconds": round(seconds[stage], 1) if stage in seconds else "",
+        }
+        for stage, how in pipeline.outcomes.items()
+    ]

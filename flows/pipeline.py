@@ -1,0 +1,235 @@
+"""`trainorder run`: bring all that params.yaml asks for up to date, then say which order won and how sure that is.
+
+Two passes. The first trains and measures what the plan holds. The recommended order is known only then: it is written
+into plan.yaml, and the second pass trains the nodes that are new. Prefect is imported while its server starts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from flows import dvc
+from flows.progress import Display
+from flows.schedule import Schedule
+from trainorder import paths, plan, tracking
+from trainorder.config import ParamsError
+from trainorder.report import words
+from trainorder.ui import prefect_environment, prefect_server
+
+if TYPE_CHECKING:
+    from flows.orders import Pipeline
+
+HOME = Path(".prefect")
+DURATIONS = HOME / "durations.json"
+FINGERPRINT, REPORT = "fingerprint", "report"
+FIRST_GUESS = {
+    "build_data": 15.0,
+    "sft_warmup": 75.0,
+    "train_judge": 45.0,
+    "structured_rl": 20.0,
+    "creative_rl": 25.0,
+    "joint_rl": 70.0,
+    "merge": 4.0,
+    "evaluate": 10.0,
+    "measure_bwt": 10.0,
+    "report": 10.0,
+}
+"""Seconds of a stage of the default experiment on two cores, until it has run here once."""
+
+
+class FlowError(RuntimeError):
+    """The flow cannot go on; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class State:
+    """The plan and what DVC says of its stages."""
+
+    plan: plan.Plan
+    parents: dict[str, set[str]]
+    stale: set[str]
+
+
+def main() -> int:
+    """Run the flow; 0 when everything is up to date, 1 after a failure, 2 when the input is wrong."""
+    console = Console(highlight=False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        wanted = plan.load()
+        with _only_flow_here():
+            _run(wanted, console)
+        _show(console)
+        return 0
+    except ParamsError as error:
+        code, text = 2, str(error)
+    except (FlowError, dvc.StageFailed, RuntimeError) as error:
+        code, text = 1, str(error)
+    except KeyboardInterrupt:
+        code, text = (
+            130,
+            "stopped; what was finished is kept, the next `trainorder run` goes on from there",
+        )
+    console.print(f"error: {text}", style="red", markup=False)
+    return code
+
+
+def _run(wanted: plan.Plan, console: Console) -> None:
+    os.environ.update(prefect_environment(Path.cwd()))
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the server has all logs
+    outside = "PREFECT_API_URL" in os.environ
+    with nullcontext() if outside else prefect_server() as server, Display(console) as display:
+        state = _start(wanted)
+        from flows import orders
+
+        if server is not None:
+            url = server.wait_until_ready()
+            os.environ["PREFECT_API_URL"] = f"{url}/api"
+            display.say(f"[dim]Prefect shows this run at {url}/runs[/]")
+            orders.sweep()
+        pipeline = orders.Pipeline(display)
+        try:
+            orders.run_flow(lambda: _passes(state, pipeline), pipeline, wanted.params.flow.workers)
+        finally:
+            _remember(pipeline.seconds)
+
+
+def _start(wanted: plan.Plan) -> State:
+    """Write plan.yaml and see what is stale.
+
+    A recommended order that was measured on a base or singles that are stale now is forgotten: training it again would
+    be wasted if the new measurement recommends another.
+    """
+    state = _look(wanted)
+    singles = {node for by_phase in wanted.singles.values() for node in by_phase.values()}
+    sources = [*wanted.bases(), *(wanted.nodes[node] for node in singles)]
+    if wanted.resolved and state.stale & {node.stage for node in sources}:
+        state = _look(plan.compile_plan(wanted.params))
+    if state.stale:
+        tracking.create_store()
+        tracking.sweep()
+    return state
+
+
+def _look(current: plan.Plan) -> State:
+    """Make plan.yaml and the fingerprints of the code current, then ask DVC what they make stale."""
+    plan.write(current)
+    dvc.Runner().repro(FINGERPRINT, lambda line: None)
+    parents, changed = dvc.look()
+    return State(current, parents, dvc.stale(parents, changed))
+
+
+def _passes(state: State, pipeline: Pipeline) -> None:
+    from flows import orders
+
+    params = state.plan.params
+    waiting = plan.pending(params, state.plan.resolved)
+    pipeline.bring_up_to_date(_schedule(state, leave_out={REPORT} if waiting else set()))
+    best = _recommended()
+    asked = any(isinstance(order, str) for order in params.orders.values())
+    if asked and best is not None and best != state.plan.resolved.get("recommended"):
+        pipeline.display.say(f"recommended order: {' > '.join(best)}")
+        state = _look(plan.compile_plan(params, {"recommended": best}))
+    pipeline.bring_up_to_date(_schedule(state))
+    _check_clean()
+    bwt = json.loads(paths.BWT.read_text(encoding="utf-8"))
+    orders.publish(words.arms(bwt), words.verdict(bwt))
+
+
+def _schedule(state: State, leave_out: frozenset[str] | set[str] = frozenset()) -> Schedule:
+    parents = {s: above for s, above in state.parents.items() if s not in leave_out}
+    params = state.plan.params
+    threads = {
+        "sft_warmup": params.sft.threads,
+        "train_judge": params.judge.threads,
+        "evaluate": params.evaluation.threads,
+    }
+    slots = {stage: threads.get(stage.partition("@")[0], 1) for stage in parents}
+    slots |= {
+        n.stage: params.phase_rl(n.phase).threads for n in state.plan.nodes.values() if n.phase
+    }
+    done = parents.keys() - state.stale
+    return Schedule(parents, _estimates(parents), slots, params.flow.workers, set(done))
+
+
+def _estimates(stages: Iterable[str]) -> dict[str, float]:
+    """Seconds a stage took last time; else the mean of its kind; else the table's."""
+    known = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.is_file() else {}
+    of_kind: dict[str, list[float]] = {}
+    for stage, seconds in known.items():
+        of_kind.setdefault(stage.partition("@")[0], []).append(seconds)
+    kinds = FIRST_GUESS | {kind: sum(s) / len(s) for kind, s in of_kind.items()}
+    return {stage: known.get(stage, kinds.get(stage.partition("@")[0], 5.0)) for stage in stages}
+
+
+def _remember(seconds: Mapping[str, float]) -> None:
+    known = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.is_file() else {}
+    temporary = DURATIONS.with_suffix(".tmp")
+    temporary.write_text(json.dumps(known | dict(seconds), indent=1), encoding="utf-8")
+    temporary.replace(DURATIONS)
+
+
+def _recommended() -> tuple[str, ...] | None:
+    """The order that the measured transfer recommends, or None where no transfer was measured."""
+    recommended = json.loads(paths.BWT.read_text(encoding="utf-8"))["recommended"]
+    return None if recommended is None else tuple(recommended["order"])
+
+
+def _check_clean() -> None:
+    """`-s` accepts a stage whose parent is stale, so the whole graph is looked at once more."""
+    _, changed = dvc.look()
+    left = {stage: why for stage, why in changed.items() if why != dvc.ALWAYS}
+    if left:
+        raise FlowError(
+            f"`dvc status` is not clean after the flow: {json.dumps(left)}; "
+            f"files changed while it ran? Run it again"
+        )
+
+
+@contextmanager
+def _only_flow_here() -> Iterator[None]:
+    """Hold the project's flow lock; it goes with the process, however that ends."""
+    HOME.mkdir(exist_ok=True)
+    with (HOME / "flow.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise FlowError(
+                f"another flow runs in this folder (process {lock.read().strip()}); wait for it, or use a "
+                f"git worktree for a second plan"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _show(console: Console) -> None:
+    from rich.table import Table
+
+    bwt = json.loads(paths.BWT.read_text(encoding="utf-8"))
+    rows = words.arms(bwt)
+    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column in ("arm", "phases") else "right")
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+    console.print(f"\n{words.verdict(bwt)}")
+    console.print(f"report   {paths.REPORT.absolute()}", soft_wrap=True)
+    console.print("servers  make ui   (MLflow and Prefect over this run)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""What every piece of the RL step must hold to; a new piece is checked as soon as it is listed."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from rl_small import make_roll, pad_more
+
+from trainorder.rl.method import Bound, bind
+from trainorder.rl.registry import ADVANTAGES, EDITS, METRICS, REWARDS, SLOTS, TERMS, VOCABULARY, WEIGHTS
+from trainorder.rl.types import Live, Roll, State
+
+NONZERO_FOR_EQUAL_REWARDS: set[str] = set()
+"""Estimators that document credit for a group of equal rewards."""
+
+ALL = [(slot, name) for slot, listed in SLOTS.items() for name in listed]
+
+
+def some_roll() -> Roll:
+    """Two groups, rows of different lengths, one ungradable, facts drawn at random."""
+    roll = make_roll([1, 0, 0.5, 0, 1, None], group=[0, 0, 0, 1, 1, 1], lengths=[3, 1, 4, 2, 2, 3])
+    noise = torch.Generator().manual_seed(0)
+
+    def draw() -> torch.Tensor:
+        return torch.randn(roll.mask.shape, generator=noise, dtype=torch.float64) * roll.mask
+
+    return replace(roll, a=draw(), x={"logp": draw() - 2, "H": draw().abs(), "ref": draw() - 2})
+
+
+def live_of(roll: Roll, logp: torch.Tensor) -> Live:
+    needed = {name: logp.detach().abs().requires_grad_(True) for name in VOCABULARY if name != "ref"}
+    return Live(logp, needed)
+
+
+def variants(name: str) -> list[Bound]:
+    """A term with its defaults, and with every allowed value of its Literal options."""
+    bounds = [bind("terms", name)]
+    for key, hint in inspect.get_annotations(TERMS[name].function, eval_str=True).items():
+        choices = getattr(hint, "__args__", ()) if getattr(hint, "__origin__", None) is not None else ()
+        values = [c for c in choices if isinstance(c, str)]
+        bounds += [bind("terms", {name: {key: value}}) for value in values]
+    return bounds
+
+
+TERM_VARIANTS = [pytest.param(b, id=f"{name}-{b.options}") for name in TERMS for b in variants(name)]
+
+
+@pytest.mark.parametrize(("slot", "name"), ALL)
+def test_options_are_keyword_only_with_defaults(slot, name):
+    function = SLOTS[slot][name].function
+    positional = 3 if slot in ("edit", "terms") else 2
+    parameters = list(inspect.signature(function).parameters.values())
+    assert len([p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]) == positional
+    for option in parameters[positional:]:
+        assert option.kind is option.KEYWORD_ONLY
+        assert option.default is not option.empty
+    assert function.__doc__
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_needs_are_in_the_vocabulary(name):
+    for bound in variants(name):
+        assert bound.needs <= VOCABULARY.keys()
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_equal_rewards_give_no_credit(name):
+    # 0.3 has no exact binary form: the mean of seven of them is off by rounding, the credit must not be
+    for dtype in (torch.float32, torch.float64):
+        roll = make_roll([0.3] * 7)
+        roll = replace(roll, reward=roll.reward.to(dtype))
+        credit = ADVANTAGES[name](roll, State(total=1))
+        assert (credit == 0).all() != (name in NONZERO_FOR_EQUAL_REWARDS)
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_a_permuted_group_gets_permuted_credit(name):
+    roll = some_roll()
+    order = random.Random(1).sample(range(len(roll)), len(roll))
+    credit = ADVANTAGES[name](roll, State(total=1))
+    torch.testing.assert_close(ADVANTAGES[name](roll.rows(order), State(total=1)), credit[order])
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_groups_do_not_see_each_other(name):
+    roll = some_roll()
+    first = [0, 1, 2]
+    alone = ADVANTAGES[name](roll.rows(first), State(total=1))
+    torch.testing.assert_close(ADVANTAGES[name](roll, State(total=1))[first], alone)
+
+
+@pytest.mark.parametrize(("name", "listed"), [(n, s) for s in (REWARDS, WEIGHTS) for n in s])
+def test_rewards_and_weights_are_finite_per_row_or_token(name, listed):
+    roll = some_roll()
+    values = listed[name](roll, State(total=1))
+    assert values.shape in (roll.reward.shape, roll.mask.shape)
+    assert values.isfinite().all()
+    assert listed is REWARDS or (values >= 0).all()
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics_are_finite_and_blind_to_padding(name):
+    plain = METRICS[name](some_roll(), State(total=1))
+    padded = METRICS[name](pad_more(some_roll(), 2), State(total=1))
+    assert plain == pytest.approx(padded)
+    assert all(torch.tensor(value).isfinite() for value in plain.values())
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_edits_keep_whole_groups_of_the_given_width(name):
+    roll = some_roll()
+    edited = EDITS[name](roll, State(total=1), lambda counts: roll.rows([0, 1, 2]))
+    sizes = torch.stack([(edited.group == g).sum() for g in edited.group.unique()])
+    assert (sizes > 0).all()
+    assert len(edited.text) == len(edited.mask) == len(edited.prompt)
+
+
+@pytest.mark.parametrize("term", TERM_VARIANTS)
+def test_padding_changes_neither_loss_nor_gradient(term):
+    roll = some_roll()
+    wide = pad_more(roll, 3)
+    logp = (roll.x["logp"] + 0.1).requires_grad_(True)
+    padded = torch.cat([logp, torch.full((len(roll), 3), -1e30, dtype=torch.float64)], 1)
+    losses = term(live_of(roll, logp), roll, State(total=1))
+    wide_losses = term(live_of(wide, padded), wide, State(total=1))
+    torch.testing.assert_close(wide_losses[:, : roll.mask.shape[1]] * roll.mask, losses * roll.mask)
+    (grad,) = torch.autograd.grad((losses * roll.mask).sum(), logp, retain_graph=True)
+    (wide_grad,) = torch.autograd.grad((wide_losses * wide.mask).sum(), logp)
+    torch.testing.assert_close(grad, wide_grad)
+
+
+@pytest.mark.parametrize("term", [p for p in TERM_VARIANTS if p.values[0].entry.scales_with_advantage])
+def test_no_advantage_means_no_loss_and_no_gradient(term):
+    roll = replace(some_roll(), a=torch.zeros_like(some_roll().a))
+    logp = (roll.x["logp"] + 0.7).requires_grad_(True)
+    losses = term(live_of(roll, logp), roll, State(total=1))
+    (grad,) = torch.autograd.grad(losses.sum(), logp)
+    assert (losses == 0).all()
+    assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("term", TERM_VARIANTS)
+@pytest.mark.parametrize("logp", [-1e4, -1e-9, 0.0])
+@pytest.mark.parametrize("other", [-1e4, -1e-9])
+def test_extreme_log_probabilities_stay_finite(term, logp, other):
+    roll = some_roll()
+    extreme = torch.full_like(roll.mask, other, dtype=torch.float32)
+    roll = replace(roll, a=roll.a.float(), mask=roll.mask.float(), x=dict.fromkeys(roll.x, extreme))
+    live = torch.full_like(extreme, logp).requires_grad_(True)
+    losses = term(live_of(roll, live), roll, State(total=1))
+    (grad,) = torch.autograd.grad(losses.sum(), live)
+    assert losses.isfinite().all()
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("term", TERM_VARIANTS)
+def test_junk_at_masked_positions_is_masked_before_exp(term):
+    roll = pad_more(some_roll(), 1, junk=-torch.inf)
+    logp = torch.where(roll.mask > 0, -1.0, torch.inf).double().requires_grad_(True)
+    losses = term(live_of(roll, logp), roll, State(total=1))
+    (grad,) = torch.autograd.grad((losses * roll.mask).sum(), logp)
+    assert losses.isfinite().all()
+    assert grad.isfinite().all()

@@ -1,0 +1,156 @@
+"""The whole pipeline on the smoke params, on real parts: DVC, subprocesses, SQLite, a Prefect server.
+
+Two projects are trained from scratch once per test session, one by `dvc repro`, one by the flow; the facts below are read
+off them. Tests that change something work on a copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Project, make_project
+
+OWN_FOLDERS = (".git", ".prefect", "mlartifacts")
+
+
+@pytest.fixture(scope="session")
+def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Trained by plain `dvc repro`, second pass included (the plan is resolved in between, as the flow does)."""
+    project = make_project(tmp_path_factory.mktemp("by_dvc") / "project")
+    project.cli("plan")
+    project.dvc("repro")
+    project.cli("plan", "--resolve")
+    project.dvc("repro")
+    return project
+
+
+@pytest.fixture(scope="session")
+def by_flow(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Trained by the Prefect flow, `trainorder run`."""
+    project = make_project(tmp_path_factory.mktemp("by_flow") / "project")
+    project.cli("run")
+    return project
+
+
+@pytest.fixture
+def trained(by_dvc: Project, tmp_path: Path) -> Project:
+    """A copy of the trained project, to change things in."""
+    shutil.copytree(by_dvc.root, tmp_path / "project", symlinks=True)
+    return Project(tmp_path / "project")
+
+
+def hashes(project: Project, *patterns: str) -> dict[str, str]:
+    """Path -> sha256 of every file that matches."""
+    files = [path for pattern in patterns for path in sorted(project.root.glob(pattern)) if path.is_file()]
+    assert files
+    return {
+        str(path.relative_to(project.root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
+
+
+def stages_run(output: str) -> set[str]:
+    """The stages a `dvc repro` executed, without the one that always runs."""
+    return set(re.findall(r"Running stage '([^']+)'", output)) - {"fingerprint"}
+
+
+def test_dvc_and_the_flow_leave_the_same_bytes(by_dvc: Project, by_flow: Project):
+    patterns = ("checkpoints/**/*", "evaluations/*", "reports/bwt.json", "data/**/*", "plan.yaml")
+    assert hashes(by_dvc, *patterns) == hashes(by_flow, *patterns)
+
+
+def test_a_second_run_trains_nothing(by_dvc: Project, by_flow: Project):
+    assert stages_run(by_dvc.dvc("repro").stdout) == set()
+    before = hashes(by_flow, "runs/**/*", "reports/*")
+    by_flow.cli("run")
+    assert hashes(by_flow, "runs/**/*", "reports/*") == before
+
+
+def test_reordering_the_last_two_phases_trains_two_nodes_and_undo_none(trained: Project):
+    name, first, second = "structured_first", "[math, qa, creative]", "[math, creative, qa]"
+    trained.edit("params.yaml", f"{name}: {first}", f"{name}: {second}")
+    assert trained.cli("plan").stdout.count("to train") == 2
+    new = {"s0--math--creative", "s0--math--creative--qa"}
+    ran = stages_run(trained.dvc("repro").stdout)
+    assert {s for s in ran if "@" in s} == {
+        "creative_rl@s0--math--creative",
+        "structured_rl@s0--math--creative--qa",
+        *(f"evaluate@{node}" for node in new),
+    }
+    trained.edit("params.yaml", f"{name}: {second}", f"{name}: {first}")
+    trained.cli("plan")
+    assert not {s for s in stages_run(trained.dvc("repro").stdout) if "@" in s}
+
+
+def test_a_lost_checkpoint_is_restored_not_trained(trained: Project):
+    before = hashes(trained, "checkpoints/**/*")
+    shutil.rmtree(trained.root / "checkpoints")
+    assert stages_run(trained.dvc("repro").stdout) == set()
+    assert hashes(trained, "checkpoints/**/*") == before
+
+
+def test_a_stale_plan_stops_dvc_repro_at_once(trained: Project):
+    trained.edit("params.yaml", "[math, qa, creative]", "[qa, math, creative]")
+    stopped = trained.dvc("repro", ok=False)
+    assert stopped.returncode != 0
+    assert "trainorder plan" in stopped.stdout + stopped.stderr
+    assert stages_run(stopped.stdout) == set()
+
+
+def test_a_comment_retrains_nothing_and_a_formula_does(trained: Project):
+    pieces = "trainorder/rl/pieces.py"
+    text = (trained.root / pieces).read_text()
+    (trained.root / pieces).write_text(text + "\n# a comment\n")
+    assert stages_run(trained.dvc("repro").stdout) == set()
+    (trained.root / pieces).write_text(text + "\nUNUSED = 1\n")
+    stale = trained.dvc("repro", "--dry").stdout
+    # --dry does not write fingerprints; the plan's own status sees the change in the code
+    assert "to train" in trained.cli("plan").stdout, stale
+
+
+def test_every_node_leaves_its_manifest_with_its_parents_hash(by_dvc: Project):
+    for path in by_dvc.root.glob("runs/*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        weights = by_dvc.root / "checkpoints" / manifest["node"] / "model.safetensors"
+        assert manifest["weights"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+        for parent, digest in manifest["parents"].items():
+            file = by_dvc.root / "checkpoints" / parent / "model.safetensors"
+            assert digest == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_bad_input_is_refused_in_words_and_writes_nothing(project: Project):
+    project.edit("params.yaml", "orders:", "ordres:")
+    for command in ("check", "plan", "run"):
+        refused = project.cli(command, ok=False)
+        assert refused.returncode == 2
+        assert "ordres: unknown key" in refused.stderr
+        assert "did you mean 'orders'?" in refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert not [p for p in ("plan.yaml", "checkpoints", ".prefect", "mlflow.db") if (project.root / p).exists()]
+
+
+def test_mlflow_holds_one_run_per_node_and_one_per_arm(by_flow: Project):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{by_flow.root}/mlflow.db")
+    runs = {}
+    for name in ("nodes", "orders"):
+        experiment = client.get_experiment_by_name(name)
+        runs[name] = client.search_runs([experiment.experiment_id], max_results=1000)
+    nodes = {p.parent.name for p in by_flow.root.glob("runs/*/manifest.json")}
+    assert {r.data.tags["node"] for r in runs["nodes"]} == nodes
+    assert {r.info.status for r in runs["nodes"]} == {"FINISHED"}
+    bwt = json.loads((by_flow.root / "reports" / "bwt.json").read_text())
+    assert len(runs["orders"]) == len({r.data.tags["order_key"] for r in runs["orders"]})
+    assert len(runs["orders"]) >= len(bwt["orders"])
+
+
+def test_the_report_stands_alone(by_flow: Project):
+    page = (by_flow.root / "reports" / "report.html").read_text()
+    assert not re.findall(r"""(?:src|href)=["']https?://""", page)
+    for order in json.loads((by_flow.root / "reports" / "bwt.json").read_text())["orders"]:
+        assert order in page

@@ -1,0 +1,81 @@
+"""Small real things for the tests of the RL step: rolls written by hand and tiny random models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainorder.rl.types import Roll
+from trainorder.tasks.base import Problem
+
+
+def make_roll(
+    reward: Sequence[float | None],
+    group: Sequence[int] | None = None,
+    *,
+    lengths: Sequence[int] | None = None,
+    tasks: Sequence[str] | None = None,
+    **fields: Any,
+) -> Roll:
+    """A float64 roll; one group and one token per row unless told otherwise, None = ungradable."""
+    rows = len(reward)
+    lengths = lengths or [1] * rows
+    width = max(lengths)
+    mask = torch.tensor([[1.0] * n + [0.0] * (width - n) for n in lengths], dtype=torch.float64)
+    names = tasks or ["sums"] * rows
+    values = torch.tensor([0.0 if r is None else r for r in reward], dtype=torch.float64)
+    roll = Roll(
+        prompt=[[1, 2]] * rows,
+        ids=torch.ones_like(mask, dtype=torch.long),
+        mask=mask,
+        group=torch.tensor(group or [0] * rows),
+        reward=values,
+        scored=torch.tensor([r is not None for r in reward]),
+        a=torch.zeros_like(mask),
+        w=torch.ones_like(mask),
+        problem=[Problem(f"{name}/{i}", name, "?", "1", "1") for i, name in enumerate(names)],
+        text=["1"] * rows,
+        part={"graded": values, "finished": torch.ones(rows, dtype=torch.float64)},
+        x={name: torch.zeros_like(mask) for name in ("logp", "H", "ref")},
+    )
+    return replace(roll, **fields)
+
+
+def pad_more(roll: Roll, columns: int, junk: float = -1e30) -> Roll:
+    """The same rollouts with more padding, filled with junk that must not matter."""
+    rows = len(roll)
+
+    def wide(values: Tensor, fill: float) -> Tensor:
+        return torch.cat([values, values.new_full((rows, columns), fill)], 1)
+
+    return replace(
+        roll,
+        ids=wide(roll.ids, 3),
+        mask=wide(roll.mask, 0),
+        a=wide(roll.a, 0),
+        w=wide(roll.w, 1),
+        x={name: wide(values, junk) for name, values in roll.x.items()},
+    )
+
+
+def tiny_llama(vocab: int = 23, *, seed: int = 0, layers: int = 2) -> Any:
+    """A random Llama of 10 thousand weights; the global generator is left alone."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).eval()

@@ -1,0 +1,116 @@
+"""Merging: hand-computed tensors (base 0, A = (2, -1, 0.1), B = (-1, -3, 0.2)), folders on disk."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from trainorder.config import MergeConfig
+from trainorder.merge import dare, merge_folders, merge_tensors, ties, trim
+from trainorder.streams import torch_stream
+
+ZERO = torch.zeros(3)
+A = torch.tensor([2.0, -1.0, 0.1])
+B = torch.tensor([-1.0, -3.0, 0.2])
+
+
+def test_average_is_the_mean_of_the_weights():
+    merged = merge_tensors(torch.ones(3), [A, B], MergeConfig(method="average", scale=9.0))
+    torch.testing.assert_close(merged, torch.tensor([0.5, -2.0, 0.15]))
+
+
+def test_task_arithmetic_adds_scaled_deltas_to_the_base():
+    # base 1: 1 + 0.5 * ((2 - 1) + (-1 - 1)) = 0.5
+    merged = merge_tensors(torch.ones(3), [A, B], MergeConfig(method="task_arithmetic", scale=0.5))
+    torch.testing.assert_close(merged, torch.tensor([0.5, -2.0, 0.15]))
+
+
+def test_ties_keeps_two_of_three_and_the_elected_sign():
+    # trimmed A = (2, -1, 0), B = (-1, -3, 0); signs +, -: 2 stands alone, -1 and -3 agree on -2
+    torch.testing.assert_close(ties([A, B], density=2 / 3), torch.tensor([2.0, -2.0, 0.0]))
+
+
+def test_ties_scale_multiplies_the_merged_delta():
+    merged = merge_tensors(ZERO + 1, [A + 1, B + 1], MergeConfig(method="ties", density=0.67, scale=0.5))
+    torch.testing.assert_close(merged, torch.tensor([2.0, 0.0, 1.0]))
+
+
+def test_trim_keeps_one_entry_of_a_tensor_too_small_for_its_density():
+    torch.testing.assert_close(trim(A, density=0.01), torch.tensor([2.0, 0.0, 0.0]))
+
+
+def test_trim_breaks_ties_towards_the_front():
+    assert trim(torch.tensor([1.0, -1.0, 1.0, 1.0]), density=0.5).tolist() == [1.0, -1.0, 0.0, 0.0]
+
+
+def test_dare_divides_what_it_keeps_by_the_density():
+    kept = dare(torch.full((1000,), 3.0), density=0.5, generator=torch_stream("test"))
+    assert sorted(set(kept.tolist())) == [0.0, 6.0]
+    assert 430 < (kept > 0).sum() < 570  # 500 expected, sd 16
+
+
+def test_dare_masks_differ_between_parents_and_repeat_with_the_seed(tmp_path: Path):
+    delta = {"w": torch.ones(64)}
+    base, one, two = (folder(tmp_path / n, t) for n, t in (("b", {"w": torch.zeros(64)}), ("1", delta), ("2", delta)))
+    config = MergeConfig(method="dare", density=0.5)
+    for out in ("x", "y"):
+        merge_folders(base, [one, two], tmp_path / out, config)
+    merge_folders(base, [one, two], tmp_path / "z", MergeConfig(method="dare", density=0.5, seed=1))
+    x, y, z = (load_file(tmp_path / n / "model.safetensors")["w"] for n in "xyz")
+    assert sorted(set(x.tolist())) == [0.0, 2.0, 4.0]  # 0, one or both parents kept
+    assert torch.equal(x, y)
+    assert not torch.equal(x, z)
+
+
+def folder(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    path.mkdir()
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    (path / "config.json").write_text("{}")
+    return path
+
+
+def test_merging_one_checkpoint_onto_its_base_returns_its_bytes(tmp_path: Path):
+    tensors = {"a": torch.randn(5, 3, generator=torch_stream("a")), "b": torch.arange(4.0)}
+    base = folder(tmp_path / "base", {n: torch.zeros_like(t) for n, t in tensors.items()})
+    one = folder(tmp_path / "one", tensors)
+    for method in ("average", "task_arithmetic", "ties"):
+        out = tmp_path / method
+        merge_folders(base, [one], out, MergeConfig(method=method))
+        assert (out / "model.safetensors").read_bytes() == (one / "model.safetensors").read_bytes()
+        assert (out / "config.json").read_text() == "{}"
+
+
+def test_a_merged_folder_replaces_an_old_one_and_leaves_nothing_else(tmp_path: Path):
+    base = folder(tmp_path / "base", {"w": ZERO})
+    one = folder(tmp_path / "one", {"w": A})
+    out = folder(tmp_path / "out", {"w": B})
+    (out / "stale.txt").write_text("old")
+    merge_folders(base, [one], out, MergeConfig(method="average"))
+    assert sorted(f.name for f in out.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["base", "one", "out"]
+
+
+def test_bfloat16_weights_stay_bfloat16_and_are_merged_in_float32(tmp_path: Path):
+    # 256 + 1 + 1: in bfloat16 each + 1 is lost (spacing 2), in float32 the sum 258 is exact
+    base = folder(tmp_path / "base", {"w": torch.tensor([256.0]).bfloat16()})
+    parents = [folder(tmp_path / str(i), {"w": torch.tensor([258.0]).bfloat16()}) for i in range(2)]
+    merge_folders(base, parents, tmp_path / "out", MergeConfig(method="task_arithmetic", scale=0.5))
+    merged = load_file(tmp_path / "out" / "model.safetensors")["w"]
+    assert merged.dtype == torch.bfloat16
+    assert merged.item() == 258.0
+
+
+def test_other_tensors_than_the_bases_are_refused(tmp_path: Path):
+    base = folder(tmp_path / "base", {"w": ZERO})
+    other = folder(tmp_path / "other", {"w": torch.zeros(4)})
+    with pytest.raises(ValueError, match=r"other cannot be merged onto .*base: w is \(4,\) there and \(3,\)"):
+        merge_folders(base, [other], tmp_path / "out", MergeConfig(method="average"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    base = folder(tmp_path / "base", {"w": ZERO})
+    with pytest.raises(ValueError, match="empty holds no model"):
+        merge_folders(base, [tmp_path / "empty"], tmp_path / "out", MergeConfig(method="average"))

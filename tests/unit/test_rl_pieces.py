@@ -1,0 +1,198 @@
+"""The pieces against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from rl_small import make_roll
+from torch import Tensor
+
+from trainorder.rl.pieces import (
+    clipped_surrogate,
+    dr_grpo,
+    dynamic_sampling,
+    entropy_covariance,
+    finished_only,
+    graded,
+    grpo,
+    kl,
+    reward_spread,
+    rloo,
+)
+from trainorder.rl.types import Live, Roll, State
+
+STATE = State(total=1)
+
+
+def tensor(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def loss_and_gradient(term, *, logp: Tensor, roll: Roll, **options) -> tuple[Tensor, Tensor]:
+    logp = logp.clone().requires_grad_(True)
+    loss = term(Live(logp), roll, STATE, **options)
+    return loss.detach(), torch.autograd.grad(loss.sum(), logp)[0]
+
+
+def surrogate(ratio: float, advantage: float, **options) -> tuple[float, float]:
+    """Loss of one token of old log-probability -1, and its derivative by logp (= ratio x that by the ratio)."""
+    roll = make_roll([0.0], a=tensor(advantage)[None], x={"logp": tensor(-1.0)[None]})
+    logp = tensor(math.log(ratio) - 1.0)[None]
+    loss, gradient = loss_and_gradient(clipped_surrogate, logp=logp, roll=roll, **options)
+    return float(loss), float(gradient)
+
+
+def test_grpo_divides_by_the_unbiased_spread():
+    # mean 1/4, variance (9/16 + 3/16) / 3 = 1/4 -> 3/4 : 1/2 and -1/4 : 1/2; eps is 2e-6 of that
+    expected = tensor(1.5, -0.5, -0.5, -0.5)
+    torch.testing.assert_close(grpo(make_roll([1, 0, 0, 0]), STATE, eps=0.0), expected)
+    torch.testing.assert_close(grpo(make_roll([1, 0, 0, 0]), STATE), expected / (1 + 2e-6))
+
+
+def test_dr_grpo_only_subtracts_the_mean():
+    torch.testing.assert_close(
+        dr_grpo(make_roll([1, 0, 0, 0]), STATE), tensor(0.75, -0.25, -0.25, -0.25)
+    )
+
+
+def test_rloo_compares_with_the_mean_of_the_others():
+    # 1 - 0 = 1; 0 - (1 + 0 + 0) / 3
+    expected = tensor(1, -1 / 3, -1 / 3, -1 / 3)
+    torch.testing.assert_close(rloo(make_roll([1, 0, 0, 0]), STATE), expected)
+
+
+def test_groups_are_separate_and_need_not_be_adjacent():
+    roll = make_roll([1, 5, 0, 7], group=[4, 9, 4, 9])
+    torch.testing.assert_close(dr_grpo(roll, STATE), tensor(0.5, -1, -0.5, 1))
+
+
+@pytest.mark.parametrize("estimator", [grpo, dr_grpo, rloo])
+def test_an_ungradable_answer_leaves_the_statistics_of_its_group(estimator):
+    with_hole = estimator(make_roll([1, None, 0, 0, 0]), STATE)
+    without = estimator(make_roll([1, 0, 0, 0]), STATE)
+    torch.testing.assert_close(with_hole[[0, 2, 3, 4]], without)
+    assert with_hole[1] == 0
+
+
+@pytest.mark.parametrize("estimator", [grpo, dr_grpo, rloo])
+def test_a_lone_scored_answer_is_its_own_baseline(estimator):
+    assert estimator(make_roll([1, None, None]), STATE).tolist() == [0, 0, 0]
+
+
+def test_unclipped_ratio_is_plain_policy_gradient():
+    assert surrogate(1.0, 2.0) == pytest.approx((-2.0, -2.0))
+
+
+def test_clipping_stops_credit_past_the_bound():
+    # min(1.5, 1.2) = 1.2 without gradient; min(-0.5, -0.8) = -0.8 without gradient
+    assert surrogate(1.5, 1.0) == pytest.approx((-1.2, 0.0))
+    assert surrogate(0.5, -1.0) == pytest.approx((0.8, 0.0))
+
+
+def test_clipping_keeps_the_pessimistic_side():
+    # min(-1.5, -1.2) = -1.5: a bad token that became likelier is still pushed down
+    assert surrogate(1.5, -1.0) == pytest.approx((1.5, 1.5))
+
+
+def test_clip_higher_leaves_more_room_upwards():
+    assert surrogate(1.25, 1.0, clip_high=0.28) == pytest.approx((-1.25, -1.25))
+    assert surrogate(1.5, 1.0, clip_high=0.28) == pytest.approx((-1.28, 0.0))
+
+
+def test_dual_clip_bounds_the_loss_of_bad_tokens():
+    assert surrogate(5.0, -1.0, dual_clip=3.0) == pytest.approx((3.0, 0.0))
+    assert surrogate(5.0, 1.0, dual_clip=3.0) == pytest.approx((-1.2, 0.0))
+    assert surrogate(5.0, -1.0) == pytest.approx((5.0, 5.0))
+
+
+def test_clip_fraction_counts_the_tokens_that_lost_their_gradient():
+    roll = make_roll([0.0], lengths=[3], a=tensor(1, -1, 1)[None])
+    live = Live(tensor(math.log(1.5), math.log(1.5), 0.1)[None])
+    clipped_surrogate(live, roll, STATE)
+    assert live.log["clip_fraction"].tolist() == [[1.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "slope"),
+    [("k1", -math.log(2), 1.0), ("k2", math.log(2) ** 2 / 2, -math.log(2)), ("k3", 1 - math.log(2), -1.0)],
+)
+@pytest.mark.parametrize("against", ["old", "ref"])
+def test_kl_where_the_other_finds_the_token_twice_as_likely(kind, value, slope, against):
+    # d = ln 2: k1 = -d, k2 = d^2 / 2, k3 = 2 - d - 1 = 0.3069; slopes by logp: 1, -d, 1 - e^d
+    other = {"logp": tensor(-9.0)[None], "ref": tensor(-9.0)[None]}
+    other["logp" if against == "old" else "ref"] = tensor(math.log(2) - 1)[None]
+    roll = make_roll([0.0], x=other)
+    loss, gradient = loss_and_gradient(
+        kl, logp=tensor(-1.0)[None], roll=roll, kind=kind, against=against
+    )
+    assert float(loss) == pytest.approx(value)
+    assert float(gradient) == pytest.approx(slope)
+
+
+def test_finished_only_silences_answers_that_were_cut_off():
+    roll = make_roll([1, 0], part={"finished": tensor(1, 0)})
+    assert finished_only(roll, STATE).tolist() == [1, 0]
+
+
+def test_graded_is_what_was_paid():
+    assert graded(make_roll([0.25, 1]), STATE).tolist() == [0.25, 1]
+
+
+def test_reward_spread_averages_over_groups_and_flat_ones_have_none():
+    # [1, 0]: std sqrt(1/2); [1, 1]: 0
+    spread = reward_spread(make_roll([1, 0, 1, 1], group=[0, 0, 1, 1]), STATE)
+    assert spread["reward_spread"] == pytest.approx(math.sqrt(0.5) / 2)
+
+
+def test_entropy_covariance_of_four_tokens():
+    # a - mean a = [2, 1, -1, -2]; logp - mean = [1.3, -1.6, .9, -.6] -> mean of [2.6, -1.6, -.9, 1.2]
+    roll = make_roll([0.0], lengths=[4], a=tensor(2, 1, -1, -2)[None])
+    roll.x["logp"] = tensor(-0.1, -3.0, -0.5, -2.0)[None]
+    assert entropy_covariance(roll, STATE)["entropy_covariance"] == pytest.approx(1.3 / 4)
+
+
+class Refill:
+    """Hands out prepared rolls and remembers what was asked for."""
+
+    def __init__(self, *rolls: Roll) -> None:
+        self.rolls, self.asked = list(rolls), []
+
+    def __call__(self, counts: Mapping[str, int]) -> Roll:
+        self.asked.append(dict(counts))
+        return self.rolls.pop(0)
+
+
+def test_dynamic_sampling_replaces_flat_groups_by_new_ones_of_the_same_task():
+    tasks = ["a"] * 4 + ["b"] * 4
+    first = make_roll([1, 1, 1, 1, 1, 0, 1, 1], group=[0] * 4 + [1] * 4, tasks=tasks)
+    still_flat = make_roll([0, 0, 0, 0], group=[2] * 4, tasks=["a"] * 4)
+    good = make_roll([0, 0, 1, 0], group=[3] * 4, tasks=["a"] * 4)
+    refill = Refill(still_flat, good)
+    kept = dynamic_sampling(first, STATE, refill)
+    assert kept.group.tolist() == [1] * 4 + [3] * 4
+    assert refill.asked == [{"a": 1}, {"a": 1}]
+
+
+def test_dynamic_sampling_stops_after_its_rounds_and_trains_on_what_it_has():
+    first = make_roll([1, 1, 1, 0], group=[0, 0, 1, 1])
+    refill = Refill(make_roll([0, 0], group=[2, 2]))
+    kept = dynamic_sampling(first, STATE, refill, max_rounds=2)
+    assert kept.group.tolist() == [1, 1]
+    assert len(refill.asked) == 1
+
+
+def test_dynamic_sampling_without_any_spread_leaves_the_step_as_it_was():
+    first = make_roll([1, 1])
+    assert dynamic_sampling(first, STATE, Refill(), max_rounds=1) is first
+
+
+def test_cat_pads_the_shorter_roll():
+    short, long = make_roll([1]), make_roll([0], group=[1], lengths=[3])
+    both = Roll.cat([short, long])
+    assert both.mask.tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert both.x["H"].shape == (2, 3)
+    assert replace(both, reward=both.reward * 2).rows([1, 0]).reward.tolist() == [0, 2]

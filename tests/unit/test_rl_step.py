@@ -1,0 +1,159 @@
+"""Loss and gradient of an update: what may not change them, and how a step hangs together."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from rl_small import make_roll, pad_more, tiny_llama
+from torch import Tensor
+
+from trainorder.config import MethodConfig
+from trainorder.rl.forward import forward
+from trainorder.rl.method import Method
+from trainorder.rl.step import accumulate, give_credit, pay, split_by_prompt
+from trainorder.rl.types import Roll, State
+
+METHODS = {
+    "grpo": MethodConfig(),
+    "dr_grpo": MethodConfig(advantage=["dr_grpo"], reduction="constant"),
+    "kl": MethodConfig(
+        terms=["clipped_surrogate", {"kl": {"coef": 0.1}}, {"kl": {"kind": "k2", "against": "old"}}],
+        reduction="sequence",
+    ),
+    "weighted": MethodConfig(
+        advantage=["rloo"], weight=["finished_only"], reduction="prompt", denominator="weight"
+    ),
+}
+
+
+def model64() -> Any:
+    return tiny_llama().double()
+
+
+def off_policy_roll(model: Any) -> Roll:
+    """Ten rows in three groups (one flat, one with an ungradable row), old logps a little off the live ones."""
+    reward = [1, 0, 0.5, 0, 0.25, 0.25, 0.25, 1, None, 0]
+    lengths = [4, 1, 6, 3, 2, 2, 5, 3, 4, 1]
+    roll = make_roll(reward, group=[0] * 4 + [1] * 3 + [2] * 3, lengths=lengths)
+    noise = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 23, roll.mask.shape, generator=noise)
+    prompts = [[3 + g, *range(g + 1)] for g in roll.group.tolist()]
+    roll = replace(roll, ids=ids, prompt=prompts)
+    roll.part["finished"][3] = 0
+    with torch.no_grad():
+        logp = forward(model, roll).logp
+    shift = torch.randn(roll.mask.shape, generator=noise, dtype=torch.float64) * roll.mask
+    return replace(roll, x={"logp": logp + 0.2 * shift, "ref": logp - 0.3 * shift, "H": logp.abs()})
+
+
+def gradient(
+    model: Any, roll: Roll, config: MethodConfig, *, budget: int = 10_000
+) -> tuple[dict[str, float], list[Tensor]]:
+    method, state = Method.from_config(config), State(total=1)
+    roll = give_credit(roll, method, state)
+    log = accumulate(model, roll, method, state, budget=budget, temperature=1.0, max_length=8)
+    return log, [p.grad.clone() for p in model.parameters()]
+
+
+def assert_equal_updates(one: tuple[dict, list[Tensor]], other: tuple[dict, list[Tensor]]) -> None:
+    assert one[0] == pytest.approx(other[0], abs=1e-12)
+    assert max(float(g.abs().max()) for g in one[1]) > 1e-3
+    for a, b in zip(one[1], other[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_micro_batch_size_changes_nothing(name):
+    model = model64()
+    roll = off_policy_roll(model)
+    whole = gradient(model, roll, METHODS[name])
+    for budget in (1, 20):  # rows one by one, about two by two
+        assert_equal_updates(whole, gradient(model, roll, METHODS[name], budget=budget))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_order_of_rows_changes_nothing(name):
+    model = model64()
+    roll = off_policy_roll(model)
+    order = random.Random(2).sample(range(len(roll)), len(roll))
+    assert_equal_updates(
+        gradient(model, roll, METHODS[name]), gradient(model, roll.rows(order), METHODS[name], budget=20)
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_padding_changes_nothing(name):
+    model = model64()
+    roll = off_policy_roll(model)
+    assert_equal_updates(
+        gradient(model, roll, METHODS[name]), gradient(model, pad_more(roll, 4), METHODS[name])
+    )
+
+
+def test_leaving_out_rows_without_credit_is_exact():
+    # a k2 term of weight 0 forces all rows through the model
+    model = model64()
+    roll = off_policy_roll(model)
+    zero = {"kl": {"kind": "k2", "against": "old", "coef": 0.0}}
+    skipping = gradient(model, roll, MethodConfig())
+    full = gradient(model, roll, MethodConfig(terms=["clipped_surrogate", zero]))
+    skipping[0].pop("kl_old"), full[0].pop("kl_old")  # measured on the rows that were forwarded
+    skipping[0].pop("clip_fraction"), full[0].pop("clip_fraction")
+    assert_equal_updates(skipping, full)
+
+
+def test_rows_without_credit_cost_no_forward():
+    model, seen = model64(), []
+    roll = off_policy_roll(model)
+    model.model.register_forward_hook(lambda m, i, out: seen.append(out[0].shape[0]))
+    gradient(model, roll, MethodConfig())
+    assert seen == [4 + 2]
+
+
+def test_on_policy_the_loss_is_minus_the_weighted_mean_advantage():
+    # ratio 1 everywhere: token mean of -A; the gradient is that of -sum(A log p) / tokens
+    model = model64()
+    roll = off_policy_roll(model)
+    with torch.no_grad():
+        roll.x["logp"] = forward(model, roll).logp
+    log, grads = gradient(model, roll, MethodConfig())
+    roll = give_credit(roll, Method.from_config(MethodConfig()), State(total=1))
+    tokens = roll.mask.sum()
+    assert log["loss"] == pytest.approx(float(-roll.a.sum() / tokens))
+    assert log["kl_old"] == pytest.approx(0, abs=1e-12)
+    assert log["clip_fraction"] == 0
+    model.zero_grad()
+    (-(roll.a * forward(model, roll).logp).sum() / tokens).backward()
+    for ours, plain in zip(grads, model.parameters(), strict=True):
+        torch.testing.assert_close(ours, plain.grad)
+
+
+def test_a_step_where_nobody_earned_credit_leaves_a_zero_gradient_not_none():
+    model = model64()
+    log, grads = gradient(model, make_roll([1.0, 1.0]), MethodConfig())
+    assert log == {"loss": 0.0}
+    assert all((g == 0).all() for g in grads)
+
+
+def test_ungradable_answers_are_unscored_and_earn_nothing():
+    method = Method.from_config(MethodConfig(reward=[{"graded": {"coef": 2.0}}]))
+    roll = pay(make_roll([0.0] * 3), [1.0, None, 0.25], method, State(total=1))
+    assert roll.reward.tolist() == [2.0, 0.0, 0.5]
+    assert roll.scored.tolist() == [True, False, True]
+    credit = give_credit(roll, method, State(total=1)).a[:, 0]
+    assert credit[1] == 0
+    # mean 1.25, std 1.06 of the two scored rows: +-0.7071
+    torch.testing.assert_close(
+        credit[[0, 2]], torch.tensor([1.0, -1.0], dtype=torch.float64) / 2**0.5, rtol=1e-5, atol=0
+    )
+
+
+def test_a_batch_is_split_into_updates_by_whole_prompts():
+    roll = make_roll([0.0] * 6, group=[9, 4, 9, 4, 7, 7])
+    # groups 4, 7, 9 are dealt in turn: 4 and 9 to the first update, 7 to the second
+    assert split_by_prompt(roll, 2) == [[0, 1, 2, 3], [4, 5]]
+    assert split_by_prompt(roll, 1) == [[0, 1, 2, 3, 4, 5]]

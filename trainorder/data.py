@@ -1,0 +1,251 @@
+"""build_data: problems of every task, SFT demonstrations and drills, and a tokenizer of exactly their words.
+
+Imports no torch. The same params give the same bytes; every file is written whole, then renamed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from trainorder import paths
+from trainorder.config import Params, ParamsError, TaskConfig
+from trainorder.streams import stream
+from trainorder.tasks import make_task
+from trainorder.tasks.base import SPLITS, Problem, Split, Task, split_of
+
+SPECIALS = {"pad_token": "<pad>", "bos_token": "<bos>", "sep_token": "<sep>", "eos_token": "<eos>", "unk_token": "<unk>"}
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ message['content'] }}<eos>"
+    "{% else %}<bos>{{ message['content'] }}<sep>{% endif %}"
+    "{% endfor %}"
+)
+"""`<bos> prompt <sep> completion <eos>`. The prompt's `<sep>` is the generation prompt, so both calls agree on it."""
+
+_PIECE = re.compile(r" ?[0-9]| ?[^ 0-9]+| ")
+
+
+def build(params: Params) -> None:
+    """Write data/tasks, data/sft, data/tokenizer and data/summary.json.
+
+    Raises:
+        ParamsError: a task cannot hold as many problems as asked for, or an answer is longer than max_new_tokens.
+    """
+    tasks = {name: make_task(name, config) for name, config in params.tasks.items()}
+    seed = params.data.seed
+    vocabulary = {*map(str, range(10)), *(f" {digit}" for digit in range(10))}
+    summary: dict[str, Any] = {}
+    demonstrations: list[dict[str, str]] = []
+    drills: list[dict[str, str]] = []
+    built: dict[str, dict[Split, list[Problem]]] = {}
+    for name, config in params.tasks.items():
+        built[name] = draw_problems(name, tasks[name], config, seed)
+        own = list(_demonstrations(name, tasks[name], config.demonstrations, seed))
+        lines = list(_drills(name, tasks[name], config.drills, seed))
+        summary[name] = _measure(name, config, built[name], own, lines, vocabulary)
+        demonstrations += own
+        drills += lines
+    for name, config in params.tasks.items():
+        _write_task(name, tasks[name], config, built[name])
+    _remove_others(paths.TASK_DATA, set(params.tasks))
+    write_jsonl(paths.SFT_DATA / "demonstrations.jsonl", demonstrations)
+    write_jsonl(paths.SFT_DATA / "drills.jsonl", drills)
+    write_tokenizer(paths.TOKENIZER, vocabulary)
+    report = {"vocabulary": len(vocabulary) + len(SPECIALS), "tasks": summary}
+    write_whole(paths.TASK_DATA.parent / "summary.json", json.dumps(report, indent=2) + "\n")
+
+
+def draw_problems(name: str, task: Task, config: TaskConfig, seed: int) -> dict[Split, list[Problem]]:
+    """Distinct problems, drawn until each split holds its count; their content decides the split.
+
+    Gives up once 20 draws per problem already found (and 2000 more) in a row bring nothing new.
+    """
+    rng = stream("problems", seed, name)
+    wanted: dict[Split, int] = {"train": config.train, "dev": config.dev, "test": config.test}
+    found: dict[Split, dict[str, Problem]] = {split: {} for split in SPLITS}
+    idle = 0
+    while any(len(found[split]) < wanted[split] for split in SPLITS):
+        problem = task.draw(rng)
+        split = split_of(problem.id)
+        known = len(found[split])
+        if known < wanted[split]:
+            found[split].setdefault(problem.id, _named(problem, name))
+        idle = 0 if len(found[split]) > known else idle + 1
+        if idle > 2000 + 20 * sum(map(len, found.values())):
+            _explain_shortage(name, wanted, found)
+    return {split: list(problems.values()) for split, problems in found.items()}
+
+
+def pieces(text: str) -> list[str]:
+    """The text as the tokenizer cuts it: words with their leading space, every digit alone; joined they are the text.
+
+    The text begins a word, so its first piece has a leading space too.
+
+    >>> pieces("8 + 5 = 13")
+    [' 8', ' +', ' 5', ' =', ' 1', '3']
+    """
+    return _PIECE.findall(f" {text}")
+
+
+def write_tokenizer(folder: Path, vocabulary: Iterable[str]) -> None:
+    """A `PreTrainedTokenizerFast` folder over these pieces: word level, lossless for text with single spaces.
+
+    A space becomes `\u2581`, at the front of a word; the decoder turns it back. Written by hand: importing transformers
+    would cost more than the whole build.
+    """
+    words = [*SPECIALS.values(), *sorted(piece.replace(" ", "\u2581") for piece in vocabulary)]
+    added = [_added_token(number, word) for number, word in enumerate(SPECIALS.values())]
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": False},
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": "\u2581?[0-9]|\u2581?[^\u25810-9]+|\u2581"},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+            ],
+        },
+        "post_processor": None,
+        "decoder": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": False},
+        "model": {"type": "WordLevel", "vocab": {w: i for i, w in enumerate(words)}, "unk_token": "<unk>"},
+    }
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **SPECIALS,
+        "added_tokens_decoder": {str(token.pop("id")): token for token in map(dict, added)},
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": 1_000_000,
+        "padding_side": "left",
+        "chat_template": CHAT_TEMPLATE,
+    }
+    write_whole(folder / "tokenizer.json", json.dumps(tokenizer, indent=1, ensure_ascii=False) + "\n")
+    write_whole(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """One JSON object per line."""
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write to a temporary name beside `path`, sync, rename: a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _named(problem: Problem, name: str) -> Problem:
+    """The problem under the name its task has in params.yaml; a kind may serve two tasks."""
+    return dataclasses.replace(problem, task=name, id=f"{name}/{problem.id.rpartition('/')[2]}")
+
+
+def _explain_shortage(name: str, wanted: dict[Split, int], found: dict[Split, dict[str, Problem]]) -> None:
+    short = [f"{split} asks for {wanted[split]}, {len(found[split])} exist" for split in SPLITS]
+    short = [text for text, split in zip(short, SPLITS, strict=True) if len(found[split]) < wanted[split]]
+    raise ParamsError(
+        f"tasks.{name}: too few distinct problems with these options: {'; '.join(short)}; "
+        f"ask for fewer, or widen tasks.{name}.options"
+    )
+
+
+def _demonstrations(name: str, task: Task, count: int, seed: int) -> Iterator[dict[str, str]]:
+    """Noisy demonstrations of fresh problems of the train split, many more than the problems RL meets."""
+    rng = stream("demonstrations", seed, name)
+    while count > 0:
+        problem = task.draw(rng)
+        if split_of(problem.id) == "train":
+            yield {"task": name, "prompt": problem.prompt, "completion": task.demonstrate(problem, rng)}
+            count -= 1
+
+
+def _drills(name: str, task: Task, count: int, seed: int) -> Iterator[dict[str, str]]:
+    rng = stream("drills", seed, name)
+    for _ in range(count):
+        text = task.drill(rng)
+        if text is None:
+            raise ParamsError(f"tasks.{name}.drills: this task has no drills; set it to 0, got {count}")
+        yield {"task": name, "text": text}
+
+
+def _measure(
+    name: str,
+    config: TaskConfig,
+    splits: dict[Split, list[Problem]],
+    demonstrations: list[dict[str, str]],
+    drills: list[dict[str, str]],
+    vocabulary: set[str],
+) -> dict[str, int]:
+    """Count, add all pieces to the vocabulary, and check that answers fit."""
+
+    def longest(texts: Iterable[str]) -> int:
+        most = 0
+        for text in texts:
+            cut = pieces(text)
+            vocabulary.update(cut)
+            most = max(most, len(cut))
+        return most
+
+    problems = [problem for split in SPLITS for problem in splits[split]]
+    answer = longest(text for p in problems for text in {p.gold, p.reference}) + 1
+    if answer > config.max_new_tokens:
+        raise ParamsError(
+            f"tasks.{name}.max_new_tokens: the longest right answer has {answer} tokens with its end token, "
+            f"got {config.max_new_tokens}"
+        )
+    counts: dict[str, int] = {split: len(splits[split]) for split in SPLITS}
+    prompts = [p.prompt for p in problems] + [row["prompt"] for row in demonstrations]
+    return {
+        **counts,
+        "demonstrations": len(demonstrations),
+        "drills": len(drills),
+        "longest_prompt": longest(prompts) + 2,
+        "longest_answer": answer,
+        "longest_demonstration": longest(row["completion"] for row in demonstrations) + 1,
+        "longest_drill": longest(row["text"] for row in drills) + 1,
+    }
+
+
+def _write_task(name: str, task: Task, config: TaskConfig, splits: dict[Split, list[Problem]]) -> None:
+    folder = paths.TASK_DATA / name
+    for split, problems in splits.items():
+        write_jsonl(folder / f"{split}.jsonl", map(dataclasses.asdict, problems))
+    card = {
+        "kind": config.kind or name,
+        "version": task.version,
+        "options": config.options,
+        "rewarded_by": task.rewarded_by,
+        "max_new_tokens": config.max_new_tokens,
+    }
+    write_whole(folder / "task.json", json.dumps(card, indent=2) + "\n")
+
+
+def _remove_others(folder: Path, names: set[str]) -> None:
+    """Tasks of an earlier params.yaml would otherwise look built."""
+    for child in folder.iterdir():
+        if child.is_dir() and child.name not in names:
+            shutil.rmtree(child)
+
+
+def _added_token(number: int, word: str) -> dict[str, Any]:
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {"id": number, "content": word, **plain}

@@ -1,0 +1,201 @@
+"""What a stage's code means: a hash of its import closure without comments, docstrings and formatting.
+
+DVC stages depend on these hashes instead of on source files, so a reworded comment retrains nothing and a changed
+formula always does. Sections of config.py are left out: their values, defaults included, are in plan.yaml.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from trainorder import paths
+from trainorder.tasks import TASKS
+
+PACKAGES = ("trainorder", "stages")
+LAZY = re.compile(r"(?:trainorder|stages)(?:\.\w+)+:\w+")
+"""An entry of a registry that is imported by name: covered by `tasks` of `Plan.code`, not by the registry's hash."""
+SKIPPED_FIELDS = {"ctx", "kind", "type_comment", "lineno", "col_offset"}
+
+
+def compute(code: Mapping[str, Mapping[str, Any]], root: Path | None = None) -> dict[str, str]:
+    """Name -> text of its fingerprint, one line `file hash` per file that the stage's module can run.
+
+    `code` is `Plan.code()`: a module, and the kinds of tasks that it loads by name.
+    """
+    base = root or Path(__file__).parents[1]
+    result = {}
+    for name, entry in code.items():
+        targets = [TASKS[kind] for kind in entry["tasks"]]
+        modules = [entry["module"], *(target.partition(":")[0] for target in targets)]
+        files = sorted({file for module in modules for file in closure(base, module)})
+        lines = [f"{file} {digest(base / file)}" for file in files]
+        result[name] = "\n".join([*lines, *sorted(targets)]) + "\n"
+    return result
+
+
+def write(texts: Mapping[str, str], folder: Path = paths.FINGERPRINTS) -> None:
+    """One file per fingerprint; unchanged ones are not touched, those of other plans are removed."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():
+        if old.name not in texts:
+            old.unlink()
+    for name, text in texts.items():
+        file = folder / name
+        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+            temporary = folder / f".{name}.tmp"
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(file)
+
+
+def closure(root: Path, module: str) -> list[str]:
+    """Files of PACKAGES that importing `module` and calling its functions can reach, data beside them included."""
+    todo, files = [module], set[str]()
+    while todo:
+        for file in _files(root, todo.pop()):
+            if file not in files:
+                files.add(file)
+                todo += _imports(root / file, file)
+    return sorted(files | {data for file in files for data in _data_beside(root, file)})
+
+
+def _files(root: Path, module: str) -> Iterator[str]:
+    """The module's file and the __init__ of every package above it; nothing for a name that is no module."""
+    parts = module.split(".")
+    if parts[0] not in PACKAGES:
+        return
+    for end in range(1, len(parts) + 1):
+        stem = Path(*parts[:end])
+        for file in (stem.with_suffix(".py"), stem / "__init__.py"):
+            if (root / file).is_file():
+                yield file.as_posix()
+
+
+def _data_beside(root: Path, file: str) -> Iterator[str]:
+    """Templates, word lists: what lies in the module's folder and is no code."""
+    for path in (root / file).parent.iterdir():
+        if path.is_file() and path.suffix not in {".py", ".pyc", ".md"} and not path.name.startswith("."):
+            yield path.relative_to(root).as_posix()
+
+
+@cache
+def _tree(path: Path, stamp: tuple[int, int]) -> ast.Module:
+    del stamp
+    return ast.parse(path.read_bytes())
+
+
+def _parsed(path: Path) -> ast.Module:
+    stat = path.stat()
+    return _tree(path, (stat.st_mtime_ns, stat.st_size))
+
+
+def _imports(path: Path, file: str) -> list[str]:
+    """Modules that the file may import when it runs, inside functions too; `TYPE_CHECKING` blocks never run."""
+    if not file.endswith(".py"):
+        return []
+    found = []
+    for node in _running(_parsed(path)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = _origin(node, file)
+            found += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+    return found
+
+
+def _origin(node: ast.ImportFrom, file: str) -> str:
+    if not node.level:
+        return node.module or ""
+    package = Path(file).parts[: -node.level]
+    return ".".join([*package, *([node.module] if node.module else [])])
+
+
+def _running(tree: ast.AST) -> Iterator[ast.AST]:
+    yield tree
+    skipped = tree.body if isinstance(tree, ast.If) and _is_type_checking(tree.test) else []
+    for child in ast.iter_child_nodes(tree):
+        if child not in skipped:
+            yield from _running(child)
+
+
+def _is_type_checking(test: ast.expr) -> bool:
+    return ast.unparse(test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+
+
+def digest(path: Path) -> str:
+    """Hash of a file's meaning; of its bytes where it is no Python."""
+    stat = path.stat()
+    return _digest(path, (stat.st_mtime_ns, stat.st_size))
+
+
+@cache
+def _digest(path: Path, stamp: tuple[int, int]) -> str:
+    if path.suffix != ".py":
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return meaning(_tree(path, stamp))
+
+
+def meaning(tree: ast.AST) -> str:
+    """Hash of a syntax tree, the same on every Python version that parses it alike.
+
+    >>> one, other = ast.parse("x=1 # one"), ast.parse("'''Text.'''\\nx = (1)")
+    >>> meaning(one) == meaning(other), meaning(one) == meaning(ast.parse("x = 2"))
+    (True, False)
+    """
+    return hashlib.sha256("".join(_words(tree)).encode()).hexdigest()[:16]
+
+
+def _words(node: Any) -> Iterator[str]:
+    if isinstance(node, ast.AST):
+        yield f"({type(node).__name__}"
+        for name, value in ast.iter_fields(node):
+            if name not in SKIPPED_FIELDS and value not in (None, []):
+                yield f" {name}="
+                yield from _words(_kept(node, name, value))
+        yield ")"
+    elif isinstance(node, list):
+        yield "["
+        for item in node:
+            yield from _words(item)
+        yield "]"
+    else:
+        yield f"{type(node).__name__}:{node!r};"
+
+
+def _kept(node: ast.AST, name: str, value: Any) -> Any:
+    """The part of a field that changes what the code does."""
+    if isinstance(node, ast.Dict):
+        kept = [i for i, v in enumerate(node.values) if not _is_lazy(v)]
+        return [value[i] for i in kept]
+    if name == "body" and isinstance(value, list):
+        if isinstance(node, ast.If) and _is_type_checking(node.test):
+            return []
+        if _is_section(node):
+            return [item for item in value if isinstance(item, ast.FunctionDef)]
+        return [item for item in value if not _is_text(item) and not _only_values(item)]
+    return value
+
+
+def _is_lazy(value: ast.expr) -> bool:
+    is_text = isinstance(value, ast.Constant) and isinstance(value.value, str)
+    return is_text and LAZY.fullmatch(value.value) is not None  # type: ignore[attr-defined]
+
+
+def _is_text(item: ast.stmt) -> bool:
+    """A docstring, of a module, class, function or attribute."""
+    return isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant) and isinstance(item.value.value, str)
+
+
+def _is_section(node: ast.AST) -> bool:
+    return isinstance(node, ast.ClassDef) and "Section" in [ast.unparse(base) for base in node.bases]
+
+
+def _only_values(item: ast.stmt) -> bool:
+    """A section of config.py without methods: keys, defaults and bounds."""
+    functions = [part for part in ast.iter_child_nodes(item) if isinstance(part, ast.FunctionDef)]
+    return _is_section(item) and not functions

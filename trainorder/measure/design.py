@@ -1,0 +1,120 @@
+"""What was run, as measure sees it: bases, orders, singles and merges by seed, and what each phase trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainorder.config import ParamsError
+
+BySeed = Mapping[int, str]
+"""Seed -> node."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to spend the budget, by the checkpoints it ends in; arms are what the ranking compares."""
+
+    name: str
+    kind: str
+    """order, joint (an order of one phase with several tasks), merge or base."""
+    final: BySeed
+    phases: tuple[str, ...] | None = None
+    """None for a merge or the base."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """The nodes of plan.yaml, grouped by the comparison they serve."""
+
+    bases: BySeed
+    orders: Mapping[str, Mapping[int, tuple[str, ...]]]
+    """Order -> seed -> its nodes, first phase first."""
+    order_phases: Mapping[str, tuple[str, ...]]
+    singles: Mapping[str, BySeed]
+    """Phase -> seed -> the node trained on it alone, from the base."""
+    merges: Mapping[str, BySeed]
+    phase_tasks: Mapping[str, tuple[str, ...]]
+    """Tasks of every phase that an order or a single uses."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Training seeds, ascending."""
+        return tuple(sorted(self.bases))
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Tasks that some phase trains, in order of the phases."""
+        return tuple(dict.fromkeys(t for tasks in self.phase_tasks.values() for t in tasks))
+
+    def nodes(self) -> list[str]:
+        """Every node that is compared."""
+        groups = [self.bases, *self.singles.values(), *self.merges.values()]
+        flat = [node for group in groups for node in group.values()]
+        chains = [node for runs in self.orders.values() for run in runs.values() for node in run]
+        return list(dict.fromkeys(flat + chains))
+
+    def chain(self, order: str, seed: int) -> tuple[str, ...]:
+        """The base and then the order's nodes."""
+        return (self.bases[seed], *self.orders[order][seed])
+
+    def position(self, order: str, index: int) -> BySeed:
+        """The order's node after `index` phases, by seed; 0 is the base."""
+        return {seed: self.chain(order, seed)[index] for seed in self.seeds}
+
+    def reverse_of(self, order: str) -> str | None:
+        """The order that runs the same phases backwards, if there is one."""
+        phases = self.order_phases[order]
+        backwards = [o for o, p in self.order_phases.items() if p == phases[::-1] and o != order]
+        return backwards[0] if backwards and len(phases) > 1 else None
+
+    def arms(self) -> Iterator[Arm]:
+        """Orders, merges and the base."""
+        for name, phases in self.order_phases.items():
+            joint = len(phases) == 1 and len(self.phase_tasks[phases[0]]) > 1
+            final = self.position(name, len(phases))
+            yield Arm(name, "joint" if joint else "order", final, phases)
+        for name, nodes in self.merges.items():
+            yield Arm(name, "merge", nodes)
+        yield Arm("base", "base", self.bases)
+
+
+def from_plan(plan: Mapping[str, Any], phases: Mapping[str, Any]) -> Design:
+    """The design of plan.yaml's content; `phases` is that section of the params (`tasks` of each phase).
+
+    Raises:
+        ParamsError: an order or merge lacks a seed that others have.
+    """
+    groups = [plan.get(name) or {} for name in ("structured", "creative", "joint")]
+    phase_of = {node: entry["phase"] for group in groups for node, entry in group.items()}
+    bases = {int(entry["seed"]): node for node, entry in plan["bases"].items()}
+    orders = {
+        name: {int(seed): tuple(nodes) for seed, nodes in runs.items()}
+        for name, runs in (plan.get("orders") or {}).items()
+    }
+    order_phases = {
+        name: tuple(phase_of[node] for node in next(iter(runs.values())))
+        for name, runs in orders.items()
+    }
+    singles: dict[str, dict[int, str]] = {}
+    for seed, nodes in (plan.get("singles") or {}).items():
+        for phase, node in nodes.items():
+            singles.setdefault(phase, {})[int(seed)] = node
+    merges: dict[str, dict[int, str]] = {}
+    for node, entry in (plan.get("merges") or {}).items():
+        seed = next(s for s, base in bases.items() if base == entry["base"])
+        merges.setdefault(entry["merge"], {})[seed] = node
+    for name, runs in {**orders, **singles, **merges}.items():
+        _check_seeds(name, set(runs), set(bases))
+    used = dict.fromkeys([*singles, *(p for seq in order_phases.values() for p in seq)])
+    tasks = {phase: tuple(phases[phase]["tasks"]) for phase in used}
+    return Design(bases, orders, order_phases, singles, merges, tasks)
+
+
+def _check_seeds(name: str, found: set[int], wanted: set[int]) -> None:
+    if found != wanted:
+        raise ParamsError(
+            f"plan.yaml: {name} was planned for seeds {sorted(found)}, the bases for {sorted(wanted)}: "
+            f"run `trainorder plan`"
+        )

@@ -1,0 +1,1 @@
+"""What is measured: pure functions over scores, texts and log-probabilities."""

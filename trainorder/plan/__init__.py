@@ -1,0 +1,12 @@
+"""Orders -> prefix tree of nodes -> plan.yaml, which dvc.yaml unrolls into stages.
+
+    params.yaml --compile_plan--> Plan --write--> plan.yaml --dvc.yaml--> stages
+
+`trainorder.plan.check` finds what params.yaml gets wrong across sections; `status` says what is
+cached, what the DVC cache can restore and what must run; `trainorder.plan.show` prints it.
+"""
+
+from trainorder.plan.compile import Node, Plan, Resolved, compile_plan, load, pending, write
+from trainorder.plan.state import State, status
+
+__all__ = ["Node", "Plan", "Resolved", "State", "compile_plan", "load", "pending", "status", "write"]

@@ -1,0 +1,282 @@
+"""The page's line charts, as SVG text: readable in print, in grey, and by every kind of colour vision."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from trainorder.report import records
+from trainorder.report.words import Bwt
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#B65290", "#8C6D00", "#56B4E9", "#444444")
+"""After Okabe and Ito, darkened where thin lines need it; markers and labels say the same again."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+GREY = "#767676"
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "trainorder",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9a9a9a",
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+}
+
+
+def along(bwt: Bwt, metric: str, label: str, tasks: Sequence[str] | None = None) -> str | None:
+    """One panel per order: `metric` of every task at the base and after each phase; thin lines are seeds."""
+    orders = {n: o for n, o in bwt["orders"].items() if o["along"].get(metric)}
+    if not orders:
+        return None
+    wanted = [
+        t for t in tasks or bwt["tasks"] if any(t in o["along"][metric] for o in orders.values())
+    ]
+    with _panels(len(orders), 2.5, share=True) as (figure, panels):
+        for axes, (name, order) in zip(panels, orders.items(), strict=False):
+            for task in wanted:
+                values = order["along"][metric].get(task)
+                if values is not None:
+                    seeds = [s.get(metric, {}).get(task) for s in order["along_seeds"].values()]
+                    _line(axes, values, seeds, bwt["tasks"].index(task), task in bwt["held_out"])
+            _positions(axes, order["phases"])
+            axes.set_title(name)
+        panels[0].set_ylabel(label)
+        _legend(figure, [(t, bwt["tasks"].index(t), t in bwt["held_out"]) for t in wanted])
+        return _svg(figure, f"{label} along each order")
+
+
+def judges(bwt: Bwt) -> str | None:
+    """Judged tasks: what the training judge paid, what a judge that trained nothing says, and the hidden taste."""
+    lines = (
+        ("reward_judge", "training judge"),
+        ("score", "held-out judge"),
+        ("gold", "hidden gold taste"),
+    )
+    orders = {n: o for n, o in bwt["orders"].items() if o["along"].get("gold")}
+    if not orders or not bwt["judged"]:
+        return None
+    with _panels(len(orders), 2.3, share=True) as (figure, panels):
+        for axes, (name, order) in zip(panels, orders.items(), strict=False):
+            for number, (metric, _) in enumerate(lines):
+                for task in bwt["judged"]:
+                    values = order["along"].get(metric, {}).get(task)
+                    if values is not None:
+                        seeds = [s.get(metric, {}).get(task) for s in order["along_seeds"].values()]
+                        _line(axes, values, seeds, number, metric == "gold")
+            _positions(axes, order["phases"])
+            axes.set_title(name)
+        panels[0].set_ylabel("score in [0, 1]")
+        _legend(figure, [(title, number, m == "gold") for number, (m, title) in enumerate(lines)])
+        return _svg(figure, "judges along each order")
+
+
+def predicted(bwt: Bwt) -> str | None:
+    """Predicted against measured final mean, one point per order, with both intervals and the diagonal."""
+    orders = bwt["prediction"]["orders"] if bwt["prediction"] else {}
+    if not orders:
+        return None
+    with _panels(1, 3.6, width=4.6) as (figure, (axes,)):
+        ends = []
+        for number, (name, found) in enumerate(orders.items()):
+            x, y = found["predicted"], found["measured"]
+            axes.errorbar(
+                x["value"], y["value"], xerr=_reach(x), yerr=_reach(y), fmt=MARKERS[number % len(MARKERS)],
+                color=COLOURS[number % len(COLOURS)], elinewidth=1, capsize=2, markersize=6, label=name,
+            )  # fmt: skip
+            ends += [v for i in (x, y) for v in (i["value"], i["low"], i["high"]) if v is not None]
+        low, high = min(ends) - 0.005, max(ends) + 0.005
+        axes.plot(
+            [low, high], [low, high], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0
+        )
+        axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+        axes.set_xlabel("predicted from the transfer matrix")
+        axes.set_ylabel("measured (test)")
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.3)
+        return _svg(figure, "predicted against measured")
+
+
+def learning(bwt: Bwt, prefix: str, label: str) -> str | None:
+    """One panel per phase: `prefix/<task>` by step, a line per place in an order where the phase was trained."""
+    phases = dict(bwt["phases"])
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {p: {} for p in phases}
+    for node in records.nodes(bwt):
+        phase = node.rpartition("--")[2]
+        if phase in phases and "--" in node:
+            for task, curve in _task_curves(node, prefix, phases[phase]).items():
+                key = node if len(phases[phase]) == 1 else f"{node}/{task}"
+                found[phase][key] = curve
+    found = {phase: lines for phase, lines in found.items() if lines}
+    if not found:
+        return None
+    with _panels(len(found), 2.4) as (figure, panels):
+        for axes, (phase, lines) in zip(panels, found.items(), strict=False):
+            several = len(phases[phase]) > 1
+            for key, curve in lines.items():
+                task = key.partition("/")[2] or phases[phase][0]
+                depth = key.count("--") - 1
+                number = bwt["tasks"].index(task) if several else min(depth, len(COLOURS) - 1)
+                steps, values = zip(*_smooth(curve), strict=True)
+                name = task if several else f"after {_before(key)}" if depth else "from the base"
+                axes.plot(
+                    steps,
+                    values,
+                    color=COLOURS[number],
+                    linewidth=1.4,
+                    label=name,
+                    linestyle=DASHES[depth % 4],
+                )
+            axes.set_title(phase)
+            axes.set_xlabel("step")
+            handles, labels = axes.get_legend_handles_labels()
+            unique = dict(zip(labels, handles, strict=True))
+            axes.legend(
+                unique.values(),
+                unique.keys(),
+                fontsize=6.5,
+                loc="best",
+                handlelength=1.8,
+                labelspacing=0.25,
+            )
+        panels[0].set_ylabel(label)
+        return _svg(figure, f"{label} while training")
+
+
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1)), (0, (6, 1.5, 1.5, 1.5)))
+"""Line styles by place in the order, so that lines are told apart without colour."""
+
+
+def _task_curves(
+    node: str, prefix: str, tasks: Sequence[str]
+) -> dict[str, list[tuple[int, float]]]:
+    logged = records.curves(node)
+    alone = logged.get(prefix) if len(tasks) == 1 else None
+    curves = {task: logged.get(f"{prefix}/{task}") or alone for task in tasks}
+    return {task: curve for task, curve in curves.items() if curve}
+
+
+def _before(node: str) -> str:
+    return ", ".join(node.split("--")[1:-1])
+
+
+def _smooth(curve: Sequence[tuple[int, float]], window: int = 5) -> list[tuple[int, float]]:
+    """Mean over a centred window of steps.
+
+    >>> _smooth([(0, 0.0), (1, 3.0), (2, 6.0)], window=3)
+    [(0, 1.5), (1, 3.0), (2, 4.5)]
+    """
+    half = window // 2
+    values = [v for _, v in curve]
+    parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return [(step, sum(p) / len(p)) for (step, _), p in zip(curve, parts, strict=True)]
+
+
+def _line(
+    axes: Axes, values: Sequence[float | None], seeds: Sequence[Any], number: int, faint: bool
+) -> None:
+    colour, style = COLOURS[number % len(COLOURS)], (0, (3, 2)) if faint else "-"
+    xs = range(len(values))
+    if len(seeds) > 1:
+        for seed in seeds:
+            if seed is not None:
+                axes.plot(xs, [_nan(v) for v in seed], color=colour, linewidth=0.6, alpha=0.5)
+    axes.plot(
+        xs,
+        [_nan(v) for v in values],
+        color=colour,
+        linestyle=style,
+        marker=MARKERS[number % len(MARKERS)],
+    )
+
+
+def _positions(axes: Axes, phases: Sequence[str]) -> None:
+    axes.set_xticks(
+        range(len(phases) + 1), ["base", *phases], rotation=30 if len(phases) > 2 else 0
+    )
+    for label in axes.get_xticklabels():
+        label.set_horizontalalignment("right" if len(phases) > 2 else "center")
+    axes.set_xlim(-0.2, len(phases) + 0.2)
+
+
+def _legend(figure: Figure, entries: Sequence[tuple[str, int, bool]]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D(
+            [], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)],
+            linestyle=(0, (3, 2)) if faint else "-", label=name,
+        )
+        for name, i, faint in entries
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), fontsize=9)
+
+
+@contextmanager
+def _panels(
+    count: int, height: float, *, share: bool = False, width: float = 11.0, columns: int = 5
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure with `count` panels, at most `columns` in a row."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    with pyplot.rc_context(STYLE):
+        figure, grid = pyplot.subplots(
+            rows,
+            columns,
+            figsize=(width, height * rows),
+            sharey=share,
+            squeeze=False,
+            layout="constrained",
+        )
+        panels = list(grid.flat)
+        for unused in panels[count:]:
+            unused.set_visible(False)
+        try:
+            yield figure, panels[:count]
+        finally:
+            pyplot.close(figure)
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """The figure as an <svg> element that scales with the page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+
+
+def _reach(i: Mapping[str, Any]) -> list[list[float]] | None:
+    """Distances from the value to both ends, as errorbar wants them."""
+    if i["low"] is None:
+        return None
+    return [[max(i["value"] - i["low"], 0.0)], [max(i["high"] - i["value"], 0.0)]]
+
+
+def _nan(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,49 @@
+"""What runs left beside their checkpoints, as far as the page shows it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from trainorder import paths
+from trainorder.report.words import Bwt
+
+
+def nodes(bwt: Bwt) -> list[str]:
+    """Every checkpoint that a number on the page comes from, shallow ones first."""
+    found = [*bwt["base"]["nodes"].values()]
+    found += [node for single in bwt["singles"].values() for node in single["nodes"].values()]
+    found += [
+        n for order in bwt["orders"].values() for path in order["nodes"].values() for n in path
+    ]
+    found += [node for row in bwt["ranking"] for node in row["nodes"].values()]
+    return sorted(dict.fromkeys(found), key=lambda node: node.count("--"))
+
+
+def manifests(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Node -> manifest, of those that have one."""
+    files = {name: paths.run(name) / "manifest.json" for name in names}
+    return {n: json.loads(f.read_text(encoding="utf-8")) for n, f in files.items() if f.is_file()}
+
+
+def curves(node: str) -> dict[str, list[tuple[int, float]]]:
+    """Metric -> (step, value) of every step that logged it."""
+    file = paths.run(node) / "metrics.jsonl"
+    result: dict[str, list[tuple[int, float]]] = {}
+    if not file.is_file():
+        return result
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        step = row.pop("step")
+        for name, value in row.items():
+            if value is not None:
+                result.setdefault(name, []).append((step, value))
+    return result
+
+
+def digest(file: Path) -> str | None:
+    """The first 12 hex digits of a file's sha256, or None where there is none."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else None

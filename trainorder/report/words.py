@@ -1,0 +1,105 @@
+"""The result in words and rows: the same for the terminal, the flow's artifacts and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Bwt = Mapping[str, Any]
+"""reports/bwt.json, as `trainorder.measure` writes it."""
+
+
+def score(value: float | None) -> str:
+    """A score with three digits, `-` where there is none.
+
+    >>> score(0.72649), score(None)
+    ('0.726', '-')
+    """
+    return "-" if value is None else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign.
+
+    >>> signed(0.04), signed(-0.0004), signed(None)
+    ('+0.040', '+0.000', '-')
+    """
+    return "-" if value is None else f"{round(value, 3) + 0.0:+.3f}"
+
+
+def interval(i: Mapping[str, Any] | None, *, sign: bool = False) -> str:
+    """`0.69 to 0.76`.
+
+    >>> interval({"value": 0.0, "low": -0.021, "high": 0.038}, sign=True)
+    '-0.021 to +0.038'
+    """
+    if i is None or i["low"] is None:
+        return "-"
+    show = signed if sign else score
+    return f"{show(i['low'])} to {show(i['high'])}"
+
+
+def listed(names: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def headline(bwt: Bwt) -> str:
+    """Who leads, in one short sentence.
+
+    >>> headline({"winner": {"verdict": "identified", "arm": "creative_first", "best": "creative_first"}})
+    'creative_first leads'
+    """
+    winner = bwt["winner"]
+    if winner["verdict"] == "identified":
+        return f"{winner['arm']} leads"
+    others = [arm for arm in winner["not_told_apart"] if arm != winner["best"]]
+    return f"Not identified: {winner['best']} is not told apart from {listed(others)}"
+
+
+def verdict(bwt: Bwt) -> str:
+    """By how much, and how sure: the sentence under the headline."""
+    best, rest = leader(bwt), [row for row in bwt["ranking"] if row["arm"] != bwt["winner"]["best"]]
+    level = f"{bwt['settings']['level']:.0%}"
+    text = f"{best['arm']} has the highest mean test score, {score(best['mean']['value'])}"
+    text += f" ({level} interval {interval(best['mean'])})"
+    rivals = [row for row in rest if row["arm"] not in best["same_as"]]
+    if rivals:
+        gap = bwt["differences"][best["arm"]][rivals[0]["arm"]]
+        text += f", {signed(gap['value'])} ({interval(gap, sign=True)}) against the next arm, {rivals[0]['arm']}"
+    if bwt["winner"]["verdict"] == "identified":
+        return f"{text}: the lead over every other arm is larger than its uncertainty."
+    return (
+        f"{text}: within the uncertainty of this measurement, so no order is declared the winner."
+    )
+
+
+def leader(bwt: Bwt) -> Mapping[str, Any]:
+    """The ranking's row of the best measured arm."""
+    return next(row for row in bwt["ranking"] if row["arm"] == bwt["winner"]["best"])
+
+
+def path(phases: list[str] | None) -> str:
+    """`math > code > qa`."""
+    return " > ".join(phases or [])
+
+
+def arms(bwt: Bwt) -> list[dict[str, str]]:
+    """The table of arms, best first."""
+    return [
+        {
+            "arm": row["arm"],
+            "phases": path(row["phases"]) or row["kind"],
+            "mean": score(row["mean"]["value"]),
+            "interval": interval(row["mean"]),
+            "minus best": _difference(row, "best"),
+            "minus joint": _difference(row, "joint"),
+            "minus base": _difference(row, "base"),
+        }
+        for row in bwt["ranking"]
+    ]
+
+
+def _difference(row: Mapping[str, Any], other: str) -> str:
+    found = row["differences"][other]
+    return "" if found is None else f"{signed(found['value'])} ({interval(found, sign=True)})"

@@ -1,0 +1,1 @@
+"""Graders: the answer format, the sandbox for model-written code, the judge."""

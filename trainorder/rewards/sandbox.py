@@ -1,0 +1,171 @@
+"""Runs model-written functions in a separate, killable, resource-limited process and returns what they computed.
+
+One worker (`sandbox_worker.py`, a bare interpreter without site-packages and environment) lives as long as this process
+and forks a child per program. The child gets only the source and the inputs; the expected outputs never leave this
+process, so there is nothing a program could print, raise or overwrite that passes for a right answer.
+
+This is no defence against a kernel exploit; it is one against loops, memory hogs, fork bombs, files, sockets in
+reach and reward tricks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainorder.rewards import sandbox_worker
+
+WORKER = Path(sandbox_worker.__file__)
+"""Imported only for its path, so that the worker counts as a part of whatever uses the sandbox."""
+
+GRACE_SECONDS = 5.0
+"""What the worker may take beyond a program's own clock time before it counts as dead."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use; crossing a bound kills that program only."""
+
+    cpu_seconds: float = 0.25
+    """Processor time: what stops an endless loop, the same on a busy machine."""
+    wall_seconds: float = 5.0
+    """Clock time: what stops a sleeping program."""
+    memory_mb: int = 256
+    """Address space."""
+    output_bytes: int = 65536
+    """Length of the outputs as JSON."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outputs, one per input, or why there are none."""
+
+    outputs: list[Any] | None = None
+    error: str = ""
+    """`SyntaxError`, `forbidden: Import`, `killed: cpu`, ...; empty where there are outputs."""
+    unavailable: bool = False
+    """True: the sandbox failed, twice, not the program. Such a sample has no reward."""
+
+
+class Sandbox:
+    """The parent's side: one worker process, restarted when it dies, and the results of all programs seen so far."""
+
+    def __init__(self, limits: Limits | None = None, remember: int = 50_000) -> None:
+        self.limits = limits or Limits()
+        self.restarts = 0
+        self._remember = remember
+        self._seen: dict[str, Result] = {}
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._owner = os.getpid()
+        self._buffer = b""
+        self._lock = threading.Lock()
+
+    def run(self, programs: Sequence[tuple[str, Sequence[Any]]]) -> list[Result]:
+        """Run the body of `def f ( xs ) :` on each input. Equal programs on equal inputs run once.
+
+        The result of a program does not depend on the others in the batch, nor on their order.
+        """
+        requests = [json.dumps([source, list(inputs)]) for source, inputs in programs]
+        with self._lock:
+            fresh: dict[str, Result] = {}
+            for request in requests:
+                if request not in self._seen and request not in fresh:
+                    fresh[request] = self._run_one(request)
+            results = [fresh.get(request) or self._seen[request] for request in requests]
+            self._seen.update((k, r) for k, r in fresh.items() if not r.unavailable)
+            while len(self._seen) > self._remember:
+                del self._seen[next(iter(self._seen))]
+        return results
+
+    def close(self) -> None:
+        """End the worker and whatever it still runs."""
+        worker, self._worker, self._buffer = self._worker, None, b""
+        if worker is None:
+            return
+        if self._owner == os.getpid():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+        for pipe in (worker.stdin, worker.stdout):
+            with contextlib.suppress(OSError):
+                pipe and pipe.close()
+
+    def _run_one(self, request: str) -> Result:
+        for _ in range(2):
+            reply = self._ask(request)
+            if reply is not None:
+                return reply
+            self.restarts += 1
+            self.close()
+        return Result(error="the sandbox worker died twice on this program", unavailable=True)
+
+    def _ask(self, request: str) -> Result | None:
+        """One request, one reply line; None where the worker died or does not answer."""
+        worker = self._start()
+        assert worker.stdin is not None and worker.stdout is not None
+        try:
+            worker.stdin.write(request.encode() + b"\n")
+            worker.stdin.flush()
+        except OSError:
+            return None
+        line = self._read_line(worker.stdout.fileno(), time.monotonic() + self.limits.wall_seconds + GRACE_SECONDS)
+        try:
+            return None if line is None else Result(**json.loads(line))
+        except (ValueError, TypeError):
+            return None
+
+    def _read_line(self, fd: int, deadline: float) -> bytes | None:
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([fd], [], [], left)[0]:
+                return None
+            chunk = os.read(fd, 1 << 16)
+            if not chunk or len(self._buffer) > 2 * self.limits.output_bytes + 4096:
+                return None
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        if self._worker is not None and self._owner == os.getpid() and self._worker.poll() is None:
+            return self._worker
+        self.close()
+        self._owner = os.getpid()
+        limits = self.limits
+        self._worker = subprocess.Popen(
+            # -I would ignore PYTHONHASHSEED, without which sets print in another order every time;
+            # with this environment -P -s -S isolates as much.
+            [sys.executable, "-P", "-s", "-S", str(WORKER)]
+            + [str(n) for n in (limits.cpu_seconds, limits.wall_seconds, limits.memory_mb, limits.output_bytes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"PYTHONHASHSEED": "0"},
+            cwd="/",
+            start_new_session=True,
+        )
+        return self._worker
+
+
+_DEFAULT: Sandbox | None = None
+
+
+def run_programs(programs: Sequence[tuple[str, Sequence[Any]]]) -> list[Result]:
+    """`Sandbox.run` in this process's one shared sandbox."""
+    global _DEFAULT
+    if _DEFAULT is None:
+        _DEFAULT = Sandbox()
+        atexit.register(_DEFAULT.close)
+    return _DEFAULT.run(programs)

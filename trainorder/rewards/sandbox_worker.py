@@ -1,0 +1,157 @@
+"""The sandbox's own process: reads one JSON request per line, forks a child per program, writes one JSON reply per line.
+
+Started by sandbox.py as a bare interpreter, so it may import the standard library only.
+"""
+
+import ast
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+
+NODES = """Module FunctionDef arguments arg Return Expr Assign AugAssign AnnAssign For While If Break Continue Pass
+BoolOp And Or BinOp Add Sub Mult Div FloorDiv Mod Pow LShift RShift BitOr BitXor BitAnd UnaryOp Invert Not UAdd USub
+Lambda IfExp Dict Set List Tuple ListComp SetComp DictComp GeneratorExp comprehension Compare Eq NotEq Lt LtE Gt GtE
+Is IsNot In NotIn Call keyword Constant Attribute Subscript Slice Starred Name Load Store Del NamedExpr""".split()
+ATTRIBUTES = """append extend insert pop remove index count sort reverse copy clear get items keys values update add
+discard union intersection difference split join strip lower upper startswith endswith replace isdigit""".split()
+BUILTINS = """abs all any bool dict divmod enumerate filter float int isinstance len list map max min pow range
+reversed round set sorted str sum tuple zip""".split()
+
+
+class Forbidden(Exception):
+    """The program uses a piece of Python outside the whitelist."""
+
+
+def main():
+    cpu, wall, memory, size = float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    # The children get no way to the parent: stdin and stdout move to numbers that every child closes.
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    for line in requests:
+        reply = run(line, cpu, wall, memory, size)
+        replies.write(json.dumps(reply).encode() + b"\n")
+        replies.flush()
+
+
+def run(line, cpu, wall, memory, size):
+    """Fork, wait for the result pipe to close, kill what is left, explain what happened."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        child(line, writer, cpu, memory)
+    os.close(writer)
+    text, why = collect(reader, time.monotonic() + wall, size)
+    os.close(reader)
+    for kill in (os.killpg, os.kill):
+        try:
+            kill(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+    status = os.waitpid(pid, 0)[1]
+    if why:
+        return {"error": "killed: " + why}
+    try:
+        reply = json.loads(text)
+    except ValueError:
+        spent = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGXCPU)
+        return {"error": "killed: cpu" if spent else "killed: no result"}
+    if isinstance(reply, dict) and isinstance(reply.get("outputs"), list):
+        return {"outputs": reply["outputs"]}
+    return {"error": str(reply.get("error"))[:200] if isinstance(reply, dict) else "killed: no result"}
+
+
+def collect(reader, deadline, size):
+    chunks, total = [], 0
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([reader], [], [], left)[0]:
+            return b"", "clock"
+        chunk = os.read(reader, 1 << 16)
+        if not chunk:
+            return b"".join(chunks), ""
+        chunks.append(chunk)
+        total += len(chunk)
+        if total > size:
+            return b"", "output too long"
+
+
+def child(line, writer, cpu, memory):
+    """Never returns; its only open file is the result pipe."""
+    try:
+        os.setsid()
+        confine(writer, cpu, memory)
+        text = json.dumps({"outputs": outputs(*json.loads(line))}, allow_nan=False)
+    except BaseException as error:
+        text = json.dumps({"error": explain(error)})
+    try:
+        data = text.encode()
+        while data:
+            data = data[os.write(3, data) :]
+    finally:
+        os._exit(0)
+
+
+def confine(writer, cpu, memory):
+    os.dup2(writer, 3) if writer != 3 else None
+    os.closerange(4, 256)
+    resource.setrlimit(resource.RLIMIT_AS, (memory << 20, memory << 20))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(cpu) + 1, int(cpu) + 1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4))
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, cpu)
+
+
+def outputs(source, inputs):
+    """The function's values; its arguments are fresh copies, so one call cannot spoil the next."""
+    function = compile_function(source)
+    return [plain(function(value)) for value in inputs]
+
+
+def compile_function(source):
+    body = "\n".join("    " + row for row in source.split("\n"))
+    tree = ast.parse("def f(xs):\n" + body)
+    for node in ast.walk(tree):
+        check(node)
+    allowed = {name: __builtins__.__dict__[name] for name in BUILTINS}
+    scope = {"__builtins__": allowed}
+    exec(compile(tree, "<answer>", "exec"), scope)
+    return scope["f"]
+
+
+def check(node):
+    kind = type(node).__name__
+    if kind not in NODES:
+        raise Forbidden(kind)
+    if kind == "Attribute" and node.attr not in ATTRIBUTES:
+        raise Forbidden("attribute " + node.attr)
+    for name in (getattr(node, key, None) for key in ("id", "arg", "name")):
+        if isinstance(name, str) and name.startswith("_"):
+            raise Forbidden("name " + name)
+
+
+def plain(value, depth=0):
+    """The value as JSON keeps it: exact builtin types only."""
+    if type(value) in (int, float, str, bool, type(None)):
+        return value
+    if type(value) is list and depth < 8:
+        return [plain(item, depth + 1) for item in value]
+    raise TypeError("returned " + type(value).__name__)
+
+
+def explain(error):
+    if isinstance(error, Forbidden):
+        return "forbidden: " + str(error)
+    return type(error).__name__ + ": " + str(error)[:160]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Statistics over groups and over masked tokens: what makes each piece a few lines.
+
+Group statistics are taken over scored rows only, in float64, whatever the order of the rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+MAX_LOG_RATIO = 20.0
+"""exp(20) = 5e8 is far beyond any useful ratio and still squares within float32."""
+
+
+def gsum(x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]) -> Float[Tensor, " row"]:
+    """Each row's group sum over scored rows, float64.
+
+    >>> gsum(torch.tensor([1., 2., 4.]), torch.tensor([0, 1, 0]), torch.tensor([True, True, True])).tolist()
+    [5.0, 2.0, 5.0]
+    """
+    values = torch.where(scored, x.double(), 0.0)
+    _, dense = group.unique(return_inverse=True)
+    return values.new_zeros(len(x)).index_add_(0, dense, values)[dense]
+
+
+def gcnt(group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]) -> Float[Tensor, " row"]:
+    """Scored rows in each row's group, at least 1 so that it can divide."""
+    return gsum(scored.double(), group, scored).clamp(min=1)
+
+
+def gmean(x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]) -> Float[Tensor, " row"]:
+    """Each row's group mean over scored rows, float64."""
+    return gsum(x, group, scored) / gcnt(group, scored)
+
+
+def gstd(x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]) -> Float[Tensor, " row"]:
+    """Each row's group standard deviation (unbiased, ddof 1); 1 in groups with fewer than two scored rows."""
+    n = gcnt(group, scored)
+    square = gsum((x.double() - gmean(x, group, scored)) ** 2, group, scored)
+    return torch.where(n > 1, (square / (n - 1).clamp(min=1)).sqrt(), 1.0)
+
+
+def flat(x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]) -> Bool[Tensor, " row"]:
+    """True for rows of groups whose scored values are all equal (or that hold fewer than two)."""
+    _, dense = group.unique(return_inverse=True)
+    low = torch.full((len(x),), torch.inf, dtype=x.dtype)
+    high = low.neg().scatter_reduce(0, dense, torch.where(scored, x, -torch.inf), "amax")
+    low = low.scatter_reduce(0, dense, torch.where(scored, x, torch.inf), "amin")
+    return (low >= high)[dense]
+
+
+def centred(x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]) -> Float[Tensor, " row"]:
+    """x - group mean in float64; exactly 0 for unscored rows and in flat groups, where rounding would leave dust."""
+    unmoved = flat(x, group, scored) | ~scored
+    return torch.where(unmoved, 0.0, x.double() - gmean(x, group, scored))
+
+
+def mmean(x: Tensor, mask: Tensor) -> Float[Tensor, ""]:
+    """Mean of x where mask is 1; 0 where there is nothing to average.
+
+    >>> mmean(torch.tensor([[1.0, 9.0], [3.0, 5.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])).item()
+    3.0
+    """
+    return torch.where(mask > 0, x * mask, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def log_ratio(
+    logps: Float[Tensor, "row token"], other: Float[Tensor, "row token"], mask: Float[Tensor, "row token"]
+) -> Float[Tensor, "row token"]:
+    """logps - other, 0 where masked: the mask comes before any exp, since inf * 0 is nan."""
+    kept = mask > 0
+    return torch.where(kept, logps, 0.0) - torch.where(kept, other, 0.0)
+
+
+def safe_exp(log_ratio: Tensor) -> Tensor:
+    """exp with its argument bounded by MAX_LOG_RATIO."""
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()

@@ -1,0 +1,143 @@
+"""Every piece of the RL step that params.yaml can name under `method:` (slots and signatures: registry.py)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trainorder.rl.helpers import centred, flat, gcnt, gstd, log_ratio, mmean, safe_exp
+from trainorder.rl.registry import advantage, edit, metric, reward, term, weight
+from trainorder.rl.types import Live, Roll, State
+
+
+@reward
+def graded(roll: Roll, state: State) -> Float[Tensor, " row"]:
+    """What the task's verifier or the judge paid, in [0, 1]."""
+    return roll.part["graded"]
+
+
+@edit
+def dynamic_sampling(
+    roll: Roll,
+    state: State,
+    refill: Callable[[Mapping[str, int]], Roll],
+    *,
+    max_rounds: int = 10,
+) -> Roll:
+    """Drop groups whose rewards are all equal and sample new prompts of the same task in their place (DAPO, arXiv:2503.14476).
+
+    At most `max_rounds` rounds of generation, the first one included; then the step trains on the groups it has. Where
+    no group at all has spread the roll stays as it is (and teaches nothing).
+    """
+    wanted = _groups_per_task(roll)
+    kept, fresh = [], roll
+    for round_ in range(max_rounds):
+        if round_ > 0:
+            missing = wanted - sum(map(_groups_per_task, kept), Counter[str]())
+            if not missing:
+                break
+            fresh = refill(dict(missing))
+        spread = ~flat(fresh.reward, fresh.group, fresh.scored)
+        if spread.any():
+            kept.append(fresh.rows(spread.nonzero().flatten().tolist()))
+    return Roll.cat(kept) if kept else roll
+
+
+def _groups_per_task(roll: Roll) -> Counter[str]:
+    task_of = {int(g): problem.task for g, problem in zip(roll.group, roll.problem, strict=True)}
+    return Counter(task_of.values())
+
+
+@advantage
+def grpo(roll: Roll, state: State, *, eps: float = 1e-6) -> Float[Tensor, " row"]:
+    """(r - mean of group) / (std of group + eps), std unbiased (GRPO, arXiv:2402.03300).
+
+    Equal rewards give exactly 0, and so does a group with one scored row: a lone rollout is its own baseline.
+    """
+    group = (roll.group, roll.scored)
+    return centred(roll.reward, *group) / (gstd(roll.reward, *group) + eps)
+
+
+@advantage
+def dr_grpo(roll: Roll, state: State) -> Float[Tensor, " row"]:
+    """r - mean of group: no division by the spread (Dr.GRPO, arXiv:2503.20783; goes with `reduction: constant`)."""
+    return centred(roll.reward, roll.group, roll.scored)
+
+
+@advantage
+def rloo(roll: Roll, state: State) -> Float[Tensor, " row"]:
+    """r - mean of the others in the group = (r - mean) n / (n - 1) (RLOO, arXiv:2402.14740)."""
+    n = gcnt(roll.group, roll.scored)
+    return centred(roll.reward, roll.group, roll.scored) * n / (n - 1).clamp(min=1)
+
+
+@weight
+def finished_only(roll: Roll, state: State) -> Float[Tensor, " row"]:
+    """0 for rollouts cut off at the length limit, 1 otherwise (DAPO's overlong filtering, arXiv:2503.14476)."""
+    return roll.part["finished"]
+
+
+@metric
+def reward_spread(roll: Roll, state: State) -> dict[str, float]:
+    """Mean over rows of the group's reward standard deviation: what there is to learn from."""
+    spread = gstd(roll.reward, roll.group, roll.scored)
+    spread = torch.where(flat(roll.reward, roll.group, roll.scored), 0.0, spread)
+    return {"reward_spread": float(spread.mean())}
+
+
+@metric
+def entropy_covariance(roll: Roll, state: State) -> dict[str, float]:
+    """Cov(log p, A) over tokens: to first order entropy falls at this rate (arXiv:2505.22617)."""
+    logp, a = roll.x["logp"], roll.a
+    centred_logp = logp - mmean(logp, roll.mask)
+    return {"entropy_covariance": float(mmean(centred_logp * (a - mmean(a, roll.mask)), roll.mask))}
+
+
+@term(scales_with_advantage=True)
+def clipped_surrogate(
+    live: Live,
+    roll: Roll,
+    state: State,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
+) -> Float[Tensor, "row token"]:
+    """PPO's clipped objective: -min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A), ratio = p / p_old.
+
+    `clip_high > clip_low` is DAPO's clip-higher (arXiv:2503.14476). `dual_clip` c bounds the loss of tokens with A < 0
+    by -c A (arXiv:1912.09729; 3 in verl, 10 in DAPO); null leaves it unbounded. Logs the share of tokens whose gradient
+    was clipped away as `clip_fraction`.
+    """
+    ratio = safe_exp(log_ratio(live.logp, roll.x["logp"], roll.mask))
+    free = -roll.a * ratio
+    loss = torch.maximum(free, -roll.a * ratio.clamp(1 - clip_low, 1 + clip_high))
+    if dual_clip is not None:
+        loss = torch.where(roll.a < 0, torch.minimum(loss, -dual_clip * roll.a), loss)
+    live.log["clip_fraction"] = (loss != free).detach().to(loss.dtype)
+    return loss
+
+
+@term(needs=lambda options: frozenset({"ref"} if options["against"] == "ref" else ()))
+def kl(
+    live: Live,
+    roll: Roll,
+    state: State,
+    *,
+    kind: Literal["k1", "k2", "k3"] = "k3",
+    against: Literal["ref", "old"] = "ref",
+) -> Float[Tensor, "row token"]:
+    """Per-token estimate of KL(policy || other), other = the phase's parent or the policy before the update.
+
+    With d = log p_other - log p: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1 (Schulman 2020, joschu.net/blog/kl-approx.html).
+    As a loss, k2 has the gradient of the true KL on policy; k1 has a gradient of mean zero, k3 a biased one.
+    """
+    d = -log_ratio(live.logp, roll.x["logp" if against == "old" else "ref"], roll.mask)
+    if kind == "k1":
+        return -d
+    return d**2 / 2 if kind == "k2" else safe_exp(d) - d - 1

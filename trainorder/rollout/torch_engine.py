@@ -1,0 +1,181 @@
+"""The engine that needs nothing but torch: decodes with the live weights, in this process.
+
+A prompt is read once for all its samples. Prompts of like length share a batch, and rows that have ended are dropped
+when they are a quarter of it. log p and entropy come from the softmax that the token was drawn from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from trainorder.policy import Policy
+from trainorder.rollout.base import Completions
+from trainorder.rollout.decoders import Decoder, make_decoder
+
+
+@dataclass
+class TorchEngine:
+    """Samples from `policy.model` as it is at the time of the call."""
+
+    policy: Policy
+    max_rows: int = 128
+    """Rows decoded together; the cache of more does not stay in a CPU's. Changes no sample beyond rounding."""
+    dead_share: float = 0.25
+    """Rows that have ended are dropped once they are more than this share of the batch."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        samples: int,
+        max_new_tokens: int | Sequence[int],
+        temperature: float,
+        generator: torch.Generator,
+    ) -> Completions:
+        """See Engine."""
+        rooms = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        _check(prompts, samples, rooms, temperature)
+        with torch.inference_mode():
+            draws, lengths, finished = self._generate(prompts, samples, rooms, temperature, generator)
+            mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+        # Copies made outside inference mode, or a loss that multiplies by them could not be differentiated.
+        ids, logps, entropies = (table.clone()[:, : mask.shape[1]] for table in (draws.ids, draws.logps, draws.entropies))
+        mask = mask.clone()
+        ids = ids.masked_fill(~mask, self.policy.pad_id)
+        texts = self.policy.decode_batch([row[:n] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)])
+        return Completions(
+            ids=ids,
+            mask=mask.float(),
+            logps=logps.masked_fill(~mask, 0.0),
+            entropies=entropies.masked_fill(~mask, 0.0),
+            texts=texts,
+            finished=finished.clone(),
+        )
+
+    def _generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samples: int,
+        rooms: Sequence[int],
+        temperature: float,
+        generator: torch.Generator,
+    ) -> tuple[_Draws, Int[Tensor, " row"], Bool[Tensor, " row"]]:
+        """All draws, the length of each row, and whether it ended by itself."""
+        device = self.policy.model.get_input_embeddings().weight.device
+        stops = torch.tensor(sorted(self.policy.stop_ids), device=device)
+        room = torch.tensor(rooms, device=device).repeat_interleave(samples)
+        shape = (len(room), max(rooms))
+        noise = torch.rand(shape, generator=generator, device=generator.device).to(device)
+        draws = _Draws.empty(shape, device)
+        decoder = make_decoder(self.policy.model)
+        for batch in _batches(prompts, samples, self.max_rows):
+            ids, real = _pad_left([prompts[i] for i in batch], self.policy.pad_id, device)
+            rows = (torch.tensor(batch, device=device)[:, None] * samples + torch.arange(samples, device=device)).flatten()
+            logits = decoder.prefill(ids, real, samples, int(room[rows].max()))
+            self._decode(decoder, logits, rows, _Task(room, stops, noise, temperature, draws))
+        first = torch.isin(draws.ids, stops).int()
+        first = torch.where(first.any(1), first.argmax(1), shape[1])
+        return draws, torch.minimum(first + 1, room), first < room
+
+    def _decode(self, decoder: Decoder, logits: Tensor, rows: Tensor, task: _Task) -> None:
+        """Draw until every row has ended. What a row draws between its end and its removal is cut off later."""
+        done = torch.zeros_like(rows, dtype=torch.bool)
+        room, noise = task.room[rows], task.noise[rows]
+        start, pending = 0, list[_Draws]()
+        for step in range(int(room.max())):
+            draw = _draw(logits, task.temperature, noise[:, step])
+            pending.append(draw)
+            done |= torch.isin(draw.ids, task.stops) | (room <= step + 1)
+            num_done = int(done.sum())
+            if num_done == len(rows) or num_done > self.dead_share * len(rows):
+                task.draws.write(rows, start, pending)
+                start, pending = step + 1, []
+                if num_done == len(rows):
+                    return
+                alive = (~done).nonzero()[:, 0]
+                decoder.keep(alive)
+                rows, room, noise, done = rows[alive], room[alive], noise[alive], done[alive]
+                draw = _Draws(draw.ids[alive], draw.logps, draw.entropies)
+            logits = decoder.step(draw.ids)
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Tokens with their log p and the entropy they were drawn at; [row] of one step, or [row, token] of a call."""
+
+    ids: Tensor
+    logps: Tensor
+    entropies: Tensor
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int], device: torch.device) -> _Draws:
+        return cls(
+            torch.full(shape, -1, device=device),
+            torch.zeros(shape, device=device),
+            torch.zeros(shape, device=device),
+        )
+
+    def write(self, rows: Tensor, start: int, steps: Sequence[_Draws]) -> None:
+        """Put single steps into the table, from column `start` on."""
+        columns = slice(start, start + len(steps))
+        self.ids[rows, columns] = torch.stack([step.ids for step in steps], 1)
+        self.logps[rows, columns] = torch.stack([step.logps for step in steps], 1)
+        self.entropies[rows, columns] = torch.stack([step.entropies for step in steps], 1)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What holds for all batches of a call."""
+
+    room: Tensor
+    stops: Tensor
+    noise: Tensor
+    temperature: float
+    draws: _Draws
+
+
+def _draw(logits: Float[Tensor, "row vocabulary"], temperature: float, noise: Float[Tensor, " row"]) -> _Draws:
+    """One token per row: the first whose cumulative probability exceeds the noise; temperature 0: the likeliest."""
+    if temperature not in (0.0, 1.0):
+        logits = logits / temperature
+    log_probs = logits.log_softmax(-1)
+    probs = logits.softmax(-1)
+    if temperature:
+        cumulative = probs.cumsum(-1)
+        threshold = noise[:, None] * cumulative[:, -1:]
+        ids = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=logits.shape[1] - 1)
+    else:
+        ids = logits.argmax(-1, keepdim=True)
+    return _Draws(ids[:, 0], log_probs.gather(1, ids)[:, 0], -torch.linalg.vecdot(probs, log_probs))
+
+
+def _batches(prompts: Sequence[Sequence[int]], samples: int, max_rows: int) -> list[list[int]]:
+    """Prompt numbers by length, cut so that their samples fill a batch; a prompt's samples stay together."""
+    by_length = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    size = max(1, max_rows // samples)
+    return [by_length[i : i + size] for i in range(0, len(by_length), size)]
+
+
+def _pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The prompts with their ends in one column, and which entries are real."""
+    width = max(map(len, prompts))
+    ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    real = [[False] * (width - len(prompt)) + [True] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(real, device=device)
+
+
+def _check(prompts: Sequence[Sequence[int]], samples: int, rooms: Sequence[int], temperature: float) -> None:
+    if not prompts or not all(map(len, prompts)):
+        raise ValueError(f"generate needs prompts of at least one token each, got {len(prompts)} prompts")
+    if len(rooms) != len(prompts):
+        raise ValueError(f"max_new_tokens must be one number or one per prompt: {len(rooms)} for {len(prompts)} prompts")
+    if samples < 1 or min(rooms) < 1 or not temperature >= 0:
+        raise ValueError(
+            f"samples and max_new_tokens must be at least 1 and temperature at least 0, "
+            f"got {samples}, {min(rooms)} and {temperature}"
+        )

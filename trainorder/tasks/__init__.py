@@ -1,0 +1,103 @@
+"""The tasks. A new one is a file here plus a line in TASKS; tests/contracts/test_tasks.py then checks it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from trainorder import paths
+from trainorder.config import ParamsError, TaskConfig, did_you_mean
+from trainorder.tasks.base import Problem, Split, Task
+
+TASKS: dict[str, str] = {
+    "math": "trainorder.tasks.math:Math",
+    "code": "trainorder.tasks.code:Code",
+    "qa": "trainorder.tasks.qa:Qa",
+    "constraints": "trainorder.tasks.constraints:Constraints",
+    "creative": "trainorder.tasks.creative:Creative",
+}
+"""Kind -> class. By name, so that one task's code is no dependency of another task's phases."""
+
+
+def make_task(name: str, config: TaskConfig) -> Task:
+    """The task `name` of params.yaml with its options.
+
+    Raises:
+        ParamsError: unknown kind, unknown option, or a bad option value.
+    """
+    return _make(name, config.kind or name, config.options)
+
+
+def load_task(task: str) -> Task:
+    """The task as data/tasks was built with; needs no params.
+
+    Raises:
+        ParamsError: not built, or built by another version of the task.
+    """
+    path = paths.TASK_DATA / task / "task.json"
+    if not path.is_file():
+        raise ParamsError(f"{path} not found: task {task!r} is not built; run `dvc repro build_data`")
+    card = json.loads(path.read_text(encoding="utf-8"))
+    made = _make(task, card["kind"], card["options"])
+    if made.version != card["version"]:
+        raise ParamsError(
+            f"{path} was built by version {card['version']} of {card['kind']!r}, the code is version "
+            f"{made.version}: run `dvc repro build_data`"
+        )
+    return made
+
+
+def load_problems(task: str, split: Split) -> list[Problem]:
+    """The problems of one split, in the order they were built.
+
+    Raises:
+        ParamsError: the file is missing, or a line is no problem; names file, line and what came.
+    """
+    path = paths.TASK_DATA / task / f"{split}.jsonl"
+    if not path.is_file():
+        raise ParamsError(f"{path} not found: task {task!r} is not built; run `dvc repro build_data`")
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [_read_problem(path, number, line) for number, line in enumerate(lines, start=1) if line]
+
+
+def _make(name: str, kind: str, options: dict[str, Any]) -> Task:
+    where = f"tasks.{name}"
+    if kind not in TASKS:
+        kinds = sorted(TASKS)
+        raise ParamsError(f"{where}: no task kind {kind!r}; there are {', '.join(kinds)}{did_you_mean(kind, kinds)}")
+    module, _, attribute = TASKS[kind].partition(":")
+    cls = getattr(importlib.import_module(module), attribute)
+    allowed = sorted(f.name for f in dataclasses.fields(cls) if f.init)
+    hints = get_type_hints(cls)
+    for option, value in options.items():
+        if option not in allowed:
+            hint = did_you_mean(option, allowed)
+            raise ParamsError(f"{where}.options: {kind} has no option {option!r}; it takes {', '.join(allowed)}{hint}")
+        _check_type(f"{where}.options.{option}", hints[option], value)
+    try:
+        return cls(**options)
+    except ValueError as error:
+        raise ParamsError(f"{where}.options: {error}") from None
+
+
+def _check_type(where: str, hint: Any, value: Any) -> None:
+    try:
+        TypeAdapter(hint).validate_python(value, strict=True)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise ParamsError(f"{where}: {message[0].lower()}{message[1:]}, got {value!r}") from None
+
+
+def _read_problem(path: Path, number: int, line: str) -> Problem:
+    try:
+        return TypeAdapter(Problem).validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        reason = f"{key}: {first['msg']}" if key else first["msg"]
+        raise ParamsError(f"{path}, line {number}: not a problem ({reason}), got {line[:80]!r}") from None

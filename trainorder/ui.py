@@ -1,0 +1,214 @@
+"""Prefect and MLflow servers on loopback, over what was run in this project."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from trainorder import paths
+from trainorder.process import die_with_parent
+
+LOOPBACK = "127.0.0.1"
+PREFECT_PORT, MLFLOW_PORT = 4200, 5000
+START_SECONDS = 120.0
+UNUSED_SERVICES = (
+    "SCHEDULER",
+    "LATE_RUNS",
+    "FOREMAN",
+    "TRIGGERS",
+    "PAUSE_EXPIRATIONS",
+    "CANCELLATION_CLEANUP",
+)
+"""Prefect's services for deployments: the flow is started by hand, so they would only poll the database."""
+
+
+def prefect_environment(project: Path) -> dict[str, str]:
+    """What makes Prefect keep its state in the project and send nothing out."""
+    off = {f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false" for service in UNUSED_SERVICES}
+    return off | {
+        "PREFECT_HOME": str(project / ".prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+class Server:
+    """A server process on loopback, for the time of a with-block; `wait_until_ready` tells when it answers."""
+
+    def __init__(
+        self, port: int, command: list[str], environment: Mapping[str, str], health: str, log: Path
+    ) -> None:
+        self.url = f"http://{LOOPBACK}:{port}"
+        self.log = log
+        self._health = self.url + health
+        self._command = command
+        self._environment = {**os.environ, **environment}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Server:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches us only; we stop the server when we are done
+                preexec_fn=partial(die_with_parent, os.getpid()),
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the server and the workers it started."""
+        assert self._process is not None
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=5)
+
+    def wait_until_ready(self) -> str:
+        """Return the address once the server answers.
+
+        Raises:
+            RuntimeError: the server ended, or did not answer in time.
+        """
+        assert self._process is not None, "wait_until_ready outside the with-block"
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end:
+            if self._process.poll() is not None:
+                tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
+                raise RuntimeError(f"{self.url} did not start; {self.log} ends with:\n{tail}")
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(self._health, timeout=1).close()
+                return self.url
+            time.sleep(0.1)
+        raise RuntimeError(
+            f"{self.url} did not answer within {START_SECONDS:.0f} s; see {self.log}"
+        )
+
+
+def prefect_server(port: int = 0) -> Server:
+    """A Prefect server over ./.prefect; port 0 takes a free one."""
+    port = port or free_port()
+    command = [sys.executable, "-m", "prefect", "server", "start"]
+    command += ["--host", LOOPBACK, "--port", str(port)]
+    ui = {
+        "PREFECT_SERVER_UI_API_URL": f"http://{LOOPBACK}:{port}/api"
+    }  # else the page asks port 4200
+    environment = prefect_environment(Path.cwd()) | ui
+    return Server(port, command, environment, "/api/health", Path(".prefect/server.log"))
+
+
+def mlflow_server(port: int = 0) -> Server:
+    """An MLflow server over the project's store; port 0 takes a free one."""
+    from trainorder.tracking import ARTIFACTS, store_uri
+
+    port = port or free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port)]
+    command += ["--backend-store-uri", store_uri(), "--workers", "1"]
+    command += ["--artifacts-destination", str(ARTIFACTS.absolute())]
+    environment = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # background jobs of its GenAI part
+        "DO_NOT_TRACK": "1",
+    }
+    return Server(port, command, environment, "/health", ARTIFACTS / "server.log")
+
+
+def free_port(wanted: int = 0) -> int:
+    """`wanted` if nothing listens there, else a port the system gives."""
+    for port in (wanted, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((LOOPBACK, port))
+            return probe.getsockname()[1]
+    raise RuntimeError(f"no free port on {LOOPBACK}")
+
+
+def serve(prefect_port: int = PREFECT_PORT, mlflow_port: int = MLFLOW_PORT) -> None:
+    """Start both servers, print where to look, stop both on Ctrl-C or SIGTERM.
+
+    Raises:
+        FileNotFoundError: nothing was run here yet.
+    """
+    from rich.console import Console
+
+    if not Path("mlflow.db").exists() and "MLFLOW_TRACKING_URI" not in os.environ:
+        raise FileNotFoundError("nothing was run in this folder yet: `make run` first")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console = Console(highlight=False, soft_wrap=True)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        prefect_server(free_port(prefect_port)) as prefect,
+        mlflow_server(free_port(mlflow_port)) as mlflow,
+    ):
+        console.print("starting MLflow and Prefect ...", style="dim")
+        for name, link in links(mlflow.wait_until_ready(), prefect.wait_until_ready()).items():
+            console.print(f"{name:<28} {link}")
+        console.print("Ctrl-C stops both", style="dim")
+        signal.pause()
+
+
+def links(mlflow_url: str, prefect_url: str) -> dict[str, str]:
+    """What to open, by name: pages with the orders and nodes on them, never a home page."""
+    result = {}
+    orders, nodes = (_experiment(mlflow_url, name) for name in ("orders", "nodes"))
+    if orders is not None:
+        runs = _current_orders(mlflow_url, orders)
+        if len(runs) > 1:
+            query = f"runs={_quoted(runs)}&experiments={_quoted([orders])}"
+            result["MLflow: orders compared"] = f"{mlflow_url}/#/compare-runs?{query}"
+        result["MLflow: orders"] = f"{mlflow_url}/#/experiments/{orders}/runs"
+    if nodes is not None:
+        result["MLflow: curves of all nodes"] = (
+            f"{mlflow_url}/#/experiments/{nodes}/runs?compareRunsMode=CHART"
+        )
+    result["Prefect: runs of the flow"] = f"{prefect_url}/runs"
+    if paths.REPORT.exists():
+        result["Report"] = paths.REPORT.absolute().as_uri()
+    return result
+
+
+def _quoted(value: list[str]) -> str:
+    return urllib.parse.quote(json.dumps(value, separators=(",", ":")))
+
+
+def _experiment(url: str, name: str) -> str | None:
+    query = urllib.parse.urlencode({"experiment_name": name})
+    try:
+        found = _ask(f"{url}/api/2.0/mlflow/experiments/get-by-name?{query}")
+    except urllib.error.HTTPError:  # 404: nothing was logged there yet
+        return None
+    return found["experiment"]["experiment_id"]
+
+
+def _current_orders(url: str, experiment: str) -> list[str]:
+    """Run ids of the latest measurement's orders, as they were logged."""
+    body = {"experiment_ids": [experiment], "filter": "tags.current = 'true'", "max_results": 50}
+    found = _ask(
+        f"{url}/api/2.0/mlflow/runs/search", body | {"order_by": ["attributes.start_time"]}
+    )
+    return [run["info"]["run_id"] for run in found.get("runs", [])]
+
+
+def _ask(url: str, body: dict[str, Any] | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
