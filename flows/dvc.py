@@ -25,9 +25,9 @@ class StageFailed(RuntimeError):
 
 
 def look() -> tuple[dict[str, set[str]], dict[str, list]]:
-    """Every stage with the stages it depends on, and `dvc status`: stage -> why it is not up to date.
+    """Every stage with those it depends on, and `dvc status`: stage -> why it is not up to date.
 
-    DVC does not list a stage whose parent is stale; see `stale`.
+    DVC does not list a stage whose parent is stale; `trainorder.plan.status` does.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -39,22 +39,6 @@ def look() -> tuple[dict[str, set[str]], dict[str, list]]:
             return parents, repo.status()
     except DvcException as error:
         raise RuntimeError(f"dvc status: {error}") from error
-
-
-def stale(parents: dict[str, set[str]], why: dict[str, list]) -> set[str]:
-    """Stages that are not up to date, with all that depend on them.
-
-    A stage that is merely always run counts as up to date: its outputs say whether anything changed.
-
-    >>> stale({"a": set(), "b": {"a"}, "c": {"b"}}, {"a": ["always changed"], "b": ["changed command"]})
-    {'c', 'b'}
-    """
-    found = {stage for stage, reasons in why.items() if reasons != ALWAYS} & parents.keys()
-    while True:
-        more = {s for s, above in parents.items() if s not in found and above & found}
-        if not more:
-            return found
-        found |= more
 
 
 class Runner:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,14 +11,18 @@ from prefect import Task, flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
+from prefect.client.schemas.objects import State
+from prefect.events.worker import EventsWorker
 from prefect.futures import PrefectFuture
-from prefect.states import Completed, Crashed, State
+from prefect.logging.handlers import APILogWorker
+from prefect.runtime import flow_run
+from prefect.states import Completed, Crashed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.dvc import Runner, StageFailed
 from flows.progress import Display
-from flows.schedule import Schedule
+from flows.schedule import Schedule, topological
 
 NAME = "trainorder"
 STATES = {"ran": "Completed", "restored": "Restored", "unchanged": "Unchanged"}
@@ -30,6 +35,7 @@ class Pipeline:
     def __init__(self, display: Display) -> None:
         self.display = display
         self.runner = Runner()
+        self.flow_run: str | None = None
         self.futures: dict[str, PrefectFuture] = {}
         self.outcomes: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
@@ -57,7 +63,8 @@ class Pipeline:
         except BaseException:
             self.runner.stop()
             raise
-        for stage in sorted(schedule.blocked - self.failures.keys()):
+        blocked = schedule.blocked - self.failures.keys()
+        for stage in (s for s in topological(schedule.parents) if s in blocked):
             self.outcomes[stage] = "blocked"
             self._submit(stage, schedule).wait()
         for future in self.futures.values():
@@ -66,9 +73,9 @@ class Pipeline:
             raise StageFailed("\n\n".join(self.failures.values()))
 
     def _submit(self, stage: str, schedule: Schedule, *, cached: bool = False) -> PrefectFuture:
-        parents = [self.futures[p] for p in schedule.parents[stage] if p in self.futures]
+        parents: list[Any] = [self.futures[p] for p in schedule.parents[stage] if p in self.futures]
         named = self._task.with_options(task_run_name=stage)
-        self.futures[stage] = named.submit(stage, cached, wait_for=parents)
+        self.futures[stage] = named.submit(stage, cached=cached, wait_for=parents)  # pyright: ignore
         return self.futures[stage]
 
     def _note(self, stage: str) -> Any:
@@ -112,13 +119,35 @@ def run_flow(body: Callable[[], None], pipeline: Pipeline, workers: int) -> None
         persist_result=False,
     )
     def orders() -> None:
+        pipeline.flow_run = flow_run.get_id()
         try:
             body()
         finally:
             if pipeline.outcomes:
                 create_table_artifact(key="stages", table=_stage_rows(pipeline))
 
-    orders()
+    try:
+        orders()
+    finally:
+        _settle(pipeline)
+
+
+def _settle(pipeline: Pipeline, seconds: float = 10.0) -> None:
+    """Wait until the server has written down what it was told: it is stopped next, and drops what is in flight."""
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=seconds, at_exit=False)
+    end = time.monotonic() + seconds
+    mine = FlowRunFilter.model_validate({"id": {"any_": [pipeline.flow_run]}})
+    states = {"type": {"any_": ["PENDING", "RUNNING", "SCHEDULED"]}, "name": None}
+    unfinished = TaskRunFilter.model_validate({"state": states})
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < end:
+            left = client.read_task_runs(
+                flow_run_filter=mine, task_run_filter=unfinished, limit=200
+            )
+            if sum(run.state_name != "NotReady" for run in left) == 0:
+                return
+            time.sleep(0.1)
 
 
 def publish(table: list[dict[str, Any]], text: str) -> None:

@@ -46,6 +46,7 @@ FIRST_GUESS = {
     "report": 10.0,
 }
 """Seconds of a stage of the default experiment on two cores, until it has run here once."""
+RESTORE_SECONDS = 1.5
 
 
 class FlowError(RuntimeError):
@@ -53,12 +54,17 @@ class FlowError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class State:
+class Look:
     """The plan and what DVC says of its stages."""
 
     plan: plan.Plan
     parents: dict[str, set[str]]
-    stale: set[str]
+    stages: dict[str, plan.State]
+
+    @property
+    def stale(self) -> set[str]:
+        """Stages that have something to do, be it only to restore their files."""
+        return {stage for stage, state in self.stages.items() if state != "cached"}
 
 
 def main() -> int:
@@ -89,12 +95,13 @@ def _run(wanted: plan.Plan, console: Console) -> None:
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the server has all logs
     outside = "PREFECT_API_URL" in os.environ
     with nullcontext() if outside else prefect_server() as server, Display(console) as display:
+        if server is not None:
+            os.environ["PREFECT_API_URL"] = f"{server.url}/api"  # Prefect reads it when imported
         state = _start(wanted)
         from flows import orders
 
         if server is not None:
             url = server.wait_until_ready()
-            os.environ["PREFECT_API_URL"] = f"{url}/api"
             display.say(f"[dim]Prefect shows this run at {url}/runs[/]")
             orders.sweep()
         pipeline = orders.Pipeline(display)
@@ -104,7 +111,7 @@ def _run(wanted: plan.Plan, console: Console) -> None:
             _remember(pipeline.seconds)
 
 
-def _start(wanted: plan.Plan) -> State:
+def _start(wanted: plan.Plan) -> Look:
     """Write plan.yaml and see what is stale.
 
     A recommended order that was measured on a base or singles that are stale now is forgotten: training it again would
@@ -121,32 +128,38 @@ def _start(wanted: plan.Plan) -> State:
     return state
 
 
-def _look(current: plan.Plan) -> State:
+def _look(current: plan.Plan) -> Look:
     """Make plan.yaml and the fingerprints of the code current, then ask DVC what they make stale."""
     plan.write(current)
     dvc.Runner().repro(FINGERPRINT, lambda line: None)
-    parents, changed = dvc.look()
-    return State(current, parents, dvc.stale(parents, changed))
+    parents, _ = dvc.look()
+    return Look(current, parents, plan.status(current))
 
 
-def _passes(state: State, pipeline: Pipeline) -> None:
+def _passes(state: Look, pipeline: Pipeline) -> None:
     from flows import orders
 
     params = state.plan.params
     waiting = plan.pending(params, state.plan.resolved)
+    if waiting:
+        pipeline.display.say(
+            f"{', '.join(waiting)}: known after the first pass has measured transfer"
+        )
     pipeline.bring_up_to_date(_schedule(state, leave_out={REPORT} if waiting else set()))
     best = _recommended()
     asked = any(isinstance(order, str) for order in params.orders.values())
     if asked and best is not None and best != state.plan.resolved.get("recommended"):
         pipeline.display.say(f"recommended order: {' > '.join(best)}")
         state = _look(plan.compile_plan(params, {"recommended": best}))
-    pipeline.bring_up_to_date(_schedule(state))
+        pipeline.bring_up_to_date(_schedule(state))
+    elif waiting:
+        pipeline.bring_up_to_date(_schedule(_look(state.plan)))
     _check_clean()
     bwt = json.loads(paths.BWT.read_text(encoding="utf-8"))
     orders.publish(words.arms(bwt), words.verdict(bwt))
 
 
-def _schedule(state: State, leave_out: frozenset[str] | set[str] = frozenset()) -> Schedule:
+def _schedule(state: Look, leave_out: frozenset[str] | set[str] = frozenset()) -> Schedule:
     parents = {s: above for s, above in state.parents.items() if s not in leave_out}
     params = state.plan.params
     threads = {
@@ -158,8 +171,10 @@ def _schedule(state: State, leave_out: frozenset[str] | set[str] = frozenset()) 
     slots |= {
         n.stage: params.phase_rl(n.phase).threads for n in state.plan.nodes.values() if n.phase
     }
+    seconds = _estimates(parents)
+    seconds |= {s: RESTORE_SECONDS for s, found in state.stages.items() if found == "restorable"}
     done = parents.keys() - state.stale
-    return Schedule(parents, _estimates(parents), slots, params.flow.workers, set(done))
+    return Schedule(parents, seconds, slots, params.flow.workers, set(done))
 
 
 def _estimates(stages: Iterable[str]) -> dict[str, float]:
@@ -216,19 +231,24 @@ def _only_flow_here() -> Iterator[None]:
 
 
 def _show(console: Console) -> None:
+    """The table of arms, as wide as the terminal allows, and where to look next."""
     from rich.table import Table
 
     bwt = json.loads(paths.BWT.read_text(encoding="utf-8"))
-    rows = words.arms(bwt)
-    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column in ("arm", "phases") else "right")
-    for row in rows:
-        table.add_row(*row.values())
+    columns = ["arm", "mean", "interval", "minus best"]
+    columns += ["minus joint"] if console.width >= 100 else []
+    columns += ["phases"] if console.width >= 140 else []
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    for row in words.arms(bwt):
+        table.add_row(*(row[column] for column in columns))
+    console.print()
     console.print(table)
-    console.print(f"\n{words.verdict(bwt)}")
+    console.print(f"\n{words.headline(bwt)}.", style="bold")
+    console.print(f"{words.verdict(bwt)} {words.sentence(bwt['intervals']['note'])}\n")
     console.print(f"report   {paths.REPORT.absolute()}", soft_wrap=True)
-    console.print("servers  make ui   (MLflow and Prefect over this run)")
+    console.print("servers  make ui   (or `trainorder ui`: MLflow and Prefect over what was run)")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self._bar.console.print(text, highlight=False)
+        self._bar.console.print(text, highlight=False, soft_wrap=True)
 
     def show(self, schedule: Schedule, up_to_date: int) -> None:
         """Follow this schedule from now on."""
@@ -74,10 +74,11 @@ class Display:
             self._expected += self._schedule.seconds[stage]
             self._took += seconds
             self._pace = (self._took + 30.0) / (self._expected + 30.0)
-        count = f"{len(self._schedule.done)}/{len(self._schedule.parents)}"
-        self.say(
-            f"[dim]{count:>8}[/]  {stage:<44} {WORDS[how]:<9} {seconds:6.1f} s   [dim]about {minutes(self.left())} left[/]"
-        )
+        total = len(self._schedule.parents)
+        count = f"{len(self._schedule.done):>{len(str(total))}}/{total}"
+        width = max(map(len, self._schedule.parents))
+        left = f"[dim]about {minutes(self.left())} left[/]" if self._schedule.open else ""
+        self.say(f"[dim]{count}[/] {stage:<{width}} {WORDS[how]:<9} {seconds:5.1f} s  {left}")
         self.tick()
         return seconds
 

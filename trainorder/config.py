@@ -101,8 +101,12 @@ class SftConfig(Section):
     """Demonstrations per update."""
     drill_batch_size: int = Field(45, ge=0)
     """Drill lines per update."""
-    lr: float = Field(6e-3, gt=0)
-    """Peak learning rate (AdamW)."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """muon: Muon for the weight matrices of the layers, AdamW for the rest; half the steps when training from scratch."""
+    lr: float = Field(1.5e-2, gt=0)
+    """Peak learning rate of AdamW."""
+    muon_lr: float = Field(2e-2, gt=0)
+    """Peak learning rate of Muon; it follows the same schedule. Unused by adamw."""
     final_lr_fraction: float = Field(0.05, ge=0, le=1)
     """The cosine decay ends at this share of lr."""
     warmup_steps: int = Field(60, ge=0)
@@ -126,22 +130,30 @@ class JudgeConfig(Section):
 
     task: Name = "creative"
     """The task whose answers are compared."""
-    pairs: int = Field(3500, ge=10)
-    """Preference pairs per judge, labelled by the simulated annotator."""
+    prompts: int = Field(600, ge=1)
+    """Prompts whose answers are compared, per judge; no prompt serves both judges."""
+    answers: int = Field(4, ge=2)
+    """Answers per prompt; the annotator compares all of them with one another: 4 answers, 6 comparisons."""
+    heldout_prompts: int = Field(150, ge=1)
+    """Further prompts per judge, on which its agreement with the annotator is measured."""
+    corrupted: float = Field(0.30, ge=0, le=1)
+    """Share of answers that are damaged samples (stutter, cut, words swapped): what RL finds if nobody forbids it."""
+    flat: float = Field(0.15, ge=0, le=1)
+    """Share of answers with all words equally likely: a judge knows only words it has seen."""
     annotator_sharpness: float = Field(12.0, gt=0)
     """P(annotator prefers a to b) = sigmoid(sharpness * (taste(a) - taste(b)))."""
     epochs: int = Field(4, ge=1)
     """Passes over the pairs."""
-    batch_size: int = Field(64, ge=1)
-    """Pairs per update."""
+    batch_size: int = Field(16, ge=1)
+    """Prompts per update, with all their comparisons."""
     lr: float = Field(3e-3, gt=0)
     """Peak learning rate, decayed linearly to zero."""
     weight_decay: float = Field(0.05, ge=0)
     """AdamW weight decay."""
     min_agreement: float = Field(0.70, ge=0.5, le=1)
-    """Held-out agreement with the annotator's taste below which the stage fails: a bad judge ruins creative RL."""
-    threads: int = Field(1, ge=1)
-    """CPU threads."""
+    """Held-out agreement with the annotator below which the stage fails: a bad judge ruins creative RL."""
+    threads: int = Field(2, ge=1)
+    """Judges trained side by side, one CPU thread each; changes the time, never the result."""
 
 
 class MethodConfig(Section):

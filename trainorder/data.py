@@ -20,7 +20,13 @@ from trainorder.streams import stream
 from trainorder.tasks import make_task
 from trainorder.tasks.base import SPLITS, Problem, Split, Task, split_of
 
-SPECIALS = {"pad_token": "<pad>", "bos_token": "<bos>", "sep_token": "<sep>", "eos_token": "<eos>", "unk_token": "<unk>"}
+SPECIALS = {
+    "pad_token": "<pad>",
+    "bos_token": "<bos>",
+    "sep_token": "<sep>",
+    "eos_token": "<eos>",
+    "unk_token": "<unk>",
+}
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}{{ message['content'] }}<eos>"
@@ -62,7 +68,9 @@ def build(params: Params) -> None:
     write_whole(paths.TASK_DATA.parent / "summary.json", json.dumps(report, indent=2) + "\n")
 
 
-def draw_problems(name: str, task: Task, config: TaskConfig, seed: int) -> dict[Split, list[Problem]]:
+def draw_problems(
+    name: str, task: Task, config: TaskConfig, seed: int
+) -> dict[Split, list[Problem]]:
     """Distinct problems, drawn until each split holds its count; their content decides the split.
 
     Gives up once 20 draws per problem already found (and 2000 more) in a row bring nothing new.
@@ -111,7 +119,12 @@ def write_tokenizer(folder: Path, vocabulary: Iterable[str]) -> None:
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [
-                {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": False},
+                {
+                    "type": "Metaspace",
+                    "replacement": "\u2581",
+                    "prepend_scheme": "always",
+                    "split": False,
+                },
                 {
                     "type": "Split",
                     "pattern": {"Regex": "\u2581?[0-9]|\u2581?[^\u25810-9]+|\u2581"},
@@ -121,8 +134,17 @@ def write_tokenizer(folder: Path, vocabulary: Iterable[str]) -> None:
             ],
         },
         "post_processor": None,
-        "decoder": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": False},
-        "model": {"type": "WordLevel", "vocab": {w: i for i, w in enumerate(words)}, "unk_token": "<unk>"},
+        "decoder": {
+            "type": "Metaspace",
+            "replacement": "\u2581",
+            "prepend_scheme": "always",
+            "split": False,
+        },
+        "model": {
+            "type": "WordLevel",
+            "vocab": {w: i for i, w in enumerate(words)},
+            "unk_token": "<unk>",
+        },
     }
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -134,7 +156,9 @@ def write_tokenizer(folder: Path, vocabulary: Iterable[str]) -> None:
         "padding_side": "left",
         "chat_template": CHAT_TEMPLATE,
     }
-    write_whole(folder / "tokenizer.json", json.dumps(tokenizer, indent=1, ensure_ascii=False) + "\n")
+    write_whole(
+        folder / "tokenizer.json", json.dumps(tokenizer, indent=1, ensure_ascii=False) + "\n"
+    )
     write_whole(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
 
 
@@ -159,9 +183,13 @@ def _named(problem: Problem, name: str) -> Problem:
     return dataclasses.replace(problem, task=name, id=f"{name}/{problem.id.rpartition('/')[2]}")
 
 
-def _explain_shortage(name: str, wanted: dict[Split, int], found: dict[Split, dict[str, Problem]]) -> None:
+def _explain_shortage(
+    name: str, wanted: dict[Split, int], found: dict[Split, dict[str, Problem]]
+) -> None:
     short = [f"{split} asks for {wanted[split]}, {len(found[split])} exist" for split in SPLITS]
-    short = [text for text, split in zip(short, SPLITS, strict=True) if len(found[split]) < wanted[split]]
+    short = [
+        text for text, split in zip(short, SPLITS, strict=True) if len(found[split]) < wanted[split]
+    ]
     raise ParamsError(
         f"tasks.{name}: too few distinct problems with these options: {'; '.join(short)}; "
         f"ask for fewer, or widen tasks.{name}.options"
@@ -174,7 +202,11 @@ def _demonstrations(name: str, task: Task, count: int, seed: int) -> Iterator[di
     while count > 0:
         problem = task.draw(rng)
         if split_of(problem.id) == "train":
-            yield {"task": name, "prompt": problem.prompt, "completion": task.demonstrate(problem, rng)}
+            yield {
+                "task": name,
+                "prompt": problem.prompt,
+                "completion": task.demonstrate(problem, rng),
+            }
             count -= 1
 
 
@@ -183,7 +215,9 @@ def _drills(name: str, task: Task, count: int, seed: int) -> Iterator[dict[str, 
     for _ in range(count):
         text = task.drill(rng)
         if text is None:
-            raise ParamsError(f"tasks.{name}.drills: this task has no drills; set it to 0, got {count}")
+            raise ParamsError(
+                f"tasks.{name}.drills: this task has no drills; set it to 0, got {count}"
+            )
         yield {"task": name, "text": text}
 
 
@@ -225,7 +259,9 @@ def _measure(
     }
 
 
-def _write_task(name: str, task: Task, config: TaskConfig, splits: dict[Split, list[Problem]]) -> None:
+def _write_task(
+    name: str, task: Task, config: TaskConfig, splits: dict[Split, list[Problem]]
+) -> None:
     folder = paths.TASK_DATA / name
     for split, problems in splits.items():
         write_jsonl(folder / f"{split}.jsonl", map(dataclasses.asdict, problems))
@@ -247,5 +283,11 @@ def _remove_others(folder: Path, names: set[str]) -> None:
 
 
 def _added_token(number: int, word: str) -> dict[str, Any]:
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    plain = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
     return {"id": number, "content": word, **plain}

@@ -20,6 +20,7 @@ from trainorder.tasks import TASKS
 PACKAGES = ("trainorder", "stages")
 LAZY = re.compile(r"(?:trainorder|stages)(?:\.\w+)+:\w+")
 """An entry of a registry that is imported by name: covered by `tasks` of `Plan.code`, not by the registry's hash."""
+MODULE, FILE = re.compile(r"(?:trainorder|stages)(?:\.\w+)+"), re.compile(r"\w+\.py")
 SKIPPED_FIELDS = {"ctx", "kind", "type_comment", "lineno", "col_offset"}
 
 
@@ -60,7 +61,7 @@ def closure(root: Path, module: str) -> list[str]:
         for file in _files(root, todo.pop()):
             if file not in files:
                 files.add(file)
-                todo += _imports(root / file, file)
+                todo += _imports(root / file, file, _stamp(root / file))
     return sorted(files | {data for file in files for data in _data_beside(root, file)})
 
 
@@ -83,29 +84,37 @@ def _data_beside(root: Path, file: str) -> Iterator[str]:
             yield path.relative_to(root).as_posix()
 
 
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
 @cache
 def _tree(path: Path, stamp: tuple[int, int]) -> ast.Module:
-    del stamp
     return ast.parse(path.read_bytes())
 
 
-def _parsed(path: Path) -> ast.Module:
-    stat = path.stat()
-    return _tree(path, (stat.st_mtime_ns, stat.st_size))
-
-
-def _imports(path: Path, file: str) -> list[str]:
+@cache
+def _imports(path: Path, file: str, stamp: tuple[int, int]) -> list[str]:
     """Modules that the file may import when it runs, inside functions too; `TYPE_CHECKING` blocks never run."""
-    if not file.endswith(".py"):
-        return []
     found = []
-    for node in _running(_parsed(path)):
+    for node in _running(_tree(path, stamp)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             origin = _origin(node, file)
             found += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found += _named(node.value, file)
     return found
+
+
+def _named(text: str, file: str) -> list[str]:
+    """A module that is run by name: `trainorder.rewards.sandbox_worker`, or `sandbox_worker.py` beside the file."""
+    if MODULE.fullmatch(text):
+        return [text]
+    package = ".".join(Path(file).parts[:-1])
+    return [f"{package}.{text.removesuffix('.py')}"] if FILE.fullmatch(text) else []
 
 
 def _origin(node: ast.ImportFrom, file: str) -> str:
@@ -117,20 +126,19 @@ def _origin(node: ast.ImportFrom, file: str) -> str:
 
 def _running(tree: ast.AST) -> Iterator[ast.AST]:
     yield tree
-    skipped = tree.body if isinstance(tree, ast.If) and _is_type_checking(tree.test) else []
     for child in ast.iter_child_nodes(tree):
-        if child not in skipped:
+        if not _is_for_types(child):
             yield from _running(child)
 
 
-def _is_type_checking(test: ast.expr) -> bool:
-    return ast.unparse(test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+def _is_for_types(node: ast.AST) -> bool:
+    """`if TYPE_CHECKING:` without an else, which never runs."""
+    return isinstance(node, ast.If) and not node.orelse and ast.unparse(node.test).endswith("TYPE_CHECKING")
 
 
 def digest(path: Path) -> str:
     """Hash of a file's meaning; of its bytes where it is no Python."""
-    stat = path.stat()
-    return _digest(path, (stat.st_mtime_ns, stat.st_size))
+    return _digest(path, _stamp(path))
 
 
 @cache
@@ -173,11 +181,9 @@ def _kept(node: ast.AST, name: str, value: Any) -> Any:
         kept = [i for i, v in enumerate(node.values) if not _is_lazy(v)]
         return [value[i] for i in kept]
     if name == "body" and isinstance(value, list):
-        if isinstance(node, ast.If) and _is_type_checking(node.test):
-            return []
         if _is_section(node):
             return [item for item in value if isinstance(item, ast.FunctionDef)]
-        return [item for item in value if not _is_text(item) and not _only_values(item)]
+        return [item for item in value if not (_is_text(item) or _is_for_types(item) or _only_values(item))]
     return value
 
 

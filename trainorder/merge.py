@@ -31,11 +31,11 @@ WEIGHTS = "model*.safetensors"
 
 
 def merge_folders(
-    base: Path, parents: Sequence[Path], out: Path, config: MergeConfig, key: Sequence[str | int] = ()
+    base: Path, parents: Sequence[Path], out: Path, config: MergeConfig
 ) -> None:
     """Merge Hugging Face folders into `out`: base's files with merged weights, written whole, then renamed.
 
-    `key` names DARE's random masks beside config.seed, the parent's position and the tensor's name.
+    DARE's random masks are keyed by config.seed, the parent folder's name and the tensor's name.
 
     Raises:
         ValueError: a folder holds no weights, or other tensors than the base.
@@ -46,7 +46,7 @@ def merge_folders(
         whole = Path(scratch) / "whole"
         shutil.copytree(base, whole, ignore=shutil.ignore_patterns(WEIGHTS))
         for shard in sorted(base.glob(WEIGHTS)):
-            _merge_shard(shard, parents, whole / shard.name, config, key)
+            _merge_shard(shard, parents, whole / shard.name, config)
         whole.chmod(0o755)
         if out.exists():
             out.rename(Path(scratch) / "old")
@@ -109,9 +109,7 @@ def dare(
     return torch.where(keep, delta / density, 0.0)
 
 
-def _merge_shard(
-    shard: Path, parents: Sequence[Path], out: Path, config: MergeConfig, key: Sequence[str | int]
-) -> None:
+def _merge_shard(shard: Path, parents: Sequence[Path], out: Path, config: MergeConfig) -> None:
     """Write the merged shard behind the base's own header: same tensors, same types, same places."""
     import torch
     from safetensors import safe_open
@@ -125,7 +123,7 @@ def _merge_shard(
         stream.write(raw)
         for name in names:
             tensors = [other.get(name) for other in others]
-            masks = [torch_stream("merge", config.method, config.seed, *key, i, name) for i in range(len(parents))]
+            masks = [torch_stream("merge", config.seed, folder.name, name) for folder in parents]
             merged = merge_tensors(base.get_tensor(name), tensors, config, masks)
             stream.write(merged.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         stream.flush()

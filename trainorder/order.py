@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from trainorder.metrics.statistics import ROUNDING
+
 Array = np.ndarray
 
 EXACT = 12
@@ -64,7 +66,7 @@ class Recommendation:
 
 def order_value(
     gain: Float[Array, "*batch phase phase"], order: Sequence[int]
-) -> Float[Array, "*batch"]:
+) -> Float[Array, "*batch"] | np.float64:
     """Sum of gain[j, k] over all j before k.
 
     >>> gain = np.array([[0., 5., 2.], [1., 0., 4.], [3., 1., 0.]])
@@ -92,8 +94,8 @@ def best_order(gain: Float[Array, "phase phase"]) -> tuple[int, ...]:
 def exact_orders(gain: Float[Array, "draw phase phase"]) -> Int[Array, "draw phase"]:
     """The best order of every matrix, by dynamic programming over the set of phases already placed.
 
-    best(S) = max over k in S of best(S - k) + sum over i in S - k of gain[i, k]. Among equals the order that keeps the
-    given sequence of phases wins.
+    best(S) = max over k in S of best(S - k) + sum over i in S - k of gain[i, k]. The diagonal
+    adds the same to every order. Among equals the order that keeps the given sequence of phases wins.
     """
     num_draws, n = gain.shape[:2]
     if n > EXACT:
@@ -110,7 +112,7 @@ def _exact_chunk(gain: Float[Array, "draw phase phase"]) -> Int[Array, "draw pha
     for placed in range(1, 2**n):
         members = [k for k in reversed(range(n)) if placed >> k & 1]
         into = gain[:, members, :].sum(1)
-        values = np.stack([best[placed ^ 1 << k] + into[:, k] - gain[:, k, k] for k in members])
+        values = np.stack([best[placed ^ 1 << k] + into[:, k] for k in members])
         choice = values.argmax(0)
         best[placed] = values.max(0)
         last[placed] = np.asarray(members, dtype=np.int8)[choice]
@@ -130,7 +132,7 @@ def heuristic_order(gain: Float[Array, "phase phase"], *, restarts: int = 0) -> 
     """
     n = len(gain)
     rng = np.random.default_rng(0)
-    starts = [_becker(gain), *(list(rng.permutation(n)) for _ in range(restarts))]
+    starts = [_becker(gain), *(rng.permutation(n).tolist() for _ in range(restarts))]
     found = [_insertion(gain, start) for start in starts]
     return max(found, key=lambda order: float(order_value(gain, order)))
 
@@ -244,7 +246,7 @@ def _reasons(
         reasons.append(
             f"no order is best in half of the resamples (the most frequent in {p_most:.2f})"
         )
-    if gap[0] <= 0 <= gap[1]:
+    if gap[0] <= ROUNDING and gap[1] >= -ROUNDING:
         reasons.append(
             f"the predicted gap to the reverse order may be 0 ({gap[0]:+.4f} to {gap[1]:+.4f})"
         )

@@ -16,10 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainorder.config import PolicyConfig
+from trainorder.config import ParamsError, PolicyConfig
 from trainorder.streams import seed_of
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SLOW_OPTIONAL_IMPORTS = ("sklearn", "scipy")
@@ -65,13 +66,15 @@ class Policy:
         """Load a Hugging Face folder, or (a `str` only) a name on the hub. safetensors only, no code from the folder.
 
         Raises:
-            ValueError: a `Path` that is not a folder with a config.json.
+            ParamsError: a `Path` that is not a folder with a config.json.
         """
         import torch
 
         local = isinstance(path, Path) or Path(path).is_dir()
         if local and not (Path(path) / "config.json").is_file():
-            raise ValueError(f"{path} is not a Hugging Face model folder (no config.json): make that checkpoint first")
+            raise ParamsError(
+                f"{path} is not a Hugging Face model folder (no config.json): make that checkpoint first"
+            )
         model = import_transformers().AutoModelForCausalLM.from_pretrained(
             str(path),
             dtype=torch.float32,
@@ -102,7 +105,9 @@ class Policy:
         if self.tokenizer.chat_template is None:
             return list(self.tokenizer.encode(text))
         chat = [{"role": "user", "content": text}]
-        return list(self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
+        return list(
+            self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        )
 
     def encode_completion(self, text: str) -> list[int]:
         """The tokens of an answer, with the end token."""
@@ -114,14 +119,25 @@ class Policy:
 
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """`decode` of every row."""
-        kept = [row[: next((i for i, id_ in enumerate(row) if id_ in self.stop_ids), None)] for row in rows]
-        return self.tokenizer.batch_decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        kept = [
+            row[: next((i for i, id_ in enumerate(row) if id_ in self.stop_ids), None)]
+            for row in rows
+        ]
+        return self.tokenizer.batch_decode(
+            kept, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end an answer: the tokenizer's, and those of the model's generation config (chat models)."""
-        more = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        config = getattr(self.model, "generation_config", None)
+        more = config.eos_token_id if config else None
         return frozenset([self.eos_id, *([more] if isinstance(more, int) else more or [])])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs have to be."""
+        return next(self.model.parameters()).device
 
     @property
     def eos_id(self) -> int:
@@ -131,7 +147,7 @@ class Policy:
     @property
     def pad_id(self) -> int:
         """The filler behind a finished row; the end token where the tokenizer has no filler of its own."""
-        pad = self.tokenizer.pad_token_id
+        pad: Any = self.tokenizer.pad_token_id
         return self.eos_id if pad is None else pad
 
 
@@ -139,7 +155,7 @@ def weights_hash(path: Path | str) -> str:
     """sha256 over a checkpoint's weights: model.safetensors, or its shards in the order of their names."""
     files = sorted(Path(path).glob("model*.safetensors"))
     if not files:
-        raise ValueError(f"{path} holds no model.safetensors: make that checkpoint first")
+        raise ParamsError(f"{path} holds no model.safetensors: make that checkpoint first")
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -156,7 +172,8 @@ def import_transformers() -> Any:
     """
     if "transformers.modeling_utils" not in sys.modules:
         hidden = [name for name in SLOW_OPTIONAL_IMPORTS if name not in sys.modules]
-        sys.modules.update(dict.fromkeys(hidden))
+        modules: dict[str, Any] = sys.modules
+        modules.update(dict.fromkeys(hidden))
         try:
             importlib.import_module("transformers.models.llama.modeling_llama")
         finally:
@@ -170,14 +187,16 @@ def import_transformers() -> Any:
 
 def _load_tokenizer(path: Path | str, *, local: bool) -> PreTrainedTokenizerBase:
     if local and not (Path(path) / "tokenizer_config.json").is_file():
-        raise ValueError(f"{path} holds no tokenizer (no tokenizer_config.json): run the stage that makes it first")
+        raise ParamsError(
+            f"{path} holds no tokenizer (no tokenizer_config.json): run the stage that makes it first"
+        )
     auto = import_transformers().AutoTokenizer
     return auto.from_pretrained(str(path), trust_remote_code=False, local_files_only=local)
 
 
-def _require(value: int | None, what: str) -> int:
+def _require(value: Any, what: str) -> int:
     if value is None:
-        raise ValueError(f"the tokenizer has no {what}: set it in tokenizer_config.json")
+        raise ParamsError(f"the tokenizer has no {what}: set it in tokenizer_config.json")
     return value
 
 

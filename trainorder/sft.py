@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trainorder.policy import Policy
+
+
+LOG_EVERY = 10
+"""Updates between two logged lines."""
 
 
 class Log(Protocol):
@@ -66,15 +70,16 @@ def warm_up(out: Path, params: Params, seed: int, tracker: Log) -> dict[str, Any
     from trainorder.policy import Policy
 
     config = params.sft
-    torch.set_num_threads(1)  # micro-batches run side by side instead: faster here, and the same bytes
+    torch.set_num_threads(
+        1
+    )  # micro-batches run side by side instead: faster here, and the same bytes
     if params.policy.path is None:
         policy = Policy.build_tiny(params.policy, paths.TOKENIZER, seed)
     else:
         policy = Policy.load(params.policy.path)
     batches = _batches(policy, config, seed)
-    limits = {task: params.tasks[task].max_new_tokens for task in config.gate}
     with ThreadPoolExecutor(config.threads) as pool:
-        summary = _train_to_gate(policy, batches, config, limits, tracker, pool)
+        summary = _train_to_gate(policy, batches, config, tracker, pool)
     policy.save(out)
     return summary
 
@@ -126,7 +131,12 @@ def gradients(
     """
     total = sum(sum(line.weights) for line in lines)
     wanted = [p for p in model.parameters() if p.requires_grad]
-    results = list(pool.map(lambda part: _part_gradients(model, wanted, part, total), micro_batches(lines, num_parts)))
+    results = list(
+        pool.map(
+            lambda part: _part_gradients(model, wanted, part, total),
+            micro_batches(lines, num_parts),
+        )
+    )
     loss, grads = results[0]
     for other_loss, others in results[1:]:
         loss += other_loss
@@ -141,30 +151,25 @@ def check_gate(reached: Mapping[str, float], gate: Mapping[str, float]) -> list[
     >>> check_gate({"math": 0.5, "qa": 0.7}, {"math": 0.9, "qa": 0.7})
     ['math reached 0.500 of 0.900']
     """
-    return [f"{task} reached {reached[task]:.3f} of {need:.3f}" for task, need in gate.items() if reached[task] < need]
+    return [
+        f"{task} reached {reached[task]:.3f} of {need:.3f}"
+        for task, need in gate.items()
+        if reached[task] < need
+    ]
 
 
 def _train_to_gate(
     policy: Policy,
     batches: Iterator[list[Line]],
     config: SftConfig,
-    limits: Mapping[str, int],
     tracker: Log,
     pool: ThreadPoolExecutor,
 ) -> dict[str, Any]:
-    from tqdm import tqdm
-
     run = _Run(policy, config, pool)
     leg = min(config.steps, config.max_steps)
     while True:
-        goal = run.steps + leg
-        with tqdm(total=leg, desc="sft", unit="step", leave=False, disable=None) as bar:
-            for _ in range(leg):
-                metrics = run.update(next(batches), leg_start=goal - leg, leg_steps=leg)
-                bar.update()
-                if run.steps % 10 == 0 or run.steps == goal:
-                    tracker.log(run.steps, metrics)
-        reached = greedy_accuracies(policy, limits, pool)
+        metrics = _train_leg(run, batches, leg, tracker)
+        reached = greedy_accuracies(policy, config.gate, pool)
         tracker.log(run.steps, {f"sft/greedy/{task}": value for task, value in reached.items()})
         shut = check_gate(reached, config.gate)
         if not shut:
@@ -174,19 +179,41 @@ def _train_to_gate(
             raise GateError(_gate_text(shut, run.steps))
 
 
-def greedy_accuracies(policy: Policy, limits: Mapping[str, int], pool: ThreadPoolExecutor) -> dict[str, float]:
-    """Mean dev grade of greedy answers per task; `limits` are the tokens an answer may have."""
-    return dict(zip(limits, pool.map(lambda item: _greedy_accuracy(policy, *item), limits.items()), strict=True))
+def _train_leg(
+    run: _Run, batches: Iterator[list[Line]], steps: int, tracker: Log
+) -> dict[str, float]:
+    """`steps` updates under one learning-rate schedule; returns the last step's metrics."""
+    from tqdm import tqdm
+
+    metrics: dict[str, float] = {}
+    run.model.train()
+    for step in tqdm(range(steps), desc="sft", unit="step", leave=False, disable=None):
+        metrics = run.update(next(batches), lr_fraction(step, steps, run.config))
+        if run.steps % LOG_EVERY == 0 or step == steps - 1:
+            tracker.log(run.steps, metrics)
+    run.model.eval()
+    return metrics
 
 
-def _greedy_accuracy(policy: Policy, task: str, max_new_tokens: int) -> float:
+def greedy_accuracies(
+    policy: Policy, tasks: Iterable[str], pool: ThreadPoolExecutor
+) -> dict[str, float]:
+    """Task -> mean dev grade of greedy answers; an answer that cannot be graded counts 0."""
+    names = list(tasks)
+    return dict(
+        zip(names, pool.map(lambda task: _greedy_accuracy(policy, task), names), strict=True)
+    )
+
+
+def _greedy_accuracy(policy: Policy, task: str) -> float:
     from trainorder.rollout.torch_engine import TorchEngine
 
     problems = load_problems(task, "dev")
+    card = json.loads((paths.TASK_DATA / task / "task.json").read_text(encoding="utf-8"))
     answers = TorchEngine(policy).generate(
         [policy.encode_prompt(problem.prompt) for problem in problems],
         samples=1,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=card["max_new_tokens"],
         temperature=0.0,
         generator=torch_stream("sft", "gate", task),
     )
@@ -206,34 +233,64 @@ class _Run:
     """The state of one warm-up: model, optimiser, counts."""
 
     def __init__(self, policy: Policy, config: SftConfig, pool: ThreadPoolExecutor) -> None:
-        import torch
-
-        self.model, self.config, self.pool = policy.model.train(), config, pool
+        self.model, self.config, self.pool = policy.model, config, pool
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
-        betas = (config.betas[0], config.betas[1])
-        self.optimiser = torch.optim.AdamW(
-            self.weights, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimisers = _optimisers(self.model, config)
         self.steps, self.tokens = 0, 0
 
-    def update(self, lines: Sequence[Line], leg_start: int, leg_steps: int) -> dict[str, float]:
-        """One optimiser step on these lines."""
+    def update(self, lines: Sequence[Line], lr_share: float) -> dict[str, float]:
+        """One optimiser step on these lines at this share of the peak learning rates."""
         import torch
 
-        lr = self.config.lr * lr_fraction(self.steps - leg_start, leg_steps, self.config)
         loss, grads = gradients(self.model, lines, self.config.micro_batches, self.pool)
         for weight, grad in zip(self.weights, grads, strict=True):
             weight.grad = grad
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.config.max_grad_norm)
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
-        self.optimiser.step()
+        for optimiser, peak in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = peak * lr_share
+            optimiser.step()
         self.steps += 1
         self.tokens += sum(len(line.ids) for line in lines)
-        return {"sft/loss": loss, "sft/grad_norm": float(norm), "sft/lr": lr}
+        return {"sft/loss": loss, "sft/grad_norm": float(norm), "sft/lr": self.config.lr * lr_share}
 
 
-def _part_gradients(model: Any, wanted: list[Any], part: list[Line], total: float) -> tuple[float, list[Tensor]]:
+def _optimisers(model: Any, config: SftConfig) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Optimisers with their peak learning rates. Muon's part: matrices, but neither embeddings nor the output head."""
+    import torch
+
+    from trainorder.muon import Muon
+
+    outer = {
+        id(p)
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+        for p in layer.parameters()
+    }
+    weights = [p for p in model.parameters() if p.requires_grad]
+    matrices = (
+        [p for p in weights if p.ndim == 2 and id(p) not in outer]
+        if config.optimizer == "muon"
+        else []
+    )
+    chosen = {id(p) for p in matrices}
+    adamw = torch.optim.AdamW(
+        [p for p in weights if id(p) not in chosen],
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    muon = (
+        [(Muon(matrices, config.muon_lr, weight_decay=config.weight_decay), config.muon_lr)]
+        if matrices
+        else []
+    )
+    return [(adamw, config.lr), *muon]
+
+
+def _part_gradients(
+    model: Any, wanted: list[Any], part: list[Line], total: float
+) -> tuple[float, list[Tensor]]:
     import torch
 
     ids, weights = _pad(part)
@@ -256,15 +313,21 @@ def _batches(policy: Policy, config: SftConfig, seed: int) -> Iterator[list[Line
     demonstrations = _read_rows(paths.SFT_DATA / "demonstrations.jsonl")
     drills = _read_rows(paths.SFT_DATA / "drills.jsonl") if config.drill_batch_size else []
     if not demonstrations:
-        raise ParamsError("data/sft/demonstrations.jsonl is empty: set tasks.<task>.demonstrations above 0")
-    shown = _shuffled(demonstration_lines(policy, demonstrations, config.prompt_weight), "demonstrations", seed)
+        raise ParamsError(
+            "data/sft/demonstrations.jsonl is empty: set tasks.<task>.demonstrations above 0"
+        )
+    shown = _shuffled(
+        demonstration_lines(policy, demonstrations, config.prompt_weight), "demonstrations", seed
+    )
     drilled = _shuffled(drill_lines(policy, drills), "drills", seed) if drills else iter(())
     while True:
         batch = [next(shown) for _ in range(config.batch_size)]
         yield batch + [next(drilled) for _ in range(config.drill_batch_size if drills else 0)]
 
 
-def demonstration_lines(policy: Policy, rows: Sequence[Mapping[str, str]], prompt_weight: float) -> list[Line]:
+def demonstration_lines(
+    policy: Policy, rows: Sequence[Mapping[str, str]], prompt_weight: float
+) -> list[Line]:
     """Prompt and answer as one line each; the prompt's tokens count `prompt_weight`, the answer's 1."""
     prompt, answer = cache(policy.encode_prompt), cache(policy.encode_completion)
     pairs = [(prompt(row["prompt"]), answer(row["completion"])) for row in rows]
@@ -273,8 +336,10 @@ def demonstration_lines(policy: Policy, rows: Sequence[Mapping[str, str]], promp
 
 def drill_lines(policy: Policy, rows: Sequence[Mapping[str, str]]) -> list[Line]:
     """Plain text between the begin token, where the tokenizer has one, and the end token; all of it counts 1."""
-    begin = [] if policy.tokenizer.bos_token_id is None else [policy.tokenizer.bos_token_id]
-    texts = [begin + policy.encode_completion(row["text"]) for row in rows]
+    begin: list[Any] = (
+        [] if policy.tokenizer.bos_token_id is None else [policy.tokenizer.bos_token_id]
+    )
+    texts: list[list[int]] = [begin + policy.encode_completion(row["text"]) for row in rows]
     return [Line(ids, [0.0] + [1.0] * (len(ids) - 1)) for ids in texts]
 
 

@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -80,10 +81,11 @@ def test_empty_scores_zero(name: str) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_hostile_completions_get_a_reward_between_zero_and_one_and_no_gold(name: str) -> None:
-    problems = [drawn(name)[0]] * len(HOSTILE)
-    for text, reward in zip(HOSTILE, task_of(name).grade(HOSTILE, problems), strict=True):
-        assert reward.value is not None, text[:40]
-        assert 0 <= reward.value < 1, text[:40]
+    for problem in drawn(name)[:5]:
+        rewards = task_of(name).grade(HOSTILE, [problem] * len(HOSTILE))
+        for text, reward in zip(HOSTILE, rewards, strict=True):
+            assert reward.value is not None, text[:40]
+            assert 0 <= reward.value < 1, text[:40]
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -128,18 +130,21 @@ def test_splits_share_neither_prompts_nor_ids(name: str) -> None:
     assert all(split_of(p.id) == split for split in SPLITS for p in splits[split])
 
 
+@cache
+def digests_elsewhere(hash_seed: str) -> dict[str, str]:
+    code = "import json; from tests.contracts.test_tasks import *; print(json.dumps({n: digest(n) for n in TASKS}))"
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
 @pytest.mark.parametrize("name", TASKS)
-def test_every_process_makes_the_same_items(name: str) -> None:
-    code = f"from tests.contracts.test_tasks import digest; print(digest({name!r}))"
-    for hash_seed in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.strip() == digest(name)
+def test_every_process_makes_the_same_items(name: str, hash_seed: str) -> None:
+    assert digests_elsewhere(hash_seed)[name] == digest(name)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -171,5 +176,11 @@ def test_texts_are_words_with_single_spaces_on_one_line(name: str) -> None:
     task, rng = task_of(name), stream("spaces", name)
     drills = [text for _ in range(20) if (text := task.drill(rng)) is not None]
     for problem in drawn(name):
-        for text in (problem.prompt, problem.gold, problem.reference, task.demonstrate(problem, rng), *drills):
+        for text in (
+            problem.prompt,
+            problem.gold,
+            problem.reference,
+            task.demonstrate(problem, rng),
+            *drills,
+        ):
             assert text == " ".join(text.split())

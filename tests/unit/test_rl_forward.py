@@ -16,7 +16,9 @@ def random_roll(lengths: list[int], *, vocab: int = 23, seed: int = 0) -> Roll:
     noise = torch.Generator().manual_seed(seed)
     roll = make_roll([0.0] * len(lengths), lengths=lengths)
     ids = torch.randint(0, vocab, roll.mask.shape, generator=noise)
-    prompts = [[int(i) for i in torch.randint(0, vocab, (2 + n % 3,), generator=noise)] for n in lengths]
+    prompts = [
+        [int(i) for i in torch.randint(0, vocab, (2 + n % 3,), generator=noise)] for n in lengths
+    ]
     return replace(roll, ids=ids, prompt=prompts)
 
 
@@ -85,7 +87,9 @@ def test_other_model_families_work(kind):
     config = getattr(transformers, f"{kind}Config")(**sizes, **extra.get(kind, {}), pad_token_id=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = getattr(transformers, {"GPT2": "GPT2LMHeadModel"}.get(kind, f"{kind}ForCausalLM"))(config)
+        model = getattr(transformers, {"GPT2": "GPT2LMHeadModel"}.get(kind, f"{kind}ForCausalLM"))(
+            config
+        )
     model.eval()
     check_forward(model)
     roll = random_roll([4, 2])
@@ -99,7 +103,9 @@ def test_a_head_that_is_more_than_a_matrix_is_refused():
     model.register_forward_hook(
         lambda m, i, out: type(out)(**{**out, "logits": out.logits + torch.arange(23.0)})
     )
-    with pytest.raises(ValueError, match="LlamaForCausalLM computes its logits in a way .* does not know"):
+    with pytest.raises(
+        ValueError, match=r"LlamaForCausalLM computes its logits in a way .* does not know"
+    ):
         check_forward(model)
 
 

@@ -37,12 +37,36 @@ def test_kl_to_the_old_policy_needs_no_reference():
 @pytest.mark.parametrize(
     ("slot", "piece", "message"),
     [
-        ("advantage", "grop", r"method.advantage: no piece 'grop'; there are dr_grpo, grpo, rloo \(did you mean 'grpo'"),
-        ("terms", {"clipped_surrogate": {"clip_hihg": 1.0}}, r"no option 'clip_hihg'; it takes clip_high, clip_low, coef"),
-        ("terms", {"kl": {"kind": "k4"}}, r"method.terms.kl.kind: input should be 'k1', 'k2' or 'k3', got 'k4'"),
-        ("terms", {"kl": {"coef": "big"}}, r"method.terms.kl.coef: input should be a valid number, got 'big'"),
-        ("advantage", {"dr_grpo": {"coef": 2.0}}, r"method.advantage.dr_grpo: no option 'coef'; it takes none"),
-        ("reward", {"graded": {}, "other": {}}, r"a piece is one name with its options, got \['graded', 'other'\]"),
+        (
+            "advantage",
+            "grop",
+            r"method.advantage: no piece 'grop'; there are dr_grpo, grpo, rloo \(did you mean 'grpo'",
+        ),
+        (
+            "terms",
+            {"clipped_surrogate": {"clip_hihg": 1.0}},
+            r"no option 'clip_hihg'; it takes clip_high, clip_low, coef",
+        ),
+        (
+            "terms",
+            {"kl": {"kind": "k4"}},
+            r"method.terms.kl.kind: input should be 'k1', 'k2' or 'k3', got 'k4'",
+        ),
+        (
+            "terms",
+            {"kl": {"coef": "big"}},
+            r"method.terms.kl.coef: input should be a valid number, got 'big'",
+        ),
+        (
+            "advantage",
+            {"dr_grpo": {"coef": 2.0}},
+            r"method.advantage.dr_grpo: no option 'coef'; it takes none",
+        ),
+        (
+            "reward",
+            {"graded": {}, "other": {}},
+            r"a piece is one name with its options, got \['graded', 'other'\]",
+        ),
     ],
 )
 def test_what_cannot_be_bound_is_refused_in_words(slot, piece, message):

@@ -39,7 +39,7 @@ def loss_and_gradient(term, *, logp: Tensor, roll: Roll, **options) -> tuple[Ten
 
 
 def surrogate(ratio: float, advantage: float, **options) -> tuple[float, float]:
-    """Loss of one token of old log-probability -1, and its derivative by logp (= ratio x that by the ratio)."""
+    """Loss of one token of old log-probability -1, and its derivative by logp."""
     roll = make_roll([0.0], a=tensor(advantage)[None], x={"logp": tensor(-1.0)[None]})
     logp = tensor(math.log(ratio) - 1.0)[None]
     loss, gradient = loss_and_gradient(clipped_surrogate, logp=logp, roll=roll, **options)
@@ -118,7 +118,11 @@ def test_clip_fraction_counts_the_tokens_that_lost_their_gradient():
 
 @pytest.mark.parametrize(
     ("kind", "value", "slope"),
-    [("k1", -math.log(2), 1.0), ("k2", math.log(2) ** 2 / 2, -math.log(2)), ("k3", 1 - math.log(2), -1.0)],
+    [
+        ("k1", -math.log(2), 1.0),
+        ("k2", math.log(2) ** 2 / 2, -math.log(2)),
+        ("k3", 1 - math.log(2), -1.0),
+    ],
 )
 @pytest.mark.parametrize("against", ["old", "ref"])
 def test_kl_where_the_other_finds_the_token_twice_as_likely(kind, value, slope, against):
@@ -149,7 +153,8 @@ def test_reward_spread_averages_over_groups_and_flat_ones_have_none():
 
 
 def test_entropy_covariance_of_four_tokens():
-    # a - mean a = [2, 1, -1, -2]; logp - mean = [1.3, -1.6, .9, -.6] -> mean of [2.6, -1.6, -.9, 1.2]
+    # a - mean a = [2, 1, -1, -2]; logp - mean = [1.3, -1.6, .9, -.6]
+    # -> mean of [2.6, -1.6, -.9, 1.2]
     roll = make_roll([0.0], lengths=[4], a=tensor(2, 1, -1, -2)[None])
     roll.x["logp"] = tensor(-0.1, -3.0, -0.5, -2.0)[None]
     assert entropy_covariance(roll, STATE)["entropy_covariance"] == pytest.approx(1.3 / 4)

@@ -59,7 +59,9 @@ def test_a_row_without_tokens_is_not_counted():
 def test_an_empty_update_has_no_loss():
     empty = torch.zeros(0, 3)
     for how in ("token", "sequence", "constant", "prompt"):
-        shares = reduction_shares(empty, empty, torch.zeros(0, dtype=torch.long), how=how, max_length=2)
+        shares = reduction_shares(
+            empty, empty, torch.zeros(0, dtype=torch.long), how=how, max_length=2
+        )
         assert float(shares.sum()) == 0
 
 

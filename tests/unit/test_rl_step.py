@@ -21,7 +21,11 @@ METHODS = {
     "grpo": MethodConfig(),
     "dr_grpo": MethodConfig(advantage=["dr_grpo"], reduction="constant"),
     "kl": MethodConfig(
-        terms=["clipped_surrogate", {"kl": {"coef": 0.1}}, {"kl": {"kind": "k2", "against": "old"}}],
+        terms=[
+            "clipped_surrogate",
+            {"kl": {"coef": 0.1}},
+            {"kl": {"kind": "k2", "against": "old"}},
+        ],
         reduction="sequence",
     ),
     "weighted": MethodConfig(
@@ -35,7 +39,7 @@ def model64() -> Any:
 
 
 def off_policy_roll(model: Any) -> Roll:
-    """Ten rows in three groups (one flat, one with an ungradable row), old logps a little off the live ones."""
+    """Three groups (one flat, one with an ungradable row), old logps a little off the live ones."""
     reward = [1, 0, 0.5, 0, 0.25, 0.25, 0.25, 1, None, 0]
     lengths = [4, 1, 6, 3, 2, 2, 5, 3, 4, 1]
     roll = make_roll(reward, group=[0] * 4 + [1] * 3 + [2] * 3, lengths=lengths)
@@ -81,7 +85,8 @@ def test_order_of_rows_changes_nothing(name):
     roll = off_policy_roll(model)
     order = random.Random(2).sample(range(len(roll)), len(roll))
     assert_equal_updates(
-        gradient(model, roll, METHODS[name]), gradient(model, roll.rows(order), METHODS[name], budget=20)
+        gradient(model, roll, METHODS[name]),
+        gradient(model, roll.rows(order), METHODS[name], budget=20),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -74,7 +75,9 @@ def test_a_call_cannot_spoil_the_argument_of_the_next(shared: Sandbox) -> None:
         ("return 1\rimport os", "forbidden: Import"),
     ],
 )
-def test_what_a_program_may_not_do_names_its_reason(shared: Sandbox, source: str, error: str) -> None:
+def test_what_a_program_may_not_do_names_its_reason(
+    shared: Sandbox, source: str, error: str
+) -> None:
     result = run(shared, source)
     assert result.outputs is None
     assert result.error.startswith(error)
@@ -105,7 +108,9 @@ def test_equal_programs_run_once_and_are_remembered(sandbox: Sandbox) -> None:
 def test_memory_is_bounded_to_the_newest_programs() -> None:
     sandbox = Sandbox(remember=3)
     sandbox.run([(f"return {n}", [[0]]) for n in range(5)])
-    assert [sandbox.run([(f"return {n}", [[0]])])[0].outputs for n in range(5)] == [[n] for n in range(5)]
+    assert [sandbox.run([(f"return {n}", [[0]])])[0].outputs for n in range(5)] == [
+        [n] for n in range(5)
+    ]
     assert len(sandbox._seen) == 3
     sandbox.close()
 
@@ -125,15 +130,22 @@ def test_a_program_on_which_the_worker_dies_has_no_result_and_the_others_have(
 
     def dies_on_bomb(request: str) -> Result | None:
         if "bomb" in request:
-            os.kill(sandbox._start().pid, signal.SIGKILL)
+            sandbox._start().kill()
+            return None
         return ask(request)
 
     monkeypatch.setattr(sandbox, "_ask", dies_on_bomb)
     programs = [("return 1", [[0]]), ("return 'bomb'", [[0]]), ("return 3", [[0]])]
     results = sandbox.run(programs)
-    assert [(r.outputs, r.unavailable) for r in results] == [([1], False), (None, True), ([3], False)]
+    assert [(r.outputs, r.unavailable) for r in results] == [
+        ([1], False),
+        (None, True),
+        ([3], False),
+    ]
     monkeypatch.setattr(sandbox, "_ask", ask)
-    assert sandbox.run(programs)[1].outputs == ["bomb"]  # a failure of the sandbox is not remembered
+    assert sandbox.run(programs)[1].outputs == [
+        "bomb"
+    ]  # a failure of the sandbox is not remembered
 
 
 def test_a_stopped_worker_is_replaced(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,12 +176,10 @@ def test_sets_have_one_order_in_every_worker() -> None:
     assert orders[0] == orders[1] == orders[2]
 
 
-def test_at_least_150_programs_a_second(shared: Sandbox) -> None:
-    def seconds(first: int) -> float:
-        programs = [(f"return [ v + {first + n} for v in xs ]", [[1, 2, 3]] * 4) for n in range(75)]
-        started = time.monotonic()
-        shared.run(programs)
-        return time.monotonic() - started
-
-    # the best of several: other tests may run on the same cores
-    assert min(seconds(first) for first in range(0, 600, 75)) < 0.5
+def test_at_least_150_programs_per_second_of_one_core() -> None:
+    sandbox = Sandbox()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    sandbox.run([(f"return [ v + {n} for v in xs ]", [[1, 2, 3]] * 4) for n in range(150)])
+    sandbox.close()  # only then is the worker's time, its children included, counted here
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from trainorder import paths
 from trainorder.config import ParamsError
@@ -83,12 +83,14 @@ def scores_of(
     The draws of a task depend on its name, its number of problems and `seed` alone, so adding nodes or tasks moves no
     interval of the others.
     """
-    main = table[(table["metric"] == SCORE) & (table["split"] == split) & (table["problem"] != POOLED)]
+    main = table[
+        (table["metric"] == SCORE) & (table["split"] == split) & (table["problem"] != POOLED)
+    ]
     values = {node: np.empty((count + 1, len(tasks))) for node in nodes}
     used, dropped = {}, {}
     for column, task in enumerate(tasks):
-        rows = main[main["task"] == task]
-        wide = rows.groupby(["node", "problem"], sort=True)["value"].mean().unstack("problem")
+        rows = main.loc[main["task"] == task]
+        wide = rows.pivot_table(index="node", columns="problem", values="value", dropna=False)
         scores = wide.reindex(nodes).to_numpy(dtype=float)
         complete = ~np.isnan(scores).any(0)
         used[task] = int(complete.sum())
@@ -107,14 +109,14 @@ def _check_overlap(
 ) -> None:
     known = ~np.isnan(scores)
     if known.all(0).mean() < MIN_SHARE:
-        worst = nodes[int(known.sum(0).argmin())] if known.shape[0] == 1 else nodes[_odd_one(known)]
+        worst = nodes[_odd_one(known)]
         raise ParamsError(
             f"only {int(known.all(0).sum())} of {known.shape[1]} {split} problems of {task} have a score at every "
             f"node, so arms cannot be compared in pairs; {worst} shares the fewest with the others: {_evaluate(worst)}"
         )
 
 
-def _odd_one(known: Float[np.ndarray, "node problem"] | Any) -> int:
+def _odd_one(known: Bool[np.ndarray, "node problem"]) -> int:
     """The node whose known problems are known at the fewest other nodes."""
     popularity = known.sum(0)
     return int((known * popularity).sum(1).argmin())
@@ -122,28 +124,3 @@ def _odd_one(known: Float[np.ndarray, "node problem"] | Any) -> int:
 
 def _evaluate(node: str) -> str:
     return f"run `dvc repro evaluate@{node}`"
-
-
-Means = dict[str, dict[str, dict[str, float]]]
-"""Node -> metric -> task -> mean over problems."""
-
-
-def metric_means(table: pd.DataFrame, split: str) -> Means:
-    """Mean of every metric of the split, as recorded; a value of the whole task stands for itself."""
-    rows = table[table["split"] == split]
-    means: Means = {}
-    grouped = rows.groupby(["node", "metric", "task"], sort=True)["value"].mean()
-    for (node, metric, task), value in grouped.items():  # type: ignore[misc]
-        means.setdefault(node, {}).setdefault(metric, {})[task] = float(value)
-    return means
-
-
-def mean_metrics(means: Means, nodes: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Metric -> task -> mean over nodes (one per seed); absent where a node lacks it."""
-    first, *others = [means[node] for node in nodes]
-    result: dict[str, dict[str, float]] = {}
-    for metric, by_task in first.items():
-        for task, value in by_task.items():
-            values = [value, *(other.get(metric, {}).get(task, np.nan) for other in others)]
-            result.setdefault(metric, {})[task] = float(np.mean(values))
-    return result

@@ -15,6 +15,8 @@ from scipy import special
 
 FEW_SEEDS = 5
 """Below this number of seeds the bootstrap over seeds is too narrow, so the t-interval must agree with it."""
+ROUNDING = 1e-9
+"""An interval that ends this close to a number touches it: equal scores may differ in their last bits."""
 
 Pair = tuple[float, float]
 
@@ -45,7 +47,7 @@ class Interval:
         >>> Interval(0.2, 0.1, 0.3, (0.2,), (0.1, 0.3), None).excludes(0.0)
         True
         """
-        return self.low > value or self.high < value
+        return self.low > value + ROUNDING or self.high < value - ROUNDING
 
 
 def covers(num_seeds: int) -> str:

@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 Array = np.ndarray
+Measure = Float[Array, "*batch"] | np.float64
+"""One number per leading index; numpy makes a scalar of it where there is none."""
 
 EXAMPLE = np.array([[0.8, 0.3, 0.2], [0.7, 0.9, 0.4], [0.6, 0.8, 0.7]])
 """Three stages, three tasks: the matrix of every doctest below."""
@@ -19,7 +21,7 @@ EXAMPLE_BASE = np.array([0.1, 0.2, 0.3])
 """The scores before the first stage of EXAMPLE."""
 
 
-def accuracy(scores: Float[Array, "*batch stage task"]) -> Float[Array, "*batch"]:
+def accuracy(scores: Float[Array, "*batch stage task"]) -> Measure:
     """ACC: mean over tasks of the score after the last stage (Lopez-Paz & Ranzato, arXiv 1706.08840).
 
     >>> float(accuracy(EXAMPLE).round(4))
@@ -28,7 +30,7 @@ def accuracy(scores: Float[Array, "*batch stage task"]) -> Float[Array, "*batch"
     return scores[..., -1, :].mean(-1)
 
 
-def backward_transfer(scores: Float[Array, "*batch stage task"]) -> Float[Array, "*batch"]:
+def backward_transfer(scores: Float[Array, "*batch stage task"]) -> Measure:
     """BWT: mean over all but the last task of R[T,j] - R[j,j] (Lopez-Paz & Ranzato, arXiv 1706.08840).
 
     Negative: later stages cost earlier tasks. Differs from `backward_transfer_all`, with which it is often confused.
@@ -41,7 +43,7 @@ def backward_transfer(scores: Float[Array, "*batch stage task"]) -> Float[Array,
 
 def forward_transfer(
     scores: Float[Array, "*batch stage task"], base: Float[Array, "*batch task"]
-) -> Float[Array, "*batch"]:
+) -> Measure:
     """FWT: mean over all but the first task of R[j-1,j] - b[j] (Lopez-Paz & Ranzato, arXiv 1706.08840).
 
     >>> float(forward_transfer(EXAMPLE, EXAMPLE_BASE).round(4))
@@ -51,7 +53,7 @@ def forward_transfer(
     return _mean(before - base[..., 1:])
 
 
-def average_accuracy(scores: Float[Array, "*batch stage task"]) -> Float[Array, "*batch"]:
+def average_accuracy(scores: Float[Array, "*batch stage task"]) -> Measure:
     """A: mean of R[i,j] over i >= j, the tasks already met (Diaz-Rodriguez et al., arXiv 1810.13166).
 
     >>> float(average_accuracy(EXAMPLE).round(4))
@@ -61,7 +63,7 @@ def average_accuracy(scores: Float[Array, "*batch stage task"]) -> Float[Array, 
     return scores[..., later, earlier].mean(-1)
 
 
-def backward_transfer_all(scores: Float[Array, "*batch stage task"]) -> Float[Array, "*batch"]:
+def backward_transfer_all(scores: Float[Array, "*batch stage task"]) -> Measure:
     """BWT_D: mean of R[i,j] - R[j,j] over all i > j (Diaz-Rodriguez et al., arXiv 1810.13166).
 
     >>> float(backward_transfer_all(EXAMPLE).round(4))
@@ -71,7 +73,7 @@ def backward_transfer_all(scores: Float[Array, "*batch stage task"]) -> Float[Ar
     return _mean(scores[..., later, earlier] - scores[..., earlier, earlier])
 
 
-def remembering(scores: Float[Array, "*batch stage task"]) -> Float[Array, "*batch"]:
+def remembering(scores: Float[Array, "*batch stage task"]) -> Measure:
     """REM = 1 - |min(BWT_D, 0)| (Diaz-Rodriguez et al., arXiv 1810.13166).
 
     >>> float(remembering(EXAMPLE).round(4))
@@ -80,7 +82,7 @@ def remembering(scores: Float[Array, "*batch stage task"]) -> Float[Array, "*bat
     return 1.0 - np.abs(np.minimum(backward_transfer_all(scores), 0.0))
 
 
-def positive_backward_transfer(scores: Float[Array, "*batch stage task"]) -> Float[Array, "*batch"]:
+def positive_backward_transfer(scores: Float[Array, "*batch stage task"]) -> Measure:
     """BWT+ = max(BWT_D, 0) (Diaz-Rodriguez et al., arXiv 1810.13166).
 
     >>> float(positive_backward_transfer(EXAMPLE))
@@ -91,7 +93,7 @@ def positive_backward_transfer(scores: Float[Array, "*batch stage task"]) -> Flo
 
 def forward_transfer_all(
     scores: Float[Array, "*batch stage task"], base: Float[Array, "*batch task"] | None = None
-) -> Float[Array, "*batch"]:
+) -> Measure:
     """FWT_D: mean of R[i,j] over i < j (Diaz-Rodriguez et al., arXiv 1810.13166), minus b[j] where a base is given.
 
     >>> float(forward_transfer_all(EXAMPLE).round(4)), float(forward_transfer_all(EXAMPLE, EXAMPLE_BASE).round(4))
@@ -102,7 +104,7 @@ def forward_transfer_all(
     return _mean(ahead if base is None else ahead - base[..., later])
 
 
-def forgetting(scores: Float[Array, "*batch stage task"]) -> Float[Array, "*batch"]:
+def forgetting(scores: Float[Array, "*batch stage task"]) -> Measure:
     """F: mean over all but the last task of max_{j<=l<T} R[l,j] - R[T,j] (Chaudhry et al., arXiv 1801.10112).
 
     The maximum starts at the task's own stage (l >= j), as in the authors' code. A maximum of noisy scores is biased
@@ -130,9 +132,7 @@ def intransigence(
     return reference - _diagonal(scores)
 
 
-def retention(
-    final: Float[Array, "*batch task"], base: Float[Array, "*batch task"]
-) -> Float[Array, "*batch"]:
+def retention(final: Float[Array, "*batch task"], base: Float[Array, "*batch task"]) -> Measure:
     """Mean over held-out tasks of the final score minus the base's: what no stage trained. Never part of BWT.
 
     >>> float(retention(np.array([.38, .52]), np.array([.4, .5])).round(4))
@@ -145,7 +145,7 @@ def _diagonal(scores: Float[Array, "*batch stage task"]) -> Float[Array, "*batch
     return np.diagonal(scores, axis1=-2, axis2=-1)
 
 
-def _mean(values: Float[Array, "*batch item"]) -> Float[Array, "*batch"]:
+def _mean(values: Float[Array, "*batch item"]) -> Measure:
     """Mean over the last axis, nan where it is empty."""
     if values.shape[-1] == 0:
         return np.full(values.shape[:-1], np.nan)

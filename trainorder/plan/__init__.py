@@ -6,7 +6,27 @@
 cached, what the DVC cache can restore and what must run; `trainorder.plan.show` prints it.
 """
 
-from trainorder.plan.compile import Node, Plan, Resolved, compile_plan, load, pending, write
+from trainorder.plan.compile import (
+    Node,
+    Plan,
+    Resolved,
+    compile_plan,
+    load,
+    measured,
+    pending,
+    write,
+)
 from trainorder.plan.state import State, status
 
-__all__ = ["Node", "Plan", "Resolved", "State", "compile_plan", "load", "pending", "status", "write"]
+__all__ = [
+    "Node",
+    "Plan",
+    "Resolved",
+    "State",
+    "compile_plan",
+    "load",
+    "measured",
+    "pending",
+    "status",
+    "write",
+]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainorder import paths
+from trainorder import fingerprint, paths
 from trainorder.config import Params, ParamsError, load_params, read_yaml
 
 Kind = Literal["base", "structured", "creative", "mixed", "merge"]
@@ -24,8 +25,8 @@ STAGE_OF = {
 }
 """Kind of a node -> the DVC stage that makes it."""
 
-SLOTS = {"base": 16, "structured": 10, "creative": 10, "mixed": 24, "merge": 16}
-"""Entries of a node's `deps` in plan.yaml, as many as dvc.yaml lists: DVC cannot unroll a list of unknown length."""
+SLOTS = {"base": 6, "structured": 4, "creative": 4, "mixed": 8, "merge": 12}
+"""Length of a node's `inputs` in plan.yaml, as many as dvc.yaml lists: DVC cannot unroll a list of unknown length."""
 
 HEADER = "# Compiled from params.yaml by `trainorder plan`: edit params.yaml, not this file.\n"
 
@@ -83,15 +84,16 @@ class Plan:
 
     def data(self) -> dict[str, Any]:
         """The content of plan.yaml."""
-        groups: dict[str, dict[str, Any]] = {
+        groups = {
             name: {n.id: self._entry(n) for n in self.nodes.values() if n.kind == kind}
             for name, kind in GROUPS.items()
         }
         return {
             "resolved": {name: list(phases) for name, phases in self.resolved.items()},
-            "settings": self._settings(),
-            "phases": {name: self._phase(name) for name in self.params.phases},
-            "code": self.code(),
+            "phases": {
+                name: {"kind": phase.kind, "tasks": dict(phase.tasks)}
+                for name, phase in self.params.phases.items()
+            },
             "train_judge": {"base": self.bases()[0].id, "task": self.params.judge.task},
             **groups,
             "evaluate": {node.id: {"seed": node.seed} for node in self.nodes.values()},
@@ -106,6 +108,37 @@ class Plan:
                 if n.kind == "merge"
             },
             "evaluations": [str(paths.evaluation(node)) for node in self.nodes],
+        }
+
+    def fingerprints(self) -> dict[str, str]:
+        """Files of .fingerprints: what the code of every stage means, and params.json with the values it reads."""
+        settings = json.dumps(self.settings(), indent=1) + "\n"
+        return {**fingerprint.compute(self.code()), "params.json": settings}
+
+    def settings(self) -> dict[str, Any]:
+        """params.yaml with its defaults filled in: stages depend on values, however they are written.
+
+        A section that names tasks carries what these are (`tasks` -> kind, options, length of an answer), and a
+        phase its own `rl`.
+        """
+        params = self.params
+        sections = params.model_dump()
+        return {
+            **{name: sections[name] for name in ("policy", "tasks", "data", "evaluation", "measure")},
+            "sft": {**sections["sft"], "tasks": self._tasks(params.sft.gate)},
+            "judge": {**sections["judge"], "tasks": self._tasks([params.judge.task])},
+            "phases": {
+                name: {**phase.model_dump(), "rl": params.phase_rl(name).model_dump(), "of": self._tasks(phase.tasks)}
+                for name, phase in params.phases.items()
+            },
+            "merges": sections["merges"],
+        }
+
+    def _tasks(self, names: Iterable[str]) -> dict[str, Any]:
+        tasks = {name: self.params.tasks[name] for name in names}
+        return {
+            name: {"kind": task.kind or name, "options": task.options, "max_new_tokens": task.max_new_tokens}
+            for name, task in tasks.items()
         }
 
     def code(self) -> dict[str, dict[str, Any]]:
@@ -129,56 +162,41 @@ class Plan:
             for name in modules
         }
 
-    def _settings(self) -> dict[str, Any]:
-        """Sections with their defaults filled in: stages depend on values, however they are written."""
-        sections = self.params.model_dump()
-        return {
-            name: sections[name]
-            for name in ("policy", "tasks", "data", "sft", "judge", "evaluation", "measure")
-        }
-
-    def _phase(self, name: str) -> dict[str, Any]:
-        phase = self.params.phases[name].model_dump()
-        return {**phase, "rl": self.params.phase_rl(name).model_dump()}
-
     def _entry(self, node: Node) -> dict[str, Any]:
         if node.kind == "base":
-            return {"seed": node.seed, "deps": self._deps(node)}
-        if node.kind == "merge":
-            assert node.merge is not None
+            entry: dict[str, Any] = {"seed": node.seed}
+        elif node.kind == "merge":
             base, *parents = node.parents
-            settings = self.params.merges[node.merge].model_dump()
             entry = {"base": base, "merge": node.merge, "parents": ",".join(parents), "seed": node.seed}
-            return {**entry, "settings": settings, "deps": self._deps(node)}
-        entry = {"parent": node.parents[0], "phase": node.phase, "seed": node.seed}
-        return {**entry, "deps": self._deps(node)}
+        else:
+            entry = {"parent": node.parents[0], "phase": node.phase, "seed": node.seed}
+        return {**entry, "inputs": self._inputs(node)}
 
-    def _deps(self, node: Node) -> list[str]:
-        """The files the node's stage reads, its fingerprint last and repeated up to the number of slots."""
+    def _inputs(self, node: Node) -> list[str]:
+        """What the node's stage reads beside what dvc.yaml spells out; the last one fills the spare slots."""
+        slots = SLOTS[node.kind]
         files = list(self._reads(node))
-        free = SLOTS[node.kind] - len(files)
-        if free < 1:
+        if len(files) > slots and node.kind != "merge":  # coarser, but nothing is missed
+            files = [file for file in files if not file.startswith(f"{paths.TASK_DATA}/")] + [str(paths.TASK_DATA)]
+        if len(files) > slots:
             raise ParamsError(
-                f"{node.id} reads {len(files)} files, more than the {SLOTS[node.kind] - 1} that dvc.yaml has room for: "
-                f"use fewer tasks or phases, or add lines to `deps` of {STAGE_OF[node.kind]} in dvc.yaml and raise "
-                f"SLOTS in trainorder/plan/compile.py"
+                f"{node.id} merges {len(files)} checkpoints, and dvc.yaml has room for {slots}: use fewer phases, or "
+                f"add lines to `deps` of `merge` in dvc.yaml and raise SLOTS in trainorder/plan/compile.py"
             )
-        name = "merge" if node.merge else "sft_warmup" if node.phase is None else phase_code(node.phase)
-        return files + [str(paths.FINGERPRINTS / name)] * free
+        return files + files[-1:] * (slots - len(files))
 
     def _reads(self, node: Node) -> Iterator[str]:
-        yield from (str(paths.checkpoint(parent)) for parent in node.parents)
-        if node.kind == "base":
-            yield from (str(paths.SFT_DATA), str(paths.TOKENIZER))
-            yield from _task_files(self.params.sft.gate, "dev")
+        if node.kind == "merge":
+            yield from (str(paths.checkpoint(parent)) for parent in node.parents[1:])
+        elif node.phase is None:
             path = self.params.policy.path
-            if path is not None and Path(path).is_dir():
-                yield path
-        elif node.phase is not None:
-            phase = self.params.phases[node.phase]
-            yield from _task_files(phase.tasks, "train")
-            if phase.kind == "creative" or self.params.judge.task in phase.tasks:
+            yield path if path is not None and Path(path).is_dir() else str(paths.TOKENIZER)
+            yield from (str(paths.TASK_DATA / task / "dev.jsonl") for task in self.params.sft.gate)
+        else:
+            tasks = self.params.phases[node.phase].tasks
+            if self.params.judge.task in tasks:
                 yield str(paths.JUDGE / "reward")
+            yield from (str(paths.TASK_DATA / task / "train.jsonl") for task in tasks)
 
 
 GROUPS: dict[str, Kind] = {
@@ -249,9 +267,9 @@ def pending(params: Params, resolved: Resolved | None = None) -> list[str]:
 
 
 def single_phases(params: Params) -> list[str]:
-    """Phases of the orders with two or more phases, in order of first use."""
+    """Phases of the orders with two or more phases, as `phases` lists them: a reorder changes nothing here."""
     explicit = [o for o in params.orders.values() if not isinstance(o, str) and len(o) > 1]
-    return list(dict.fromkeys(phase for order in explicit for phase in order))
+    return [phase for phase in params.phases if any(phase in order for order in explicit)]
 
 
 def _usable(params: Params, resolved: Resolved) -> dict[str, tuple[str, ...]]:
@@ -259,12 +277,6 @@ def _usable(params: Params, resolved: Resolved) -> dict[str, tuple[str, ...]]:
     asked = any(isinstance(order, str) for order in params.orders.values())
     fits = sorted(best) == sorted(single_phases(params))
     return {"recommended": best} if best and asked and fits else {}
-
-
-def _task_files(tasks: Mapping[str, Any], split: str) -> Iterator[str]:
-    for task in tasks:
-        yield str(paths.TASK_DATA / task / "task.json")
-        yield str(paths.TASK_DATA / task / f"{split}.jsonl")
 
 
 def load() -> Plan:
@@ -279,6 +291,18 @@ def load() -> Plan:
     check(params)
     known = read_yaml(paths.PLAN) if paths.PLAN.is_file() else {}
     return compile_plan(params, (known or {}).get("resolved"))
+
+
+def measured() -> dict[str, list[str]]:
+    """`resolved` as the measurement in reports/bwt.json has it; empty where it recommends nothing.
+
+    Raises:
+        ParamsError: nothing was measured yet.
+    """
+    if not paths.BWT.is_file():
+        raise ParamsError(f"{paths.BWT} not found: run `dvc repro measure_bwt` first, it measures the transfer")
+    found = json.loads(paths.BWT.read_text(encoding="utf-8"))["recommended"]
+    return {} if found is None else {"recommended": list(found["order"])}
 
 
 def write(plan: Plan) -> bool:

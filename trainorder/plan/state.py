@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainorder import fingerprint, paths
+from trainorder import paths
 from trainorder.config import ParamsError
 
 if TYPE_CHECKING:
-    from dvc.dependency import Dependency
+    from dvc.dependency import Dependency, ParamsDependency
     from dvc.repo import Repo
     from dvc.stage import Stage
     from dvc_data.hashfile.hash_info import HashInfo
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from trainorder.plan.compile import Plan
 
+SETTINGS = paths.FINGERPRINTS / "params.json"
 State = Literal["cached", "restorable", "stale"]
 """cached: up to date; restorable: DVC's cache has it; stale: its command must run."""
 
@@ -40,7 +41,7 @@ def status(plan: Plan) -> dict[str, State]:
     from dvc.repo import Repo
     from networkx import dfs_postorder_nodes
 
-    texts = fingerprint.compute(plan.code())
+    texts = plan.fingerprints()
     try:
         with Repo(".") as repo:
             world = _World(repo, texts)
@@ -57,6 +58,7 @@ class _World:
         self.repo = repo
         self.outs: dict[str, tuple[HashInfo, Meta] | None] = {}
         """Output path -> its hash; None: its stage must run first."""
+        self.settings = json.loads(fingerprints[SETTINGS.name])
         self.fingerprints = {str(paths.FINGERPRINTS / name): text for name, text in fingerprints.items()}
 
     def judge(self, stage: Stage) -> State:
@@ -76,7 +78,7 @@ class _World:
         matches_lock = not stage.changed_stage()
         for dep in stage.deps:
             if isinstance(dep, ParamsDependency):
-                now = dep.get_hash()
+                now = self._values(dep)
                 matches_lock &= dep.hash_info.value == now.value
                 dep.hash_info = now
                 continue
@@ -109,6 +111,16 @@ class _World:
                 if made.outs_cached():
                     return "restorable", made
         return "stale", None
+
+    def _values(self, dep: ParamsDependency) -> HashInfo:
+        """The values a stage reads from .fingerprints/params.json, which is written later, or from another file."""
+        import dpath
+        from dvc_data.hashfile.hash_info import HashInfo
+
+        if dep.def_path != str(SETTINGS):
+            return dep.get_hash()
+        values = {key: dpath.get(self.settings, key, separator=".") for key in dep.params}
+        return HashInfo("params", values)  # type: ignore[arg-type]
 
     def _expected(self, dep: Dependency) -> tuple[HashInfo, Meta] | None:
         """The hash a dependency will have; None: not known before another stage ran, or missing."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from trainorder.report import records
+from trainorder.report import records, words
 from trainorder.report.words import Bwt
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#B65290", "#8C6D00", "#56B4E9", "#4
 """After Okabe and Ito, darkened where thin lines need it; markers and labels say the same again."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#767676"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "trainorder",
     "font.size": 9,
@@ -38,20 +38,19 @@ STYLE = {
     "ytick.color": "#444444",
     "xtick.major.size": 0,
     "ytick.major.size": 0,
+    "ytick.minor.size": 0,
     "lines.linewidth": 1.8,
     "lines.markersize": 4.5,
     "legend.frameon": False,
 }
 
 
-def along(bwt: Bwt, metric: str, label: str, tasks: Sequence[str] | None = None) -> str | None:
+def along(bwt: Bwt, metric: str, label: str) -> str | None:
     """One panel per order: `metric` of every task at the base and after each phase; thin lines are seeds."""
-    orders = {n: o for n, o in bwt["orders"].items() if o["along"].get(metric)}
+    orders = {n: o for n, o in words.orders(bwt).items() if o["along"].get(metric)}
     if not orders:
         return None
-    wanted = [
-        t for t in tasks or bwt["tasks"] if any(t in o["along"][metric] for o in orders.values())
-    ]
+    wanted = [t for t in bwt["tasks"] if any(t in o["along"][metric] for o in orders.values())]
     with _panels(len(orders), 2.5, share=True) as (figure, panels):
         for axes, (name, order) in zip(panels, orders.items(), strict=False):
             for task in wanted:
@@ -62,6 +61,11 @@ def along(bwt: Bwt, metric: str, label: str, tasks: Sequence[str] | None = None)
             _positions(axes, order["phases"])
             axes.set_title(name)
         panels[0].set_ylabel(label)
+        shown = [
+            v for o in orders.values() for t in wanted for v in o["along"][metric].get(t, []) if v
+        ]
+        if metric.startswith("entropy") and max(shown, default=1) > 4 * min(shown, default=1):
+            _log_axis(panels[0])
         _legend(figure, [(t, bwt["tasks"].index(t), t in bwt["held_out"]) for t in wanted])
         return _svg(figure, f"{label} along each order")
 
@@ -73,7 +77,7 @@ def judges(bwt: Bwt) -> str | None:
         ("score", "held-out judge"),
         ("gold", "hidden gold taste"),
     )
-    orders = {n: o for n, o in bwt["orders"].items() if o["along"].get("gold")}
+    orders = {n: o for n, o in words.orders(bwt).items() if o["along"].get("gold")}
     if not orders or not bwt["judged"]:
         return None
     with _panels(len(orders), 2.3, share=True) as (figure, panels):
@@ -96,7 +100,8 @@ def predicted(bwt: Bwt) -> str | None:
     orders = bwt["prediction"]["orders"] if bwt["prediction"] else {}
     if not orders:
         return None
-    with _panels(1, 3.6, width=4.6) as (figure, (axes,)):
+    with _panels(1, 3.3, width=5.4) as (figure, panels):
+        axes = panels[0]
         ends = []
         for number, (name, found) in enumerate(orders.items()):
             x, y = found["predicted"], found["measured"]
@@ -112,13 +117,13 @@ def predicted(bwt: Bwt) -> str | None:
         axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
         axes.set_xlabel("predicted from the transfer matrix")
         axes.set_ylabel("measured (test)")
-        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.3)
+        figure.legend(loc="outside right upper", fontsize=9, handletextpad=0.3)
         return _svg(figure, "predicted against measured")
 
 
 def learning(bwt: Bwt, prefix: str, label: str) -> str | None:
     """One panel per phase: `prefix/<task>` by step, a line per place in an order where the phase was trained."""
-    phases = dict(bwt["phases"])
+    phases = {phase: bwt["phases"][phase] for phase in words.phases(bwt, bwt["phases"])}
     found: dict[str, dict[str, list[tuple[int, float]]]] = {p: {} for p in phases}
     for node in records.nodes(bwt):
         phase = node.rpartition("--")[2]
@@ -129,19 +134,21 @@ def learning(bwt: Bwt, prefix: str, label: str) -> str | None:
     found = {phase: lines for phase, lines in found.items() if lines}
     if not found:
         return None
-    with _panels(len(found), 2.4) as (figure, panels):
+    with _panels(len(found), 2.4, share=prefix.startswith("reward")) as (figure, panels):
         for axes, (phase, lines) in zip(panels, found.items(), strict=False):
             several = len(phases[phase]) > 1
             for key, curve in lines.items():
                 task = key.partition("/")[2] or phases[phase][0]
                 depth = key.count("--") - 1
-                number = bwt["tasks"].index(task) if several else min(depth, len(COLOURS) - 1)
+                colour = (
+                    COLOURS[bwt["tasks"].index(task)] if several else PLACES[depth % len(PLACES)]
+                )
                 steps, values = zip(*_smooth(curve), strict=True)
                 name = task if several else f"after {_before(key)}" if depth else "from the base"
                 axes.plot(
                     steps,
                     values,
-                    color=COLOURS[number],
+                    color=colour,
                     linewidth=1.4,
                     label=name,
                     linestyle=DASHES[depth % 4],
@@ -153,7 +160,7 @@ def learning(bwt: Bwt, prefix: str, label: str) -> str | None:
             axes.legend(
                 unique.values(),
                 unique.keys(),
-                fontsize=6.5,
+                fontsize=7,
                 loc="best",
                 handlelength=1.8,
                 labelspacing=0.25,
@@ -162,6 +169,7 @@ def learning(bwt: Bwt, prefix: str, label: str) -> str | None:
         return _svg(figure, f"{label} while training")
 
 
+PLACES = ("#1a1a1a", "#2b7bba", "#c2571a", "#8a8a8a")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1)), (0, (6, 1.5, 1.5, 1.5)))
 """Line styles by place in the order, so that lines are told apart without colour."""
 
@@ -216,6 +224,16 @@ def _positions(axes: Axes, phases: Sequence[str]) -> None:
     for label in axes.get_xticklabels():
         label.set_horizontalalignment("right" if len(phases) > 2 else "center")
     axes.set_xlim(-0.2, len(phases) + 0.2)
+
+
+def _log_axis(axes: Axes) -> None:
+    """A log scale with plain numbers, so that small and large entropies show their changes alike."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: Figure, entries: Sequence[tuple[str, int, bool]]) -> None:

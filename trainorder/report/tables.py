@@ -13,7 +13,7 @@ from trainorder.report.words import Bwt
 
 Rgb = tuple[int, int, int]
 
-LOW, HIGH = (247, 250, 253), (8, 64, 129)
+LOW, HIGH = (248, 251, 254), (24, 88, 158)
 """Ends of the scale of scores."""
 LOSS, NEUTRAL, GAIN = (179, 88, 6), (255, 255, 255), (33, 102, 172)
 """Orange, white, blue: told apart by every kind of colour vision; the sign is in the text for print."""
@@ -45,7 +45,7 @@ class Heat:
 def reward_matrices(bwt: Bwt) -> list[Heat]:
     """R of every order on test: row 0 is the base, row i what was scored after position i."""
     result = []
-    for name, order in bwt["orders"].items():
+    for name, order in words.orders(bwt).items():
         labels = ["base", *(f"{i}. {phase}" for i, phase in enumerate(order["phases"], 1))]
         trained = [[], *order["positions"]]
         rows = [
@@ -92,7 +92,7 @@ def transfer_from_base(bwt: Bwt) -> Heat | None:
                 for t in bwt["tasks"]
             ],
         )
-        for phase, row in table.items()
+        for phase, row in ((p, table[p]) for p in words.phases(bwt, table))
     ]
     return Heat("From the base", _columns(bwt), rows)
 
@@ -100,7 +100,8 @@ def transfer_from_base(bwt: Bwt) -> Heat | None:
 def transfer_later(bwt: Bwt, key: str, title: str) -> Heat | None:
     """What a later phase did to a phase trained before (`after_training`) or not yet (`before_training`)."""
     table = bwt["transfer"][key]["dev"]
-    phases = [p for p in bwt["singles"] if p in table or any(p in row for row in table.values())]
+    known = [p for p in bwt["singles"] if p in table or any(p in row for row in table.values())]
+    phases = words.phases(bwt, known)
     if not phases:
         return None
     bound = _bound(c["mean"] for row in table.values() for c in row.values())
@@ -115,7 +116,7 @@ def _later_cell(found: Mapping[str, Any] | None, bound: float) -> Cell:
     return (
         Cell("")
         if found is None
-        else _change_cell(found["mean"], bound, f"{found['n']} times", False)
+        else _change_cell(found["mean"], bound, f"n = {found['n']}", False)
     )
 
 
@@ -236,7 +237,7 @@ def _short(*hashes: str | None) -> str:
 
 
 def _columns(bwt: Bwt) -> list[str]:
-    return [f"{t} (held out)" if t in bwt["held_out"] else t for t in bwt["tasks"]]
+    return [f"{t} *" if t in bwt["held_out"] else t for t in bwt["tasks"]]
 
 
 def _score_cell(value: float | None, mark: bool = False, small: str = "") -> Cell:
@@ -268,7 +269,7 @@ def _mix(a: Rgb, b: Rgb, part: float) -> Rgb:
 def _fill(colour: Rgb) -> str:
     """Background with a text colour that can be read on it (relative luminance of sRGB)."""
     red, green, blue = (c / 255 for c in colour)
-    dark = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.35
+    dark = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.27
     return f"background:rgb{colour};color:{'#fff' if dark else '#1a1a1a'}".replace(" ", "")
 
 

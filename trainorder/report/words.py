@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 Bwt = Mapping[str, Any]
@@ -39,6 +39,30 @@ def interval(i: Mapping[str, Any] | None, *, sign: bool = False) -> str:
     return f"{show(i['low'])} to {show(i['high'])}"
 
 
+def orders(bwt: Bwt) -> dict[str, Mapping[str, Any]]:
+    """The orders, best first."""
+    return {
+        row["arm"]: bwt["orders"][row["arm"]]
+        for row in bwt["ranking"]
+        if row["arm"] in bwt["orders"]
+    }
+
+
+def phases(bwt: Bwt, names: Iterable[str]) -> list[str]:
+    """Phases of one task in the order of the tasks, then those of several."""
+    tasks = {name: [bwt["tasks"].index(task) for task in bwt["phases"][name]] for name in names}
+    return sorted(tasks, key=lambda name: (len(tasks[name]), tasks[name], name))
+
+
+def sentence(text: str) -> str:
+    """With a capital and a full stop.
+
+    >>> sentence("one seed says little"), sentence("")
+    ('One seed says little.', '')
+    """
+    return text and f"{text[0].upper()}{text[1:].rstrip('.')}."
+
+
 def listed(names: list[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
@@ -54,7 +78,9 @@ def headline(bwt: Bwt) -> str:
     if winner["verdict"] == "identified":
         return f"{winner['arm']} leads"
     others = [arm for arm in winner["not_told_apart"] if arm != winner["best"]]
-    return f"Not identified: {winner['best']} is not told apart from {listed(others)}"
+    return (
+        f"No winner identified: {winner['best']} and {listed(others)} are too close to tell apart"
+    )
 
 
 def verdict(bwt: Bwt) -> str:
@@ -103,3 +129,18 @@ def arms(bwt: Bwt) -> list[dict[str, str]]:
 def _difference(row: Mapping[str, Any], other: str) -> str:
     found = row["differences"][other]
     return "" if found is None else f"{signed(found['value'])} ({interval(found, sign=True)})"
+
+
+def recommendation(bwt: Bwt) -> list[str]:
+    """What the transfer matrix recommends and how sure that is, sentence by sentence."""
+    found = bwt["recommended"]
+    if found is None:
+        return []
+    gap = found["gap"]
+    sentences = [
+        f"Recommended: {path(found['order'])} ({found['verdict']}).",
+        f"It is the best order in {found['p_optimal']:.0%} of the resampled matrices; choosing it is expected to cost "
+        f"{score(found['regret'])} against knowing the best one.",
+        f"The matrix predicts {signed(gap['value'])} ({interval(gap, sign=True)}) against the reverse order.",
+    ]
+    return [*sentences, *map(sentence, found["reasons"])]

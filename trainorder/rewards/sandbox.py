@@ -99,8 +99,9 @@ class Sandbox:
                 os.killpg(worker.pid, signal.SIGKILL)
             worker.wait()
         for pipe in (worker.stdin, worker.stdout):
-            with contextlib.suppress(OSError):
-                pipe and pipe.close()
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
 
     def _run_one(self, request: str) -> Result:
         for _ in range(2):
@@ -114,13 +115,16 @@ class Sandbox:
     def _ask(self, request: str) -> Result | None:
         """One request, one reply line; None where the worker died or does not answer."""
         worker = self._start()
-        assert worker.stdin is not None and worker.stdout is not None
+        assert worker.stdin is not None
+        assert worker.stdout is not None
         try:
             worker.stdin.write(request.encode() + b"\n")
             worker.stdin.flush()
         except OSError:
             return None
-        line = self._read_line(worker.stdout.fileno(), time.monotonic() + self.limits.wall_seconds + GRACE_SECONDS)
+        line = self._read_line(
+            worker.stdout.fileno(), time.monotonic() + self.limits.wall_seconds + GRACE_SECONDS
+        )
         try:
             return None if line is None else Result(**json.loads(line))
         except (ValueError, TypeError):
@@ -148,7 +152,15 @@ class Sandbox:
             # -I would ignore PYTHONHASHSEED, without which sets print in another order every time;
             # with this environment -P -s -S isolates as much.
             [sys.executable, "-P", "-s", "-S", str(WORKER)]
-            + [str(n) for n in (limits.cpu_seconds, limits.wall_seconds, limits.memory_mb, limits.output_bytes)],
+            + [
+                str(n)
+                for n in (
+                    limits.cpu_seconds,
+                    limits.wall_seconds,
+                    limits.memory_mb,
+                    limits.output_bytes,
+                )
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -4,6 +4,8 @@ Started by sandbox.py as a bare interpreter, so it may import the standard libra
 """
 
 import ast
+import builtins
+import contextlib
 import json
 import os
 import resource
@@ -12,14 +14,29 @@ import signal
 import sys
 import time
 
-NODES = """Module FunctionDef arguments arg Return Expr Assign AugAssign AnnAssign For While If Break Continue Pass
-BoolOp And Or BinOp Add Sub Mult Div FloorDiv Mod Pow LShift RShift BitOr BitXor BitAnd UnaryOp Invert Not UAdd USub
-Lambda IfExp Dict Set List Tuple ListComp SetComp DictComp GeneratorExp comprehension Compare Eq NotEq Lt LtE Gt GtE
-Is IsNot In NotIn Call keyword Constant Attribute Subscript Slice Starred Name Load Store Del NamedExpr""".split()
-ATTRIBUTES = """append extend insert pop remove index count sort reverse copy clear get items keys values update add
-discard union intersection difference split join strip lower upper startswith endswith replace isdigit""".split()
-BUILTINS = """abs all any bool dict divmod enumerate filter float int isinstance len list map max min pow range
-reversed round set sorted str sum tuple zip""".split()
+
+def words(text):
+    """The words as a set."""
+    return frozenset(text.split())
+
+
+NODES = words("""
+Module FunctionDef arguments arg Return Expr Assign AugAssign AnnAssign For While If Break Continue
+Pass BoolOp And Or BinOp Add Sub Mult Div FloorDiv Mod Pow LShift RShift BitOr BitXor BitAnd UnaryOp
+Invert Not UAdd USub Lambda IfExp Dict Set List Tuple ListComp SetComp DictComp GeneratorExp
+comprehension Compare Eq NotEq Lt LtE Gt GtE Is IsNot In NotIn Call keyword Constant Attribute
+Subscript Slice Starred Name Load Store Del NamedExpr
+""")
+"""No import, class, try, global, with, f-string, async: none of these is needed to transform a list."""
+ATTRIBUTES = words("""
+append extend insert pop remove index count sort reverse copy clear get items keys values update add
+discard union intersection difference split join strip lower upper startswith endswith replace isdigit
+""")
+"""Methods of the plain types; no way leads from them to frames, modules or type internals."""
+BUILTINS = words("""
+abs all any bool dict divmod enumerate filter float int isinstance len list map max min pow range
+reversed round set sorted str sum tuple zip
+""")
 
 
 class Forbidden(Exception):
@@ -27,7 +44,13 @@ class Forbidden(Exception):
 
 
 def main():
-    cpu, wall, memory, size = float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    """Serve requests until the parent closes the pipe."""
+    cpu, wall, memory, size = (
+        float(sys.argv[1]),
+        float(sys.argv[2]),
+        int(sys.argv[3]),
+        int(sys.argv[4]),
+    )
     # The children get no way to the parent: stdin and stdout move to numbers that every child closes.
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
@@ -49,10 +72,8 @@ def run(line, cpu, wall, memory, size):
     text, why = collect(reader, time.monotonic() + wall, size)
     os.close(reader)
     for kill in (os.killpg, os.kill):
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
     status = os.waitpid(pid, 0)[1]
     if why:
         return {"error": "killed: " + why}
@@ -63,10 +84,13 @@ def run(line, cpu, wall, memory, size):
         return {"error": "killed: cpu" if spent else "killed: no result"}
     if isinstance(reply, dict) and isinstance(reply.get("outputs"), list):
         return {"outputs": reply["outputs"]}
-    return {"error": str(reply.get("error"))[:200] if isinstance(reply, dict) else "killed: no result"}
+    return {
+        "error": str(reply.get("error"))[:200] if isinstance(reply, dict) else "killed: no result"
+    }
 
 
 def collect(reader, deadline, size):
+    """What the child wrote, and why it was cut off if it was."""
     chunks, total = [], 0
     while True:
         left = deadline - time.monotonic()
@@ -98,7 +122,9 @@ def child(line, writer, cpu, memory):
 
 
 def confine(writer, cpu, memory):
-    os.dup2(writer, 3) if writer != 3 else None
+    """The result pipe becomes file 3, all others close; limits the child cannot raise again."""
+    if writer != 3:
+        os.dup2(writer, 3)
     os.closerange(4, 256)
     resource.setrlimit(resource.RLIMIT_AS, (memory << 20, memory << 20))
     resource.setrlimit(resource.RLIMIT_CPU, (int(cpu) + 1, int(cpu) + 1))
@@ -117,17 +143,18 @@ def outputs(source, inputs):
 
 
 def compile_function(source):
+    """`def f(xs):` with this body, after the whole tree passed the whitelist."""
     body = "\n".join("    " + row for row in source.split("\n"))
     tree = ast.parse("def f(xs):\n" + body)
     for node in ast.walk(tree):
         check(node)
-    allowed = {name: __builtins__.__dict__[name] for name in BUILTINS}
-    scope = {"__builtins__": allowed}
+    scope: dict = {"__builtins__": {name: getattr(builtins, name) for name in BUILTINS}}
     exec(compile(tree, "<answer>", "exec"), scope)
     return scope["f"]
 
 
 def check(node):
+    """Refuse a node outside the whitelist."""
     kind = type(node).__name__
     if kind not in NODES:
         raise Forbidden(kind)
@@ -148,6 +175,7 @@ def plain(value, depth=0):
 
 
 def explain(error):
+    """`NameError: name 'y' is not defined`."""
     if isinstance(error, Forbidden):
         return "forbidden: " + str(error)
     return type(error).__name__ + ": " + str(error)[:160]

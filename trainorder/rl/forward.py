@@ -1,8 +1,8 @@
-"""The training forward: log-probabilities and entropies of responses, for any Hugging Face causal LM.
+"""The training forward: log p and entropy of response tokens, for any Hugging Face causal LM.
 
-Prompt and response are padded on the right, where causal attention never looks, so no attention mask is needed and
-padding cannot change a number. The LM head runs on response tokens only, in chunks that are recomputed in the backward
-pass: a [row, token, vocabulary] tensor never exists.
+Prompt and response are padded on the right, where causal attention never looks, so no attention
+mask is needed and padding cannot change a number. The LM head runs on response tokens only, in
+chunks that are recomputed in the backward pass: a [row, token, vocabulary] tensor never exists.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def forward(
     entropy: bool = False,
     chunk_entries: int = CHUNK_ENTRIES,
 ) -> Live:
-    """log p of each response token at `temperature`, and its entropy if asked for; 0 at masked positions.
+    """Log p of each response token at `temperature`, and its entropy if asked for.
 
-    Has grad wherever torch's grad mode is on.
+    Masked positions are 0. Has grad wherever torch's grad mode is on.
     """
     device = model.get_input_embeddings().weight.device
     lengths = roll.lengths().tolist()
@@ -51,9 +51,9 @@ def forward(
 
 
 def micro_batches(roll: Roll, budget: int) -> Iterator[list[int]]:
-    """Rows in order of length, cut so that rows x longest stays within `budget` tokens (at least one row each).
+    """Rows in order of length, cut so that rows x longest stays within `budget` tokens.
 
-    Rows without a token to learn from are left out.
+    At least one row each. Rows without a token to learn from are left out.
     """
     sizes = [len(p) + n for p, n in zip(roll.prompt, roll.lengths().tolist(), strict=True)]
     alive = [i for i, n in enumerate(roll.lengths().tolist()) if n]
@@ -68,7 +68,7 @@ def micro_batches(roll: Roll, budget: int) -> Iterator[list[int]]:
 
 
 def check_forward(model: Any) -> None:
-    """Compare with the model's own logits on a few tokens, so that an unknown kind of LM head cannot go unnoticed.
+    """Compare with the model's own logits: an unknown kind of LM head cannot go unnoticed.
 
     Raises:
         ValueError: this model's head is more than a matrix and the known scalings.
@@ -79,15 +79,18 @@ def check_forward(model: Any) -> None:
         theirs = model(input_ids=ids, use_cache=False).logits.to(ours.dtype)
     if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
         raise ValueError(
-            f"{type(model).__name__} computes its logits in a way trainorder/rl/forward.py does not know "
-            f"(largest difference {(ours - theirs).abs().max():.2g}): teach `_logits` its head"
+            f"{type(model).__name__} computes its logits in a way trainorder/rl/forward.py "
+            f"does not know (off by {(ours - theirs).abs().max():.2g}): teach `_logits` its head"
         )
 
 
 def _inputs(roll: Roll, lengths: Sequence[int]) -> Int[Tensor, "row position"]:
-    """Prompt and response without its last token, which nothing is predicted from; padded with 0 on the right."""
+    """Prompt and response without its last token, which predicts nothing; padded on the right."""
     ids = roll.ids.tolist()
-    rows = [p + ids[i][: max(n - 1, 0)] for i, (p, n) in enumerate(zip(roll.prompt, lengths, strict=True))]
+    rows = [
+        p + ids[i][: max(n - 1, 0)]
+        for i, (p, n) in enumerate(zip(roll.prompt, lengths, strict=True))
+    ]
     width = max(map(len, rows))
     return torch.tensor([row + [0] * (width - len(row)) for row in rows])
 
@@ -111,7 +114,9 @@ def _head(
     size = max(1, chunk_entries // model.get_output_embeddings().weight.shape[0])
     cuts = list(zip(states.split(size), targets.split(size), strict=True))
     if len(cuts) > 1 and torch.is_grad_enabled():
-        done = [checkpoint(piece, *cut, use_reentrant=False, preserve_rng_state=False) for cut in cuts]
+        done = [
+            checkpoint(piece, *cut, use_reentrant=False, preserve_rng_state=False) for cut in cuts
+        ]
     else:
         done = [piece(*cut) for cut in cuts]
     logps = torch.cat([logp for logp, _ in done])
@@ -123,7 +128,7 @@ def _backbone(model: Any) -> Any:
 
 
 def _logits(model: Any, states: Tensor) -> Tensor:
-    """The LM head with the scalings that exist: Granite divides, Cohere multiplies, Gemma caps softly."""
+    """The LM head with the known scalings: Granite divides, Cohere multiplies, Gemma caps."""
     config = model.config
     logits = model.get_output_embeddings()(states)
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -13,10 +13,13 @@ MAX_LOG_RATIO = 20.0
 """exp(20) = 5e8 is far beyond any useful ratio and still squares within float32."""
 
 
-def gsum(x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]) -> Float[Tensor, " row"]:
+def gsum(
+    x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]
+) -> Float[Tensor, " row"]:
     """Each row's group sum over scored rows, float64.
 
-    >>> gsum(torch.tensor([1., 2., 4.]), torch.tensor([0, 1, 0]), torch.tensor([True, True, True])).tolist()
+    >>> all_scored = torch.tensor([True, True, True])
+    >>> gsum(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 1, 0]), all_scored).tolist()
     [5.0, 2.0, 5.0]
     """
     values = torch.where(scored, x.double(), 0.0)
@@ -29,19 +32,25 @@ def gcnt(group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]) -> Float[Tens
     return gsum(scored.double(), group, scored).clamp(min=1)
 
 
-def gmean(x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]) -> Float[Tensor, " row"]:
+def gmean(
+    x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]
+) -> Float[Tensor, " row"]:
     """Each row's group mean over scored rows, float64."""
     return gsum(x, group, scored) / gcnt(group, scored)
 
 
-def gstd(x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]) -> Float[Tensor, " row"]:
-    """Each row's group standard deviation (unbiased, ddof 1); 1 in groups with fewer than two scored rows."""
+def gstd(
+    x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]
+) -> Float[Tensor, " row"]:
+    """Each row's group standard deviation (ddof 1); 1 where fewer than two rows are scored."""
     n = gcnt(group, scored)
     square = gsum((x.double() - gmean(x, group, scored)) ** 2, group, scored)
     return torch.where(n > 1, (square / (n - 1).clamp(min=1)).sqrt(), 1.0)
 
 
-def flat(x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]) -> Bool[Tensor, " row"]:
+def flat(
+    x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]
+) -> Bool[Tensor, " row"]:
     """True for rows of groups whose scored values are all equal (or that hold fewer than two)."""
     _, dense = group.unique(return_inverse=True)
     low = torch.full((len(x),), torch.inf, dtype=x.dtype)
@@ -50,8 +59,13 @@ def flat(x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tens
     return (low >= high)[dense]
 
 
-def centred(x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]) -> Float[Tensor, " row"]:
-    """x - group mean in float64; exactly 0 for unscored rows and in flat groups, where rounding would leave dust."""
+def centred(
+    x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]
+) -> Float[Tensor, " row"]:
+    """Distance x - mean of group, in float64.
+
+    Exactly 0 for unscored rows, and in flat groups, where rounding would leave dust.
+    """
     unmoved = flat(x, group, scored) | ~scored
     return torch.where(unmoved, 0.0, x.double() - gmean(x, group, scored))
 
@@ -66,13 +80,21 @@ def mmean(x: Tensor, mask: Tensor) -> Float[Tensor, ""]:
 
 
 def log_ratio(
-    logps: Float[Tensor, "row token"], other: Float[Tensor, "row token"], mask: Float[Tensor, "row token"]
+    logps: Float[Tensor, "row token"],
+    other: Float[Tensor, "row token"],
+    mask: Float[Tensor, "row token"],
 ) -> Float[Tensor, "row token"]:
-    """logps - other, 0 where masked: the mask comes before any exp, since inf * 0 is nan."""
+    """Difference logps - other, 0 where masked: the mask comes before exp, as inf * 0 is nan."""
     kept = mask > 0
     return torch.where(kept, logps, 0.0) - torch.where(kept, other, 0.0)
 
 
+def k3(d: Tensor) -> Tensor:
+    """Schulman's estimate exp(d) - 1 - d of a KL divergence, d = log p_other - log p; >= 0."""
+    bounded = d.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return bounded.expm1() - d
+
+
 def safe_exp(log_ratio: Tensor) -> Tensor:
-    """exp with its argument bounded by MAX_LOG_RATIO."""
+    """Exponential with its argument bounded by MAX_LOG_RATIO."""
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()

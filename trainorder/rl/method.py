@@ -26,10 +26,12 @@ class Bound:
     coef: float = 1.0
 
     def __call__(self, *args: Any) -> Any:
+        """Run the piece; `coef` is for the engine to apply."""
         return self.entry(*args, **self.options)
 
     @property
     def needs(self) -> frozenset[str]:
+        """Entries of the vocabulary this piece needs with these options."""
         return self.entry.needs(self.options)
 
 
@@ -74,7 +76,8 @@ def bind(slot: str, piece: Piece) -> Bound:
     if name not in listed:
         names = sorted(listed)
         raise ParamsError(
-            f"method.{slot}: no piece {name!r}; there are {', '.join(names)}{did_you_mean(name, names)}"
+            f"method.{slot}: no piece {name!r}; there are {', '.join(names)}"
+            f"{did_you_mean(name, names)}"
         )
     entry = listed[name]
     hints = get_type_hints(entry.function)
@@ -85,7 +88,10 @@ def bind(slot: str, piece: Piece) -> Bound:
     }
     if slot in WITH_COEF:
         hints["coef"], defaults["coef"] = float, 1.0
-    options = {**defaults, **{key: _checked(slot, name, key, v, hints, defaults) for key, v in given.items()}}
+    options = {
+        **defaults,
+        **{key: _checked(slot, name, key, v, hints, defaults) for key, v in given.items()},
+    }
     coef = options.pop("coef", 1.0)
     return Bound(entry, options, coef)
 
@@ -111,4 +117,6 @@ def _checked(
         return TypeAdapter(hints[key]).validate_python(value, strict=True)
     except ValidationError as error:
         message = error.errors()[0]["msg"]
-        raise ParamsError(f"{where}.{key}: {message[0].lower()}{message[1:]}, got {value!r}") from None
+        raise ParamsError(
+            f"{where}.{key}: {message[0].lower()}{message[1:]}, got {value!r}"
+        ) from None

@@ -1,4 +1,4 @@
-"""Every piece of the RL step that params.yaml can name under `method:` (slots and signatures: registry.py)."""
+"""Every piece that params.yaml can name under `method:` (slots and signatures: registry.py)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trainorder.rl.helpers import centred, flat, gcnt, gstd, log_ratio, mmean, safe_exp
+from trainorder.rl.helpers import centred, flat, gcnt, gstd, k3, log_ratio, mmean, safe_exp
 from trainorder.rl.registry import advantage, edit, metric, reward, term, weight
 from trainorder.rl.types import Live, Roll, State
 
@@ -29,10 +29,10 @@ def dynamic_sampling(
     *,
     max_rounds: int = 10,
 ) -> Roll:
-    """Drop groups whose rewards are all equal and sample new prompts of the same task in their place (DAPO, arXiv:2503.14476).
+    """Replace groups of equal rewards by new prompts of the same task (DAPO, arXiv:2503.14476).
 
-    At most `max_rounds` rounds of generation, the first one included; then the step trains on the groups it has. Where
-    no group at all has spread the roll stays as it is (and teaches nothing).
+    At most `max_rounds` rounds of generation, the first one included; then the step trains on the
+    groups it has. Where no group at all has spread the roll stays as it is (and teaches nothing).
     """
     wanted = _groups_per_task(roll)
     kept, fresh = [], roll
@@ -57,7 +57,8 @@ def _groups_per_task(roll: Roll) -> Counter[str]:
 def grpo(roll: Roll, state: State, *, eps: float = 1e-6) -> Float[Tensor, " row"]:
     """(r - mean of group) / (std of group + eps), std unbiased (GRPO, arXiv:2402.03300).
 
-    Equal rewards give exactly 0, and so does a group with one scored row: a lone rollout is its own baseline.
+    Equal rewards give exactly 0, and so does a group with one scored row: a lone rollout is its own
+    baseline.
     """
     group = (roll.group, roll.scored)
     return centred(roll.reward, *group) / (gstd(roll.reward, *group) + eps)
@@ -65,20 +66,20 @@ def grpo(roll: Roll, state: State, *, eps: float = 1e-6) -> Float[Tensor, " row"
 
 @advantage
 def dr_grpo(roll: Roll, state: State) -> Float[Tensor, " row"]:
-    """r - mean of group: no division by the spread (Dr.GRPO, arXiv:2503.20783; goes with `reduction: constant`)."""
+    """Plain r - mean of group (Dr.GRPO, arXiv:2503.20783; goes with `reduction: constant`)."""
     return centred(roll.reward, roll.group, roll.scored)
 
 
 @advantage
 def rloo(roll: Roll, state: State) -> Float[Tensor, " row"]:
-    """r - mean of the others in the group = (r - mean) n / (n - 1) (RLOO, arXiv:2402.14740)."""
+    """Margin r - mean of the others = (r - mean) n / (n - 1) (RLOO, arXiv:2402.14740)."""
     n = gcnt(roll.group, roll.scored)
     return centred(roll.reward, roll.group, roll.scored) * n / (n - 1).clamp(min=1)
 
 
 @weight
 def finished_only(roll: Roll, state: State) -> Float[Tensor, " row"]:
-    """0 for rollouts cut off at the length limit, 1 otherwise (DAPO's overlong filtering, arXiv:2503.14476)."""
+    """0 for rollouts cut off at the length limit (overlong filtering of DAPO, arXiv:2503.14476)."""
     return roll.part["finished"]
 
 
@@ -108,11 +109,11 @@ def clipped_surrogate(
     clip_high: float = 0.2,
     dual_clip: float | None = None,
 ) -> Float[Tensor, "row token"]:
-    """PPO's clipped objective: -min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A), ratio = p / p_old.
+    """PPO's clipped objective: -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = p / p_old.
 
-    `clip_high > clip_low` is DAPO's clip-higher (arXiv:2503.14476). `dual_clip` c bounds the loss of tokens with A < 0
-    by -c A (arXiv:1912.09729; 3 in verl, 10 in DAPO); null leaves it unbounded. Logs the share of tokens whose gradient
-    was clipped away as `clip_fraction`.
+    `clip_high > clip_low` is DAPO's clip-higher (arXiv:2503.14476). `dual_clip` c bounds the loss
+    of tokens with A < 0 by -c A (arXiv:1912.09729; 3 in verl, 10 in DAPO); null leaves it
+    unbounded. Logs the share of tokens whose gradient was clipped away as `clip_fraction`.
     """
     ratio = safe_exp(log_ratio(live.logp, roll.x["logp"], roll.mask))
     free = -roll.a * ratio
@@ -132,12 +133,14 @@ def kl(
     kind: Literal["k1", "k2", "k3"] = "k3",
     against: Literal["ref", "old"] = "ref",
 ) -> Float[Tensor, "row token"]:
-    """Per-token estimate of KL(policy || other), other = the phase's parent or the policy before the update.
+    """Per-token estimate of KL(policy || other).
 
-    With d = log p_other - log p: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1 (Schulman 2020, joschu.net/blog/kl-approx.html).
-    As a loss, k2 has the gradient of the true KL on policy; k1 has a gradient of mean zero, k3 a biased one.
+    The other is the phase's parent (`ref`) or the policy that sampled (`old`). With d = log p_other
+    - log p: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1 (Schulman 2020,
+    joschu.net/blog/kl-approx.html). As a loss, k2 has the gradient of the true KL on policy; k1 has
+    a gradient of mean zero, k3 a biased one.
     """
     d = -log_ratio(live.logp, roll.x["logp" if against == "old" else "ref"], roll.mask)
     if kind == "k1":
         return -d
-    return d**2 / 2 if kind == "k2" else safe_exp(d) - d - 1
+    return d**2 / 2 if kind == "k2" else k3(d)

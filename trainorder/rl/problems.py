@@ -33,7 +33,7 @@ class TaskSet:
     problems: Mapping[str, Sequence[Problem]]
     max_new_tokens: Mapping[str, int]
     judge: Judge | None = None
-    """Pays where `rewarded_by` is judge: the probability that the answer beats the problem's reference."""
+    """Pays where `rewarded_by` is judge: P(answer beats the problem's reference)."""
     _order: dict[tuple[int, str, int], list[int]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -54,8 +54,8 @@ class TaskSet:
     def share(self, prompts: int, state: State) -> dict[str, int]:
         """Split a step's prompts over the tasks in proportion to their weights.
 
-        Largest remainder, with what a task did not get carried to the next step: a task of weight 1 in 100 is asked
-        once in 100 prompts, not never. Ties go to the task named first.
+        Largest remainder, with what a task did not get carried to the next step: a task of weight 1
+        in 100 is asked once in 100 prompts, not never. Ties go to the task named first.
         """
         total = sum(self.weights.values())
         owed = state.mem.setdefault("owed", dict.fromkeys(self.weights, 0.0))
@@ -71,8 +71,9 @@ class TaskSet:
     def draw(self, counts: Mapping[str, int], state: State, seed: int) -> list[Problem]:
         """The next problems of each task.
 
-        A task's sequence is one fixed permutation per pass over its problems, keyed by (seed, task, pass): every phase
-        of a seed meets the same problems in the same order, whatever stands beside or before it.
+        A task's sequence is one fixed permutation per pass over its problems, keyed by (seed, task,
+        pass): every phase of a seed meets the same problems in the same order, whatever stands
+        beside or before it.
         """
         drawn = state.mem.setdefault("drawn", dict.fromkeys(self.weights, 0))
         chosen = []

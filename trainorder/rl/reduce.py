@@ -21,17 +21,20 @@ def reduction_shares(
     denominator: Denominator = "mask",
     max_length: int,
 ) -> Float[Tensor, "row token"]:
-    """c with reduce(x) = sum(c * x): each token's share of the update's loss.
+    """Shares c with reduce(x) = sum(c * x): each token's share of the update's loss.
 
-    Shares are computed once on the rows of the whole update, so that any cut into micro-batches adds up exactly:
+    Shares are computed once on the rows of the whole update, so that any cut into micro-batches
+    adds up exactly:
 
-        token     w / sum of all d                       one mean over tokens (DAPO, arXiv:2503.14476)
-        sequence  w / (row's sum of d * rows)            mean of row means (GRPO, arXiv:2402.03300)
-        constant  w / (rows * max_length)                no length normalisation (Dr.GRPO, arXiv:2503.20783)
-        prompt    w / (group's sum of d * groups)        mean of prompt means (arXiv:2510.13786)
+        token     w / sum of all d                       one mean over tokens (DAPO,
+        arXiv:2503.14476) sequence  w / (row's sum of d * rows)            mean of row means (GRPO,
+        arXiv:2402.03300) constant  w / (rows * max_length)                no length normalisation
+        (Dr.GRPO, arXiv:2503.20783) prompt    w / (group's sum of d * groups)        mean of prompt
+        means (arXiv:2510.13786)
 
-    d is the mask (all response tokens) or the weighted mask (`denominator="weight"`: tokens that kept weight); rows and
-    groups without any d are not counted. `constant` has no d. A row that earned no credit stays in the denominator.
+    d is the mask (all response tokens) or the weighted mask (`denominator="weight"`: tokens that
+    kept weight); rows and groups without any d are not counted. `constant` has no d. A row that
+    earned no credit stays in the denominator.
     """
     weighted = weight * mask
     counted = mask if denominator == "mask" else weighted

@@ -1,17 +1,17 @@
 """Where pieces are listed: one dictionary per slot of the RL step, filled by the decorators below.
 
-A piece is a pure function; its keyword-only parameters are its options and their defaults the paper's. Slots, in the
-order the engine runs them (methods are rows of piece names in params.yaml):
+A piece is a pure function; its keyword-only parameters are its options and their defaults the
+paper's. Slots, in the order the engine runs them (methods are rows of piece names in params.yaml):
 
-    reward    (Roll, State) -> [row]                  added up, each times its `coef`, into roll.reward
-    edit      (Roll, State, refill) -> Roll           drops, truncates or adds rows; refill({task: prompts}) -> Roll
-    advantage (Roll, State) -> [row] or [row, token]  replaces roll.a; the first estimates, later ones reshape
-    weight    (Roll, State) -> [row] or [row, token]  multiplied into roll.w
-    metric    (Roll, State) -> {name: number}         logged as rl/<name>
+    reward    (Roll, State) -> [row]                  added up, each times its `coef`, into
+    roll.reward edit      (Roll, State, refill) -> Roll           drops, truncates or adds rows;
+    refill({task: prompts}) -> Roll advantage (Roll, State) -> [row] or [row, token]  replaces
+    roll.a; the first estimates, later ones reshape weight    (Roll, State) -> [row] or [row, token]
+    multiplied into roll.w metric    (Roll, State) -> {name: number}         logged as rl/<name>
     term      (Live, Roll, State) -> [row, token]     a loss per token; the only one that sees grad
 
-All but terms see the whole step batch at once: whatever is computed over more than one row is computed there, so that
-micro-batches never change a result.
+All but terms see the whole step batch at once: whatever is computed over more than one row is
+computed there, so that micro-batches never change a result.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VOCABULARY = {
     "H": "full-vocabulary entropy of the live forward, with grad (nats), in live.x",
     "ref": "log-probabilities of the phase's parent checkpoint, in roll.x",
 }
-"""What a term may declare it needs, beside live.logp and the old `logp` and `H` that every roll holds."""
+"""What a term may need beside live.logp and the old `logp` and `H` that every roll holds."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Entry:
     """True: a row of zero advantage has zero loss and gradient, so its forward may be left out."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
+        """Call the function."""
         return self.function(*args, **options)
 
 
@@ -93,7 +94,7 @@ def term(function: Function) -> Function: ...
 @overload
 def term(
     *, needs: Needs | frozenset[str] = ..., scales_with_advantage: bool = ...
-) -> Callable[[Function], Function]: ...
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
 def term(
     function: Function | None = None,
     *,

@@ -1,10 +1,12 @@
 """The RL step, readable from top to bottom.
 
-    plan -> generate -> reward -> edit -> advantage -> weight -> (updates x micro-batches: term -> reduce) -> AdamW
+    plan -> generate -> reward -> edit -> advantage -> weight
+         -> updates x (micro-batches x (term -> reduce) -> AdamW)
 
-Everything up to the weights sees the whole step batch, without grad. It departs from the GRPO paper in this: prompts of
-equal rewards cost no forward (their gradient is zero) but stay in the denominators; old log-probabilities are those
-captured while sampling; and answers that cannot be graded get advantage 0 and leave their group's statistics.
+Everything up to the weights sees the whole step batch, without grad. It departs from the GRPO paper
+in this: prompts of equal rewards cost no forward (their gradient is zero) but stay in the
+denominators; old log-probabilities are those captured while sampling; and answers that cannot be
+graded get advantage 0 and leave their group's statistics.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from trainorder.config import RlConfig
 from trainorder.rl.forward import forward, micro_batches
-from trainorder.rl.helpers import flat, log_ratio, mmean, safe_exp
+from trainorder.rl.helpers import flat, k3, log_ratio, mmean
 from trainorder.rl.method import Method
 from trainorder.rl.problems import TaskSet
 from trainorder.rl.reduce import reduction_shares
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Learner:
-    """What the steps of a phase share and do not change, but for the weights inside policy and optimizer."""
+    """What the steps of a phase share; only the weights in policy and optimizer change."""
 
     policy: Policy
     engine: Engine
@@ -56,10 +58,10 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
     method, config, task_set = learner.method, learner.config, learner.task_set
     generator = torch_stream("rollout", learner.seed, learner.phase, state.step)
     clock: dict[str, float] = defaultdict(float)
-    groups = 0
+    groups, tokens = 0, 0.0
 
     def sample(counts: Mapping[str, int]) -> Roll:
-        nonlocal groups
+        nonlocal groups, tokens
         problems = task_set.draw(counts, state, learner.seed)
         with _timed(clock, "generate"):
             roll = generate(learner, problems, generator)
@@ -67,6 +69,7 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
             roll = pay(roll, task_set.grade(roll.problem, roll.text), method, state)
         roll = replace(roll, group=roll.group + groups)
         groups += len(problems)
+        tokens += float(roll.mask.sum())
         return roll
 
     with _timed(clock, "step"), torch.no_grad():
@@ -81,6 +84,7 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
             roll = add_reference(roll, learner)
             log |= update(learner, roll, state)
     state.step += 1
+    log["rollout/tokens"] = tokens
     return log | {f"time/{name}_seconds": seconds for name, seconds in clock.items()}
 
 
@@ -186,9 +190,10 @@ def accumulate(
     temperature: float,
     max_length: int,
 ) -> dict[str, float]:
-    """Put the gradient of one update's loss into the model's `.grad`; returns the loss and the logged means.
+    """Put the gradient of one update's loss into `.grad`; returns the loss and the logged means.
 
-    The loss is a sum over tokens with shares fixed beforehand, so how rows fall into micro-batches changes nothing.
+    The loss is a sum over tokens with shares fixed beforehand, so how rows fall into micro-batches
+    changes nothing.
     """
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -210,7 +215,9 @@ def accumulate(
         part = roll.rows(rows)
         with torch.enable_grad():
             live = forward(model, part, temperature=temperature, entropy="H" in method.needs)
-            losses = [term.coef * (term(live, part, state) * shares[rows]).sum() for term in method.terms]
+            losses = [
+                term.coef * (term(live, part, state) * shares[rows]).sum() for term in method.terms
+            ]
             loss = torch.stack(losses).sum()
             loss.backward()
         total += float(loss.detach())
@@ -221,9 +228,8 @@ def accumulate(
 
 
 def kl_old(logps: Float[Tensor, "row token"], roll: Roll) -> Float[Tensor, "row token"]:
-    """k3 estimate of KL(old || live), never negative: on policy, the mismatch between sampler and trainer."""
-    d = log_ratio(logps, roll.x["logp"], roll.mask)
-    return safe_exp(d) - 1 - d
+    """k3 estimate of KL(old || live): on policy, the mismatch of sampler and trainer."""
+    return k3(log_ratio(logps, roll.x["logp"], roll.mask))
 
 
 def split_by_prompt(roll: Roll, updates: int) -> list[list[int]]:
@@ -250,7 +256,6 @@ def describe(roll: Roll) -> dict[str, float]:
     log = {
         "reward/mean": _mean_scored(roll),
         "rollout/length": float(lengths.mean()),
-        "rollout/tokens": float(lengths.sum()),
         "rollout/entropy": float(mmean(roll.x["H"], roll.mask)),
         "rollout/finished": float(roll.part["finished"].mean()),
         "rollout/flat_groups": float(flat(roll.reward, roll.group, roll.scored).float().mean()),

@@ -39,14 +39,15 @@ def train_phase(
 ) -> dict[str, Any]:
     """Train `parent` through a phase and save the result as `out`.
 
-    A pure function of its arguments and the built data: every draw comes from a stream keyed by seed, phase and step,
-    and the optimiser starts fresh.
+    A pure function of its arguments and the built data: every draw comes from a stream keyed by
+    seed, phase and step, and the optimiser starts fresh.
 
     Returns:
-        `steps`, `tokens` sampled, `seconds` and `last`, the metrics of the last step.
+        `steps`, `tokens` sampled, `seconds`, `tasks`, whether any was `judged`, and `last`, the
+        metrics of the last step.
 
     Raises:
-        ParamsError: the method names an unknown piece, or the batch cannot be split into that many updates.
+        ParamsError: an unknown piece or option, or more updates than prompts.
     """
     start = time.perf_counter()
     learner = make_learner(parent, phase_name, phase, rl, seed)
@@ -58,7 +59,14 @@ def train_phase(
         tracker.log(step, metrics)
     learner.policy.save(out)
     seconds = time.perf_counter() - start
-    return {"steps": phase.steps, "tokens": int(tokens), "seconds": seconds, "last": metrics}
+    return {
+        "steps": phase.steps,
+        "tokens": int(tokens),
+        "seconds": seconds,
+        "tasks": list(phase.tasks),
+        "judged": learner.task_set.judge is not None,
+        "last": metrics,
+    }
 
 
 def make_learner(

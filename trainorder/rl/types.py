@@ -1,7 +1,7 @@
-"""The three records of the RL step: `Roll` (rollouts, no grad), `Live` (training forward, grad), `State` (saved).
+"""The records of the RL step: `Roll` (rollouts), `Live` (training forward), `State` (saved).
 
-Axes: `row` = one rollout, `token` = its response positions (padded right). Log-probabilities are taken at the sampling
-temperature, so old and live ones describe the policy that sampled.
+Axes: `row` = one rollout, `token` = its response positions (padded right). Log-probabilities are
+taken at the sampling temperature, so old and live ones describe the policy that sampled.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from trainorder.tasks.base import Problem
 
 @dataclass(frozen=True)
 class Roll:
-    """One step's rollouts. Nothing in it has grad; stages return a changed copy (`dataclasses.replace`).
+    """One step's rollouts. Nothing in it has grad; pieces of the step return a changed copy.
 
     Two rollouts of one prompt, the first two tokens long, the second one token:
 
-        mask    [[1, 1], [1, 0]]     group  [0, 0]     reward  [1, 0]     scored  [True, True]
-        prompt  [[1, 7], [1, 7]]     ids    [[5, 3], [3, 0]]              a       [[.7, .7], [-.7, 0]]
+        prompt  [[1, 7], [1, 7]]    group   [0, 0]
+        ids     [[5, 3], [3, 0]]    mask    [[1, 1], [1, 0]]
+        reward  [1, 0]              scored  [True, True]        a  [[.7, .7], [-.7, 0]]
     """
 
     prompt: list[list[int]]
@@ -34,7 +35,7 @@ class Roll:
     mask: Float[Tensor, "row token"]
     """1 = sampled by the policy and allowed to learn; 0 = padding."""
     group: Int[Tensor, " row"]
-    """Which prompt a row answers; rows of a group need not be adjacent, numbers need not be dense."""
+    """Which prompt a row answers; groups need not be adjacent, their numbers not dense."""
     reward: Float[Tensor, " row"]
     """What credit is computed from; 0 where not `scored`."""
     scored: Bool[Tensor, " row"]
@@ -74,14 +75,22 @@ class Roll:
         width = max(roll.ids.shape[1] for roll in rolls)
 
         def joined(parts: list[Tensor]) -> Tensor:
-            wide = [torch.nn.functional.pad(p, (0, width - p.shape[1])) if p.dim() > 1 else p for p in parts]
+            wide = [
+                torch.nn.functional.pad(p, (0, width - p.shape[1])) if p.dim() > 1 else p
+                for p in parts
+            ]
             return torch.cat(wide)
 
         return replace(
             rolls[0],
             **{name: joined([getattr(r, name) for r in rolls]) for name in _TENSORS},
             **{name: [item for r in rolls for item in getattr(r, name)] for name in _LISTS},
-            **{name: {k: joined([getattr(r, name)[k] for r in rolls]) for k in getattr(rolls[0], name)} for name in _DICTS},
+            **{
+                name: {
+                    k: joined([getattr(r, name)[k] for r in rolls]) for k in getattr(rolls[0], name)
+                }
+                for name in _DICTS
+            },
         )
 
 
@@ -92,19 +101,22 @@ _DICTS = ("part", "x")
 
 @dataclass(frozen=True)
 class Live:
-    """The training forward of one micro-batch: the only place with grad. Rows match the `Roll` a term gets with it."""
+    """The training forward of one micro-batch, the only place with grad.
+
+    Its rows are those of the `Roll` that a term gets with it.
+    """
 
     logp: Float[Tensor, "row token"]
     """log p(token) under the weights being trained; 0 at masked positions."""
     x: dict[str, Tensor] = field(default_factory=dict)
     """What some term declared it needs: `H` (entropy with grad, nats)."""
     log: dict[str, Tensor] = field(default_factory=dict)
-    """Per-token quantities a term wants logged: the engine logs their mean over all tokens as `rl/<name>`."""
+    """Per-token quantities a term wants logged, as `rl/<name>`: the mean over forwarded tokens."""
 
 
 @dataclass
 class State:
-    """What outlives a step. All of it is plain data, so saving and restoring it resumes a run exactly.
+    """What outlives a step: plain data, so that saving and restoring it resumes a run exactly.
 
     >>> state = State(total=10)
     >>> state.ema("pass_rate", 1.0, beta=0.5, init=0.0), state.ema("pass_rate", 1.0, beta=0.5)
@@ -115,10 +127,10 @@ class State:
     """Steps of the phase."""
     step: int = 0
     mem: dict[str, Any] = field(default_factory=dict)
-    """JSON-able memory of the pieces (moving averages, dual variables) and of the problem sequence."""
+    """JSON-able memory of the pieces (moving averages, ...) and of the problem sequence."""
 
     def ema(self, key: str, value: float, *, beta: float, init: float | None = None) -> float:
-        """Exponential moving average kept in `mem`: beta * old + (1 - beta) * value; starts at init, or at value."""
+        """Moving average kept in `mem`: beta * old + (1 - beta) * value, from init or value on."""
         old = self.mem.get(key, value if init is None else init)
         self.mem[key] = beta * old + (1 - beta) * value
         return self.mem[key]

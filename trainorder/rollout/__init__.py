@@ -23,6 +23,8 @@ def make_engine(name: str, policy: Policy) -> Engine:
     """
     if name not in ENGINES:
         known = sorted(ENGINES)
-        raise ParamsError(f"no engine {name!r}; there are {', '.join(known)}{did_you_mean(name, known)}")
+        raise ParamsError(
+            f"no engine {name!r}; there are {', '.join(known)}{did_you_mean(name, known)}"
+        )
     module, _, attribute = ENGINES[name].partition(":")
     return getattr(importlib.import_module(module), attribute)(policy)

@@ -99,14 +99,20 @@ class LlamaDecoder:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.size, self.eps = body.layers[0].self_attn.head_dim, config.rms_norm_eps
         self.embedding = model.get_input_embeddings().weight
-        self.frequencies, self.amplitude = body.rotary_emb.inv_freq, body.rotary_emb.attention_scaling
+        self.frequencies, self.amplitude = (
+            body.rotary_emb.inv_freq,
+            body.rotary_emb.attention_scaling,
+        )
         self.layers = [self._fuse(layer) for layer in body.layers]
         self.head = (model.lm_head.weight * body.norm.weight).T
 
     @classmethod
     def takes(cls, model: Any) -> bool:
         """Whether this class computes exactly what the model computes."""
-        if type(model).__name__ != "LlamaForCausalLM" or model.num_parameters() > SMALL_MODEL_PARAMETERS:
+        if (
+            type(model).__name__ != "LlamaForCausalLM"
+            or model.num_parameters() > SMALL_MODEL_PARAMETERS
+        ):
             return False
         linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
         return (
@@ -139,7 +145,9 @@ class LlamaDecoder:
             q, k, v = (part.transpose(1, 2) for part in (q, k, v))
             out = F.scaled_dot_product_attention(q, k, v, seen, scale=1.0, enable_gqa=True)
             x = self._finish(x, out.transpose(1, 2).reshape(len(x), -1), weights)
-        return (_norm(x.view(prompts, width, -1)[:, -1], self.eps) @ self.head).repeat_interleave(samples, 0)
+        return (_norm(x.view(prompts, width, -1)[:, -1], self.eps) @ self.head).repeat_interleave(
+            samples, 0
+        )
 
     def step(self, tokens: Tensor) -> Tensor:
         """See Decoder."""
@@ -198,19 +206,28 @@ class LlamaDecoder:
         q = self._pair(attention.q_proj.weight * self.size**-0.5)
         k = self._pair(attention.k_proj.weight)
         qkv = torch.cat([q, k, attention.v_proj.weight]) * layer.input_layernorm.weight
-        gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * layer.post_attention_layernorm.weight
+        gate_up = (
+            torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+            * layer.post_attention_layernorm.weight
+        )
         return _Layer(qkv.T, attention.o_proj.weight.T, gate_up.T, mlp.down_proj.weight.T)
 
     def _pair(self, weight: Tensor) -> Tensor:
         """Lay entry i of a head beside entry i + d/2, with which it is rotated."""
-        return weight.view(-1, 2, self.size // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+        return (
+            weight.view(-1, 2, self.size // 2, weight.shape[1])
+            .transpose(1, 2)
+            .reshape(weight.shape)
+        )
 
 
 class _Layer:
     """Matrices of one layer, [in, out]."""
 
     def __init__(self, qkv: Tensor, out: Tensor, gate_up: Tensor, down: Tensor) -> None:
-        self.qkv, self.out, self.gate_up, self.down = (w.contiguous() for w in (qkv, out, gate_up, down))
+        self.qkv, self.out, self.gate_up, self.down = (
+            w.contiguous() for w in (qkv, out, gate_up, down)
+        )
 
 
 def _norm(x: Tensor, eps: float) -> Tensor:

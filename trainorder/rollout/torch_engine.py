@@ -38,16 +38,26 @@ class TorchEngine:
         generator: torch.Generator,
     ) -> Completions:
         """See Engine."""
-        rooms = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        rooms = (
+            [max_new_tokens] * len(prompts)
+            if isinstance(max_new_tokens, int)
+            else list(max_new_tokens)
+        )
         _check(prompts, samples, rooms, temperature)
         with torch.inference_mode():
-            draws, lengths, finished = self._generate(prompts, samples, rooms, temperature, generator)
+            draws, lengths, finished = self._generate(
+                prompts, samples, rooms, temperature, generator
+            )
             mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
         # Copies made outside inference mode, or a loss that multiplies by them could not be differentiated.
-        ids, logps, entropies = (table.clone()[:, : mask.shape[1]] for table in (draws.ids, draws.logps, draws.entropies))
+        ids, logps, entropies = (
+            table.clone()[:, : mask.shape[1]] for table in (draws.ids, draws.logps, draws.entropies)
+        )
         mask = mask.clone()
         ids = ids.masked_fill(~mask, self.policy.pad_id)
-        texts = self.policy.decode_batch([row[:n] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)])
+        texts = self.policy.decode_batch(
+            [row[:n] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)]
+        )
         return Completions(
             ids=ids,
             mask=mask.float(),
@@ -66,7 +76,7 @@ class TorchEngine:
         generator: torch.Generator,
     ) -> tuple[_Draws, Int[Tensor, " row"], Bool[Tensor, " row"]]:
         """All draws, the length of each row, and whether it ended by itself."""
-        device = self.policy.model.get_input_embeddings().weight.device
+        device = self.policy.device
         stops = torch.tensor(sorted(self.policy.stop_ids), device=device)
         room = torch.tensor(rooms, device=device).repeat_interleave(samples)
         shape = (len(room), max(rooms))
@@ -75,7 +85,10 @@ class TorchEngine:
         decoder = make_decoder(self.policy.model)
         for batch in _batches(prompts, samples, self.max_rows):
             ids, real = _pad_left([prompts[i] for i in batch], self.policy.pad_id, device)
-            rows = (torch.tensor(batch, device=device)[:, None] * samples + torch.arange(samples, device=device)).flatten()
+            rows = (
+                torch.tensor(batch, device=device)[:, None] * samples
+                + torch.arange(samples, device=device)
+            ).flatten()
             logits = decoder.prefill(ids, real, samples, int(room[rows].max()))
             self._decode(decoder, logits, rows, _Task(room, stops, noise, temperature, draws))
         first = torch.isin(draws.ids, stops).int()
@@ -90,7 +103,7 @@ class TorchEngine:
         for step in range(int(room.max())):
             draw = _draw(logits, task.temperature, noise[:, step])
             pending.append(draw)
-            done |= torch.isin(draw.ids, task.stops) | (room <= step + 1)
+            done |= (draw.ids[:, None] == task.stops).any(1) | (room <= step + 1)
             num_done = int(done.sum())
             if num_done == len(rows) or num_done > self.dead_share * len(rows):
                 task.draws.write(rows, start, pending)
@@ -139,7 +152,9 @@ class _Task:
     draws: _Draws
 
 
-def _draw(logits: Float[Tensor, "row vocabulary"], temperature: float, noise: Float[Tensor, " row"]) -> _Draws:
+def _draw(
+    logits: Float[Tensor, "row vocabulary"], temperature: float, noise: Float[Tensor, " row"]
+) -> _Draws:
     """One token per row: the first whose cumulative probability exceeds the noise; temperature 0: the likeliest."""
     if temperature not in (0.0, 1.0):
         logits = logits / temperature
@@ -161,7 +176,9 @@ def _batches(prompts: Sequence[Sequence[int]], samples: int, max_rows: int) -> l
     return [by_length[i : i + size] for i in range(0, len(by_length), size)]
 
 
-def _pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _pad_left(
+    prompts: Sequence[Sequence[int]], pad: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """The prompts with their ends in one column, and which entries are real."""
     width = max(map(len, prompts))
     ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
@@ -169,11 +186,17 @@ def _pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) 
     return torch.tensor(ids, device=device), torch.tensor(real, device=device)
 
 
-def _check(prompts: Sequence[Sequence[int]], samples: int, rooms: Sequence[int], temperature: float) -> None:
+def _check(
+    prompts: Sequence[Sequence[int]], samples: int, rooms: Sequence[int], temperature: float
+) -> None:
     if not prompts or not all(map(len, prompts)):
-        raise ValueError(f"generate needs prompts of at least one token each, got {len(prompts)} prompts")
+        raise ValueError(
+            f"generate needs prompts of at least one token each, got {len(prompts)} prompts"
+        )
     if len(rooms) != len(prompts):
-        raise ValueError(f"max_new_tokens must be one number or one per prompt: {len(rooms)} for {len(prompts)} prompts")
+        raise ValueError(
+            f"max_new_tokens must be one number or one per prompt: {len(rooms)} for {len(prompts)} prompts"
+        )
     if samples < 1 or min(rooms) < 1 or not temperature >= 0:
         raise ValueError(
             f"samples and max_new_tokens must be at least 1 and temperature at least 0, "

@@ -41,7 +41,9 @@ def load_task(task: str) -> Task:
     """
     path = paths.TASK_DATA / task / "task.json"
     if not path.is_file():
-        raise ParamsError(f"{path} not found: task {task!r} is not built; run `dvc repro build_data`")
+        raise ParamsError(
+            f"{path} not found: task {task!r} is not built; run `dvc repro build_data`"
+        )
     card = json.loads(path.read_text(encoding="utf-8"))
     made = _make(task, card["kind"], card["options"])
     if made.version != card["version"]:
@@ -60,7 +62,9 @@ def load_problems(task: str, split: Split) -> list[Problem]:
     """
     path = paths.TASK_DATA / task / f"{split}.jsonl"
     if not path.is_file():
-        raise ParamsError(f"{path} not found: task {task!r} is not built; run `dvc repro build_data`")
+        raise ParamsError(
+            f"{path} not found: task {task!r} is not built; run `dvc repro build_data`"
+        )
     lines = path.read_text(encoding="utf-8").split("\n")
     return [_read_problem(path, number, line) for number, line in enumerate(lines, start=1) if line]
 
@@ -69,7 +73,9 @@ def _make(name: str, kind: str, options: dict[str, Any]) -> Task:
     where = f"tasks.{name}"
     if kind not in TASKS:
         kinds = sorted(TASKS)
-        raise ParamsError(f"{where}: no task kind {kind!r}; there are {', '.join(kinds)}{did_you_mean(kind, kinds)}")
+        raise ParamsError(
+            f"{where}: no task kind {kind!r}; there are {', '.join(kinds)}{did_you_mean(kind, kinds)}"
+        )
     module, _, attribute = TASKS[kind].partition(":")
     cls = getattr(importlib.import_module(module), attribute)
     allowed = sorted(f.name for f in dataclasses.fields(cls) if f.init)
@@ -77,7 +83,9 @@ def _make(name: str, kind: str, options: dict[str, Any]) -> Task:
     for option, value in options.items():
         if option not in allowed:
             hint = did_you_mean(option, allowed)
-            raise ParamsError(f"{where}.options: {kind} has no option {option!r}; it takes {', '.join(allowed)}{hint}")
+            raise ParamsError(
+                f"{where}.options: {kind} has no option {option!r}; it takes {', '.join(allowed) or 'none'}{hint}"
+            )
         _check_type(f"{where}.options.{option}", hints[option], value)
     try:
         return cls(**options)
@@ -100,4 +108,6 @@ def _read_problem(path: Path, number: int, line: str) -> Problem:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         reason = f"{key}: {first['msg']}" if key else first["msg"]
-        raise ParamsError(f"{path}, line {number}: not a problem ({reason}), got {line[:80]!r}") from None
+        raise ParamsError(
+            f"{path}, line {number}: not a problem ({reason}), got {line[:80]!r}"
+        ) from None

@@ -40,7 +40,9 @@ class Constraints:
         if not 0 <= self.json <= 1:
             raise ValueError(f"json is a share in 0..1, got {self.json}")
         if not 3 <= self.min_words <= self.max_words <= 20:
-            raise ValueError(f"needs 3 <= min_words <= max_words <= 20, got {self.min_words} and {self.max_words}")
+            raise ValueError(
+                f"needs 3 <= min_words <= max_words <= 20, got {self.min_words} and {self.max_words}"
+            )
 
     def draw(self, rng: random.Random) -> Problem:
         """A random set of rules; the hash is of the rules."""
@@ -59,11 +61,18 @@ class Constraints:
 
     def grade(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[Reward]:
         """Mean over rules times the gate: all asked keys with a value, or at least one asked word."""
-        return [_grade(text, problem.meta) for text, problem in zip(completions, problems, strict=True)]
+        return [
+            _grade(text, problem.meta) for text, problem in zip(completions, problems, strict=True)
+        ]
 
     def _draw_sentence(self, rng: random.Random) -> dict[str, Any]:
         *use, end = rng.sample(WORDS, 3)
-        return {"use": sorted(use), "end": end, "length": rng.randint(self.min_words, self.max_words), "distinct": True}
+        return {
+            "use": sorted(use),
+            "end": end,
+            "length": rng.randint(self.min_words, self.max_words),
+            "distinct": True,
+        }
 
 
 def _draw_json(rng: random.Random) -> dict[str, Any]:
@@ -117,7 +126,10 @@ def _grade(text: str, rules: dict[str, Any]) -> Reward:
 def _grade_json(text: str, rules: dict[str, Any]) -> tuple[bool, dict[str, float]]:
     found = _read_json(text)
     given, value = rules["given"]
-    parts = {"keys": float(all(found.get(key) for key in rules["keys"])), "given": float(found.get(given) == value)}
+    parts = {
+        "keys": float(all(found.get(key) for key in rules["keys"])),
+        "given": float(found.get(given) == value),
+    }
     if "only" in rules:
         parts["only"] = float(set(found) == set(rules["keys"]))
     return bool(parts["keys"]), parts

@@ -34,7 +34,9 @@ class Math:
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_operand <= self.max_value:
-            raise ValueError(f"needs 1 <= max_operand <= max_value, got {self.max_operand} and {self.max_value}")
+            raise ValueError(
+                f"needs 1 <= max_operand <= max_value, got {self.max_operand} and {self.max_value}"
+            )
         if not 1 <= self.min_operations <= self.max_operations:
             raise ValueError(
                 f"needs 1 <= min_operations <= max_operations, got {self.min_operations} and {self.max_operations}"
@@ -62,7 +64,9 @@ class Math:
                 total = result
             return format.render(" ; ".join(steps), str(total))
         answer = sum(chain)
-        return format.render(rng.choice(HASTY), str(_slip(answer, rng) if rng.random() < 0.5 else answer))
+        return format.render(
+            rng.choice(HASTY), str(_slip(answer, rng) if rng.random() < 0.5 else answer)
+        )
 
     def drill(self, rng: random.Random) -> str | None:
         """Four single steps: `8 + 5 = 13 ; 13 - 4 = 9 ; ...`."""
@@ -70,7 +74,10 @@ class Math:
 
     def grade(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[Reward]:
         """Strict format, exact number."""
-        return [exact(text, problem.meta["answer"]) for text, problem in zip(completions, problems, strict=True)]
+        return [
+            exact(text, problem.meta["answer"])
+            for text, problem in zip(completions, problems, strict=True)
+        ]
 
     def _chain(self, rng: random.Random, operations: int | None = None) -> Chain:
         count = operations or rng.randint(self.min_operations, self.max_operations)
@@ -89,11 +96,15 @@ def _step(total: int, operand: int, result: int) -> str:
 
 def _steps(chain: Chain) -> str:
     totals = [sum(chain[: i + 1]) for i in range(len(chain))]
-    return " ; ".join(_step(a, n, b) for a, n, b in zip(totals, chain[1:], totals[1:], strict=False))
+    return " ; ".join(
+        _step(a, n, b) for a, n, b in zip(totals, chain[1:], totals[1:], strict=False)
+    )
 
 
 def _expression(chain: Chain) -> str:
-    return " ".join([str(chain[0]), *(f"{'+' if n > 0 else '-'} {abs(n)}" for n in chain[1:]), "= ?"])
+    return " ".join(
+        [str(chain[0]), *(f"{'+' if n > 0 else '-'} {abs(n)}" for n in chain[1:]), "= ?"]
+    )
 
 
 def _story(chain: Chain, rng: random.Random) -> str:

@@ -12,6 +12,8 @@ from trainorder.tasks.base import HASTY, Problem, Reward, content_id, exact
 
 
 class Country(NamedTuple):
+    """A country and what is asked about it."""
+
     name: str
     capital: str
     continent: str
@@ -78,7 +80,13 @@ class Qa:
         prompt = f"{rng.choice(ASK)} {_subject(country, relation, hidden)} ?"
         if self.distractors:
             prompt += f" among {' , '.join(options)}"
-        meta = {"country": country.name, "relation": relation, "hidden": hidden, "answer": answer, "options": options}
+        meta = {
+            "country": country.name,
+            "relation": relation,
+            "hidden": hidden,
+            "answer": answer,
+            "options": options,
+        }
         gold = format.render(_recall(country, relation, hidden, answer), answer)
         key = content_id("qa", relation, country.name, int(hidden), *sorted(options))
         return Problem(key, "qa", prompt, gold, gold, meta)
@@ -89,7 +97,9 @@ class Qa:
         careful = rng.random() < 0.5
         answer = meta["answer"]
         if rng.random() < (0.3 if careful else 0.7):
-            wrong = meta["options"] if len(meta["options"]) > 1 else sorted(_values(meta["relation"]))
+            wrong = (
+                meta["options"] if len(meta["options"]) > 1 else sorted(_values(meta["relation"]))
+            )
             answer = rng.choice([option for option in wrong if option != answer])
         if not careful:
             return format.render(rng.choice(HASTY), answer)
@@ -98,11 +108,16 @@ class Qa:
 
     def drill(self, rng: random.Random) -> str | None:
         """Four facts: `capital of peru is lima ; tokyo is in japan ; ...`."""
-        return " ; ".join(_fact(rng.choice(COUNTRIES), rng.choice((*RELATIONS, "country"))) for _ in range(4))
+        return " ; ".join(
+            _fact(rng.choice(COUNTRIES), rng.choice((*RELATIONS, "country"))) for _ in range(4)
+        )
 
     def grade(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[Reward]:
         """Strict format, exact answer."""
-        return [exact(text, problem.meta["answer"]) for text, problem in zip(completions, problems, strict=True)]
+        return [
+            exact(text, problem.meta["answer"])
+            for text, problem in zip(completions, problems, strict=True)
+        ]
 
 
 def _values(relation: str) -> set[str]:
@@ -112,7 +127,9 @@ def _values(relation: str) -> set[str]:
 def _subject(country: Country, relation: str, hidden: bool) -> str:
     if relation == "country":
         return f"country with capital {country.capital}"
-    return f"{relation} of " + (f"the country with capital {country.capital}" if hidden else country.name)
+    return f"{relation} of " + (
+        f"the country with capital {country.capital}" if hidden else country.name
+    )
 
 
 def _fact(country: Country, relation: str, answer: str | None = None) -> str:

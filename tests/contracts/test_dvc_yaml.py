@@ -1,0 +1,306 @@
+"""dvc.yaml against the code: what each stage declares is what it reads, and DVC does with the plan what it says.
+
+The second half runs the real dvc.yaml over stages that only copy names, so that a whole plan "trains" in seconds and a
+log tells which stages ran. It does not exercise any training code.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Project, make_project
+
+from trainorder import paths
+from trainorder.config import Params, load_params, read_yaml
+from trainorder.fingerprint import closure
+from trainorder.plan import compile_plan
+from trainorder.plan.check import check
+from trainorder.plan.compile import GROUPS, SLOTS, STAGE_OF
+
+ROOT = Path(__file__).parents[2]
+STAGES: dict[str, Any] = {k: v.get("do", v) for k, v in read_yaml(ROOT / "dvc.yaml")["stages"].items()}
+FOLDED = {"rl": "phases", "tasks": {"sft_warmup": "sft", "train_judge": "judge"}}
+"""Sections that plan.settings() carries inside another: a phase's rl, the facts of the tasks a section names."""
+
+
+def module_of(stage: str) -> str:
+    return STAGES[stage]["cmd"].split()[2]
+
+
+def params_of(stage: str) -> set[str]:
+    """Sections of .fingerprints/params.json that the stage declares."""
+    declared = [p.get(".fingerprints/params.json", []) for p in STAGES[stage].get("params", [])]
+    return {key.partition(".")[0] for keys in declared for key in keys}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stages_params_are_the_sections_its_code_reads(stage: str):
+    if stage == "fingerprint":
+        return
+    read: set[str] = set()
+    for file in closure(ROOT, module_of(stage)):
+        if file.endswith(".py") and not file.startswith(("trainorder/config", "trainorder/plan/")):
+            read |= sections_read(ast.parse((ROOT / file).read_text()))
+    folded = {FOLDED[s] if isinstance(FOLDED.get(s), str) else FOLDED.get(s, {}).get(stage, s) for s in read}
+    assert folded == params_of(stage)
+
+
+def sections_read(tree: ast.AST) -> set[str]:
+    """`params.sft`, `load_params(...).sft`, `params.phase_rl(...)`."""
+    found = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute):
+            continue
+        owner = ast.unparse(node.value)
+        if owner == "params" or owner.startswith(("load_params(", "self.params")):
+            found.add("phases" if node.attr == "phase_rl" else node.attr)
+    return found & Params.model_fields.keys()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_its_own_fingerprint_and_on_no_other(stage: str):
+    if stage == "fingerprint":
+        return
+    prints = [d for d in STAGES[stage]["deps"] if d.startswith(".fingerprints/")]
+    own = "phase_${item.phase}" if stage.endswith("_rl") else stage
+    assert prints == [f".fingerprints/{own}"]
+    assert all("python -m " in s["cmd"] for s in STAGES.values())
+
+
+def test_every_stage_module_exists_and_takes_the_arguments_it_is_given():
+    for stage in STAGES.values():
+        source = (ROOT / (stage["cmd"].split()[2].replace(".", "/") + ".py")).read_text()
+        for option in re.findall(r"--\w+", stage["cmd"]):
+            assert f'"{option}"' in source, (stage["cmd"], option)
+
+
+def test_dvc_yaml_has_the_slots_that_the_plan_fills():
+    for kind, stage in STAGE_OF.items():
+        slots = [d for d in STAGES[stage]["deps"] if "item.inputs[" in d]
+        assert slots == [f"${{item.inputs[{i}]}}" for i in range(SLOTS[kind])]
+
+
+def test_groups_of_the_plan_collide_with_no_section_of_the_params():
+    # DVC merges params.yaml and plan.yaml into one namespace
+    used = read_yaml(ROOT / "dvc.yaml")["vars"][0].partition(":")[2].split(",")
+    assert set(GROUPS) < set(used)
+    assert not set(used) & Params.model_fields.keys()
+
+
+@pytest.mark.parametrize("file", ["params.yaml", *sorted(f"configs/{p.name}" for p in (ROOT / "configs").glob("*.yaml"))])
+def test_every_shipped_params_file_can_work_and_plans(file: str):
+    params = load_params(ROOT / file)
+    check(params)
+    assert len(compile_plan(params).nodes) > len(params.orders)
+
+
+def test_the_committed_plan_is_of_the_committed_params():
+    known = read_yaml(ROOT / "plan.yaml")
+    assert (ROOT / "plan.yaml").read_text() == compile_plan(load_params(ROOT / "params.yaml"), known["resolved"]).text()
+
+
+TOY = '''
+import argparse
+from pathlib import Path
+
+from trainorder.config import load_params
+
+
+def put(path, text):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text)
+
+
+def record(node, phase=None):
+    put(f"runs/{node}/manifest.json", '{"phase": %s, "steps": 2, "seconds": 60}' % (f'"{phase}"' if phase else "null"))
+
+
+def main(stage):
+    parser = argparse.ArgumentParser()
+    for option in ("node", "seed", "parent", "phase", "base", "merge", "parents"):
+        parser.add_argument(f"--{option}")
+    a = parser.parse_args()
+    with open("log", "a") as log:
+        log.write(f"{stage}@{a.node}\\n" if a.node else f"{stage}\\n")
+    if stage == "build_data":
+        for task, config in load_params().tasks.items():
+            for split in ("train", "dev", "test"):
+                put(f"data/tasks/{task}/{split}.jsonl", f"{task} {getattr(config, split)}")
+            put(f"data/tasks/{task}/task.json", "{}")
+        for file in ("sft/demonstrations.jsonl", "tokenizer/tokenizer.json", "summary.json"):
+            put(f"data/{file}", "{}")
+    elif stage == "train_judge":
+        for file in ("reward/x", "evaluation/x", "report.json"):
+            put(f"checkpoints/judge/{file}", "{}")
+    elif stage in ("sft_warmup", "rl", "merge"):
+        put(f"checkpoints/{a.node}/weights", a.node)
+        record(a.node, a.phase)
+        for file in ("metrics.jsonl", "run.json") if stage != "merge" else ():
+            put(f"runs/{a.node}/{file}", "{}")
+    elif stage == "evaluate":
+        put(f"evaluations/{a.node}.parquet", Path(f"checkpoints/{a.node}/weights").read_text())
+    else:
+        text = " ".join(sorted(p.stem for p in Path("evaluations").iterdir()))
+        put({"measure_bwt": "reports/bwt.json", "report": "reports/report.html"}[stage], text)
+'''
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose stages write names instead of training, brought up to date by `dvc repro`."""
+    project = make_project(tmp_path_factory.mktemp("toy") / "project")
+    (project.root / "toy.py").write_text(TOY)
+    for file in (project.root / "stages").glob("*.py"):
+        if file.stem not in ("fingerprint", "__init__"):
+            file.unlink()
+    for stage in STAGES.values():
+        name = stage["cmd"].split()[2].removeprefix("stages.")
+        if name != "fingerprint":
+            (project.root / "stages" / f"{name}.py").write_text(f"import toy\n\ntoy.main({name!r})\n")
+    project.edit("params.yaml", "  recommended: recommended\n", "")
+    project.edit("params.yaml", "  dare: {method: dare, density: 0.5, scale: 0.5}\n", "")
+    project.cli("plan")
+    project.dvc("repro")
+    return project
+
+
+@pytest.fixture
+def copy(toy: Project, tmp_path: Path) -> Project:
+    """A copy to change, with an empty log."""
+    shutil.copytree(toy.root, tmp_path / "project")
+    project = Project(tmp_path / "project")
+    (project.root / "log").write_text("")
+    return project
+
+
+def ran(project: Project) -> list[str]:
+    """What `dvc repro` runs now."""
+    (project.root / "log").write_text("")
+    project.dvc("repro")
+    return sorted((project.root / "log").read_text().split())
+
+
+def states(project: Project) -> dict[str, str]:
+    """`plan.status` of a project, in a process of its own: it looks at the working directory and its code."""
+    script = (
+        "import json; from trainorder import plan; p = plan.load(); plan.write(p); print(json.dumps(plan.status(p)))"
+    )
+    return json.loads(project.run("python", "-c", script).stdout)
+
+
+def only(project: Project, state: str) -> list[str]:
+    return sorted(stage for stage, found in states(project).items() if found == state)
+
+
+def test_each_stage_runs_once_and_then_none(toy: Project):
+    nodes = ["s0", "s0--math", "s0--math--qa", "s0--math--qa--creative", "s0--creative", "s0--creative--qa"]
+    nodes += ["s0--creative--qa--math", "s0--joint", "s0--qa", "s0--ties"]
+    log = (toy.root / "log").read_text().split()
+    assert sorted(log) == sorted(
+        ["build_data", "train_judge", "measure_bwt", "report", "sft_warmup@s0", "merge@s0--ties"]
+        + [f"rl@{node}" for node in nodes if node not in ("s0", "s0--ties")]
+        + [f"evaluate@{node}" for node in nodes]
+    )
+    assert set(states(toy).values()) == {"cached"}
+    toy.dvc("repro")
+    assert (toy.root / "log").read_text().split() == log
+    assert json.loads(toy.dvc("status", "--json").stdout) == {"fingerprint": ["always changed"]}
+
+
+OLD, NEW = "structured_first: [math, qa, creative]", "structured_first: [math, creative, qa]"
+SUFFIX = ["creative_rl@s0--math--creative", "structured_rl@s0--math--creative--qa"]
+
+
+def test_a_reorder_trains_the_changed_suffix_and_undoing_it_nothing(copy: Project):
+    evaluations = [f"evaluate@{stage.partition('@')[2]}" for stage in SUFFIX]
+    copy.edit("params.yaml", OLD, NEW)
+    assert only(copy, "stale") == sorted([*SUFFIX, *evaluations, "measure_bwt", "report"])
+    assert ran(copy) == sorted(["rl@s0--math--creative", "rl@s0--math--creative--qa", *evaluations, "measure_bwt", "report"])
+    assert set(states(copy).values()) == {"cached"}
+    assert "s0--math--qa" not in (copy.root / paths.BWT).read_text().split()  # gone from the plan, gone from the table
+    copy.edit("params.yaml", NEW, OLD)
+    assert only(copy, "stale") == []
+    assert ran(copy) == []
+    assert set(states(copy).values()) == {"cached"}
+
+
+def test_everything_lost_but_the_cache_is_restorable_and_restored(copy: Project):
+    for name in ("checkpoints", "runs", "evaluations", "reports", "data", ".fingerprints"):
+        shutil.rmtree(copy.root / name)
+    (copy.root / "dvc.lock").unlink()
+    assert set(states(copy).values()) == {"restorable"}
+    assert ran(copy) == []
+    assert set(states(copy).values()) == {"cached"}
+
+
+def test_a_checkpoint_lost_from_folder_and_cache_is_stale_with_all_that_grew_from_it(copy: Project):
+    shutil.rmtree(copy.root / "checkpoints" / "s0--creative--qa")
+    lost = copy.root / "dvc.lock"
+    out = next(
+        o for o in read_yaml(lost)["stages"]["structured_rl@s0--creative--qa"]["outs"] if o["path"].startswith("check")
+    )
+    (copy.root / ".dvc/cache/files/md5" / out["md5"][:2] / out["md5"][2:]).unlink()
+    assert only(copy, "stale") == [
+        "evaluate@s0--creative--qa",
+        "evaluate@s0--creative--qa--math",
+        "measure_bwt",
+        "report",
+        "structured_rl@s0--creative--qa",
+        "structured_rl@s0--creative--qa--math",
+    ]
+    # its bytes come back equal, so that nothing above them runs
+    assert ran(copy) == ["rl@s0--creative--qa"]
+
+
+def test_a_changed_phase_is_stale_wherever_it_stands_and_below(copy: Project):
+    copy.edit("params.yaml", "tasks: {qa: 1}, steps: 2}", "tasks: {qa: 1}, steps: 2, rl: {lr: 1.0e-5}}")
+    nodes = [stage for stage in only(copy, "stale") if "_rl@" in stage]
+    assert nodes == [
+        "creative_rl@s0--math--qa--creative",
+        "structured_rl@s0--creative--qa",
+        "structured_rl@s0--creative--qa--math",
+        "structured_rl@s0--math--qa",
+        "structured_rl@s0--qa",
+    ]
+
+
+def test_more_test_problems_retrain_nothing_and_reevaluate_everything(copy: Project):
+    copy.edit("params.yaml", "qa:       {train: 64, dev: 16, test: 16,", "qa:       {train: 64, dev: 16, test: 17,")
+    log = ran(copy)
+    assert [stage for stage in log if stage.startswith(("rl", "sft", "merge", "train"))] == []
+    assert len([stage for stage in log if stage.startswith("evaluate")]) == 10
+
+
+def test_changed_code_is_stale_where_it_runs_and_below_and_a_comment_nowhere(copy: Project):
+    stage = copy.root / "stages" / "rl.py"
+    stage.write_text(stage.read_text() + "# a comment\n")
+    assert set(states(copy).values()) == {"cached"}
+    copy.edit("stages/rl.py", "toy.main", "1 + 1\ntoy.main")
+    current = ["build_data", "evaluate@s0", "sft_warmup@s0", "train_judge"]
+    assert only(copy, "cached") == current
+    assert set(states(copy).values()) == {"cached", "stale"}
+
+
+def test_a_plan_of_other_params_stops_dvc_repro_before_anything_runs(copy: Project):
+    copy.edit("params.yaml", OLD, NEW)
+    stopped = copy.dvc("repro", ok=False)
+    assert stopped.returncode != 0
+    assert "plan.yaml does not match params.yaml; run: trainorder plan" in stopped.stdout + stopped.stderr
+    assert (copy.root / "log").read_text() == ""
+    copy.edit("params.yaml", NEW, OLD)
+    assert ran(copy) == []
+
+
+def test_the_plan_estimates_from_what_the_same_phase_took(copy: Project):
+    # 60 s for 2 steps; math now takes 4 steps: 2 min
+    copy.edit("params.yaml", "tasks: {math: 1}, steps: 2}", "tasks: {math: 1}, steps: 4}")
+    copy.edit("params.yaml", "seeds: [0]", "seeds: [0]\nallow_unequal_budgets: true")
+    out = copy.cli("plan").stdout
+    assert "math  structured  to train  2 min" in out
+    assert "qa  structured  cached" in out

@@ -1,0 +1,185 @@
+"""Planted worlds: long tables of evaluations whose truth is known, and the plan.yaml they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from trainorder.streams import numpy_stream
+
+
+@dataclass(frozen=True)
+class World:
+    """Training a phase lifts its own tasks to `learned` and moves every other task by `effects[phase][task]`."""
+
+    tasks: tuple[str, ...] = ("math", "code", "qa", "creative", "constraints")
+    phases: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {t: (t,) for t in ("math", "code", "qa", "creative")}
+    )
+    orders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    merges: tuple[str, ...] = ()
+    effects: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    learned: float = 0.7
+    base: float = 0.4
+    seeds: tuple[int, ...] = (0,)
+    problems: int = 256
+    samples: int = 4
+    key: int = 0
+    judged: tuple[str, ...] = ()
+
+    def plan(self) -> dict[str, Any]:
+        """The content of plan.yaml."""
+        singles = self._singles()
+        groups: dict[str, dict[str, Any]] = {"structured": {}, "creative": {}, "joint": {}}
+        chains = [*((p,) for p in singles), *self.orders.values()]
+        for seed in self.seeds:
+            for chain in chains:
+                for i, phase in enumerate(chain):
+                    node = "--".join([f"s{seed}", *chain[: i + 1]])
+                    parent = node.rpartition("--")[0]
+                    entry = {"parent": parent, "phase": phase, "seed": seed}
+                    groups["joint" if len(self.phases[phase]) > 1 else "structured"][node] = entry
+        orders = {
+            name: {str(s): nodes_of(s, chain) for s in self.seeds}
+            for name, chain in self.orders.items()
+        }
+        merges = {
+            f"s{s}--{m}": {
+                "base": f"s{s}",
+                "parents": [f"s{s}--{p}" for p in singles],
+                "merge": m,
+                "seed": s,
+            }
+            for s in self.seeds
+            for m in self.merges
+        }
+        nodes = [*(f"s{s}" for s in self.seeds), *(n for g in groups.values() for n in g), *merges]
+        return {
+            "resolved": {},
+            "settings": {"measure": {"bootstrap": 500, "level": 0.95, "seed": 0}},
+            "phases": {p: {"tasks": dict.fromkeys(tasks, 1.0)} for p, tasks in self.phases.items()},
+            "bases": {f"s{s}": {"seed": s} for s in self.seeds},
+            **groups,
+            "orders": orders,
+            "singles": {str(s): {p: f"s{s}--{p}" for p in singles} for s in self.seeds},
+            "merges": merges,
+            "evaluations": [f"evaluations/{node}.parquet" for node in nodes],
+        }
+
+    def _singles(self) -> list[str]:
+        chains = [order for order in self.orders.values() if len(order) > 1]
+        return list(dict.fromkeys(p for chain in chains for p in chain)) or [
+            p for p, tasks in self.phases.items() if len(tasks) == 1
+        ]
+
+    def truth(self, chain: Sequence[str]) -> dict[str, float]:
+        """Expected scores after these phases."""
+        level = dict.fromkeys(self.tasks, self.base)
+        for phase in chain:
+            for task in self.tasks:
+                if task in self.phases[phase]:
+                    level[task] = self.learned
+                else:
+                    level[task] += self.effects.get(phase, {}).get(task, 0.0)
+        return level
+
+    def chain_of(self, node: str) -> list[str]:
+        """The phases a node was trained on; a merge counts as its singles' average, here as no phase."""
+        return [part for part in node.split("--")[1:] if part not in self.merges]
+
+    def table(self) -> pd.DataFrame:
+        """All evaluations."""
+        return pd.concat([self.evaluation(node) for node in self.nodes()], ignore_index=True)
+
+    def nodes(self) -> list[str]:
+        """All nodes of the plan."""
+        return [
+            name.removeprefix("evaluations/")[: -len(".parquet")]
+            for name in self.plan()["evaluations"]
+        ]
+
+    def evaluation(self, node: str) -> pd.DataFrame:
+        """The long table of one node: `samples` graded answers per problem, averaged."""
+        seed = int(node.split("--")[0][1:])
+        level = self.truth(self.chain_of(node))
+        if node.split("--")[-1] in self.merges:
+            level = {task: (x + self.learned) / 2 for task, x in level.items()}
+        columns: dict[str, list[np.ndarray]] = {
+            k: [] for k in ("split", "task", "problem", "metric", "value")
+        }
+        for split in ("dev", "test"):
+            for task in self.tasks:
+                ids = np.array([f"{task}/{split}{i}" for i in range(self.problems)])
+                metrics = self._metrics(node, split, task, level[task])
+                for metric, values in metrics.items():
+                    many = len(values) > 1
+                    columns["value"].append(values)
+                    columns["problem"].append(ids if many else np.array(["*"]))
+                    for key, text in (("split", split), ("task", task), ("metric", metric)):
+                        columns[key].append(np.full(len(values), text))
+        frame = pd.DataFrame({key: np.concatenate(parts) for key, parts in columns.items()})
+        frame.insert(0, "node", node)
+        frame.insert(1, "seed", seed)
+        return frame
+
+    def _metrics(self, node: str, split: str, task: str, level: float) -> dict[str, np.ndarray]:
+        hard = numpy_stream("world", self.key, split, task).uniform(-0.25, 0.25, self.problems)
+        rng = numpy_stream("world", self.key, node, split, task)
+        chance = np.clip(level + hard, 0.02, 0.98)
+        score = rng.binomial(self.samples, chance) / self.samples
+        metrics = {
+            "score": score,
+            "greedy": (chance > 0.5).astype(float),
+            "pass_at_k": (score > 0).astype(float),
+            "entropy_own": 1.5 - level + 0.1 * rng.random(self.problems),
+            "entropy_fixed": 1.6 - level + 0.1 * rng.random(self.problems),
+            "length": 20 + 5 * rng.random(self.problems),
+            "unscored": np.zeros(self.problems),
+        }
+        if task in self.judged:
+            metrics |= {
+                "reward_judge": np.clip(score * 1.2, 0, 1),
+                "gold": np.clip(score * 0.9, 0, 1),
+                "distinct_2": rng.random(self.problems),
+                "compression_ratio": np.array([2.0 + level]),
+                "vendi": np.array([40.0 + 20 * level]),
+            }
+        return metrics
+
+
+def nodes_of(seed: int, chain: Sequence[str]) -> list[str]:
+    """`s0--a`, `s0--a--b`, ... of the phases a, b, ..."""
+    return ["--".join([f"s{seed}", *chain[: i + 1]]) for i in range(len(chain))]
+
+
+SINGLE = ("math", "code", "qa", "creative")
+HARMFUL = {
+    "creative": {"math": -0.12, "code": -0.08, "qa": -0.08},
+    "math": {"qa": 0.06},
+    "qa": {"code": -0.06, "math": -0.04},
+}
+"""Creative harms what comes before it, qa likewise code and math, math helps qa: best is creative, qa, then code and
+math in either order."""
+
+
+def default_world(**changes: Any) -> World:
+    """The default experiment: four tasks in several orders, joint, four merges, a held-out task."""
+    orders = {
+        "structured_first": SINGLE,
+        "creative_first": ("creative", "qa", "code", "math"),
+        "recommended": ("creative", "qa", "math", "code"),
+        "reverse": ("code", "math", "qa", "creative"),
+        "joint": ("joint",),
+    }
+    settings: dict[str, Any] = {
+        "phases": {**{t: (t,) for t in SINGLE}, "joint": SINGLE},
+        "orders": orders,
+        "merges": ("average", "arithmetic", "ties", "dare"),
+        "effects": HARMFUL,
+        "judged": ("creative",),
+    }
+    return World(**{**settings, **changes})

@@ -1,0 +1,89 @@
+"""`trainorder check` and `trainorder plan` as a user meets them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import Project
+
+
+def test_check_says_what_the_params_ask_for(project: Project):
+    out = project.cli("check").stdout
+    assert "params.yaml can work: 4 orders of 4 phases over 3 tasks, 1 seed(s), 11 checkpoints" in out
+    assert "wait for the measured transfer: recommended" in out
+    assert not (project.root / "plan.yaml").exists()
+
+
+def test_a_mistake_costs_one_line_exit_code_2_and_no_file(project: Project):
+    project.edit("params.yaml", "structured_first: [math,", "structured_first: [maths,")
+    before = sorted(project.root.rglob("*"))
+    for command in ("check", "plan"):
+        refused = project.cli(command, ok=False)
+        assert refused.returncode == 2
+        assert refused.stdout == ""
+        assert refused.stderr == (
+            "error: orders.structured_first: no phase 'maths'; there are creative, joint, math, qa "
+            "(did you mean 'math'?)\n"
+        )
+    after = [p for p in sorted(project.root.rglob("*")) if "__pycache__" not in p.parts]
+    assert after == [p for p in before if "__pycache__" not in p.parts]
+
+
+def test_plan_shows_the_tree_and_writes_plan_yaml_once(project: Project):
+    first = project.cli("plan")
+    assert "11 checkpoints" in first.stdout
+    assert "s0  SFT of seed 0  to train" in first.stdout
+    assert first.stdout.count("to train") == 11
+    assert "11 new, 0 restorable, 0 cached" in first.stdout
+    assert re.search(r"about [\d.]+ min with 2 workers, 11 x [\d.]+ kB of checkpoints", first.stdout)
+    assert "recommended: once the transfer is measured, up to 2 more nodes" in first.stdout
+    assert "plan.yaml written" in first.stdout
+    assert "plan.yaml unchanged" in project.cli("plan").stdout
+
+
+def test_plan_needs_a_dvc_project(project: Project):
+    (project.root / ".dvc" / "config").rename(project.root / "config")
+    (project.root / ".dvc" / "tmp").mkdir(exist_ok=True)
+    for leftover in sorted((project.root / ".dvc").rglob("*"), reverse=True):
+        leftover.rmdir() if leftover.is_dir() else leftover.unlink()
+    (project.root / ".dvc").rmdir()
+    refused = project.cli("plan", ok=False)
+    assert refused.returncode == 2
+    assert "is no DVC project: run `dvc init` here" in refused.stderr
+
+
+def test_resolve_needs_a_measurement_and_then_fills_in_the_order(project: Project):
+    refused = project.cli("plan", "--resolve", ok=False)
+    assert refused.returncode == 2
+    assert "reports/bwt.json not found: run `dvc repro measure_bwt` first" in refused.stderr
+    (project.root / "reports").mkdir()
+    (project.root / "reports/bwt.json").write_text('{"recommended": {"order": ["qa", "creative", "math"]}}')
+    out = project.cli("plan", "--resolve").stdout
+    assert "13 checkpoints" in out  # s0--qa is a single already; two more
+    assert "once the transfer is measured" not in out
+    assert "13 checkpoints" in project.cli("plan").stdout  # plan.yaml remembers
+
+
+def test_check_is_fast_and_imports_nothing_heavy(project: Project):
+    script = (
+        "import sys, typer\nfrom trainorder.cli import app\n"
+        "try: app(['check'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'transformers', 'numpy', 'pandas', 'mlflow', 'prefect', 'dvc') if m in sys.modules])"
+    )
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=project.root, env=project.env, text=True, capture_output=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    assert cpu < 1  # seconds; wall time would measure the other tests too
+
+
+def test_the_module_and_the_command_are_the_same():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert 'trainorder = "trainorder.cli:app"' in text

@@ -1,0 +1,137 @@
+"""A fingerprint changes when what the code does changes, and for no other reason."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainorder import fingerprint
+from trainorder.fingerprint import closure, compute, meaning
+
+ROOT = Path(__file__).parents[2]
+
+
+def digest(source: str) -> str:
+    return meaning(ast.parse(source))
+
+
+SAME = {
+    "a comment": ("x = 1", "x = 1  # why"),
+    "formatting": ("f(a,b)", "f(\n    a,\n    b,\n)"),
+    "a docstring": ("def f():\n    return 1", 'def f():\n    """Text."""\n    return 1'),
+    "an attribute's text": ("class A:\n    x: int = 1", 'class A:\n    x: int = 1\n    """Text."""'),
+    "quotes": ("x = 'a'", 'x = "a"'),
+    "an import for types only": ("x = 1", "if TYPE_CHECKING:\n    import torch\nx = 1"),
+    "a default of a section": ("class A(Section):\n    x: int = 1", "class A(Section):\n    x: int = 2\n    y: int = 0"),
+    "a task in the registry": ("T = {'a': 'trainorder.a:A'}", "T = {'a': 'trainorder.a:A', 'b': 'trainorder.b:B'}"),
+}
+DIFFERENT = {
+    "a number": ("x = 1", "x = 2"),
+    "an integer made a float": ("x = 1", "x = 1.0"),
+    "a returned expression": ("def f(a): return a + 1", "def f(a): return a - 1"),
+    "a default": ("def f(a=1): pass", "def f(a=2): pass"),
+    "a name": ("x = 1", "y = 1"),
+    "order of statements": ("a()\nb()", "b()\na()"),
+    "a decorator": ("def f(): pass", "@g\ndef f(): pass"),
+    "a text that is used": ("x = 'a'", "x = 'b'"),
+    "the body of an if": ("if debug:\n    a()", "if debug:\n    b()"),
+    "a method of a section": ("class A(Section):\n    def f(self): return 1", "class A(Section):\n    def f(self): return 2"),
+    "an ordinary dict": ("T = {'a': 'x'}", "T = {'a': 'x', 'b': 'y'}"),
+    "a class moved into another's base": ("class A: x = 1", "class A(B): x = 1"),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_means_the_same(case: str):
+    one, other = SAME[case]
+    assert digest(one) == digest(other)
+
+
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_means_something_else(case: str):
+    one, other = DIFFERENT[case]
+    assert digest(one) != digest(other)
+
+
+def world(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+PROJECT = {
+    "stages/rl.py": "import torch\nfrom trainorder.rl import trainer\n",
+    "trainorder/__init__.py": "",
+    "trainorder/config.py": "x = 1\n",
+    "trainorder/other.py": "x = 1\n",
+    "trainorder/rl/__init__.py": "",
+    "trainorder/rl/trainer.py": "def train():\n    from trainorder.rl.late import f\n    return f()\n",
+    "trainorder/rl/late.py": "from ..config import x\nWORKER = 'worker.py'\n",
+    "trainorder/rl/worker.py": "y = 1\n",
+    "trainorder/rl/page.html": "<p>",
+    "trainorder/rl/notes.md": "text",
+}
+
+
+def test_the_closure_follows_lazy_and_relative_imports_and_modules_run_by_name(tmp_path: Path):
+    assert closure(world(tmp_path, PROJECT), "stages.rl") == [
+        "stages/rl.py",
+        "trainorder/__init__.py",
+        "trainorder/config.py",
+        "trainorder/rl/__init__.py",
+        "trainorder/rl/late.py",
+        "trainorder/rl/page.html",
+        "trainorder/rl/trainer.py",
+        "trainorder/rl/worker.py",
+    ]
+
+
+def test_a_changed_file_of_the_closure_changes_exactly_its_line(tmp_path: Path):
+    root = world(tmp_path, PROJECT)
+    code = {"rl": {"module": "stages.rl", "tasks": []}}
+    before = compute(code, root)["rl"].splitlines()
+    for name, text in {"trainorder/other.py": "x = 2\n", "trainorder/rl/notes.md": "other"}.items():
+        (root / name).write_text(text)
+    assert compute(code, root)["rl"].splitlines() == before
+    (root / "trainorder/rl/late.py").write_text("from ..config import x as z\nWORKER = 'worker.py'\n")
+    (root / "trainorder/rl/page.html").write_text("<div>")
+    after = compute(code, root)["rl"].splitlines()
+    changed = {new.split()[0] for old, new in zip(before, after, strict=True) if old != new}
+    assert changed == {"trainorder/rl/late.py", "trainorder/rl/page.html"}
+
+
+def test_a_phase_covers_its_own_tasks_code_and_no_others():
+    code = {name: {"module": "stages.merge", "tasks": [name]} for name in ("math", "qa")}
+    texts = compute(code, ROOT)
+    assert "trainorder/tasks/math.py" in texts["math"]
+    assert "trainorder/tasks/qa.py" not in texts["math"]
+    assert "trainorder.tasks.qa:Qa" in texts["qa"]
+
+
+def test_the_worker_of_the_sandbox_is_covered():
+    assert "trainorder/rewards/sandbox_worker.py" in closure(ROOT, "trainorder.rewards.sandbox")
+
+
+def test_write_touches_only_what_changed_and_removes_what_left(tmp_path: Path):
+    folder = tmp_path / "prints"
+    fingerprint.write({"a": "1\n", "b": "1\n", "gone": "1\n"}, folder)
+    stamps = {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}
+    fingerprint.write({"a": "1\n", "b": "2\n"}, folder)
+    assert sorted(f.name for f in folder.iterdir()) == ["a", "b"]
+    assert (folder / "a").stat().st_mtime_ns == stamps["a"]
+    assert (folder / "b").read_text() == "2\n"
+
+
+def test_needs_neither_torch_nor_any_of_the_stages():
+    script = (
+        "import sys; from trainorder.fingerprint import compute;"
+        "compute({'rl': {'module': 'stages.build_data', 'tasks': ['math']}});"
+        "print([m for m in ('torch', 'transformers', 'pandas', 'stages') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,213 @@
+"""Facts about the judge: its likelihood, its pooling, its files, and the annotator it learns from."""
+
+import filecmp
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainorder import preferences
+from trainorder.config import JudgeConfig, ParamsError, PolicyConfig
+from trainorder.data import write_tokenizer
+from trainorder.policy import Policy
+from trainorder.preferences import AgreementError, agreement, check_agreement, compare
+from trainorder.rewards import judge as judge_module
+from trainorder.rewards.judge import Comparisons, Judge, bradley_terry, fit, mean_over_answer
+from trainorder.tasks.base import Problem
+
+SIZES = PolicyConfig(hidden_size=16, num_layers=1, num_heads=2, mlp_size=24, max_positions=64)
+WORDS = "good bad fair dull sea city write".split()
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A saved causal LM."""
+    write_tokenizer(tmp_path / "tokenizer", {f" {word}" for word in WORDS})
+    Policy.build_tiny(SIZES, tmp_path / "tokenizer", seed=0).save(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def judge(base: Path) -> Judge:
+    return Judge.start(base, seed=0)
+
+
+PROMPTS = ["write sea", "write city sea", "sea", "write sea", "city"]
+ANSWERS = ["good", "bad bad fair good dull", "", "dull sea city write good bad", "fair fair"]
+
+
+def test_log_likelihood_at_log_odds_three_to_one():
+    # sigmoid(ln 3) = 3 / 4; a tie costs ln 2; the mean of both
+    loss = bradley_terry(torch.tensor([math.log(3), 5.0]), torch.tensor([0.0, 5.0]))
+    torch.testing.assert_close(loss, torch.tensor((-math.log(0.75) + math.log(2)) / 2))
+
+
+def test_win_probability_is_three_quarters_at_a_lead_of_1_0986(judge: Judge):
+    lead = judge.scores(["sea", "sea"], ["good", "bad"])
+    with torch.no_grad():
+        judge.model.score.weight.mul_(1.0986 / (lead[0] - lead[1]))
+    won, lost, tie = judge.win_probability(["sea"] * 3, ["good", "bad", "good"], ["bad", "good", "good"])
+    assert won == pytest.approx(0.75, abs=1e-4)
+    assert lost == pytest.approx(0.25, abs=1e-4)
+    assert tie == pytest.approx(0.5, abs=1e-6)
+
+
+def test_a_shared_reference_is_scored_once_per_prompt(judge: Judge, monkeypatch: pytest.MonkeyPatch):
+    scored: list[int] = []
+    scores = Judge.scores
+    monkeypatch.setattr(Judge, "scores", lambda self, p, c: (scored.append(len(c)), scores(self, p, c))[1])
+    prompts = ["sea"] * 4 + ["city"] * 4
+    judge.win_probability(prompts, ["good"] * 8, ["bad"] * 8)
+    assert sorted(scored) == [2, 8]
+
+
+def test_mean_runs_over_the_answer_only():
+    hidden = torch.tensor([[[9.0], [1.0], [3.0], [99.0]]])
+    pooled = mean_over_answer(hidden, torch.tensor([[0.0, 1.0, 1.0, 0.0]]))
+    torch.testing.assert_close(pooled, torch.tensor([[2.0]]))
+
+
+def test_score_is_the_head_on_the_mean_hidden_state_of_answer_and_end_token(judge: Judge):
+    prompt, answer = judge.policy.encode_prompt("write sea"), judge.policy.encode_completion("good bad")
+    assert len(answer) == 3
+    hidden = judge.model.model(input_ids=torch.tensor([prompt + answer])).last_hidden_state
+    expected = (hidden[0, len(prompt) :].mean(0) @ judge.model.score.weight[0]).detach()
+    torch.testing.assert_close(judge.scores(["write sea"], ["good bad"])[0], expected)
+
+
+def test_scores_depend_on_neither_padding_nor_order_nor_batches(judge: Judge, monkeypatch: pytest.MonkeyPatch):
+    together = judge.scores(PROMPTS, ANSWERS)
+    alone = torch.cat([judge.scores([p], [a]) for p, a in zip(PROMPTS, ANSWERS, strict=True)])
+    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(judge.scores(PROMPTS[::-1], ANSWERS[::-1]), together.flip(0))
+    monkeypatch.setattr(judge_module, "BATCH_TOKENS", 16)
+    torch.testing.assert_close(judge.scores(PROMPTS, ANSWERS), together)
+    assert together.std() > 1e-3  # the rows do differ
+
+
+def test_batches_stay_within_their_tokens_and_hold_every_row_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(judge_module, "BATCH_TOKENS", 12)
+    rows = [([0] * n, 1) for n in (5, 3, 20, 4, 6)]
+    # 3 and 4 tokens: 2 x 4 fits; a third row of 5 would make 15, 5 and 6 would just fit as 2 x 6
+    assert judge_module._by_length(rows) == [[1, 3], [0, 4], [2]]
+
+
+def test_saved_and_loaded_judge_is_equal_to_the_bit_and_saves_the_same_bytes(judge: Judge, tmp_path: Path):
+    judge.save(tmp_path / "judge")
+    loaded = Judge.load(tmp_path / "judge")
+    assert torch.equal(loaded.scores(PROMPTS, ANSWERS), judge.scores(PROMPTS, ANSWERS))
+    loaded.save(tmp_path / "again")
+    names = sorted(file.name for file in (tmp_path / "judge").iterdir())
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(names)
+    _, different, failed = filecmp.cmpfiles(tmp_path / "judge", tmp_path / "again", names, shallow=False)
+    assert (different, failed) == ([], [])
+
+
+def test_a_folder_without_judge_names_the_stage(base: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="holds no judge .*run `dvc repro train_judge`"):
+        Judge.load(tmp_path / "nothing")
+
+
+def test_a_base_model_is_no_judge(base: Path):
+    with pytest.raises(ValueError, match="is a LlamaForCausalLM, not a judge"):
+        Judge.load(base)
+
+
+def test_a_fresh_head_depends_on_the_seed_and_not_on_the_global_generator(base: Path):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = Judge.start(base, 0).model.score.weight
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(Judge.start(base, 0).model.score.weight, one)
+    assert not torch.equal(Judge.start(base, 1).model.score.weight, one)
+
+
+def preferences_for_good(count: int) -> list[Comparisons]:
+    rng = random.Random(0)
+    others = [word for word in WORDS if word not in ("good", "bad")]
+    made = []
+    for _ in range(count):
+        rest = rng.sample(others, 3)
+        made.append(Comparisons("write sea", (f"bad {rest[0]} {rest[1]}", f"{rest[2]} good"), ((1, 0),)))
+    return made
+
+
+def test_training_raises_the_likelihood_of_unseen_preferences(judge: Judge):
+    data = preferences_for_good(80)
+    prompts = [d.prompt for d in data[64:]]
+    better, worse = [d.answers[1] for d in data[64:]], [d.answers[0] for d in data[64:]]
+    before = bradley_terry(judge.scores(prompts, better), judge.scores(prompts, worse)).item()
+    losses: list[float] = []
+    fit(judge, data[:64], JudgeConfig(epochs=5, lr=1e-2), 0, lambda step, loss: losses.append(loss))
+    after = bradley_terry(judge.scores(prompts, better), judge.scores(prompts, worse)).item()
+    assert len(losses) == 5 * 4
+    assert after < 0.1 < 0.5 < before
+
+
+def test_equal_seeds_train_equal_judges(base: Path):
+    def trained(seed: int) -> torch.Tensor:
+        judge = Judge.start(base, 0)
+        fit(judge, preferences_for_good(40), JudgeConfig(epochs=1), seed)
+        return judge.model.score.weight.detach()
+
+    assert torch.equal(trained(0), trained(0))
+    assert not torch.equal(trained(0), trained(1))
+
+
+def test_training_loss_is_bradley_terry_over_all_comparisons_of_the_batch(judge: Judge):
+    data = [
+        Comparisons("sea", ("good", "bad bad bad", "fair dull"), ((0, 1), (2, 1))),
+        Comparisons("write city", ("dull", "sea good"), ((1, 0),)),
+    ]
+    rows = [judge.encode([d.prompt] * len(d.answers), d.answers) for d in data]
+    s = judge.scores([d.prompt for d in data for _ in d.answers], [a for d in data for a in d.answers])
+    expected = bradley_terry(torch.stack([s[0], s[2], s[4]]), torch.stack([s[1], s[1], s[3]]))
+    torch.testing.assert_close(judge_module._loss(judge, rows, data).detach(), expected)
+
+
+def test_annotator_prefers_with_the_sigmoid_of_its_sharpness():
+    # tastes .6 and .5 at sharpness 12: sigmoid(1.2) = .7685; 4000 draws, sd .0067
+    rng = random.Random(0)
+    made = [compare("p", ["x", "y"], [0.6, 0.5], 12.0, rng).wins for _ in range(4000)]
+    assert sum(wins == ((0, 1),) for wins in made) / 4000 == pytest.approx(0.7685, abs=0.02)
+
+
+def test_all_answers_meet_once_and_equal_texts_never():
+    sure = 1e3
+    made = compare("p", ["x", "y", "x", "z"], [0.1, 0.9, 0.1, 0.5], sure, random.Random(0))
+    assert made.wins == ((1, 0), (3, 0), (1, 2), (1, 3), (3, 2))
+
+
+def test_agreement_counts_ties_half():
+    assert agreement([3.0, 1.0, 1.0], [(0, 1), (1, 0), (1, 2), (0, 2)]) == 2.5 / 4
+
+
+def test_a_weak_judge_is_named_with_both_numbers():
+    report = {"reward": {"agreement": 0.71}, "evaluation": {"agreement": 0.65}}
+    check_agreement(report, 0.65)
+    wanted = r"evaluation agrees on 0\.650 of .* judge\.min_agreement is 0\.700.*raise judge\.prompts"
+    with pytest.raises(AgreementError, match=wanted) as caught:
+        check_agreement(report, 0.70)
+    assert "reward agrees" not in str(caught.value)
+
+
+def problems(count: int) -> list[Problem]:
+    return [Problem(f"creative/{i}", "creative", f"write {i}", "", "") for i in range(count)]
+
+
+def test_judges_share_no_prompt():
+    config = JudgeConfig(prompts=5, heldout_prompts=2)
+    shares = preferences._prompt_shares(problems(15), config)
+    first, second = ({p.id for p in shares[role]} for role in preferences.ROLES)
+    assert len(first) == len(second) == 7
+    assert not first & second
+    assert shares == preferences._prompt_shares(problems(15), config)
+
+
+def test_too_few_problems_say_how_many_are_needed():
+    wanted = r"for 2 judges need 14 training problems, task 'creative' has 13: .*tasks\.creative\.train"
+    with pytest.raises(ParamsError, match=wanted):
+        preferences._prompt_shares(problems(13), JudgeConfig(prompts=5, heldout_prompts=2))

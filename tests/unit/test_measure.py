@@ -1,0 +1,340 @@
+"""From long tables with a known truth to reports/bwt.json."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from order_worlds import HARMFUL, SINGLE, World, default_world
+
+from trainorder.config import MeasureConfig, ParamsError
+from trainorder.measure import from_plan, measure, to_json
+
+MERGES = ("average", "arithmetic", "ties", "dare")
+CONFIG = MeasureConfig(bootstrap=300)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@cache
+def table_of(merges):
+    return default_world(merges=merges).table()
+
+
+def run(world, table=None, config=CONFIG):
+    plan = world.plan()
+    return measure(
+        world.table() if table is None else table, from_plan(plan, plan["phases"]), config
+    )
+
+
+@pytest.fixture(scope="module")
+def document():
+    return run(default_world(), table_of(MERGES))
+
+
+def numbers(value):
+    if isinstance(value, dict):
+        return [x for entry in value.values() for x in numbers(entry)]
+    if isinstance(value, list):
+        return [x for entry in value for x in numbers(entry)]
+    return [value] if isinstance(value, float) else []
+
+
+def test_a_planted_order_is_recovered_and_identified():
+    # c harms a and b, b harms a, a harms none: c, b, a; strong effects and many problems
+    effects = {"c": {"a": -0.15, "b": -0.15}, "b": {"a": -0.15}}
+    phases = {"a": ("a",), "b": ("b",), "c": ("c",)}
+    world = World(
+        tasks=("a", "b", "c"),
+        phases=phases,
+        orders={"forward": ("a", "b", "c"), "backward": ("c", "b", "a")},
+        effects=effects,
+        problems=400,
+    )
+    found = run(world)
+    recommended = found["recommended"]
+    assert recommended["order"] == ["c", "b", "a"]
+    assert recommended["verdict"] == "identified"
+    assert recommended["undecided"] == []
+    # three pairs of -.15 on one of three tasks each
+    assert recommended["gap"]["value"] == pytest.approx(0.15, abs=0.03)
+    assert found["winner"] == {
+        "verdict": "identified",
+        "arm": "backward",
+        "best": "backward",
+        "not_told_apart": [],
+        "note": "the paired interval over problems against every other arm excludes 0",
+    }
+
+
+def test_tasks_that_do_not_touch_each_other_give_no_order_and_no_winner_among_orders():
+    found = run(default_world(effects={}, merges=()))
+    assert found["recommended"]["verdict"] == "not identified"
+    assert found["recommended"]["reasons"]
+    assert found["winner"]["verdict"] == "not identified"
+    assert found["winner"]["arm"] is None
+    assert "base" not in found["winner"]["not_told_apart"]
+    assert len(found["winner"]["not_told_apart"]) >= 2
+
+
+def test_what_is_truly_tied_is_listed_as_undecided(document):
+    # creative harms all, qa harms code and math; code and math do nothing to each other
+    assert document["recommended"]["order"][:2] == ["creative", "qa"]
+    undecided = [sorted(pair) for pair in document["recommended"]["undecided"]]
+    assert ["code", "math"] in undecided
+    assert not any("creative" in pair for pair in undecided)
+
+
+def test_the_reward_matrix_holds_mean_scores_with_the_base_first_and_held_out_tasks_last(document):
+    table = table_of(MERGES)
+    rows = table[(table["metric"] == "score") & (table["split"] == "test")]
+    order = document["orders"]["structured_first"]
+    assert document["tasks"] == [*SINGLE, "constraints"]
+    assert document["held_out"] == ["constraints"]
+    assert order["nodes"]["0"][0] == "s0"
+    assert len(order["R"]["test"]) == 5
+    for node, matrix_row in zip(order["nodes"]["0"], order["R"]["test"], strict=True):
+        means = rows[rows["node"] == node].groupby("task")["value"].mean()
+        np.testing.assert_allclose(matrix_row, means[document["tasks"]], atol=1e-6)
+
+
+def test_measures_follow_from_the_printed_matrix(document):
+    order = document["orders"]["structured_first"]
+    matrix = np.array(order["R"]["test"])
+    measures = {k: v["value"] for k, v in order["measures"]["test"].items()}
+    after = matrix[1:, :4]
+    assert measures["ACC"] == pytest.approx(after[-1].mean(), abs=1e-5)
+    assert measures["BWT"] == pytest.approx((after[-1] - np.diag(after))[:3].mean(), abs=1e-5)
+    ahead = np.diagonal(after, 1) - matrix[0, 1:4]
+    assert measures["FWT"] == pytest.approx(ahead.mean(), abs=1e-5)
+    assert measures["retention"] == pytest.approx(matrix[-1, 4] - matrix[0, 4], abs=1e-5)
+    joint = np.array(document["orders"]["joint"]["R"]["test"])[1, :4]
+    expected = (joint - np.diag(after)).mean()
+    assert measures["intransigence_joint"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_joint_training_has_an_accuracy_but_no_backward_transfer(document):
+    joint = document["orders"]["joint"]
+    assert joint["kind"] == "joint"
+    assert joint["measures"]["test"]["BWT"] is None
+    assert joint["measures"]["test"]["ACC"]["value"] > 0.6
+
+
+def test_transfer_from_the_base_shows_the_planted_effects(document):
+    # 256 problems x 4 samples: standard error about .02
+    for phase, effects in HARMFUL.items():
+        for task, effect in effects.items():
+            cell = document["transfer"]["from_base"]["test"][phase][task]
+            assert cell["value"] == pytest.approx(effect, abs=0.05)
+
+
+def test_a_checkpoint_that_two_orders_share_counts_once_in_the_changes_along_orders(document):
+    after = document["transfer"]["after_training"]["test"]["qa"]["creative"]
+    assert after["n"] == 1
+    assert after["changes"][0]["node"] == "s0--creative--qa"
+    assert after["changes"][0]["orders"] == ["creative_first", "recommended"]
+    assert set(document["transfer"]["after_training"]["test"]["qa"]) == {"creative", "math", "code"}
+
+
+def test_a_difference_is_the_negative_of_its_opposite_and_zero_between_equal_checkpoints():
+    orders = {"one": SINGLE[::-1], "two": SINGLE[::-1], "three": SINGLE}
+    found = run(default_world(orders=orders, merges=()))
+    assert found["differences"]["one"]["two"] == {
+        "value": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+        "seeds": {"0": 0.0},
+    }
+    a, b = found["differences"]["one"]["three"], found["differences"]["three"]["one"]
+    assert (a["value"], a["low"]) == (-b["value"], -b["high"])
+    row = next(r for r in found["ranking"] if r["arm"] == "one")
+    assert row["same_as"] == ["two"]
+    # the twin of the winner is the winner itself, not a rival
+    assert found["winner"]["best"] == "one"
+    assert found["winner"]["verdict"] == "identified"
+
+
+def test_a_paired_difference_is_surer_than_its_two_scores(document):
+    rows = {row["arm"]: row for row in document["ranking"]}
+    row = rows["structured_first"]
+    difference = row["differences"]["joint"]
+    width = difference["high"] - difference["low"]
+    alone = [x["mean"]["high"] - x["mean"]["low"] for x in (row, rows["joint"])]
+    assert width < math.hypot(*alone)
+
+
+def test_the_additive_model_predicts_an_additive_world(document):
+    prediction = document["prediction"]
+    assert set(prediction["orders"]) == {
+        "structured_first",
+        "creative_first",
+        "recommended",
+        "reverse",
+    }
+    assert prediction["n"] == 4
+    assert prediction["pearson"] > 0.9
+    assert abs(prediction["mean_error"]) < 0.03
+
+
+def test_entropy_and_other_metrics_follow_an_order_from_its_base(document):
+    order = document["orders"]["creative_first"]
+    assert len(order["along"]["entropy_own"]["math"]) == 5
+    assert order["along"]["entropy_own"]["math"][0] == pytest.approx(
+        document["base"]["metrics"]["entropy_own"]["math"]
+    )
+    assert set(order["along"]["gold"]) == {"creative"}
+    assert document["judged"] == ["creative"]
+    # planted: vendi = 40 + 20 x level, one value per task
+    assert order["along"]["vendi"]["creative"][:2] == pytest.approx([48.0, 54.0])
+
+
+def test_equal_tables_give_equal_bytes_whatever_the_order_of_their_rows(document):
+    table = table_of(MERGES).sample(frac=1.0, random_state=1)
+    assert to_json(run(default_world(), table)) == to_json(document)
+    assert json.loads(to_json(document)) == document
+
+
+def test_numbers_are_rounded_and_finite(document):
+    found = numbers(document)
+    assert len(found) > 1000
+    assert all(math.isfinite(x) and round(x, 6) == x for x in found)
+
+
+def test_several_seeds_give_their_own_values_and_a_wider_interval():
+    world = default_world(seeds=(0, 1, 2), merges=(), problems=64)
+    found = run(world)
+    assert found["intervals"]["covers"] == "seeds and problems"
+    mean = found["ranking"][0]["mean"]
+    assert set(mean["seeds"]) == {"0", "1", "2"}
+    assert mean["value"] == pytest.approx(np.mean(list(mean["seeds"].values())), abs=1e-5)
+    assert mean["low"] == min(mean["bootstrap"][0], mean["t"][0])
+    assert mean["high"] == max(mean["bootstrap"][1], mean["t"][1])
+    changes = found["transfer"]["after_training"]["test"]["creative"]["math"]
+    assert changes["n"] == 6
+
+
+def test_a_problem_without_a_score_at_one_node_is_left_out_for_all_and_counted():
+    world = default_world(merges=())
+    table = table_of(()).copy()
+    lost = (table["node"] == "s0--math") & (table["problem"].isin(["qa/test0", "qa/test1"]))
+    table.loc[lost & (table["metric"] == "score"), "value"] = np.nan
+    table.loc[lost & (table["metric"] == "unscored"), "value"] = 1.0
+    found = run(world, table)
+    assert found["problems"]["test"]["qa"] == {"used": 254, "dropped": 2}
+    assert found["problems"]["test"]["math"] == {"used": 256, "dropped": 0}
+    assert found["unscored"]["worst"] == {
+        "node": "s0--math",
+        "split": "test",
+        "task": "qa",
+        "share": 0.007812,
+    }
+
+
+def test_adding_arms_moves_no_interval_of_the_others(document):
+    few = run(default_world(merges=()), table_of(()))["ranking"]
+    before = {row["arm"]: row["mean"] for row in few}
+    after = {row["arm"]: row["mean"] for row in document["ranking"]}
+    assert before == {arm: mean for arm, mean in after.items() if arm not in MERGES}
+
+
+def test_phases_of_several_and_of_shared_tasks_are_ordered_too():
+    world = World(
+        tasks=("a", "b", "c"),
+        phases={"ab": ("a", "b"), "bc": ("b", "c"), "c": ("c",)},
+        orders={"one": ("ab", "bc", "c"), "two": ("c", "bc", "ab")},
+        effects={"bc": {"a": -0.1}},
+        problems=64,
+    )
+    found = run(world)
+    assert found["recommended"]["order"].index("bc") < found["recommended"]["order"].index("ab")
+    assert set(found["prediction"]["orders"]) == {"one", "two"}
+
+
+def test_only_a_joint_order_leaves_nothing_to_recommend():
+    world = default_world(orders={"joint": ("joint",)}, merges=())
+    plan = {**world.plan(), "singles": {"0": {}}}
+    found = measure(world.table(), from_plan(plan, plan["phases"]), CONFIG)
+    assert found["recommended"] is None
+    assert found["prediction"]["n"] == 0
+    assert found["winner"]["arm"] == "joint"
+
+
+def test_a_missing_node_is_named_with_the_command_that_evaluates_it():
+    world = default_world(merges=())
+    table = table_of(()).copy()
+    without = table[table["node"] != "s0--math--code"]
+    with pytest.raises(
+        ParamsError,
+        match=r"s0--math--code.parquet has no scores: run `dvc repro evaluate@s0--math--code`",
+    ):
+        run(world, without)
+
+
+def test_a_missing_task_is_named_with_its_node():
+    world = default_world(merges=())
+    table = table_of(()).copy()
+    gone = (table["node"] == "s0--qa") & (table["split"] == "dev") & (table["task"] == "code")
+    with pytest.raises(ParamsError, match=r"s0--qa.parquet has no dev scores of code: run"):
+        run(world, table[~gone])
+
+
+def test_a_node_evaluated_on_other_problems_is_refused():
+    world = default_world(merges=())
+    table = table_of(()).copy()
+    stale = table["node"] == "s0--qa"
+    table.loc[stale, "problem"] = "old-" + table.loc[stale, "problem"]
+    with pytest.raises(
+        ParamsError, match=r"only 0 of 512 dev problems of math .* s0--qa shares the fewest"
+    ):
+        run(world, table)
+
+
+def test_an_order_planned_for_other_seeds_is_refused():
+    plan = default_world().plan()
+    plan["orders"]["joint"] = {"1": ["s0--joint"]}
+    with pytest.raises(
+        ParamsError, match=r"joint was planned for seeds \[1\], the bases for \[0\]"
+    ):
+        from_plan(plan, plan["phases"])
+
+
+PARAMS = {
+    "tasks": {"math": {}},
+    "phases": {"math": {"kind": "structured", "tasks": {"math": 1}, "steps": 1}},
+    "orders": {"only": ["math"]},
+    "measure": {"bootstrap": 400},
+}
+
+
+def stage(folder):
+    return subprocess.run(
+        [sys.executable, "-m", "stages.measure_bwt"],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+
+
+def test_the_stage_writes_what_the_library_measures_and_names_a_missing_file(tmp_path):
+    world = replace(default_world(merges=()), problems=32)
+    (tmp_path / "evaluations").mkdir()
+    (tmp_path / "plan.yaml").write_text(json.dumps(world.plan()))
+    (tmp_path / "params.yaml").write_text(json.dumps(PARAMS))
+    for node in world.nodes():
+        world.evaluation(node).to_parquet(tmp_path / "evaluations" / f"{node}.parquet")
+    done = stage(tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = to_json(run(world, config=MeasureConfig(bootstrap=400)))
+    assert (tmp_path / "reports" / "bwt.json").read_text() == expected
+    (tmp_path / "evaluations" / "s0.parquet").unlink()
+    done = stage(tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: evaluations/s0.parquet not found: run `dvc repro evaluate@s0`\n"
+    assert (tmp_path / "reports" / "bwt.json").read_text() == expected

@@ -1,0 +1,300 @@
+"""Orders -> tree -> plan.yaml, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainorder.config import Params, ParamsError, parse_params, read_yaml
+from trainorder.plan import compile_plan, pending
+from trainorder.plan.check import PIECES, budget, check, pieces
+from trainorder.plan.compile import SLOTS, single_phases
+
+SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
+Change = dict[str, Any]
+
+
+def params(**changes: Any) -> Params:
+    """The smoke params; `orders={...}` replaces a section, `sft__gate=...` a key of one."""
+    data = read_yaml(SMOKE)
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        if key:
+            data.setdefault(section, {})[key] = value
+        else:
+            data[section] = value
+    return parse_params(data)
+
+
+def refusal(**changes: Any) -> str:
+    with pytest.raises(ParamsError) as caught:
+        check(params(**changes))
+    return str(caught.value)
+
+
+AB = {"orders": {"one": ["math", "qa"], "two": ["qa", "math"]}, "merges": {}}
+
+
+def test_two_orders_share_their_beginning_and_every_phase_is_trained_from_the_base():
+    plan = compile_plan(params(orders={"x": ["math", "qa", "creative"], "y": ["math", "creative", "qa"]}, merges={}))
+    assert set(plan.nodes) == {
+        "s0", "s0--math", "s0--math--qa", "s0--math--qa--creative", "s0--math--creative",
+        "s0--math--creative--qa", "s0--qa", "s0--creative",
+    }  # fmt: skip
+    assert plan.singles == {0: {"math": "s0--math", "qa": "s0--qa", "creative": "s0--creative"}}
+    assert plan.orders["y"][0] == ("s0--math", "s0--math--creative", "s0--math--creative--qa")
+
+
+def test_seeds_share_no_node():
+    plan = compile_plan(params(**AB, seeds=[0, 3]))
+    assert {n.id for n in plan.nodes.values() if n.seed == 3} == {
+        "s3", "s3--math", "s3--math--qa", "s3--qa", "s3--qa--math",
+    }  # fmt: skip
+    assert len(plan.nodes) == 10
+
+
+def test_a_merge_has_the_base_and_the_singles_of_its_seed_as_parents():
+    plan = compile_plan(params())
+    ties = plan.nodes["s0--ties"]
+    assert ties.parents == ("s0", "s0--math", "s0--qa", "s0--creative")
+    assert ties.stage == "merge@s0--ties"
+    assert plan.data()["merges"]["s0--ties"]["parents"] == ["s0--math", "s0--qa", "s0--creative"]
+
+
+def test_the_kind_of_a_phase_chooses_the_stage():
+    plan = compile_plan(params())
+    assert plan.nodes["s0--joint"].stage == "joint_rl@s0--joint"
+    assert plan.nodes["s0--math--qa--creative"].stage == "creative_rl@s0--math--qa--creative"
+    assert plan.nodes["s0"].stage == "sft_warmup@s0"
+    data = plan.data()
+    assert list(data["joint"]) == ["s0--joint"]
+    assert list(data["creative"]) == ["s0--math--qa--creative", "s0--creative"]
+
+
+def test_recommended_waits_until_it_is_resolved_and_its_reverse_follows():
+    orders = {"x": ["math", "qa", "creative"], "best": "recommended", "worst": "recommended_reverse"}
+    waiting = compile_plan(params(orders=orders, merges={}))
+    assert list(waiting.orders) == ["x"]
+    assert pending(params(orders=orders)) == ["best", "worst"]
+    found = compile_plan(params(orders=orders, merges={}), {"recommended": ["qa", "creative", "math"]})
+    assert found.orders["best"][0][-1] == "s0--qa--creative--math"
+    assert found.orders["worst"][0][-1] == "s0--math--creative--qa"
+    assert found.resolved == {"recommended": ("qa", "creative", "math")}
+
+
+def test_a_recommendation_for_other_phases_is_forgotten():
+    assert compile_plan(params(), {"recommended": ["math", "qa"]}).resolved == {}
+    assert compile_plan(params(**AB), {"recommended": ["qa", "math"]}).resolved == {}  # nobody asks
+
+
+def test_singles_do_not_depend_on_how_orders_are_written():
+    one = params(orders={"x": ["creative", "math", "qa"]})
+    other = params(orders={"x": ["qa", "creative", "math"]})
+    assert single_phases(one) == single_phases(other) == ["math", "qa", "creative"]
+
+
+def test_a_mixed_phase_may_stand_among_others_and_a_phase_may_come_twice():
+    plan = compile_plan(params(orders={"x": ["math", "joint", "math"]}, merges={}))
+    assert plan.orders["x"][0][-1] == "s0--math--joint--math"
+    assert plan.nodes["s0--math--joint"].kind == "mixed"
+
+
+def test_plan_yaml_reads_back_and_compiles_to_the_same_text(tmp_path: Path):
+    plan = compile_plan(params(), {"recommended": ["qa", "creative", "math"]})
+    file = tmp_path / "plan.yaml"
+    file.write_text(plan.text())
+    assert read_yaml(file) == plan.data()
+    assert compile_plan(params(), read_yaml(file)["resolved"]).text() == plan.text()
+
+
+def test_a_phase_reads_its_own_tasks_problems_and_a_creative_one_the_judge():
+    data = compile_plan(params()).data()
+    assert set(data["structured"]["s0--math"]["inputs"]) == {"data/tasks/math/train.jsonl"}
+    assert set(data["creative"]["s0--creative"]["inputs"]) == {
+        "checkpoints/judge/reward", "data/tasks/creative/train.jsonl",
+    }  # fmt: skip
+    assert set(data["joint"]["s0--joint"]["inputs"]) == {
+        "checkpoints/judge/reward",
+        *(f"data/tasks/{task}/train.jsonl" for task in ("math", "qa", "creative")),
+    }
+    for group, kind in {"bases": "base", "structured": "structured", "joint": "mixed", "merge": "merge"}.items():
+        assert {len(entry["inputs"]) for entry in data[group].values()} == {SLOTS[kind]}
+
+
+def test_a_phase_of_more_tasks_than_slots_depends_on_all_data():
+    tasks = {f"math{i}": {"kind": "math", "train": 9} for i in range(5)} | {"creative": {}}
+    many = {"kind": "structured", "tasks": {f"math{i}": 1 for i in range(5)}, "steps": 1}
+    plan = compile_plan(
+        params(tasks=tasks, phases={"many": many}, orders={"x": ["many"]}, merges={}, sft__gate={})
+    )
+    assert set(plan.data()["structured"]["s0--many"]["inputs"]) == {"data/tasks"}
+
+
+def test_a_merge_of_more_checkpoints_than_slots_is_refused():
+    phases = {f"p{i}": {"kind": "structured", "tasks": {"math": 1}, "steps": 1} for i in range(13)}
+    plan = compile_plan(params(phases=phases, orders={"x": list(phases)}))
+    with pytest.raises(ParamsError, match="s0--ties merges 13 checkpoints, and dvc.yaml has room for 12"):
+        plan.text()
+
+
+def test_settings_hold_defaults_and_each_phase_its_own_rl():
+    written = params(rl={"prompts_per_step": 6, "group_size": 4, "warmup_steps": 1, "lr": 3e-4})
+    assert compile_plan(written).settings() == compile_plan(params()).settings()  # 3e-4 is the default
+    phases = read_yaml(SMOKE)["phases"]
+    phases["math"]["rl"] = {"lr": 1e-5}
+    settings = compile_plan(params(phases=phases)).settings()["phases"]
+    assert (settings["math"]["rl"]["lr"], settings["qa"]["rl"]["lr"]) == (1e-5, 3e-4)
+    assert settings["qa"]["of"]["qa"] == {"kind": "qa", "options": {}, "max_new_tokens": 48}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(["math", "qa", "creative", "joint"]), min_size=1, max_size=4), min_size=1, max_size=5))
+def test_every_plan_is_a_tree_of_distinct_prefixes_with_parents_first(orders: list[list[str]]):
+    plan = compile_plan(params(orders={f"o{i}": order for i, order in enumerate(orders)}, merges={}))
+    prefixes = {tuple(order[:end]) for order in orders for end in range(1, len(order) + 1)}
+    prefixes |= {(phase,) for order in orders if len(order) > 1 for phase in order}
+    assert len(plan.nodes) == 1 + len(prefixes)
+    seen: set[str] = set()
+    for node in plan.nodes.values():
+        assert set(node.parents) <= seen
+        seen.add(node.id)
+
+
+def test_the_shipped_params_can_work():
+    check(params())
+
+
+def test_an_unknown_phase_in_an_order_is_refused_with_the_nearest_name():
+    text = refusal(orders={"x": ["maths", "qa"]}, merges={})
+    assert text == "orders.x: no phase 'maths'; there are creative, joint, math, qa (did you mean 'math'?)"
+
+
+def test_an_unknown_task_in_a_phase_is_refused_with_the_nearest_name():
+    text = refusal(phases={"math": {"kind": "structured", "tasks": {"mth": 1}, "steps": 1}})
+    assert text == "phases.math.tasks: no task 'mth'; there are creative, math, qa (did you mean 'math'?)"
+
+
+def test_an_unknown_kind_and_an_unknown_option_of_a_task_are_refused():
+    assert "no task kind 'mth'" in refusal(tasks={"math": {"kind": "mth"}})
+    assert "has no option 'distractor'; it takes" in refusal(
+        tasks={"qa": {"options": {"distractor": 3}}, "math": {}, "creative": {}}
+    )
+
+
+def test_a_phase_of_the_wrong_kind_is_refused():
+    text = refusal(phases={"math": {"kind": "creative", "tasks": {"math": 1}, "steps": 1}})
+    assert "phases.math: a creative phase takes tasks rewarded by a judge, and 'math' is rewarded by a verifier" in text
+
+
+def test_a_gate_on_an_unknown_task_and_on_one_without_demonstrations_is_refused():
+    assert "sft.gate: no task 'maths'" in refusal(sft__gate={"maths": 0.5})
+    tasks = read_yaml(SMOKE)["tasks"] | {"math": {"demonstrations": 0}}
+    assert "sft.gate: task 'math' has no demonstrations" in refusal(tasks=tasks)
+
+
+def test_a_judge_of_a_verified_or_unknown_task_is_refused():
+    assert "judge.task: 'math' is graded by its verifier; judged tasks: creative" in refusal(judge__task="math")
+    assert "judge.task: no task 'poems'" in refusal(judge__task="poems")
+
+
+def test_two_orders_of_the_same_phases_are_refused():
+    text = refusal(orders={"x": ["math", "qa"], "y": ["math", "qa"]}, merges={})
+    assert text == "orders.y: the same phases as orders.x; remove one"
+
+
+def test_recommended_needs_an_order_to_choose_from():
+    text = refusal(orders={"x": ["joint"], "best": "recommended"}, merges={})
+    assert "orders.best: 'recommended' is chosen among the phases of the orders that list two or more" in text
+
+
+def test_a_merge_named_like_a_phase_and_a_merge_of_nothing_are_refused():
+    assert "merges.math: a phase has this name too" in refusal(merges={"math": {"method": "average"}})
+    assert "merges: nothing to merge" in refusal(orders={"x": ["joint"]})
+
+
+def test_seeds_are_distinct_and_not_negative():
+    assert "seeds: each seed once" in refusal(seeds=[0, 0])
+    assert "none below 0, got [-1]" in refusal(seeds=[-1])
+
+
+def test_a_budget_counts_updates_rollouts_and_prompts_by_weight():
+    # 6 steps of 6 prompts over three tasks of weight 1: 36 / 3 = 12 prompts each, 36 * 4 rollouts
+    assert budget(params(), ["joint"]) == {
+        "updates": 6, "rollouts": 144, "prompts of math": 12, "prompts of qa": 12, "prompts of creative": 12,
+    }  # fmt: skip
+    assert budget(params(), ["joint"]) == budget(params(), ["creative", "math", "qa"])
+
+
+def test_orders_of_unequal_budget_are_refused_unless_allowed():
+    orders = {"long": ["math", "qa", "math"], "short": ["math", "qa"]}
+    text = refusal(orders=orders, merges={})
+    assert "orders: long and short differ in budget: updates 6 and 4, rollouts 144 and 96, prompts of math 24 and 12" in text
+    assert "allow_unequal_budgets: true" in text
+    check(params(orders=orders, merges={}, allow_unequal_budgets=True))
+
+
+def test_equal_totals_over_other_tasks_are_unequal_budgets():
+    text = refusal(orders={"x": ["math", "math"], "y": ["qa", "qa"]}, merges={})
+    assert "prompts of math 24 and 0, prompts of qa 0 and 24" in text
+
+
+@given(weights=st.lists(st.integers(1, 9), min_size=2, max_size=4), steps=st.integers(1, 50))
+def test_prompts_of_a_phase_add_up(weights: list[int], steps: int):
+    tasks = dict(zip(("math", "qa", "creative", "more"), map(float, weights), strict=False))
+    phases = {"p": {"kind": "mixed", "tasks": tasks, "steps": steps}}
+    spent = budget(params(phases=phases), ["p"])
+    share = Fraction(weights[0], sum(weights)) * steps * 6
+    assert spent["prompts of math"] == pytest.approx(float(share), abs=1e-6)
+    assert sum(v for k, v in spent.items() if k.startswith("prompts")) == pytest.approx(steps * 6, abs=1e-5)
+
+
+def method(**changes: Any) -> Change:
+    return {"rl__method": changes}
+
+
+def test_an_unknown_piece_is_refused_with_the_nearest_name():
+    text = refusal(**method(advantage=["gropo"]))
+    assert text.startswith("rl.method.advantage: no piece 'gropo'; there are dr_grpo, grpo")
+    assert text.endswith("(did you mean 'grpo'?)")
+
+
+def test_an_unknown_option_of_a_piece_is_refused_with_the_nearest_name():
+    text = refusal(**method(terms=[{"clipped_surrogate": {"clip_hihg": 0.3}}]))
+    assert text.startswith("rl.method.terms.clipped_surrogate: no option 'clip_hihg'; it takes clip_high, clip_low, coef")
+    assert text.endswith("(did you mean 'clip_high'?)")
+
+
+def test_an_option_of_the_wrong_type_is_refused():
+    text = refusal(**method(terms=[{"clipped_surrogate": {"clip_high": "wide"}}]))
+    assert text.startswith("rl.method.terms.clipped_surrogate.clip_high: input should be a valid number, got 'wide'")
+    assert "kl.kind" in refusal(**method(terms=[{"kl": {"kind": "k9"}}]))
+
+
+def test_pieces_of_a_phases_own_method_are_checked_too():
+    phases = read_yaml(SMOKE)["phases"]
+    phases["qa"]["rl"] = {"method": {"weight": ["finished_onyl"]}}
+    assert "phases.qa.rl.method.weight: no piece 'finished_onyl'" in refusal(phases=phases)
+
+
+def test_pieces_read_from_the_source_are_those_that_the_engine_lists():
+    from trainorder.rl.method import bind
+    from trainorder.rl.registry import SLOTS as LISTED
+
+    found = pieces(PIECES)
+    bind("reward", "graded")  # fills the registry
+    assert {slot: set(found[slot]) for slot in found} == {slot: set(LISTED[slot]) for slot in LISTED}
+    assert found["terms"]["clipped_surrogate"]["clip_low"] is float
+
+
+def test_more_updates_than_prompts_and_fewer_prompts_than_tasks_are_refused():
+    assert "7 updates per batch of 6 prompts" in refusal(rl__updates_per_batch=7)
+    assert "phases.joint: 2 prompts per step cannot serve 3 tasks" in refusal(rl={"prompts_per_step": 2})
+
+
+def test_a_model_whose_heads_do_not_divide_its_width_is_refused():
+    assert "policy: hidden_size 32 over num_heads 3" in refusal(policy={"hidden_size": 32, "num_heads": 3})

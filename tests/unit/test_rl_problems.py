@@ -1,0 +1,131 @@
+"""Which problems a step asks, and what answers are paid."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from trainorder.rl.problems import TaskSet
+from trainorder.rl.types import State
+from trainorder.tasks.base import Problem, Reward
+
+
+@dataclass(frozen=True)
+class Echo:
+    """The answer must be the gold; an answer `?` cannot be graded."""
+
+    rewarded_by: str = "verifier"
+    version: int = 1
+
+    def grade(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[Reward]:
+        return [
+            Reward(None if c == "?" else float(c == p.gold))
+            for c, p in zip(completions, problems, strict=True)
+        ]
+
+
+@dataclass
+class Longer:
+    """A judge to whom the longer answer wins; remembers what it compared."""
+
+    seen: list[Any] = field(default_factory=list)
+
+    def win_probability(
+        self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]
+    ) -> list[float]:
+        self.seen += zip(prompts, answers, references, strict=True)
+        return [float(len(a) > len(r)) for a, r in zip(answers, references, strict=True)]
+
+
+def task_set(weights: dict[str, float], count: int = 5, **changes: Any) -> TaskSet:
+    problems = {
+        name: [Problem(f"{name}/{i}", name, f"{name} {i}", str(i), "ref") for i in range(count)]
+        for name in weights
+    }
+    tasks: dict[str, Any] = {name: Echo() for name in weights} | changes.pop("tasks", {})
+    return TaskSet(weights, tasks, problems, dict.fromkeys(weights, 8), **changes)
+
+
+def ids(problems: list[Problem]) -> list[str]:
+    return [problem.id for problem in problems]
+
+
+def test_equal_weights_share_a_step_equally():
+    both, state = task_set({"a": 1, "b": 1, "c": 1, "d": 1}), State(total=9)
+    assert both.share(16, state) == {"a": 4, "b": 4, "c": 4, "d": 4}
+
+
+def test_what_does_not_divide_is_carried_so_that_shares_are_exact_over_time():
+    # 16 / 3: one task in turn gets the sixth prompt
+    three, state = task_set({"a": 2, "b": 2, "c": 2}), State(total=9)
+    steps = [three.share(16, state) for _ in range(3)]
+    assert all(sum(step.values()) == 16 for step in steps)
+    assert {name: sum(step[name] for step in steps) for name in "abc"} == {
+        "a": 16,
+        "b": 16,
+        "c": 16,
+    }
+
+
+def test_a_small_weight_is_asked_rarely_not_never():
+    # 1 in 40 of 4 prompts: one prompt in ten steps
+    two, state = task_set({"a": 39, "b": 1}), State(total=9)
+    assert sum(two.share(4, state)["b"] for _ in range(20)) == 2
+
+
+def test_each_pass_meets_every_problem_once_in_another_order():
+    tasks, state = task_set({"a": 1}, count=8), State(total=9)
+    first, second = (ids(tasks.draw({"a": 8}, state, 0)) for _ in range(2))
+    assert sorted(first) == sorted(second) == sorted(f"a/{i}" for i in range(8))
+    assert first != second
+
+
+def test_a_draw_across_the_end_of_a_pass_goes_on_with_the_next():
+    at_once, in_parts, state = task_set({"a": 1}), task_set({"a": 1}), State(total=9)
+    parts = [p for _ in range(4) for p in ids(in_parts.draw({"a": 3}, state, 0))]
+    assert ids(at_once.draw({"a": 12}, State(total=9), 0)) == parts
+
+
+def test_a_joint_phase_meets_the_same_problems_as_the_single_phases():
+    single, joint = task_set({"b": 1}), task_set({"a": 1, "b": 1})
+    alone, together = State(total=9), State(total=9)
+    mixed = [p for _ in range(2) for p in ids(joint.draw({"a": 2, "b": 2}, together, 0))]
+    assert ids(single.draw({"b": 4}, alone, 0)) == [p for p in mixed if p.startswith("b/")]
+
+
+def test_seeds_have_their_own_sequence():
+    first, second = (ids(task_set({"a": 1}, 50).draw({"a": 50}, State(total=1), s)) for s in (0, 1))
+    assert first != second
+
+
+def test_the_place_in_the_sequence_survives_a_round_through_json():
+    tasks, state = task_set({"a": 1, "b": 2}), State(total=9)
+    tasks.draw(tasks.share(5, state), state, 0)
+    restored = State.from_state_dict(json.loads(json.dumps(state.state_dict())))
+    for _ in range(3):
+        expected = ids(tasks.draw(tasks.share(5, state), state, 0))
+        again = task_set({"a": 1, "b": 2})
+        assert ids(again.draw(again.share(5, restored), restored, 0)) == expected
+
+
+def test_each_task_is_graded_by_whoever_pays_it_and_rows_keep_their_place():
+    judge = Longer()
+    both = task_set({"a": 1, "poem": 1}, tasks={"poem": Echo(rewarded_by="judge")}, judge=judge)
+    asked = [
+        both.problems["poem"][0],
+        both.problems["a"][3],
+        both.problems["poem"][1],
+        both.problems["a"][4],
+    ]
+    assert both.grade(asked, ["long verse", "3", "x", "?"]) == [1.0, 1.0, 0.0, None]
+    assert judge.seen == [("poem 0", "long verse", "ref"), ("poem 1", "x", "ref")]
+
+
+def test_a_judged_task_without_a_judge_is_a_bug_that_says_so():
+    lone = task_set({"poem": 1}, tasks={"poem": Echo(rewarded_by="judge")})
+    with pytest.raises(AssertionError, match="task 'poem' is judged, and there is no judge"):
+        lone.grade(lone.problems["poem"][:1], ["x"])

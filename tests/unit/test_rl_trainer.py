@@ -1,0 +1,221 @@
+"""A phase of RL on a tiny random policy: it learns what is paid, and repeats to the byte."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainorder.config import Params, ParamsError, PhaseConfig, PolicyConfig, RlConfig, parse_params
+from trainorder.data import build
+from trainorder.policy import Policy, weights_hash
+from trainorder.rl.registry import REWARDS, Entry
+from trainorder.rl.step import rl_step
+from trainorder.rl.trainer import make_learner, train_phase
+from trainorder.rl.types import Roll, State
+
+PARENT = Path("checkpoints/s0")
+LEARNING = ["says_seven"]
+"""A random policy never solves a problem; it can learn to say 7."""
+
+
+def says_seven(roll: Roll, state: State) -> torch.Tensor:
+    """Share of the answer's tokens that are ` 7`."""
+    return torch.tensor([text.split(" ").count("7") / 6 for text in roll.text])
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        build(params())
+        size = PolicyConfig(
+            hidden_size=16, num_layers=1, num_heads=2, mlp_size=16, max_positions=96
+        )
+        Policy.build_tiny(size, "data/tokenizer", 0).save(PARENT)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(built)
+    monkeypatch.setitem(REWARDS, "says_seven", Entry("reward", "says_seven", says_seven))
+
+
+def params() -> Params:
+    task = {"train": 6, "dev": 2, "test": 2, "demonstrations": 5, "max_new_tokens": 24}
+    phase = {"kind": "structured", "tasks": {"math": 1.0}, "steps": 1}
+    tasks = {"math": {**task, "max_new_tokens": 48}, "qa": {**task, "max_new_tokens": 48}}
+    return parse_params({"tasks": tasks, "phases": {"math": phase}, "orders": {"one": ["math"]}})
+
+
+def settings(*, method: dict[str, Any] | None = None, **changes: Any) -> RlConfig:
+    method = {"reward": LEARNING, **(method or {})}
+    small = {"prompts_per_step": 4, "group_size": 4, "lr": 0.02, "warmup_steps": 0}
+    return RlConfig.model_validate({**small, **changes, "method": method})
+
+
+class Lines:
+    """A tracker that keeps its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, float]] = []
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        assert step == len(self.lines)
+        self.lines.append(metrics)
+
+
+def train(
+    name: str, steps: int, rl: RlConfig, tasks: dict[str, float] | None = None, *, seed: int = 0
+) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    phase = PhaseConfig(kind="structured", tasks=tasks or {"math": 1.0}, steps=steps)
+    tracker = Lines()
+    summary = train_phase(PARENT, Path("checkpoints") / name, "math", phase, rl, seed, tracker)
+    return tracker.lines, summary
+
+
+def test_what_is_paid_becomes_more_frequent():
+    lines, summary = train("learns", 12, settings())
+    first, last = (sum(line["reward/mean"] for line in lines[i : i + 3]) for i in (0, 9))
+    assert last > 3 * first
+    assert summary["steps"] == 12
+    assert summary["tokens"] == sum(line["rollout/tokens"] for line in lines)
+    assert summary["last"] == lines[-1]
+
+
+@pytest.mark.parametrize(
+    "rl",
+    [
+        settings(),
+        settings(
+            updates_per_batch=2,
+            temperature=0.8,
+            method={
+                "edit": [{"dynamic_sampling": {"max_rounds": 2}}],
+                "terms": ["clipped_surrogate", {"kl": {"coef": 0.1}}],
+            },
+        ),
+    ],
+    ids=["default", "every hook"],
+)
+def test_same_arguments_same_bytes(rl):
+    torch.manual_seed(1)
+    train("one", 3, rl, {"math": 1, "qa": 1})
+    torch.manual_seed(2)  # nothing is drawn from the global generator
+    train("two", 3, rl, {"math": 1, "qa": 1})
+    files = [
+        {f.name: f.read_bytes() for f in Path("checkpoints", n).iterdir()} for n in ("one", "two")
+    ]
+    assert files[0] == files[1]
+    assert weights_hash("checkpoints/one") != weights_hash(PARENT)
+
+
+def test_tokens_of_refilled_groups_are_counted():
+    # a random policy solves nothing: all groups are flat and are drawn again, two times
+    method = {"reward": ["graded"], "edit": [{"dynamic_sampling": {"max_rounds": 3}}]}
+    plain, _ = train("plain", 1, settings(method={"reward": ["graded"]}))
+    refilled, _ = train("refilled", 1, settings(method=method))
+    assert plain[0]["rollout/flat_groups"] == refilled[0]["rollout/flat_groups"] == 1
+    assert refilled[0]["rollout/tokens"] > 2 * plain[0]["rollout/tokens"]
+
+
+def test_another_seed_is_another_run():
+    for seed in (0, 1):
+        train(f"seed{seed}", 1, settings(), seed=seed)
+    assert weights_hash("checkpoints/seed0") != weights_hash("checkpoints/seed1")
+
+
+def test_micro_batches_change_the_result_by_rounding_only():
+    for budget in (64, 8192):
+        train(f"budget{budget}", 1, settings(micro_batch_tokens=budget))
+    small, large = (
+        Policy.load(Path(f"checkpoints/budget{b}")).model.state_dict() for b in (64, 8192)
+    )
+    for name, weight in small.items():
+        # AdamW's first update is lr * sign(gradient): where that is all rounding, it may turn
+        close = (weight - large[name]).abs() < 1e-4
+        assert close.float().mean() > 0.99, name
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_sampled_log_probabilities_are_those_of_the_trainer(temperature):
+    lines, _ = train("mismatch", 1, settings(temperature=temperature))
+    assert 0 <= lines[0]["rl/kl_old"] < 1e-9
+    assert lines[0]["rl/clip_fraction"] == 0
+
+
+def test_several_updates_per_batch_leave_the_old_policy_and_stay_finite():
+    rl = settings(updates_per_batch=4, lr=0.05, max_grad_norm=100.0)
+    lines, _ = train("several", 2, rl)
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    assert lines[0]["rl/kl_old"] > 1e-3
+    assert lines[0]["rl/clip_fraction"] > 0
+
+
+def test_the_reference_is_the_parent_and_stays_so():
+    # the policy of step 0 is the parent, so its KL loss is 0; another policy's is not
+    rl = settings(
+        method={"terms": [{"clipped_surrogate": {"coef": 0.0}}, "kl"], "advantage": ["dr_grpo"]}
+    )
+    phase = PhaseConfig(kind="structured", tasks={"math": 1.0}, steps=2)
+    learner = make_learner(PARENT, "math", phase, rl, 0)
+    state = State(total=2)
+    before = [p.clone() for p in learner.reference.parameters()]
+    assert rl_step(learner, state)["rl/loss"] == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        for parameter in learner.policy.model.parameters():
+            parameter.mul_(1.5)
+    assert rl_step(learner, state)["rl/loss"] > 1e-3
+    for then, now in zip(before, learner.reference.parameters(), strict=True):
+        assert torch.equal(then, now)
+
+
+def test_every_step_logs_what_the_report_reads():
+    lines, _ = train("names", 1, settings(), {"math": 1, "qa": 1})
+    expected = {
+        "reward/mean",
+        "rollout/length",
+        "rollout/entropy",
+        "rollout/flat_groups",
+        "rl/loss",
+    }
+    expected |= {"rl/grad_norm", "rl/lr", "rl/clip_fraction", "rl/kl_old"}
+    for task in ("math", "qa"):
+        expected |= {f"reward/mean/{task}", f"reward/unscored/{task}", f"rollout/entropy/{task}"}
+    expected |= {f"time/{part}_seconds" for part in ("generate", "grade", "train", "step")}
+    assert expected <= lines[0].keys()
+    # half the rows each, so the mean of the means is the mean
+    means = [lines[0][f"reward/mean/{task}"] for task in ("math", "qa")]
+    assert lines[0]["reward/mean"] == pytest.approx(sum(means) / 2)
+
+
+def test_nothing_but_state_and_weights_carries_over_between_steps():
+    phase = PhaseConfig(kind="structured", tasks={"math": 1.0}, steps=4)
+    through, resumed = (make_learner(PARENT, "math", phase, settings(), 0) for _ in range(2))
+    state = State(total=4)
+    expected = [rl_step(through, state)["rl/loss"] for _ in range(4)]
+    state = State(total=4)
+    losses = []
+    for _ in range(4):
+        losses.append(rl_step(resumed, state)["rl/loss"])
+        state = State.from_state_dict(json.loads(json.dumps(state.state_dict())))
+    assert losses == expected
+
+
+def test_more_updates_than_prompts_is_refused():
+    with pytest.raises(ParamsError, match=r"updates_per_batch is 5, but a step has only 4 prompts"):
+        train("refused", 1, settings(updates_per_batch=5))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_phase_and_saves_nothing(monkeypatch):
+    broken = Entry("reward", "says_seven", lambda roll, state: says_seven(roll, state) * torch.nan)
+    monkeypatch.setitem(REWARDS, "says_seven", broken)
+    with pytest.raises(FloatingPointError, match=r"gradient norm is nan at step 0 of phase 'math'"):
+        train("broken", 1, settings())
+    assert not Path("checkpoints/broken").exists()

@@ -1,0 +1,302 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import chi2
+
+from trainorder.config import ParamsError, PolicyConfig
+from trainorder.data import write_tokenizer
+from trainorder.policy import Policy, import_transformers
+from trainorder.rollout import Completions, TorchEngine, make_engine
+from trainorder.rollout.decoders import HfDecoder, LlamaDecoder, make_decoder
+
+WORDS = {f" {a}{b}" for a in "abcdefgh" for b in "abcd"}
+PROMPTS = [[1, 5, 6, 7, 2], [1, 8, 2], [1, 9, 10, 11, 12, 13, 14, 2], [1, 30, 2]]
+
+
+def sharpen(model: Any, seed: int = 0) -> Any:
+    """Random weights large enough that the distributions differ from step to step."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.copy_(noise * 0.3 if weight.dim() > 1 else 1 + noise * 0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder, WORDS)
+    return folder
+
+
+@pytest.fixture
+def policy(tokenizer_dir: Path) -> Policy:
+    sizes = PolicyConfig(hidden_size=16, num_layers=2, num_heads=2, mlp_size=24, max_positions=64)
+    built = Policy.build_tiny(sizes, tokenizer_dir, seed=0)
+    sharpen(built.model)
+    return built
+
+
+@pytest.fixture
+def with_model(policy: Policy) -> Callable[[str, dict[str, Any]], Policy]:
+    def make(kind: str, options: dict[str, Any]) -> Policy:
+        transformers = import_transformers()
+        sizes = {"vocab_size": len(policy.tokenizer), "pad_token_id": 0, "eos_token_id": 3}
+        config = getattr(transformers, f"{kind}Config")(**sizes, **options)
+        model_type = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
+        return Policy(sharpen(getattr(transformers, model_type)(config)), policy.tokenizer)
+
+    return make
+
+
+def sample(
+    policy: Policy, prompts=PROMPTS, *, engine: TorchEngine | None = None, **options: Any
+) -> Completions:
+    settings = {"samples": 3, "max_new_tokens": 12, "temperature": 1.0} | options
+    seed = torch.Generator().manual_seed(settings.pop("seed", 0))
+    return (engine or TorchEngine(policy)).generate(prompts, generator=seed, **settings)
+
+
+def largest_error(
+    policy: Policy, done: Completions, prompts=PROMPTS, samples: int = 3, temperature: float = 1.0
+):
+    """Over all rows: |logp - dense logp| and |entropy - dense entropy|, each row alone in one forward."""
+    logp_error = entropy_error = 0.0
+    for i, length in enumerate(done.mask.sum(1).long().tolist()):
+        prompt, ids = prompts[i // samples], done.ids[i, :length]
+        with torch.no_grad():
+            logits = policy.model(torch.tensor([prompt + ids.tolist()])).logits[
+                0, len(prompt) - 1 : -1
+            ]
+        exact = (logits.double() / temperature).log_softmax(-1)
+        logps = exact.gather(1, ids[:, None])[:, 0]
+        entropies = -(exact.exp() * exact).sum(1)
+        logp_error = max(logp_error, float((logps - done.logps[i, :length]).abs().max()))
+        entropy_error = max(
+            entropy_error, float((entropies - done.entropies[i, :length]).abs().max())
+        )
+    return logp_error, entropy_error
+
+
+MODELS = {
+    "llama": (
+        "Llama",
+        {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        },
+    ),
+    "grouped query": (
+        "Llama",
+        {
+            "hidden_size": 32,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 12,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "llama3 rope": (
+        "Llama",
+        {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
+    "llama with biases": (
+        "Llama",
+        {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "attention_bias": True,
+        },
+    ),
+    "gpt2": ("GPT2", {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}),
+    "qwen2": (
+        "Qwen2",
+        {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+        },
+    ),
+}
+FAST = {"llama", "grouped query", "llama3 rope"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_captured_logps_and_entropies_equal_a_dense_forward(with_model, name: str):
+    policy = with_model(*MODELS[name])
+    assert type(make_decoder(policy.model)) is (LlamaDecoder if name in FAST else HfDecoder)
+    logp_error, entropy_error = largest_error(policy, sample(policy))
+    assert logp_error < 1e-4
+    assert entropy_error < 1e-4
+
+
+def test_logps_belong_to_the_tempered_distribution(policy: Policy):
+    done = sample(policy, temperature=0.7)
+    assert max(largest_error(policy, done, temperature=0.7)) < 1e-4
+    assert largest_error(policy, done, temperature=1.0)[0] > 0.1
+
+
+@pytest.mark.parametrize("name", sorted(FAST))
+def test_fast_and_general_decoder_draw_the_same_samples(with_model, monkeypatch, name: str):
+    policy = with_model(*MODELS[name])
+    fast = sample(policy)
+    monkeypatch.setattr("trainorder.rollout.torch_engine.make_decoder", HfDecoder)
+    general = sample(policy)
+    assert torch.equal(fast.ids, general.ids)
+    torch.testing.assert_close(fast.logps, general.logps, atol=1e-5, rtol=0)
+
+
+def test_samples_depend_on_neither_batch_size_nor_dropping_finished_rows(policy: Policy):
+    expected = sample(policy)
+    lengths = expected.mask.sum(1)
+    assert lengths.min() < lengths.max()  # rows do end at different times
+    for max_rows in (1, 3, 6, 100):
+        for dead_share in (0.0, 0.25, 1.0):
+            done = sample(
+                policy, engine=TorchEngine(policy, max_rows=max_rows, dead_share=dead_share)
+            )
+            assert torch.equal(done.ids, expected.ids)
+            torch.testing.assert_close(done.logps, expected.logps, atol=1e-5, rtol=0)
+            torch.testing.assert_close(done.entropies, expected.entropies, atol=1e-5, rtol=0)
+            assert done.texts == expected.texts
+
+
+def test_greedy_answers_do_not_depend_on_the_order_of_prompts(policy: Policy):
+    done = sample(policy, samples=1, temperature=0.0)
+    turned = sample(policy, PROMPTS[::-1], samples=1, temperature=0.0)
+    assert turned.texts == done.texts[::-1]
+
+
+def test_same_generator_state_gives_the_same_bits(policy: Policy):
+    first, again, other = sample(policy), sample(policy), sample(policy, seed=1)
+    assert torch.equal(first.logps, again.logps)
+    assert not torch.equal(first.ids[:, :1], other.ids[:, :1])
+
+
+def test_rows_of_a_prompt_lie_together_in_the_order_of_prompts(policy: Policy):
+    # prompt 1 has room for one token, prompt 3 for two
+    done = sample(policy, samples=2, max_new_tokens=[12, 1, 12, 2])
+    lengths = done.mask.sum(1).tolist()
+    assert lengths[2:4] == [1, 1]
+    assert max(lengths[6:]) <= 2
+    assert max(largest_error(policy, done, samples=2)) < 1e-4
+
+
+def test_greedy_takes_the_likeliest_token(policy: Policy):
+    done = sample(policy, samples=1, temperature=0.0)
+    for prompt, ids, mask in zip(PROMPTS, done.ids, done.mask, strict=True):
+        tokens = prompt + ids[mask > 0].tolist()
+        with torch.no_grad():
+            best = policy.model(torch.tensor([tokens])).logits[0].argmax(-1).tolist()
+        assert tokens[len(prompt) :] == best[len(prompt) - 1 : -1]
+
+
+def test_a_row_ends_at_its_end_token_and_is_padded_behind_it(policy: Policy):
+    done = sample(policy, samples=40)
+    ends = (done.ids == policy.eos_id) & (done.mask > 0)
+    assert torch.equal(ends.any(1), done.finished)
+    assert 0 < int(done.finished.sum()) < len(done.finished)
+    assert (done.mask[:, 1:] <= done.mask[:, :-1]).all()
+    last = done.mask.sum(1).long() - 1
+    assert (ends.sum(1) <= 1).all()
+    assert torch.equal(ends.any(1), ends.gather(1, last[:, None])[:, 0])
+    padding = done.mask == 0
+    assert (done.ids[padding] == policy.pad_id).all()
+    assert (done.logps[padding] == 0).all()
+    assert (done.entropies[padding] == 0).all()
+    assert (last[~done.finished] == 11).all()
+
+
+def test_texts_are_the_decoded_ids(policy: Policy):
+    done = sample(policy)
+    assert done.texts == [policy.decode(row) for row in done.ids.tolist()]
+
+
+def test_every_stop_token_ends_a_row(policy: Policy):
+    policy.model.generation_config.eos_token_id = [3, 7, 8, 9, 10]
+    done = sample(Policy(policy.model, policy.tokenizer), samples=40)
+    stops = torch.isin(done.ids, torch.tensor([3, 7, 8, 9, 10])) & (done.mask > 0)
+    assert torch.equal(stops.any(1), done.finished)
+    assert (stops.sum(1) <= 1).all()
+
+
+def test_the_engine_sees_the_weights_as_they_are_now(policy: Policy):
+    engine = TorchEngine(policy)
+    sample(policy, engine=engine)
+    sharpen(policy.model, seed=1)
+    done = sample(policy, engine=engine)
+    assert max(largest_error(policy, done)) < 1e-4
+
+
+def test_captured_logps_can_enter_a_loss(policy: Policy):
+    done = sample(policy)
+    weight = torch.ones_like(done.logps, requires_grad=True)
+    (weight * done.logps * done.entropies * done.mask).sum().backward()
+    torch.testing.assert_close(weight.grad, done.logps * done.entropies)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_sampler_follows_the_softmax(policy: Policy, temperature: float):
+    # One-token answers to one prompt, 6000 draws: chi-square against the exact probabilities, 1e-3 tail.
+    num = 6000
+    done = sample(policy, PROMPTS[:1], samples=num, max_new_tokens=1, temperature=temperature)
+    with torch.no_grad():
+        logits = policy.model(torch.tensor(PROMPTS[:1])).logits[0, -1].double()
+    expected = num * (logits / temperature).softmax(-1)
+    counts = torch.bincount(done.ids[:, 0], minlength=len(expected)).double()
+    rare = expected < 5
+    if rare.any():
+        counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
+        expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    statistic = float(((counts - expected) ** 2 / expected).sum())
+    assert len(expected) > 8
+    assert statistic < chi2.isf(1e-3, len(expected) - 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": []}, "prompts of at least one token"),
+        ({"prompts": [[1], []]}, "prompts of at least one token"),
+        ({"max_new_tokens": [4]}, r"one per prompt: 1 for 4"),
+        ({"max_new_tokens": 0}, "at least 1"),
+        ({"samples": 0}, "at least 1"),
+        ({"temperature": -1.0}, "temperature at least 0"),
+    ],
+)
+def test_impossible_requests_are_refused(policy: Policy, options: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        sample(policy, **options)
+
+
+def test_engines_are_made_by_name(policy: Policy):
+    assert make_engine("torch", policy) == TorchEngine(policy)
+    with pytest.raises(
+        ParamsError, match=r"no engine 'trch'; there are torch \(did you mean 'torch'\?\)"
+    ):
+        make_engine("trch", policy)

@@ -1,0 +1,250 @@
+"""Facts about the warm-up, on hand-made numbers and on a model of a few thousand weights."""
+
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainorder import paths, sft
+from trainorder.config import Params, ParamsError, PolicyConfig, SftConfig
+from trainorder.data import build, write_tokenizer
+from trainorder.muon import Muon, orthogonalise
+from trainorder.policy import Policy, weights_hash
+
+SIZES = PolicyConfig(hidden_size=16, num_layers=1, num_heads=2, mlp_size=24, max_positions=64)
+WORDS = {f" {word}" for word in "a b c d e f".split()}
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Policy:
+    write_tokenizer(tmp_path / "tokenizer", WORDS)
+    return Policy.build_tiny(SIZES, tmp_path / "tokenizer", seed=0)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """A built project folder with one easy task."""
+    monkeypatch.chdir(tmp_path)
+    sizes = {"train": 40, "dev": 4, "test": 4, "max_new_tokens": 32, "demonstrations": 60, "drills": 60}
+    params = Params.model_validate(
+        {
+            "policy": SIZES.model_dump(),
+            "tasks": {"math": sizes},
+            "sft": {"steps": 12, "batch_size": 8, "drill_batch_size": 4, "warmup_steps": 2},
+            "phases": {"math": {"kind": "structured", "tasks": {"math": 1.0}, "steps": 1}},
+            "orders": {"only": ["math"]},
+        }
+    )
+    build(params)
+    return params
+
+
+class Notes:
+    """A tracker that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, step, metrics):
+        self.rows.append((step, dict(metrics)))
+
+
+def configured(params: Params, **changes) -> Params:
+    return params.model_copy(update={"sft": params.sft.model_copy(update=changes)})
+
+
+def test_nll_of_equal_logits_is_log_vocabulary_times_the_weights():
+    # 4 words: -log(1/4) each; weights .1 + 1; the first token is never predicted, its weight never counts
+    weights = torch.tensor([[9.0, 0.1, 1.0]])
+    loss = sft.weighted_nll(torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]]), weights)
+    torch.testing.assert_close(loss, torch.tensor(1.1 * math.log(4)))
+
+
+def test_a_token_is_predicted_from_the_position_before_it():
+    logits = torch.zeros(1, 3, 4)
+    logits[0, 0, 2] = math.log(7)  # p(token 2) = 7 / 10 at position 0
+    loss = sft.weighted_nll(logits, torch.tensor([[0, 2, 3]]), torch.tensor([[0.0, 1.0, 0.0]]))
+    torch.testing.assert_close(loss, torch.tensor(-math.log(0.7)))
+
+
+def test_prompt_tokens_weigh_a_tenth_and_answer_tokens_one(policy: Policy):
+    rows = [{"prompt": "a b", "completion": "c"}]
+    (line,) = sft.demonstration_lines(policy, rows, prompt_weight=0.1)
+    assert policy.tokenizer.convert_ids_to_tokens(line.ids) == ["<bos>", "▁a", "▁b", "<sep>", "▁c", "<eos>"]
+    assert line.weights == [0.0, 0.1, 0.1, 0.1, 1.0, 1.0]
+
+
+def test_every_token_of_a_drill_counts_one(policy: Policy):
+    (line,) = sft.drill_lines(policy, [{"text": "a b"}])
+    assert policy.tokenizer.convert_ids_to_tokens(line.ids) == ["<bos>", "▁a", "▁b", "<eos>"]
+    assert line.weights == [0.0, 1.0, 1.0, 1.0]
+
+
+def test_without_prompt_weight_the_prompt_teaches_nothing(policy: Policy):
+    lines = sft.demonstration_lines(policy, [{"prompt": "a b", "completion": "c"}], prompt_weight=0.0)
+    logits = torch.zeros(1, 6, 11, requires_grad=True)
+    weights = torch.tensor([lines[0].weights])
+    (grad,) = torch.autograd.grad(sft.weighted_nll(logits, torch.tensor([lines[0].ids]), weights), logits)
+    assert grad[0].abs().sum(-1).gt(0).tolist() == [False, False, False, True, True, False]
+
+
+@pytest.fixture
+def lines(policy: Policy) -> list[sft.Line]:
+    rows = [
+        {"prompt": "a b c", "completion": "d"},
+        {"prompt": "a", "completion": "b c d e f a b"},
+        {"prompt": "f e", "completion": "d c b"},
+        {"prompt": "d", "completion": "d"},
+    ]
+    return sft.demonstration_lines(policy, rows, prompt_weight=0.1)
+
+
+def test_gradient_is_the_weighted_mean_over_the_batch_however_it_is_cut(policy: Policy, lines):
+    with ThreadPoolExecutor(1) as pool:
+        whole_loss, whole = sft.gradients(policy.model, lines, 1, pool)
+        parts_loss, parts = sft.gradients(policy.model, lines, 4, pool)
+    # by hand: one row at a time, no padding at all
+    total, weight = torch.tensor(0.0), sum(sum(line.weights) for line in lines)
+    for line in lines:
+        ids = torch.tensor([line.ids])
+        total = total + sft.weighted_nll(policy.model(input_ids=ids).logits, ids, torch.tensor([line.weights]))
+    by_hand = torch.autograd.grad(total / weight, list(policy.model.parameters()))
+    assert whole_loss == pytest.approx(parts_loss) == pytest.approx(total.item() / weight)
+    for a, b, c in zip(whole, parts, by_hand, strict=True):
+        torch.testing.assert_close(a, c)
+        torch.testing.assert_close(b, c)
+
+
+def test_threads_change_no_bit(policy: Policy, lines):
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(3) as three:
+        alone = sft.gradients(policy.model, lines, 3, one)
+        beside = sft.gradients(policy.model, lines, 3, three)
+    assert alone[0] == beside[0]
+    assert all(torch.equal(a, b) for a, b in zip(alone[1], beside[1], strict=True))
+
+
+def test_micro_batches_hold_every_line_once_in_parts_of_like_size():
+    made = [sft.Line([0] * n, [0.0] * n) for n in (1, 9, 2, 8, 3, 7, 5, 5)]  # 40 tokens
+    parts = sft.micro_batches(made, 4)
+    lengths = [[len(line.ids) for line in part] for part in parts]
+    assert lengths == [[9, 8], [7], [5, 5], [3, 2, 1]]
+
+
+def test_more_parts_than_lines_leaves_no_empty_part():
+    assert len(sft.micro_batches([sft.Line([0], [0.0])], 4)) == 1
+
+
+def test_every_line_comes_once_per_epoch_in_an_order_of_seed_and_epoch():
+    made = [sft.Line([i], [0.0]) for i in range(20)]
+
+    def order(seed: int, name: str = "demonstrations") -> list[int]:
+        return [line.ids[0] for line in islice(sft._shuffled(made, name, seed), 40)]
+
+    first, second = order(0)[:20], order(0)[20:]
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+    assert order(0) != order(0, "drills")
+
+
+def test_a_gate_is_open_at_its_bound_and_shut_below():
+    assert sft.check_gate({"math": 0.9, "qa": 0.8}, {"math": 0.9, "qa": 0.7}) == []
+    assert sft.check_gate({"math": 0.8999}, {"math": 0.9}) == ["math reached 0.900 of 0.900"]
+
+
+def test_warm_up_learns_and_logs(world: Params):
+    notes = Notes()
+    summary = sft.warm_up(Path("checkpoints/s0"), configured(world, steps=60, gate={"math": 0.0}), 0, notes)
+    losses = [row["sft/loss"] for _, row in notes.rows if "sft/loss" in row]
+    assert losses[0] > 2.5
+    assert losses[-1] < losses[0] - 0.7
+    assert [step for step, _ in notes.rows] == [10, 20, 30, 40, 50, 60, 60]
+    assert notes.rows[-1][1] == {"sft/greedy/math": summary["greedy"]["math"]}
+    assert summary["steps"] == 60
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_same_seed_same_bytes_on_any_number_of_threads(world: Params, optimizer: str):
+    def weights(out: str, seed: int, threads: int) -> str:
+        sft.warm_up(Path(out), configured(world, optimizer=optimizer, threads=threads), seed, Notes())
+        return weights_hash(Path(out))
+
+    first = weights("one", 0, 1)
+    assert weights("two", 0, 2) == first
+    assert weights("other", 1, 1) != first
+
+
+def test_a_shut_gate_trains_on_then_fails_with_task_reached_and_needed(world: Params):
+    notes = Notes()
+    params = configured(world, steps=2, extension=3, max_steps=6, gate={"math": 1.0})
+    wanted = r"shut after 6 steps .*math reached 0\.\d{3} of 1\.000.*raise sft\.max_steps"
+    with pytest.raises(sft.GateError, match=wanted):
+        sft.warm_up(Path("checkpoints/s0"), params, 0, notes)
+    assert [step for step, row in notes.rows if "sft/greedy/math" in row] == [2, 5, 6]
+    assert not Path("checkpoints/s0").exists()
+
+
+def test_missing_data_names_the_file_and_the_stage(world: Params):
+    (paths.SFT_DATA / "demonstrations.jsonl").unlink()
+    with pytest.raises(ParamsError, match=r"demonstrations\.jsonl not found: run `dvc repro build_data`"):
+        sft.warm_up(Path("checkpoints/s0"), world, 0, Notes())
+
+
+def test_empty_demonstrations_name_the_key_to_raise(world: Params):
+    (paths.SFT_DATA / "demonstrations.jsonl").write_text("")
+    with pytest.raises(ParamsError, match=r"empty: set tasks\.<task>\.demonstrations above 0"):
+        sft.warm_up(Path("checkpoints/s0"), world, 0, Notes())
+
+
+def test_a_world_without_drills_trains_on_demonstrations_alone(world: Params):
+    (paths.SFT_DATA / "drills.jsonl").write_text("")
+    policy = Policy.build_tiny(world.policy, paths.TOKENIZER, 0)
+    batch = next(sft._batches(policy, world.sft, 0))
+    assert len(batch) == world.sft.batch_size
+    assert json.loads((paths.SFT_DATA / "demonstrations.jsonl").read_text().splitlines()[0])["task"] == "math"
+
+
+def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest(policy: Policy):
+    (adamw, _), (muon, peak) = sft._optimisers(policy.model, SftConfig(muon_lr=0.03))
+    shapes = sorted(tuple(p.shape) for p in muon.param_groups[0]["params"])
+    assert shapes == sorted([(16, 16)] * 4 + [(24, 16)] * 2 + [(16, 24)])
+    # the tied embedding, two norms of the layer and the last one
+    assert sorted(p.ndim for p in adamw.param_groups[0]["params"]) == [1, 1, 1, 2]
+    assert peak == 0.03
+
+
+def test_orthogonalise_brings_all_singular_values_near_one_and_keeps_the_singular_vectors():
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.randn(3, 12, 5, generator=generator)
+    result = orthogonalise(matrices)
+    values = torch.linalg.svdvals(result)
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+    # U S V^T and U S' V^T: M^T R = V S S' V^T is symmetric
+    product = matrices.mT @ result
+    torch.testing.assert_close(product, product.mT, rtol=1e-3, atol=1e-3)  # float32, five rounds
+    torch.testing.assert_close(orthogonalise(matrices.mT), result.mT)
+
+
+def test_muon_step_of_a_scaled_identity_gradient_is_the_identity_direction():
+    # the first momentum average is .05 g, Nesterov's (1 - .95) g + .95 * .05 g: positive multiples of the identity.
+    # equal singular values stay equal, so the step is -lr * s * I, and a tall matrix steps sqrt(rows / columns) further
+    square, tall = torch.nn.Parameter(torch.zeros(4, 4)), torch.nn.Parameter(torch.zeros(8, 2))
+    square.grad, tall.grad = 7 * torch.eye(4), torch.eye(8)[:, :2] * 0.01
+    Muon([square, tall], lr=0.1).step()
+    s = -square[0, 0].item() / 0.1
+    assert 0.6 < s < 1.3
+    torch.testing.assert_close(square.data, -0.1 * s * torch.eye(4))
+    assert -tall[0, 0].item() / 0.1 / 2 == pytest.approx(1, abs=0.35)
+
+
+def test_muon_decay_shrinks_weights_apart_from_the_gradient():
+    weight = torch.nn.Parameter(torch.eye(3))
+    weight.grad = torch.zeros(3, 3)
+    Muon([weight], lr=0.5, weight_decay=0.1).step()
+    torch.testing.assert_close(weight.data, 0.95 * torch.eye(3))

@@ -1,0 +1,437 @@
+"""The five tasks, their answer format, and how they are found, read and refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from trainorder import paths
+from trainorder.config import ParamsError, TaskConfig
+from trainorder.rewards import format
+from trainorder.rewards.sandbox import Result
+from trainorder.streams import stream
+from trainorder.tasks import code, creative, load_problems, load_task, make_task, programs
+from trainorder.tasks.base import Problem, content_id, exact, split_of
+from trainorder.tasks.code import Code
+from trainorder.tasks.constraints import Constraints
+from trainorder.tasks.creative import Creative
+from trainorder.tasks.math import Math
+from trainorder.tasks.programs import Program
+from trainorder.tasks.qa import COUNTRIES, Qa
+
+
+def problem(prompt: str = "?", **meta: object) -> Problem:
+    return Problem("t/0", "t", prompt, "", "", meta)
+
+
+# Answer format
+
+
+def test_parse_is_the_inverse_of_render() -> None:
+    assert format.parse(format.render("3 + 4 = 7", "7")) == ("3 + 4 = 7", "7")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "7",
+        "<answer> 7 </answer>",
+        "<think> </think> <answer> 7 </answer>",
+        "<think> easy </think> <answer> </answer>",
+        "<think> easy </think> <answer> 7 </answer> .",
+        "so <think> easy </think> <answer> 7 </answer>",
+        " <think> easy </think> <answer> 7 </answer>",
+        "<think> easy </think> <answer> 7 </answer>\n",
+        "<think> easy </think><answer> 7 </answer>",
+        "<think> easy </think> 7 <answer> 7 </answer>",
+        "<think> easy </think> <answer> 7 </answer> <answer> 8 </answer>",
+        "<think> <think> easy </think> <answer> 7 </answer>",
+        "<think> easy <answer> 7 </answer> </think> <answer> 8 </answer>",
+        "<THINK> easy </THINK> <answer> 7 </answer>",
+    ],
+)
+def test_anything_else_than_one_thought_and_one_answer_is_refused(text: str) -> None:
+    assert format.parse(text) is None
+
+
+def test_exact_tells_a_wrong_format_from_a_wrong_answer() -> None:
+    assert exact("<think> easy </think> <answer> 07 </answer>", "7").parts == {
+        "format": 1.0,
+        "answer": 0.0,
+    }
+    assert exact("7", "7").parts == {"format": 0.0, "answer": 0.0}
+
+
+def test_splits_hold_60_20_and_20_percent() -> None:
+    splits = [split_of(content_id("t", n)) for n in range(5000)]
+    # 5000 draws: standard deviations 0.007 and 0.006
+    assert splits.count("train") / 5000 == pytest.approx(0.6, abs=0.02)
+    assert splits.count("dev") / 5000 == pytest.approx(0.2, abs=0.02)
+
+
+# math
+
+
+def test_math_works_out_its_steps() -> None:
+    assert (
+        Math()
+        .grade(
+            [
+                "<think> 3 + 4 = 7 ; 7 - 3 = 4 </think> <answer> 4 </answer>",
+                "<think> x </think> <answer> 5 </answer>",
+            ],
+            [problem(answer="4")] * 2,
+        )[0]
+        .value
+        == 1
+    )
+    drawn = [Math().draw(stream("math", n)) for n in range(300)]
+    for item in drawn:
+        steps = format.parse(item.gold).think.split(" ; ")  # pyright: ignore
+        total = item.meta["chain"][0]
+        for step, operand in zip(steps, item.meta["chain"][1:], strict=True):
+            total += operand
+            assert step.split()[0] == str(total - operand)
+            assert step.endswith(f"= {total}")
+            assert 0 <= total <= 20
+            assert 1 <= abs(operand) <= 9
+        assert str(total) == item.meta["answer"]
+
+
+def test_one_chain_told_in_two_ways_is_one_problem() -> None:
+    story, expression = Math(stories=1.0), Math(stories=0.0)
+    # the same stream draws the same chain first
+    a, b = story.draw(random.Random(5)), expression.draw(random.Random(5))
+    assert a.prompt != b.prompt
+    assert a.id == b.id
+
+
+def test_math_demonstrations_are_half_careful_and_wrong_as_documented() -> None:
+    task, rng = Math(min_operations=2, max_operations=2), stream("demos")
+    items = [task.draw(rng) for _ in range(4000)]
+    texts = [task.demonstrate(item, rng) for item in items]
+    right = [reward.value for reward in task.grade(texts, items)]
+    careful = ["=" in text for text in texts]
+    # careful: both steps right 0.93^2 = 0.865, or two slips that cancel (about 0.0012)
+    good = [r for r, c in zip(right, careful, strict=True) if c]
+    hasty = [r for r, c in zip(right, careful, strict=True) if not c]
+    assert sum(careful) / 4000 == pytest.approx(0.5, abs=0.03)
+    assert sum(good) / len(good) == pytest.approx(0.866, abs=0.025)
+    assert sum(hasty) / len(hasty) == pytest.approx(0.5, abs=0.035)
+
+
+# code
+
+
+def test_code_pays_what_runs_right_whatever_its_form() -> None:
+    rng = stream("c")
+    item = next(
+        p
+        for p in iter(lambda: Code().draw(rng), None)
+        if "below 6 of xs , give the sum" in p.prompt
+    )
+    answers = {
+        "return sum ( v for v in xs if v < 6 )": 1.0,
+        "return sum ( [ v for v in xs if not v >= 6 ] )": 1.0,
+        "return sum ( v for v in xs if v < 7 )": 0.0,
+        "return sum ( v for v in xs if v <= 6 )": 0.0,
+        "return sum ( xs )": 0.0,
+        "return": 0.0,
+        "sum ( v for v in xs if v < 6 )": 0.0,
+    }
+    rewards = Code().grade([format.render("easy", text) for text in answers], [item] * len(answers))
+    assert [reward.value for reward in rewards] == list(answers.values())
+    assert rewards[2].parts["runs"] == 1.0
+
+
+def test_one_program_asked_in_two_ways_is_one_problem() -> None:
+    rng = stream("wordings")
+    items = [Code(examples=0.0).draw(rng) for _ in range(5000)]
+    sources = {Program(*item.meta["program"]).source for item in items}
+    assert len({item.id for item in items}) == len(sources) < len({item.prompt for item in items})
+
+
+def test_hidden_tests_catch_nearly_every_bug_of_the_demonstrations() -> None:
+    def behaviour(program: programs.Program, inputs: list[list[int]]) -> object:
+        try:
+            return [program.run(xs) for xs in inputs]
+        except ValueError:  # max of nothing
+            return None
+
+    rng = stream("bugs")
+    missed = 0
+    for program in [programs.draw(rng) for _ in range(2000)]:
+        inputs = programs.hidden_inputs(program, 4)
+        assert behaviour(program, inputs) is not None
+        missed += behaviour(programs.with_bug(program, rng), inputs) == behaviour(program, inputs)
+    # what is left hardly differs at all, e.g. the largest of all numbers and of those other than 8
+    assert missed / 2000 < 0.02
+
+
+def test_the_numbers_around_the_bound_are_among_the_hidden_inputs() -> None:
+    for bound in range(2, 13):
+        both, upwards, downwards, *_ = programs.hidden_inputs(Program("sum", "below", bound), 4)
+        assert {bound - 1, bound, bound + 1} <= set(both)
+        assert {bound, bound + 1} <= set(upwards)
+        assert {bound - 1, bound} <= set(downwards)
+
+
+def test_a_truth_value_is_no_number() -> None:
+    assert code._same([1, 0], [1, 0])
+    assert not code._same([True, 0], [1, 0])
+    assert not code._same(1.0, 1)
+
+
+def test_a_sandbox_failure_is_no_reward_and_a_bug_is_zero() -> None:
+    assert code._grade(Result(unavailable=True), [1]).value is None
+    assert code._grade(Result(error="NameError"), [1]).value == 0
+    assert code._grade(Result(outputs=[1]), [1]).value == 1
+    assert code._grade(Result(outputs=[1]), [1, 1]).value == 0
+
+
+def test_examples_fit_one_program_only() -> None:
+    items = [Code(examples=1.0).draw(stream("e", n)) for n in range(100)]
+    assert all(item.prompt.startswith("examples : [") for item in items)
+    assert len({item.meta["program"][0] for item in items}) == len(programs.AGGREGATES)
+
+
+# qa
+
+
+def test_a_capital_names_one_country() -> None:
+    assert (
+        len({c.capital for c in COUNTRIES})
+        == len({c.name for c in COUNTRIES})
+        == len(COUNTRIES)
+        == 26
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 20])
+def test_qa_lists_the_answer_among_distinct_distractors(count: int) -> None:
+    worlds = {"capital": 26, "country": 26, "continent": 5, "language": 12}
+    for n in range(200):
+        item = Qa(distractors=count).draw(stream("qa", n))
+        options = item.meta["options"]
+        assert len(set(options)) == min(count + 1, worlds[item.meta["relation"]])
+        assert item.meta["answer"] in options
+        assert (" among " in item.prompt) == (count > 0)
+
+
+def test_the_order_of_options_and_the_wording_make_no_new_problem() -> None:
+    rng = stream("orders")
+    items = [Qa().draw(rng) for _ in range(3000)]
+
+    def content(item: Problem, options: object) -> tuple[object, ...]:
+        return (item.meta["country"], item.meta["relation"], item.meta["hidden"], options)
+
+    questions = {content(item, frozenset(item.meta["options"])) for item in items}
+    orders = {content(item, tuple(item.meta["options"])) for item in items}
+    assert len({item.id for item in items}) == len(questions) < len(orders)
+
+
+# constraints
+
+
+JSON = {"keys": ["food", "pet"], "given": ["pet", "bird"], "only": True}
+SENTENCE = {"use": ["rice", "soup"], "end": "golf", "length": 5, "distinct": True}
+
+
+@pytest.mark.parametrize(
+    ("rules", "text", "value"),
+    [
+        (JSON, '{ " food " : " rice " , " pet " : " bird " }', 1),
+        (JSON, '{"pet": "bird", "food": "anything"}', 1),
+        (JSON, '{ " food " : " rice " , " pet " : " cat " }', 2 / 3),
+        (JSON, '{ " food " : " rice " , " pet " : " bird " , " city " : " lima " }', 2 / 3),
+        (JSON, '{ " pet " : " bird " }', 0),
+        (JSON, '{ " food " : " " , " pet " : " bird " }', 0),
+        (JSON, '{ " food " : [ ] , " pet " : " bird " }', 0),
+        (JSON, '{ " food " : " rice " , " pet " : " bird " , " pet " : " cat " }', 0),
+        (JSON, '[ { " food " : " rice " , " pet " : " bird " } ]', 0),
+        (JSON, "{ }", 0),
+        (JSON, "food pet bird", 0),
+        (SENTENCE, "the rice and soup golf", 1),
+        (SENTENCE, "the rice soup golf", 3 / 4),
+        (SENTENCE, "the rice and the golf", 2.5 / 4),
+        (SENTENCE, "the big old cat golf", 0),
+        (SENTENCE, "golf", 0),
+    ],
+)
+def test_rules_pay_their_share_and_nothing_without_content(
+    rules: dict, text: str, value: float
+) -> None:
+    assert Constraints().grade([text], [problem(**rules)])[0].value == pytest.approx(value)
+
+
+# creative
+
+
+VERSE = problem(lines=2, topic="sea", asked=["quiet", "owl"])
+
+
+def taste(text: str) -> dict[str, float]:
+    reward = Creative().grade([text], [VERSE])[0]
+    assert reward.value is not None
+    return {"value": reward.value, **reward.parts}
+
+
+def test_taste_is_the_documented_mean_of_its_parts() -> None:
+    got = taste("the big ship sees slowly / the big ship sees slowly .")
+    # 2 topical nouns for 2 lines, no asked words; 4 distinct of 8 content words; every word the most common
+    assert got == {
+        "value": pytest.approx(0.35 + 0.25 / 2 + 0.2 / 2),
+        "form": 1,
+        "topic": 0.5,
+        "distinct": 0.5,
+        "rarity": 0,
+    }
+
+
+def test_words_outside_well_formed_lines_earn_nothing() -> None:
+    assert taste("lagoon harbor pearl gull pensive feral soars mossy .")["value"] == 0
+    half = taste("the pensive lagoon soars softly / lagoon harbor pearl .")
+    assert half["form"] == half["distinct"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["the big ship sees slowly .", "the big ship sees slowly / the big ship sees .", ". / ."],
+)
+def test_missing_or_broken_lines_lose_form(text: str) -> None:
+    assert taste(text)["form"] <= 0.5
+
+
+def test_too_many_lines_lose_form() -> None:
+    line = "the big ship sees slowly"
+    assert taste(f"{line} / {line} / {line} / {line} .")["form"] == 1
+    assert taste(f"{line} / {line} / {line} / nonsense .")["form"] == 0.75
+
+
+def test_demonstrations_are_duller_than_flat_texts_and_corruption_hurts() -> None:
+    rng, task = stream("creative"), Creative()
+    items = [task.draw(rng) for _ in range(300)]
+
+    def mean(texts: list[str], part: str | None = None) -> float:
+        rewards = task.grade(texts, items)
+        return sum((r.parts[part] if part else r.value) or 0.0 for r in rewards) / len(items)
+
+    shown = [item.reference for item in items]
+    flat = [creative.flat(item, rng) for item in items]
+    assert mean(shown, "rarity") < 0.4 < 0.7 < mean(flat, "rarity")
+    assert mean(flat, "form") == 1
+    assert mean([creative.corrupt(text, rng) for text in shown]) < mean(shown) - 0.2
+
+
+def test_corrupting_survives_any_text() -> None:
+    for n in range(200):
+        assert isinstance(
+            creative.corrupt(["", ".", "one", "a / b"][n % 4], stream("corrupt", n)), str
+        )
+
+
+# Finding, reading, refusing
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        (
+            "mth",
+            {},
+            r"tasks\.mth: no task kind 'mth'; there are code, .* \(did you mean 'math'\?\)",
+        ),
+        ("a", {"kind": "maths"}, r"tasks\.a: no task kind 'maths'.*did you mean 'math'"),
+        (
+            "qa",
+            {"options": {"distractor": 3}},
+            r"tasks\.qa\.options: qa has no option 'distractor'; it takes distractors",
+        ),
+        (
+            "qa",
+            {"options": {"distractors": "4"}},
+            r"tasks\.qa\.options\.distractors: input should be a valid integer, got '4'",
+        ),
+        (
+            "qa",
+            {"options": {"distractors": -1}},
+            r"tasks\.qa\.options: distractors is a count in 0\.\.20, got -1",
+        ),
+        (
+            "math",
+            {"options": {"max_operand": 30}},
+            r"needs 1 <= max_operand <= max_value, got 30 and 20",
+        ),
+        ("code", {"options": {"examples": 2.0}}, r"examples is a share in 0\.\.1, got 2\.0"),
+        ("creative", {"options": {"taste": 1}}, r"creative has no option 'taste'; it takes none"),
+    ],
+)
+def test_a_task_that_cannot_be_made_says_what_is_allowed(
+    name: str, config: dict, message: str
+) -> None:
+    with pytest.raises(ParamsError, match=message):
+        make_task(name, TaskConfig(**config))
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hand-written data folder of one task named `sums`."""
+    monkeypatch.chdir(tmp_path)
+    folder = paths.TASK_DATA / "sums"
+    folder.mkdir(parents=True)
+    card = {
+        "kind": "math",
+        "version": Math().version,
+        "options": {"max_value": 12},
+        "rewarded_by": "verifier",
+    }
+    (folder / "task.json").write_text(json.dumps(card))
+    row = dataclasses.asdict(Problem("sums/1", "sums", "1 + 1 = ?", "g", "g", {"answer": "2"}))
+    (folder / "dev.jsonl").write_text(json.dumps(row) + "\n")
+    return folder
+
+
+def test_a_built_task_needs_no_params(built: Path) -> None:
+    assert load_task("sums") == Math(max_value=12)
+    assert load_problems("sums", "dev") == [
+        Problem("sums/1", "sums", "1 + 1 = ?", "g", "g", {"answer": "2"})
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", r"Invalid JSON.*got '\{'"),
+        ('{"id": "x"}', r"task: Field required"),
+        (
+            '{"id": 3, "task": "t", "prompt": "", "gold": "", "reference": ""}',
+            r"id: Input should be a valid string",
+        ),
+        ("[]", r"got '\[\]'"),
+    ],
+)
+def test_a_broken_row_is_named_by_file_and_line(built: Path, line: str, reason: str) -> None:
+    file = built / "dev.jsonl"
+    file.write_text(file.read_text() + line + "\n")
+    with pytest.raises(ParamsError, match=rf"dev\.jsonl, line 2: not a problem \(?.*{reason}"):
+        load_problems("sums", "dev")
+
+
+def test_data_of_another_version_or_missing_says_what_to_run(built: Path) -> None:
+    card = json.loads((built / "task.json").read_text())
+    (built / "task.json").write_text(json.dumps({**card, "version": 99}))
+    with pytest.raises(
+        ParamsError,
+        match=r"built by version 99 of 'math', the code is version 1: run `dvc repro build_data`",
+    ):
+        load_task("sums")
+    for load in (lambda: load_task("nothing"), lambda: load_problems("sums", "test")):
+        with pytest.raises(
+            ParamsError, match=r"not found: task '\w+' is not built; run `dvc repro build_data`"
+        ):
+            load()

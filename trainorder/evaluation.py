@@ -1,0 +1,322 @@
+"""Scores a checkpoint on every built task, dev and test: one long table, a row per problem and metric.
+
+Per problem (`k` is `evaluation.samples`):
+
+| metric | value |
+|---|---|
+| score | mean over the k samples at temperature 1: verifier value, or win rate against the reference by the evaluation judge |
+| greedy | the same scorer on the most likely answer |
+| pass_at_k | chance that one of k samples succeeds; success is a full verifier value, or a win rate above one half |
+| entropy_own | nats per token on the k samples |
+| entropy_fixed | nats per token on the problem's reference text, the same text for every checkpoint |
+| length | mean tokens of the k samples |
+| unscored | share of the k samples that could not be graded; they are left out of all means (nan if none is left) |
+| reward_judge, gold | judged tasks: win rate by the judge that pays in RL, and the hidden taste that both imitate |
+| distinct_2, compression_ratio, vendi | judged tasks: variety among the k samples |
+
+Judged tasks have the last three also with problem `*`: variety across problems, first sample of each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from trainorder import paths
+from trainorder.config import EvaluationConfig, ParamsError
+from trainorder.policy import Policy
+from trainorder.streams import torch_stream
+from trainorder.tasks import load_problems, load_task
+from trainorder.tasks.base import Problem, Split, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from trainorder.rollout import Completions
+
+T = TypeVar("T")
+
+POOLED = "*"
+"""The `problem` of a value that belongs to a whole split."""
+
+SPLITS: tuple[Split, ...] = ("dev", "test")
+
+BATCH_TOKENS = 4096
+BATCH_LOGITS = 2**23
+"""Bounds of a teacher-forced batch: padded tokens, and tokens times vocabulary (32 MiB of float32)."""
+
+Scorer = Callable[[Sequence[str], Sequence[Problem]], Sequence[float | None]]
+"""Answers and the problems they answer -> values in [0, 1], None where there is none."""
+
+
+class Judge(Protocol):
+    """Compares answers; see rewards/judge.py."""
+
+    def win_probability(
+        self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]
+    ) -> Sequence[float | None]:
+        """P(answer beats reference), per row."""
+        ...
+
+
+@dataclass(frozen=True)
+class Exam:
+    """One task's problems of one split."""
+
+    name: str
+    split: Split
+    task: Task
+    problems: Sequence[Problem]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a policy answered in an exam, and how sure it was."""
+
+    sampled: Completions
+    """k rows per problem."""
+    greedy: Sequence[str]
+    entropy_fixed: Sequence[float]
+
+
+def evaluate(node: str, checkpoint: Path, seed: int, config: EvaluationConfig) -> pd.DataFrame:
+    """The long table of a checkpoint: columns node, seed, split, task, problem, metric, value.
+
+    Every checkpoint is sampled with the same random numbers, keyed by (evaluation.seed, task, split).
+
+    Raises:
+        ParamsError: no task is built, data/tasks was built by other code, or the checkpoint is missing.
+    """
+    exams = built_exams()
+    policy = Policy.load(checkpoint)
+    judged = any(exam.task.rewarded_by == "judge" for exam in exams)
+    return tabulate(node, seed, examine(policy, exams, _load_judges() if judged else {}, config))
+
+
+def built_exams() -> list[Exam]:
+    """Every task under data/tasks, in order of name, dev then test."""
+    names = sorted(card.parent.name for card in paths.TASK_DATA.glob("*/task.json"))
+    if not names:
+        raise ParamsError(f"{paths.TASK_DATA} holds no task: run `dvc repro build_data`")
+    return [_load_exam(name, split) for name in names for split in SPLITS]
+
+
+Values = tuple[Exam, Mapping[str, Sequence[float]], Mapping[str, float]]
+"""An exam with its metrics per problem, and those over all of it."""
+
+
+def examine(
+    policy: Policy, exams: Sequence[Exam], judges: Mapping[str, Judge], config: EvaluationConfig
+) -> Iterator[Values]:
+    """All metrics of each exam. `judges` has `reward` and `evaluation` where a task is judged."""
+    for exam, answers in zip(exams, answer(policy, exams, config), strict=True):
+        yield (
+            exam,
+            per_problem(exam, answers, judges, config.samples),
+            pooled(exam, answers, config.samples),
+        )
+
+
+def tabulate(node: str, seed: int, results: Iterator[Values]) -> pd.DataFrame:
+    """The long table of evaluated exams."""
+    import pandas as pd
+
+    rows = []
+    for exam, metrics, over_all in results:
+        for metric, values in metrics.items():
+            rows += [
+                (exam.split, exam.name, p.id, metric, v)
+                for p, v in zip(exam.problems, values, strict=True)
+            ]
+        rows += [
+            (exam.split, exam.name, POOLED, metric, value) for metric, value in over_all.items()
+        ]
+    table = pd.DataFrame(rows, columns=["split", "task", "problem", "metric", "value"])
+    table.insert(0, "node", node)
+    table.insert(1, "seed", seed)
+    return table.astype({"value": "float64", "seed": "int64"})
+
+
+def answer(policy: Policy, exams: Sequence[Exam], config: EvaluationConfig) -> list[Answers]:
+    """Sampled and greedy answers to every exam, and the entropy on its references."""
+    from trainorder.rollout import TorchEngine
+
+    engine = TorchEngine(policy)
+    prompts = [
+        [policy.encode_prompt(problem.prompt) for problem in exam.problems] for exam in exams
+    ]
+    sampled = [
+        engine.generate(
+            asked,
+            samples=config.samples,
+            max_new_tokens=exam.max_new_tokens,
+            temperature=1.0,
+            generator=torch_stream("evaluate", config.seed, exam.name, exam.split),
+        )
+        for exam, asked in zip(exams, prompts, strict=True)
+    ]
+    everything = [prompt for asked in prompts for prompt in asked]
+    greedy = engine.generate(
+        everything,
+        samples=1,
+        max_new_tokens=[exam.max_new_tokens for exam in exams for _ in exam.problems],
+        temperature=0.0,
+        generator=torch_stream("evaluate", config.seed, "greedy"),
+    ).texts
+    references = [
+        policy.encode_completion(problem.reference) for exam in exams for problem in exam.problems
+    ]
+    fixed = forced_entropies(policy, everything, references)
+    cuts = itertools.accumulate([0, *(len(exam.problems) for exam in exams)])
+    spans = [slice(*cut) for cut in itertools.pairwise(cuts)]
+    return [Answers(s, greedy[span], fixed[span]) for s, span in zip(sampled, spans, strict=True)]
+
+
+def forced_entropies(
+    policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+) -> list[float]:
+    """Mean entropy (nats) of the next-token distribution at temperature 1 along each given completion."""
+    import torch
+
+    rows = [
+        [*prompt, *completion[:-1]] for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    means = [0.0] * len(rows)
+    with torch.inference_mode():
+        for batch in _batches([len(row) for row in rows], policy.model.config.vocab_size):
+            width = len(rows[batch[-1]])
+            ids = [rows[i] + [policy.pad_id] * (width - len(rows[i])) for i in batch]
+            logits = policy.model(
+                input_ids=torch.tensor(ids, device=policy.device), use_cache=False
+            ).logits
+            spans = [(i, slice(len(prompts[i]) - 1, len(rows[i]))) for i in batch]
+            states = torch.cat([logits[row, span] for row, (_, span) in enumerate(spans)]).float()
+            log_probs = states.log_softmax(-1)
+            entropies = -torch.linalg.vecdot(log_probs.exp(), log_probs).double()
+            for (i, _), own in zip(
+                spans, entropies.split([len(completions[i]) for i in batch]), strict=True
+            ):
+                means[i] = own.mean().item()
+    return means
+
+
+def per_problem(
+    exam: Exam, answers: Answers, judges: Mapping[str, Judge], samples: int
+) -> dict[str, list[float]]:
+    """Metric -> one value per problem."""
+    sampled, problems = answers.sampled, exam.problems
+    asked = [problem for problem in problems for _ in range(samples)]
+    judged = exam.task.rewarded_by == "judge"
+    main = _by_judge(judges["evaluation"]) if judged else _by_task(exam.task)
+    grades = _grouped(main(sampled.texts, asked), samples)
+    lengths = sampled.mask.double().sum(1).view(-1, samples)
+    entropies = sampled.entropies.double().sum(1).view(-1, samples)
+    metrics = {
+        "score": [_mean(values) for values in grades],
+        "greedy": [_mean([value]) for value in main(answers.greedy, problems)],
+        "pass_at_k": [
+            _pass_at(values, samples, above=0.5 if judged else None) for values in grades
+        ],
+        "entropy_own": (entropies.sum(1) / lengths.sum(1)).tolist(),
+        "entropy_fixed": list(answers.entropy_fixed),
+        "length": lengths.mean(1).tolist(),
+        "unscored": [values.count(None) / samples for values in grades],
+    }
+    if judged:
+        for name, scorer in {
+            "reward_judge": _by_judge(judges["reward"]),
+            "gold": _by_task(exam.task),
+        }.items():
+            metrics[name] = [
+                _mean(values) for values in _grouped(scorer(sampled.texts, asked), samples)
+            ]
+        variety = [_variety(texts) for texts in _grouped(sampled.texts, samples)]
+        metrics |= {name: [values[name] for values in variety] for name in variety[0]}
+    return metrics
+
+
+def pooled(exam: Exam, answers: Answers, samples: int) -> dict[str, float]:
+    """Metric -> value over the whole exam."""
+    return _variety(answers.sampled.texts[::samples]) if exam.task.rewarded_by == "judge" else {}
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Unbiased chance that one of k samples is correct: 1 - C(n - c, k) / C(n, k) (Chen et al., arXiv 2107.03374).
+
+    >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2), pass_at_k(4, 1, 4)
+    (0.25, 0.5, 1.0)
+    """
+    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+def _load_exam(name: str, split: Split) -> Exam:
+    card = json.loads((paths.TASK_DATA / name / "task.json").read_text(encoding="utf-8"))
+    return Exam(
+        name, split, load_task(name), load_problems(name, split), int(card["max_new_tokens"])
+    )
+
+
+def _load_judges() -> dict[str, Judge]:
+    from trainorder.rewards.judge import Judge as BradleyTerry
+
+    return {name: BradleyTerry.load(paths.JUDGE / name) for name in ("reward", "evaluation")}
+
+
+def _by_task(task: Task) -> Scorer:
+    return lambda answers, problems: [reward.value for reward in task.grade(answers, problems)]
+
+
+def _by_judge(judge: Judge) -> Scorer:
+    def score(answers: Sequence[str], problems: Sequence[Problem]) -> Sequence[float | None]:
+        prompts, references = [p.prompt for p in problems], [p.reference for p in problems]
+        return judge.win_probability(prompts, answers, references)
+
+    return score
+
+
+def _grouped(values: Sequence[T], size: int) -> list[list[T]]:
+    return [list(values[i : i + size]) for i in range(0, len(values), size)]
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """Mean of the values that exist; nan for none."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def _pass_at(values: Sequence[float | None], k: int, above: float | None) -> float:
+    """pass@k over the graded values; success is a value of 1, or one `above` a bound."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return math.nan
+    correct = sum(value >= 1.0 if above is None else value > above for value in known)
+    return pass_at_k(len(known), correct, min(k, len(known)))
+
+
+def _variety(texts: Sequence[str]) -> dict[str, float]:
+    from trainorder.metrics.diversity import compression_ratio, distinct_n, vendi
+
+    return {
+        "distinct_2": distinct_n(texts, 2),
+        "compression_ratio": compression_ratio(texts),
+        "vendi": vendi(texts),
+    }
+
+
+def _batches(lengths: Sequence[int], vocabulary: int) -> Iterator[list[int]]:
+    """Row numbers by length, cut by the padded size."""
+    budget = min(BATCH_TOKENS, BATCH_LOGITS // vocabulary)
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[i] > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch

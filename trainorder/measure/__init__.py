@@ -1,0 +1,171 @@
+"""All evaluations -> reports/bwt.json: matrices, transfer, the recommended order, and who won, each with its certainty.
+
+Pure and deterministic: equal tables give equal bytes. Keys are sorted, numbers are rounded to 6 digits, null means
+undefined. Scores are the metric `score`; a number is of the test split unless its key says dev. An interval I is
+`{"value", "low", "high", "seeds": {"0": its own value}}`, with two or more seeds also `"bootstrap"` and `"t"`
+(trainorder/metrics/statistics.py::interval). Dictionaries with `task`, `phase`, `arm`, `metric` or `seed` as key:
+
+    version, settings {bootstrap, level, seed}, seeds [int]
+    tasks, trained, held_out, judged     [task]; `tasks` are the columns of every R: trained first
+    phases         {phase: [task]}       phases that the plan uses
+    problems       {split: {task: {used, dropped}}}     dropped: some node has no score, so no node's counts
+    unscored       {split: {task: share}, worst: {node, split, task, share}}    samples that could not be graded
+    intervals      {covers, note}
+    base           {nodes: {seed: node}, metrics: {metric: {task: mean}}};   singles {phase: the same}
+    ranking        [{arm, kind, phases, nodes: {seed: node}, same_as: [arm], mean: I, tasks: {task: I}, greedy,
+                     pass_at_k, metrics: {metric: {task: mean}}, differences: {best, joint, reverse, base: I}}]
+    differences    {arm: {arm: I}}       first minus second
+    winner         {verdict, arm, best, not_told_apart: [arm], note}
+    orders         {order: {kind, phases, positions: [[task]], reverse, nodes: {seed: [node]}, R: {split: rows},
+                     R_seeds: {seed: {split: rows}}, measures: {split: {name: I}}, along: {metric: {task: [mean]}},
+                     along_seeds: {seed: the same}}}        first row, first node and first mean: the base
+    transfer       {from_base: {split: {phase: {task: I}}}, after_training: {split: {phase: {earlier phase:
+                     {mean, n, changes: [{node, parent, seed, change, orders}]}}}}, before_training: the same for
+                     {phase: {later phase}}}
+    recommended    {order, reverse, value, reverse_value, random_value, borda: {order, value}, gain: {j: {k: worth of
+                     j before k}}, p_optimal, most_probable: {order, p}, regret, before: {i: {j: P(i before j)}},
+                     undecided: [[i, j]] with P(i before j) below the level, gap: I, p_no_order, verdict,
+                     reasons: [str], method, split}, or null without single phases
+    prediction     {orders: {order: {predicted: I, measured: I, measured_dev, error, tasks: {task: {predicted,
+                     measured}}}}, n, pearson, spearman, mean_error, note}
+
+Entropy along an order is `along.entropy_own` and `along.entropy_fixed`; over-optimisation of a judge is `along.score`
+(evaluation judge) and `along.gold` falling while `along.reward_judge` rises.
+
+Example: from scores of .4 and .5, phase `a` brings its task to .8 and phase `b` its own to .9 at a cost of .1 to the
+first: `gain` is `{"a": {"b": -0.05}, "b": {"a": 0.0}}`, the mean over both tasks, so `order` is `["b", "a"]` with value
+0 against -0.05 for its reverse, and the predictions are .85 and .80.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainorder.config import MeasureConfig
+from trainorder.measure.design import Design, from_plan
+from trainorder.measure.evidence import Evidence, gather, mean_metrics
+from trainorder.measure.ranking import differences, ranked, ranking, winner
+from trainorder.measure.retention import orders
+from trainorder.measure.scores import SPLITS
+from trainorder.measure.transitions import prediction, recommended, transfer_views
+from trainorder.metrics.statistics import FEW_SEEDS, covers
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Design", "from_plan", "measure", "to_json"]
+
+VERSION = 1
+DIGITS = 6
+
+
+def measure(table: pd.DataFrame, design: Design, config: MeasureConfig) -> dict[str, Any]:
+    """The content of reports/bwt.json from the long table of all evaluations.
+
+    Raises:
+        ParamsError: an evaluation is missing or incomplete; names the node and the command that makes it.
+    """
+    evidence = gather(table, design, config)
+    arms, finals = ranked(evidence)
+    document = {
+        **_setting(evidence),
+        "base": _node_metrics(evidence, design.bases),
+        "singles": {p: _node_metrics(evidence, nodes) for p, nodes in design.singles.items()},
+        "ranking": ranking(evidence, arms, finals),
+        "differences": differences(evidence, finals),
+        "winner": winner(evidence, arms, finals),
+        "orders": orders(evidence),
+        "transfer": transfer_views(evidence),
+        "recommended": recommended(evidence),
+        "prediction": prediction(evidence),
+    }
+    return _plain(document)
+
+
+def to_json(document: Mapping[str, Any]) -> str:
+    """The text of reports/bwt.json.
+
+    >>> print(to_json({"b": 1, "a": None}), end="")
+    {
+     "a": null,
+     "b": 1
+    }
+    """
+    return json.dumps(document, sort_keys=True, indent=1, allow_nan=False) + "\n"
+
+
+def _setting(evidence: Evidence) -> dict[str, Any]:
+    design, config = evidence.design, evidence.config
+    tasks = evidence.tasks
+    judged = {t for metrics in evidence.means["test"].values() for t in metrics.get("gold", {})}
+    return {
+        "version": VERSION,
+        "settings": {"bootstrap": config.bootstrap, "level": config.level, "seed": config.seed},
+        "seeds": list(design.seeds),
+        "tasks": list(tasks),
+        "trained": list(design.trained),
+        "held_out": [task for task in tasks if task not in design.trained],
+        "judged": [task for task in tasks if task in judged],
+        "phases": {phase: list(names) for phase, names in design.phase_tasks.items()},
+        "problems": {
+            split: {t: {"used": s.used[t], "dropped": s.dropped[t]} for t in tasks}
+            for split, s in evidence.scores.items()
+        },
+        "unscored": _unscored(evidence),
+        "intervals": {"covers": covers(len(design.seeds)), "note": _note(evidence)},
+    }
+
+
+def _note(evidence: Evidence) -> str:
+    num_seeds, share = len(evidence.design.seeds), f"{100 * evidence.config.level:g}%"
+    if num_seeds == 1:
+        return (
+            f"{share} intervals cover the choice of problems only: with one training seed they say nothing about "
+            f"another run"
+        )
+    text = f"{share} intervals cover problems and {num_seeds} training seeds"
+    if num_seeds < FEW_SEEDS:
+        text += ": the wider of a two-level bootstrap and a t-interval over seeds on each side, since seeds are few"
+    return text
+
+
+def _unscored(evidence: Evidence) -> dict[str, Any]:
+    shares = [
+        (value, node, split, task)
+        for split in SPLITS
+        for node, metrics in evidence.means[split].items()
+        for task, value in metrics.get("unscored", {}).items()
+    ]
+    result: dict[str, Any] = {
+        split: {
+            task: float(np.mean([x for x, _, s, t in shares if (s, t) == (split, task)]))
+            for task in evidence.tasks
+            if any((s, t) == (split, task) for _, _, s, t in shares)
+        }
+        for split in SPLITS
+    }
+    worst = max(shares, default=None)
+    keys = ("share", "node", "split", "task")
+    result["worst"] = dict(zip(keys, worst, strict=True)) if worst and worst[0] > 0 else None
+    return result
+
+
+def _node_metrics(evidence: Evidence, nodes: Mapping[int, str]) -> dict[str, Any]:
+    metrics = mean_metrics(evidence.means["test"], nodes.values())
+    return {"nodes": {str(seed): node for seed, node in nodes.items()}, "metrics": metrics}
+
+
+def _plain(value: Any) -> Any:
+    """JSON types only, numbers rounded, nan as null, no -0.0."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float | np.floating):
+        return round(float(value), DIGITS) + 0.0 if math.isfinite(value) else None
+    return value

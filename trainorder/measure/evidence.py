@@ -1,0 +1,114 @@
+"""What every section of the measurement reads: the design, the scores in all draws, the other metrics' means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from trainorder.config import MeasureConfig
+from trainorder.measure.design import Design
+from trainorder.measure.scores import SPLITS, Scores, check_nodes, scores_of, tasks_of
+from trainorder.metrics import statistics
+from trainorder.streams import numpy_stream
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Means = dict[str, dict[str, dict[str, float]]]
+"""Node -> metric -> task -> mean over problems."""
+
+
+def metric_means(table: pd.DataFrame, split: str) -> Means:
+    """Mean of every metric of the split, as recorded; a value of the whole task stands for itself."""
+    rows = table.loc[table["split"] == split]
+    means: Means = {}
+    grouped = rows.groupby(["node", "metric", "task"], sort=True)["value"].mean()
+    for keys, value in zip(grouped.index.to_list(), grouped.to_numpy(dtype=float), strict=True):
+        node, metric, task = keys
+        means.setdefault(node, {}).setdefault(metric, {})[task] = float(value)
+    return means
+
+
+def mean_metrics(means: Means, nodes: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Metric -> task -> mean over nodes (one per seed); absent where a node lacks it."""
+    first, *others = [means[node] for node in nodes]
+    result: dict[str, dict[str, float]] = {}
+    for metric, by_task in first.items():
+        for task, value in by_task.items():
+            values = [value, *(other.get(metric, {}).get(task, np.nan) for other in others)]
+            result.setdefault(metric, {})[task] = float(np.mean(values))
+    return result
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Evaluations of all nodes of a design, ready to be compared."""
+
+    design: Design
+    config: MeasureConfig
+    tasks: tuple[str, ...]
+    """Trained tasks, then held-out ones: the columns of all scores."""
+    scores: dict[str, Scores]
+    """By split."""
+    means: dict[str, Means]
+    """By split."""
+    seed_draws: Float[np.ndarray, "draw seed"]
+
+    @property
+    def trained(self) -> list[int]:
+        """Columns of the trained tasks."""
+        return list(range(len(self.design.trained)))
+
+    def columns(self, phase: str) -> list[int]:
+        """Columns of the tasks that a phase trains."""
+        return [self.tasks.index(task) for task in self.design.phase_tasks[phase]]
+
+    def mean_score(self, split: str, nodes: Mapping[int, str]) -> Float[np.ndarray, "seed draw"]:
+        """Mean score over the trained tasks."""
+        return self.scores[split].of(nodes)[..., self.trained].mean(-1)
+
+    def estimate(self, values: Float[np.ndarray, "seed draw"]) -> statistics.Interval:
+        """Mean over seeds with its interval."""
+        return statistics.interval(values, self.seed_draws, level=self.config.level)
+
+    def interval(self, values: Float[np.ndarray, "seed draw"]) -> dict[str, Any] | None:
+        """`estimate` as JSON, None where undefined."""
+        if np.isnan(values).any():
+            return None
+        return as_json(self.estimate(values), self.design.seeds)
+
+    def by_task(self, values: Float[np.ndarray, "seed draw task"]) -> dict[str, Any]:
+        """Task -> interval."""
+        return {task: self.interval(values[..., i]) for i, task in enumerate(self.tasks)}
+
+
+def as_json(interval: statistics.Interval, seeds: Iterable[int]) -> dict[str, Any]:
+    """value, low, high and the seeds' own values; with two or more seeds also both intervals that these come from."""
+    by_seed = {str(s): x for s, x in zip(seeds, interval.by_seed, strict=True)}
+    result = {"value": interval.value, "low": interval.low, "high": interval.high, "seeds": by_seed}
+    if interval.t is not None:
+        result |= {"bootstrap": list(interval.bootstrap), "t": list(interval.t)}
+    return result
+
+
+def gather(table: pd.DataFrame, design: Design, config: MeasureConfig) -> Evidence:
+    """Check that every node is evaluated on every task and draw the resamples.
+
+    Raises:
+        ParamsError: an evaluation is missing or incomplete; names the node and the command.
+    """
+    nodes, tasks = design.nodes(), tasks_of(table, design.trained)
+    table = table.loc[table["node"].isin(nodes)]
+    check_nodes(table, nodes, tasks)
+    scores = {
+        split: scores_of(table, split, nodes, tasks, count=config.bootstrap, seed=config.seed)
+        for split in SPLITS
+    }
+    means = {split: metric_means(table, split) for split in SPLITS}
+    rng = numpy_stream("measure", config.seed, "seeds")
+    seed_draws = statistics.draw_seeds(len(design.seeds), config.bootstrap, rng)
+    return Evidence(design, config, tasks, scores, means, seed_draws)

@@ -1,0 +1,122 @@
+"""What each order kept: its reward matrix, the continual-learning measures of it, and all metrics along it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from trainorder.measure.evidence import Evidence, mean_metrics
+from trainorder.measure.ranking import joint_arm
+from trainorder.measure.scores import SPLITS
+from trainorder.metrics import transfer
+
+Rows = list[list[float]]
+
+
+def orders(evidence: Evidence) -> dict[str, Any]:
+    """Everything about every order."""
+    return {name: _order(evidence, name) for name in evidence.design.orders}
+
+
+def _order(evidence: Evidence, name: str) -> dict[str, Any]:
+    design = evidence.design
+    phases = design.order_phases[name]
+    kinds = {arm.name: arm.kind for arm in design.arms()}
+    by_seed = {seed: reward_matrix(evidence, name, seed) for seed in design.seeds}
+    return {
+        "kind": kinds[name],
+        "phases": list(phases),
+        "positions": [list(design.phase_tasks[phase]) for phase in phases],
+        "reverse": design.reverse_of(name),
+        "nodes": {str(seed): list(design.chain(name, seed)) for seed in design.seeds},
+        "R": {
+            split: np.mean([matrices[split] for matrices in by_seed.values()], axis=0).tolist()
+            for split in SPLITS
+        },
+        "R_seeds": {str(seed): matrices for seed, matrices in by_seed.items()},
+        "measures": {split: measures(evidence, name, split) for split in SPLITS},
+        "along": along(evidence, name, design.seeds),
+        "along_seeds": {str(seed): along(evidence, name, [seed]) for seed in design.seeds},
+    }
+
+
+def reward_matrix(evidence: Evidence, order: str, seed: int) -> dict[str, Rows]:
+    """R by split: row 0 the base, row i after phase i; columns are the tasks."""
+    chain = evidence.design.chain(order, seed)
+    return {
+        split: [evidence.scores[split].values[node][0].tolist() for node in chain]
+        for split in SPLITS
+    }
+
+
+def measures(evidence: Evidence, order: str, split: str) -> dict[str, Any]:
+    """Measures of the matrix whose columns are the order's phases (mean over a phase's tasks), with intervals."""
+    design, phases = evidence.design, evidence.design.order_phases[order]
+    scores = evidence.scores[split]
+    positions = range(len(phases) + 1)
+    rows = np.stack([scores.of(design.position(order, i)) for i in positions], axis=-2)
+    stages = _by_phase(evidence, rows, phases)
+    base, after = stages[..., 0, :], stages[..., 1:, :]
+    held_out = list(range(len(design.trained), len(evidence.tasks)))
+    values = {
+        "ACC": transfer.accuracy(after),
+        "BWT": transfer.backward_transfer(after),
+        "FWT": transfer.forward_transfer(after, base),
+        "forgetting": transfer.forgetting(after),
+        "A": transfer.average_accuracy(after),
+        "BWT_D": transfer.backward_transfer_all(after),
+        "REM": transfer.remembering(after),
+        "BWT_plus": transfer.positive_backward_transfer(after),
+        "FWT_D": transfer.forward_transfer_all(after),
+        "FWT_D_minus_base": transfer.forward_transfer_all(after, base),
+        "retention": transfer.retention(rows[..., -1, held_out], rows[..., 0, held_out]),
+    }
+    for name, reference in _references(evidence, order, split).items():
+        values[name] = transfer.intransigence(after, reference).mean(-1)
+    names = (*values, "intransigence_joint", "intransigence_single")
+    return {
+        name: evidence.interval(np.asarray(values[name])) if name in values else None
+        for name in names
+    }
+
+
+def _references(
+    evidence: Evidence, order: str, split: str
+) -> dict[str, Float[np.ndarray, "seed draw phase"]]:
+    """What intransigence compares with: the joint order's and the single phases' scores, where they were run."""
+    design, phases = evidence.design, evidence.design.order_phases[order]
+    scores, result = evidence.scores[split], {}
+    joint = joint_arm(design)
+    if joint is not None and joint != order:
+        final = scores.of(design.position(joint, 1))
+        result["intransigence_joint"] = _by_phase(evidence, final, phases)
+    if all(phase in design.singles for phase in phases):
+        own = [
+            scores.of(design.singles[phase])[..., evidence.columns(phase)].mean(-1)
+            for phase in phases
+        ]
+        result["intransigence_single"] = np.stack(own, axis=-1)
+    return result
+
+
+def _by_phase(
+    evidence: Evidence, values: Float[np.ndarray, "*batch task"], phases: Iterable[str]
+) -> Float[np.ndarray, "*batch phase"]:
+    return np.stack([values[..., evidence.columns(phase)].mean(-1) for phase in phases], axis=-1)
+
+
+def along(evidence: Evidence, order: str, seeds: Iterable[int]) -> dict[str, dict[str, Any]]:
+    """Metric -> task -> test values at the base and after each phase, mean over the seeds; None where not measured."""
+    design, means = evidence.design, evidence.means["test"]
+    chains = [design.chain(order, seed) for seed in seeds]
+    points = [mean_metrics(means, nodes) for nodes in zip(*chains, strict=True)]
+    result: dict[str, dict[str, Any]] = {}
+    for metric in sorted({metric for point in points for metric in point}):
+        for task in evidence.tasks:
+            values = [point.get(metric, {}).get(task) for point in points]
+            if any(value is not None for value in values):
+                result.setdefault(metric, {})[task] = values
+    return result

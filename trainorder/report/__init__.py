@@ -1,0 +1,94 @@
+"""The result as one HTML page that needs no network, no server and no script."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trainorder import paths
+from trainorder.report import plots, records, tables, words
+from trainorder.report.words import Bwt
+
+TEMPLATE = Path(__file__).with_name("page.html")
+
+
+def write_report() -> Path:
+    """Read reports/bwt.json and what the nodes left, write reports/report.html whole; returns its path.
+
+    Raises:
+        FileNotFoundError: nothing was measured yet.
+    """
+    if not paths.BWT.is_file():
+        raise FileNotFoundError(
+            f"{paths.BWT} not found: nothing is measured yet; run `trainorder run`"
+        )
+    page = render(json.loads(paths.BWT.read_text(encoding="utf-8")))
+    paths.REPORT.parent.mkdir(parents=True, exist_ok=True)
+    temporary = paths.REPORT.with_name(f".{paths.REPORT.name}.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(paths.REPORT)
+    return paths.REPORT
+
+
+def render(bwt: Bwt) -> str:
+    """The page of one measurement; node records are read where they lie."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(content(bwt))
+
+
+def content(bwt: Bwt) -> dict[str, Any]:
+    """What the template fills in."""
+    names = records.nodes(bwt)
+    found = records.manifests(names)
+    arms, axis = tables.ranking(bwt)
+    later = [
+        tables.transfer_later(bwt, "before_training", "On a phase not trained yet"),
+        tables.transfer_later(bwt, "after_training", "On a phase trained before"),
+    ]
+    return {
+        "bwt": bwt,
+        "headline": words.headline(bwt),
+        "verdict": words.verdict(bwt),
+        "intervals_note": words.sentence(bwt["intervals"]["note"]),
+        "prediction_note": words.sentence(bwt["prediction"]["note"] if bwt["prediction"] else ""),
+        "level": f"{bwt['settings']['level']:.0%}",
+        "facts": facts(bwt),
+        "arms": arms,
+        "axis": axis,
+        "by_task": tables.by_task(bwt),
+        "matrices": tables.reward_matrices(bwt),
+        "scores": plots.along(bwt, "score", "score on test"),
+        "entropy": plots.along(bwt, "entropy_own", "entropy, nats per token"),
+        "from_base": tables.transfer_from_base(bwt),
+        "later": [heat for heat in later if heat is not None],
+        "precedence": tables.precedence(bwt),
+        "recommendation": words.recommendation(bwt),
+        "predicted": plots.predicted(bwt),
+        "judges": plots.judges(bwt),
+        "rewards": plots.learning(bwt, "reward/mean", "reward"),
+        "training_entropy": plots.learning(bwt, "rollout/entropy", "entropy, nats per token"),
+        "costs": tables.costs(found),
+        "provenance": tables.provenance(names, found),
+        "versions": next(iter(found.values()), {}).get("versions", {}),
+        "bwt_hash": records.digest(paths.BWT) or "-",
+    }
+
+
+def facts(bwt: Bwt) -> list[tuple[str, str]]:
+    """What was compared, in a few short pairs."""
+    used = [counts["used"] for counts in bwt["problems"]["test"].values()]
+    problems = f"{min(used)}" if min(used) == max(used) else f"{min(used)} to {max(used)}"
+    kinds = [row["kind"] for row in bwt["ranking"]]
+    names = {"order": "orders", "joint": "joint", "merge": "merges", "base": "base"}
+    return [
+        ("seeds", str(len(bwt["seeds"]))),
+        ("test problems per task", problems),
+        ("arms", ", ".join(f"{kinds.count(k)} {n}" for k, n in names.items() if k in kinds)),
+        ("mean over", ", ".join(bwt["trained"])),
+        ("held out", ", ".join(bwt["held_out"]) or "none"),
+    ]

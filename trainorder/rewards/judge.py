@@ -1,0 +1,248 @@
+"""The judge: a Bradley-Terry preference model, read and trained here; trainorder/preferences.py makes its data.
+
+P(a beats b) = sigmoid(score(a) - score(b)) (Bradley & Terry 1952; as a reward model: arXiv 2203.02155). The score is a
+linear head on the mean of the last hidden states over the answer's tokens: a head on the last token alone learns far
+slower on short texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainorder.config import JudgeConfig
+from trainorder.policy import Policy, import_transformers
+from trainorder.streams import torch_stream
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+BATCH_TOKENS = 4096
+"""Padded tokens of one scoring batch."""
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Answers to one prompt, and what the annotator preferred.
+
+    >>> Comparisons("write a note", ("a", "b", "c"), ((0, 1), (2, 1))).wins[1]  # "c" was preferred to "b"
+    (2, 1)
+    """
+
+    prompt: str
+    answers: tuple[str, ...]
+    wins: tuple[tuple[int, int], ...]
+    """(preferred, other) as indices of `answers`."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A Hugging Face sequence classifier with one label, pooled over the answer, and its tokenizer."""
+
+    model: Any
+    policy: Policy
+    """Encodes texts; shares the tokenizer, its model is the classifier too."""
+
+    @classmethod
+    def start(cls, base: Path | str, seed: int) -> Judge:
+        """A copy of the causal LM `base` with a fresh head, drawn from `seed` with sd 1 / hidden size."""
+        import torch
+
+        judge = cls._open(base, num_labels=1)
+        head = judge.model.score.weight
+        with torch.no_grad():
+            noise = torch.randn(head.shape, generator=torch_stream("judge", "head", seed))
+            head.copy_(noise / head.shape[1])
+        return judge
+
+    @classmethod
+    def load(cls, path: Path | str) -> Judge:
+        """A judge that `save` wrote; safetensors only, no code from the folder.
+
+        Raises:
+            ValueError: the folder holds no judge.
+        """
+        if not (Path(path) / "model.safetensors").is_file():
+            raise ValueError(
+                f"{path} holds no judge (no model.safetensors): run `dvc repro train_judge`"
+            )
+        judge = cls._open(path)
+        [kind] = judge.model.config.architectures
+        if not kind.endswith("ForSequenceClassification"):
+            raise ValueError(
+                f"{path} is a {kind}, not a judge: run `dvc repro train_judge`, which saves one there"
+            )
+        return judge
+
+    @classmethod
+    def _open(cls, path: Path | str, **options: Any) -> Judge:
+        import torch
+
+        transformers = import_transformers()
+        level = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()  # a fresh head is no news
+        try:
+            with torch.random.fork_rng(devices=[]):
+                model = transformers.AutoModelForSequenceClassification.from_pretrained(
+                    str(path),
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    **options,
+                )
+        finally:
+            transformers.logging.set_verbosity(level)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        return cls(model.eval(), Policy(model, tokenizer))
+
+    def save(self, path: Path | str) -> None:
+        """Write the folder whole, then rename it into place."""
+        self.policy.save(path)
+
+    def scores(self, prompts: Sequence[str], completions: Sequence[str]) -> Float[Tensor, " row"]:
+        """score(completion | prompt), without gradient. Rows do not influence one another beyond rounding."""
+        import torch
+
+        rows = self.encode(prompts, completions)
+        scores = torch.zeros(len(rows))
+        with torch.no_grad():
+            for batch in _by_length(rows):
+                scores[batch] = self.forward([rows[i] for i in batch])
+        return scores
+
+    def win_probability(
+        self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]
+    ) -> list[float]:
+        """P(answer beats reference) = sigmoid(score(answer) - score(reference)), per row.
+
+        A reference shared by many rows is scored once. Nothing is kept between calls, so that the result is a function
+        of the arguments alone and a resumed run gets the same bits.
+        """
+        shared = list(dict.fromkeys(zip(prompts, references, strict=True)))
+        reference_scores = self.scores(
+            [prompt for prompt, _ in shared], [text for _, text in shared]
+        ).tolist()
+        known = dict(zip(shared, reference_scores, strict=True))
+        scores = self.scores(prompts, answers)
+        opponents = scores.new_tensor(
+            [known[pair] for pair in zip(prompts, references, strict=True)]
+        )
+        return (scores - opponents).sigmoid().tolist()
+
+    def encode(
+        self, prompts: Sequence[str], completions: Sequence[str]
+    ) -> list[tuple[list[int], int]]:
+        """Token ids of prompt and completion, and where the completion begins."""
+        encoded = {prompt: self.policy.encode_prompt(prompt) for prompt in dict.fromkeys(prompts)}
+        pairs = zip(prompts, completions, strict=True)
+        return [(encoded[p] + self.policy.encode_completion(c), len(encoded[p])) for p, c in pairs]
+
+    def forward(self, rows: Sequence[tuple[list[int], int]]) -> Float[Tensor, " row"]:
+        """Scores of encoded rows; gradient flows."""
+        ids, answer = _pad(rows)
+        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return self.model.score(mean_over_answer(hidden, answer)).squeeze(-1)
+
+
+def mean_over_answer(
+    hidden: Float[Tensor, "row token channel"], answer: Float[Tensor, "row token"]
+) -> Float[Tensor, "row channel"]:
+    """Mean of the hidden states where `answer` is 1; every row has at least its end token."""
+    return (hidden * answer.unsqueeze(-1)).sum(1) / answer.sum(1, keepdim=True)
+
+
+def bradley_terry(
+    preferred: Float[Tensor, " comparison"], other: Float[Tensor, " comparison"]
+) -> Float[Tensor, ""]:
+    """Mean of -log sigmoid(preferred - other), the negative log-likelihood of the annotator's choices."""
+    from torch.nn.functional import softplus
+
+    return softplus(other - preferred).mean()
+
+
+def fit(
+    judge: Judge,
+    data: Sequence[Comparisons],
+    config: JudgeConfig,
+    seed: int,
+    log: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:
+    """Minimise `bradley_terry` by AdamW with a learning rate falling linearly to 0.
+
+    All comparisons of one prompt share a step, so each answer passes the model once (arXiv 2203.02155, section 3.5).
+    """
+    import torch
+
+    rows = [judge.encode([d.prompt] * len(d.answers), d.answers) for d in data]
+    steps = config.epochs * -(-len(data) // config.batch_size)
+    weights = list(judge.model.parameters())
+    optimiser = torch.optim.AdamW(
+        weights, lr=config.lr, weight_decay=config.weight_decay, fused=True
+    )
+    judge.model.train()
+    for step, batch in enumerate(_epochs(len(data), config, seed)):
+        optimiser.param_groups[0]["lr"] = config.lr * (1 - step / steps)
+        loss = _loss(judge, [rows[i] for i in batch], [data[i] for i in batch])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        log(step + 1, loss.item())
+    judge.model.eval()
+
+
+def _loss(
+    judge: Judge, rows: Sequence[list[tuple[list[int], int]]], data: Sequence[Comparisons]
+) -> Tensor:
+    import torch
+
+    flat = [row for group in rows for row in group]
+    order = sorted(range(len(flat)), key=lambda i: len(flat[i][0]))
+    half = len(order) // 2  # two lengths instead of one: a third less padding
+    parts = [part for part in (order[:half], order[half:]) if part]
+    scored = torch.cat([judge.forward([flat[i] for i in part]) for part in parts])
+    scores = torch.zeros_like(scored).index_put((torch.tensor(order),), scored)
+    starts = [sum(map(len, rows[:i])) for i in range(len(rows))]
+    wins = torch.tensor(
+        [(start + w, start + o) for start, d in zip(starts, data, strict=True) for w, o in d.wins]
+    )
+    return bradley_terry(scores[wins[:, 0]], scores[wins[:, 1]])
+
+
+def _epochs(count: int, config: JudgeConfig, seed: int) -> list[list[int]]:
+    import torch
+
+    batches: list[list[int]] = []
+    for epoch in range(config.epochs):
+        order = torch.randperm(
+            count, generator=torch_stream("judge", "order", seed, epoch)
+        ).tolist()
+        batches += [order[i : i + config.batch_size] for i in range(0, count, config.batch_size)]
+    return batches
+
+
+def _by_length(rows: Sequence[tuple[list[int], int]]) -> list[list[int]]:
+    """Row numbers in batches of similar length, at most BATCH_TOKENS padded tokens each (or one row)."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i][0])):
+        if not batches or (len(batches[-1]) + 1) * len(rows[i][0]) > BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def _pad(
+    rows: Sequence[tuple[list[int], int]],
+) -> tuple[Int[Tensor, "row token"], Float[Tensor, "row token"]]:
+    """Rows filled on the right, and a mask of the answers' tokens; a causal model needs no mask for the filling."""
+    import torch
+
+    width = max(len(ids) for ids, _ in rows)
+    padded = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
+    answer = torch.tensor(
+        [[0.0] * s + [1.0] * (len(ids) - s) + [0.0] * (width - len(ids)) for ids, s in rows]
+    )
+    return padded, answer
