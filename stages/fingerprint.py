@@ -1,28 +1,50 @@
-"""Always first: refuse a plan.yaml that is not of this params.yaml, then write what its values and the code mean.
+"""DVC stage fingerprint, always first: refuse a plan.yaml that is not of this params.yaml, then note values and code.
 
-Also removes evaluations of nodes that left the plan: `measure_bwt` depends on the whole folder. DVC's cache keeps them.
+`measure_bwt` and `report` depend on the whole folders evaluations and runs, so what nodes left that are no longer in
+the plan is removed there. DVC's cache keeps it: back in the plan, it is restored.
 """
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 from trainorder import fingerprint, paths, plan
 from trainorder.config import ParamsError
+from trainorder.process import die_with_parent
+
+RECORDS = ("manifest.json", "metrics.jsonl", "run.json")
 
 
 def main() -> int:
+    """Exit code 2 for a mistake in params.yaml or a plan.yaml of other params."""
+    die_with_parent()
     try:
         current = plan.load()
     except ParamsError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     if not paths.PLAN.is_file() or paths.PLAN.read_text(encoding="utf-8") != current.text():
-        print("plan.yaml does not match params.yaml; run: trainorder plan", file=sys.stderr)
+        print("error: plan.yaml does not match params.yaml; run: trainorder plan", file=sys.stderr)
         return 2
     fingerprint.write(current.fingerprints())
-    for file in paths.evaluation("x").parent.glob("*.parquet"):
-        if file.stem not in current.nodes:
-            file.unlink()
+    for file in leftovers(set(current.nodes)):
+        file.unlink()
+        if file.parent != paths.evaluation("x").parent and not any(file.parent.iterdir()):
+            file.parent.rmdir()
     return 0
+
+
+def leftovers(nodes: set[str]) -> Iterator[Path]:
+    """Evaluations and records of nodes that are not among these."""
+    for file in paths.evaluation("x").parent.glob("*.parquet"):
+        if file.stem not in nodes:
+            yield file
+    for record in RECORDS:
+        for file in paths.run("x").parent.glob(f"*/{record}"):
+            if file.parent.name not in nodes:
+                yield file
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ def main() -> int:
     from trainorder.merge import merge_folders
 
     folders = [paths.checkpoint(parent) for parent in parents]
-    merge_folders(paths.checkpoint(arguments.base), folders, paths.checkpoint(arguments.node), config)
+    merge_folders(
+        paths.checkpoint(arguments.base), folders, paths.checkpoint(arguments.node), config
+    )
     write_manifest(
         arguments.node,
         seed=arguments.seed,

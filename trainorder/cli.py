@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,9 @@ def check() -> None:
         current = plan.load()
     params = current.params
     waiting = plan.pending(params, current.resolved)
-    unused = sorted(set(params.tasks) - {t for phase in params.phases.values() for t in phase.tasks})
+    unused = sorted(
+        set(params.tasks) - {t for phase in params.phases.values() for t in phase.tasks}
+    )
     print(
         f"params.yaml can work: {len(params.orders)} orders of {len(params.phases)} phases over "
         f"{len(params.tasks)} tasks, {len(params.seeds)} seed(s), {len(current.nodes)} checkpoints"
@@ -62,6 +65,37 @@ def plan_command(
     console.print(f"plan.yaml {'written' if changed else 'unchanged'}", style="dim")
 
 
+@app.command()
+def run() -> None:
+    """Bring everything params.yaml asks for up to date, then print which order won and how sure that is."""
+    with refusing():
+        from trainorder import plan
+
+        plan.load()
+    os.execv(sys.executable, [sys.executable, "-m", "flows.pipeline"])
+
+
+@app.command()
+def report() -> None:
+    """Write reports/report.html anew from what was measured; trains nothing."""
+    with refusing():
+        from trainorder.report import write_report
+
+        print(write_report())
+
+
+@app.command()
+def ui(
+    prefect_port: Annotated[int, typer.Option(help="Another is taken if it is busy.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Another is taken if it is busy.")] = 5000,
+) -> None:
+    """Open MLflow and Prefect on loopback over what was run; Ctrl-C stops both."""
+    with refusing():
+        from trainorder.ui import serve
+
+        serve(prefect_port, mlflow_port)
+
+
 @contextmanager
 def refusing() -> Iterator[None]:
     """Turn wrong input into one line on stderr and exit code 2."""
@@ -69,7 +103,7 @@ def refusing() -> Iterator[None]:
 
     try:
         yield
-    except ParamsError as error:
+    except (ParamsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
 

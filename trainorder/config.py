@@ -89,11 +89,11 @@ class DataConfig(Section):
 class SftConfig(Section):
     """Supervised warm-up from scratch until the skills that RL sharpens exist."""
 
-    steps: int = Field(900, ge=1)
+    steps: int = Field(600, ge=1)
     """Updates before the gate is asked for the first time; the learning rate decays over these."""
-    extension: int = Field(300, ge=1)
+    extension: int = Field(200, ge=1)
     """Further updates, with a new decay, each time the gate is not met."""
-    max_steps: int = Field(2100, ge=1)
+    max_steps: int = Field(1400, ge=1)
     """Updates after which a gate that is still shut stops the run with an error."""
     gate: dict[Name, float] = Field(default_factory=dict)
     """Greedy dev accuracy each named task must reach: RL on a skill the base lacks destroys it. Empty: no gate."""
@@ -109,7 +109,7 @@ class SftConfig(Section):
     """Peak learning rate of Muon; it follows the same schedule. Unused by adamw."""
     final_lr_fraction: float = Field(0.05, ge=0, le=1)
     """The cosine decay ends at this share of lr."""
-    warmup_steps: int = Field(60, ge=0)
+    warmup_steps: int = Field(20, ge=0)
     """Updates of linear warm-up."""
     betas: list[float] = Field([0.9, 0.98], min_length=2, max_length=2)
     """AdamW betas."""
@@ -146,7 +146,7 @@ class JudgeConfig(Section):
     """Passes over the pairs."""
     batch_size: int = Field(16, ge=1)
     """Prompts per update, with all their comparisons."""
-    lr: float = Field(3e-3, gt=0)
+    lr: float = Field(2e-3, gt=0)
     """Peak learning rate, decayed linearly to zero."""
     weight_decay: float = Field(0.05, ge=0)
     """AdamW weight decay."""

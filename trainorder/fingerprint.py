@@ -80,7 +80,11 @@ def _files(root: Path, module: str) -> Iterator[str]:
 def _data_beside(root: Path, file: str) -> Iterator[str]:
     """Templates, word lists: what lies in the module's folder and is no code."""
     for path in (root / file).parent.iterdir():
-        if path.is_file() and path.suffix not in {".py", ".pyc", ".md"} and not path.name.startswith("."):
+        if (
+            path.is_file()
+            and path.suffix not in {".py", ".pyc", ".md"}
+            and not path.name.startswith(".")
+        ):
             yield path.relative_to(root).as_posix()
 
 
@@ -133,7 +137,11 @@ def _running(tree: ast.AST) -> Iterator[ast.AST]:
 
 def _is_for_types(node: ast.AST) -> bool:
     """`if TYPE_CHECKING:` without an else, which never runs."""
-    return isinstance(node, ast.If) and not node.orelse and ast.unparse(node.test).endswith("TYPE_CHECKING")
+    return (
+        isinstance(node, ast.If)
+        and not node.orelse
+        and ast.unparse(node.test).endswith("TYPE_CHECKING")
+    )
 
 
 def digest(path: Path) -> str:
@@ -149,9 +157,9 @@ def _digest(path: Path, stamp: tuple[int, int]) -> str:
 
 
 def meaning(tree: ast.AST) -> str:
-    """Hash of a syntax tree, the same on every Python version that parses it alike.
+    r"""Hash of a syntax tree, the same on every Python version that parses it alike.
 
-    >>> one, other = ast.parse("x=1 # one"), ast.parse("'''Text.'''\\nx = (1)")
+    >>> one, other = ast.parse("x=1 # one"), ast.parse("'''Text.'''\nx = (1)")
     >>> meaning(one) == meaning(other), meaning(one) == meaning(ast.parse("x = 2"))
     (True, False)
     """
@@ -183,7 +191,11 @@ def _kept(node: ast.AST, name: str, value: Any) -> Any:
     if name == "body" and isinstance(value, list):
         if _is_section(node):
             return [item for item in value if isinstance(item, ast.FunctionDef)]
-        return [item for item in value if not (_is_text(item) or _is_for_types(item) or _only_values(item))]
+        return [
+            item
+            for item in value
+            if not (_is_text(item) or _is_for_types(item) or _only_values(item))
+        ]
     return value
 
 
@@ -194,11 +206,17 @@ def _is_lazy(value: ast.expr) -> bool:
 
 def _is_text(item: ast.stmt) -> bool:
     """A docstring, of a module, class, function or attribute."""
-    return isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant) and isinstance(item.value.value, str)
+    return (
+        isinstance(item, ast.Expr)
+        and isinstance(item.value, ast.Constant)
+        and isinstance(item.value.value, str)
+    )
 
 
 def _is_section(node: ast.AST) -> bool:
-    return isinstance(node, ast.ClassDef) and "Section" in [ast.unparse(base) for base in node.bases]
+    return isinstance(node, ast.ClassDef) and "Section" in [
+        ast.unparse(base) for base in node.bases
+    ]
 
 
 def _only_values(item: ast.stmt) -> bool:

@@ -70,7 +70,9 @@ def read_manifest(node: str) -> dict[str, Any]:
     """
     path = paths.run(node) / "manifest.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: node {node!r} is not made yet; run `dvc repro` or `trainorder run`")
+        raise FileNotFoundError(
+            f"{path} not found: node {node!r} is not made yet; run `dvc repro` or `trainorder run`"
+        )
     return json.loads(path.read_text(encoding="utf-8"))
 
 

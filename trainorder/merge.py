@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 WEIGHTS = "model*.safetensors"
 
 
-def merge_folders(
-    base: Path, parents: Sequence[Path], out: Path, config: MergeConfig
-) -> None:
+def merge_folders(base: Path, parents: Sequence[Path], out: Path, config: MergeConfig) -> None:
     """Merge Hugging Face folders into `out`: base's files with merged weights, written whole, then renamed.
 
     DARE's random masks are keyed by config.seed, the parent folder's name and the tensor's name.
@@ -68,7 +66,10 @@ def merge_tensors(
     if config.method == "ties":
         merged = ties(deltas, density=config.density)
     elif config.method == "dare":
-        kept = [dare(d, density=config.density, generator=g) for d, g in zip(deltas, generators, strict=True)]
+        kept = [
+            dare(d, density=config.density, generator=g)
+            for d, g in zip(deltas, generators, strict=True)
+        ]
         merged = torch.stack(kept).sum(0)
     else:
         merged = torch.stack(deltas).sum(0)
@@ -115,7 +116,9 @@ def _merge_shard(shard: Path, parents: Sequence[Path], out: Path, config: MergeC
     from safetensors import safe_open
 
     header, raw = _header(shard)
-    names = sorted((n for n in header if n != "__metadata__"), key=lambda n: header[n]["data_offsets"])
+    names = sorted(
+        (n for n in header if n != "__metadata__"), key=lambda n: header[n]["data_offsets"]
+    )
     with ExitStack() as stack:
         base = stack.enter_context(safe_open(shard, framework="pt"))
         others = [_Weights(stack, folder) for folder in parents]
@@ -137,7 +140,8 @@ class _Weights:
         from safetensors import safe_open
 
         files = [
-            stack.enter_context(safe_open(file, framework="pt")) for file in sorted(folder.glob(WEIGHTS))
+            stack.enter_context(safe_open(file, framework="pt"))
+            for file in sorted(folder.glob(WEIGHTS))
         ]
         self._file_of: dict[str, Any] = {name: file for file in files for name in file.keys()}  # noqa: SIM118
 

@@ -82,6 +82,10 @@ class Policy:
             trust_remote_code=False,
             local_files_only=local,
         )
+        for weight in (
+            model.parameters()
+        ):  # mapped from the file they are not aligned, and that decides last bits
+            weight.data = weight.data.clone()
         return cls(model.eval(), _load_tokenizer(path, local=local))
 
     def save(self, path: Path | str) -> None:
@@ -105,9 +109,10 @@ class Policy:
         if self.tokenizer.chat_template is None:
             return list(self.tokenizer.encode(text))
         chat = [{"role": "user", "content": text}]
-        return list(
-            self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        ids: Any = self.tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, return_dict=False
         )
+        return list(ids)
 
     def encode_completion(self, text: str) -> list[int]:
         """The tokens of an answer, with the end token."""
@@ -119,13 +124,13 @@ class Policy:
 
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """`decode` of every row."""
-        kept = [
-            row[: next((i for i, id_ in enumerate(row) if id_ in self.stop_ids), None)]
-            for row in rows
-        ]
-        return self.tokenizer.batch_decode(
+        stops = self.stop_ids
+        ends = [next((i for i, id_ in enumerate(row) if id_ in stops), None) for row in rows]
+        kept = [list(row[:end]) for row, end in zip(rows, ends, strict=True)]
+        texts = self.tokenizer.batch_decode(
             kept, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+        return [str(text) for text in texts]
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:

@@ -171,7 +171,8 @@ def connect(experiment: str) -> tuple[MlflowClient, str]:
             return client, found.experiment_id
         local = uri.startswith("sqlite:")
         location = f"{ARTIFACTS.absolute().as_uri()}/{experiment}" if local else None
-        return client, client.create_experiment(experiment, artifact_location=location)
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # else its pages open on GenAI
+        return client, client.create_experiment(experiment, artifact_location=location, tags=kind)
 
 
 def create_store() -> None:

@@ -174,9 +174,11 @@ def links(mlflow_url: str, prefect_url: str) -> dict[str, str]:
         if len(runs) > 1:
             query = f"runs={_quoted(runs)}&experiments={_quoted([orders])}"
             result["MLflow: orders compared"] = f"{mlflow_url}/#/compare-runs?{query}"
-        result["MLflow: orders"] = f"{mlflow_url}/#/experiments/{orders}/runs"
+        result["MLflow: orders, curves"] = (
+            f"{mlflow_url}/#/experiments/{orders}/runs?compareRunsMode=CHART"
+        )
     if nodes is not None:
-        result["MLflow: curves of all nodes"] = (
+        result["MLflow: nodes, curves"] = (
             f"{mlflow_url}/#/experiments/{nodes}/runs?compareRunsMode=CHART"
         )
     result["Prefect: runs of the flow"] = f"{prefect_url}/runs"

@@ -24,7 +24,9 @@ from trainorder.plan.check import check
 from trainorder.plan.compile import GROUPS, SLOTS, STAGE_OF
 
 ROOT = Path(__file__).parents[2]
-STAGES: dict[str, Any] = {k: v.get("do", v) for k, v in read_yaml(ROOT / "dvc.yaml")["stages"].items()}
+STAGES: dict[str, Any] = {
+    k: v.get("do", v) for k, v in read_yaml(ROOT / "dvc.yaml")["stages"].items()
+}
 FOLDED = {"rl": "phases", "tasks": {"sft_warmup": "sft", "train_judge": "judge"}}
 """Sections that plan.settings() carries inside another: a phase's rl, the facts of the tasks a section names."""
 
@@ -47,7 +49,10 @@ def test_a_stages_params_are_the_sections_its_code_reads(stage: str):
     for file in closure(ROOT, module_of(stage)):
         if file.endswith(".py") and not file.startswith(("trainorder/config", "trainorder/plan/")):
             read |= sections_read(ast.parse((ROOT / file).read_text()))
-    folded = {FOLDED[s] if isinstance(FOLDED.get(s), str) else FOLDED.get(s, {}).get(stage, s) for s in read}
+    folded = {
+        FOLDED[s] if isinstance(FOLDED.get(s), str) else FOLDED.get(s, {}).get(stage, s)
+        for s in read
+    }
     assert folded == params_of(stage)
 
 
@@ -93,7 +98,9 @@ def test_groups_of_the_plan_collide_with_no_section_of_the_params():
     assert not set(used) & Params.model_fields.keys()
 
 
-@pytest.mark.parametrize("file", ["params.yaml", *sorted(f"configs/{p.name}" for p in (ROOT / "configs").glob("*.yaml"))])
+@pytest.mark.parametrize(
+    "file", ["params.yaml", *sorted(f"configs/{p.name}" for p in (ROOT / "configs").glob("*.yaml"))]
+)
 def test_every_shipped_params_file_can_work_and_plans(file: str):
     params = load_params(ROOT / file)
     check(params)
@@ -102,10 +109,12 @@ def test_every_shipped_params_file_can_work_and_plans(file: str):
 
 def test_the_committed_plan_is_of_the_committed_params():
     known = read_yaml(ROOT / "plan.yaml")
-    assert (ROOT / "plan.yaml").read_text() == compile_plan(load_params(ROOT / "params.yaml"), known["resolved"]).text()
+    assert (ROOT / "plan.yaml").read_text() == compile_plan(
+        load_params(ROOT / "params.yaml"), known["resolved"]
+    ).text()
 
 
-TOY = '''
+TOY = """
 import argparse
 from pathlib import Path
 
@@ -148,7 +157,7 @@ def main(stage):
     else:
         text = " ".join(sorted(p.stem for p in Path("evaluations").iterdir()))
         put({"measure_bwt": "reports/bwt.json", "report": "reports/report.html"}[stage], text)
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +171,9 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Project:
     for stage in STAGES.values():
         name = stage["cmd"].split()[2].removeprefix("stages.")
         if name != "fingerprint":
-            (project.root / "stages" / f"{name}.py").write_text(f"import toy\n\ntoy.main({name!r})\n")
+            (project.root / "stages" / f"{name}.py").write_text(
+                f"import toy\n\ntoy.main({name!r})\n"
+            )
     project.edit("params.yaml", "  recommended: recommended\n", "")
     project.edit("params.yaml", "  dare: {method: dare, density: 0.5, scale: 0.5}\n", "")
     project.cli("plan")
@@ -188,9 +199,7 @@ def ran(project: Project) -> list[str]:
 
 def states(project: Project) -> dict[str, str]:
     """`plan.status` of a project, in a process of its own: it looks at the working directory and its code."""
-    script = (
-        "import json; from trainorder import plan; p = plan.load(); plan.write(p); print(json.dumps(plan.status(p)))"
-    )
+    script = "import json; from trainorder import plan; p = plan.load(); plan.write(p); print(json.dumps(plan.status(p)))"
     return json.loads(project.run("python", "-c", script).stdout)
 
 
@@ -199,7 +208,14 @@ def only(project: Project, state: str) -> list[str]:
 
 
 def test_each_stage_runs_once_and_then_none(toy: Project):
-    nodes = ["s0", "s0--math", "s0--math--qa", "s0--math--qa--creative", "s0--creative", "s0--creative--qa"]
+    nodes = [
+        "s0",
+        "s0--math",
+        "s0--math--qa",
+        "s0--math--qa--creative",
+        "s0--creative",
+        "s0--creative--qa",
+    ]
     nodes += ["s0--creative--qa--math", "s0--joint", "s0--qa", "s0--ties"]
     log = (toy.root / "log").read_text().split()
     assert sorted(log) == sorted(
@@ -221,12 +237,23 @@ def test_a_reorder_trains_the_changed_suffix_and_undoing_it_nothing(copy: Projec
     evaluations = [f"evaluate@{stage.partition('@')[2]}" for stage in SUFFIX]
     copy.edit("params.yaml", OLD, NEW)
     assert only(copy, "stale") == sorted([*SUFFIX, *evaluations, "measure_bwt", "report"])
-    assert ran(copy) == sorted(["rl@s0--math--creative", "rl@s0--math--creative--qa", *evaluations, "measure_bwt", "report"])
+    assert ran(copy) == sorted(
+        [
+            "rl@s0--math--creative",
+            "rl@s0--math--creative--qa",
+            *evaluations,
+            "measure_bwt",
+            "report",
+        ]
+    )
     assert set(states(copy).values()) == {"cached"}
-    assert "s0--math--qa" not in (copy.root / paths.BWT).read_text().split()  # gone from the plan, gone from the table
+    left = "s0--math--qa"  # gone from the plan: gone from the table, the records in the cache only
+    assert left not in (copy.root / paths.BWT).read_text().split()
+    assert not (copy.root / paths.run(left)).exists()
     copy.edit("params.yaml", NEW, OLD)
     assert only(copy, "stale") == []
     assert ran(copy) == []
+    assert (copy.root / paths.run(left) / "metrics.jsonl").exists()
     assert set(states(copy).values()) == {"cached"}
 
 
@@ -243,7 +270,9 @@ def test_a_checkpoint_lost_from_folder_and_cache_is_stale_with_all_that_grew_fro
     shutil.rmtree(copy.root / "checkpoints" / "s0--creative--qa")
     lost = copy.root / "dvc.lock"
     out = next(
-        o for o in read_yaml(lost)["stages"]["structured_rl@s0--creative--qa"]["outs"] if o["path"].startswith("check")
+        o
+        for o in read_yaml(lost)["stages"]["structured_rl@s0--creative--qa"]["outs"]
+        if o["path"].startswith("check")
     )
     (copy.root / ".dvc/cache/files/md5" / out["md5"][:2] / out["md5"][2:]).unlink()
     assert only(copy, "stale") == [
@@ -259,7 +288,9 @@ def test_a_checkpoint_lost_from_folder_and_cache_is_stale_with_all_that_grew_fro
 
 
 def test_a_changed_phase_is_stale_wherever_it_stands_and_below(copy: Project):
-    copy.edit("params.yaml", "tasks: {qa: 1}, steps: 2}", "tasks: {qa: 1}, steps: 2, rl: {lr: 1.0e-5}}")
+    copy.edit(
+        "params.yaml", "tasks: {qa: 1}, steps: 2}", "tasks: {qa: 1}, steps: 2, rl: {lr: 1.0e-5}}"
+    )
     nodes = [stage for stage in only(copy, "stale") if "_rl@" in stage]
     assert nodes == [
         "creative_rl@s0--math--qa--creative",
@@ -271,7 +302,11 @@ def test_a_changed_phase_is_stale_wherever_it_stands_and_below(copy: Project):
 
 
 def test_more_test_problems_retrain_nothing_and_reevaluate_everything(copy: Project):
-    copy.edit("params.yaml", "qa:       {train: 64, dev: 16, test: 16,", "qa:       {train: 64, dev: 16, test: 17,")
+    copy.edit(
+        "params.yaml",
+        "qa:       {train: 64, dev: 16, test: 16,",
+        "qa:       {train: 64, dev: 16, test: 17,",
+    )
     log = ran(copy)
     assert [stage for stage in log if stage.startswith(("rl", "sft", "merge", "train"))] == []
     assert len([stage for stage in log if stage.startswith("evaluate")]) == 10
@@ -291,7 +326,10 @@ def test_a_plan_of_other_params_stops_dvc_repro_before_anything_runs(copy: Proje
     copy.edit("params.yaml", OLD, NEW)
     stopped = copy.dvc("repro", ok=False)
     assert stopped.returncode != 0
-    assert "plan.yaml does not match params.yaml; run: trainorder plan" in stopped.stdout + stopped.stderr
+    assert (
+        "plan.yaml does not match params.yaml; run: trainorder plan"
+        in stopped.stdout + stopped.stderr
+    )
     assert (copy.root / "log").read_text() == ""
     copy.edit("params.yaml", NEW, OLD)
     assert ran(copy) == []

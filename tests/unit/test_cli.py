@@ -13,7 +13,9 @@ from conftest import Project
 
 def test_check_says_what_the_params_ask_for(project: Project):
     out = project.cli("check").stdout
-    assert "params.yaml can work: 4 orders of 4 phases over 3 tasks, 1 seed(s), 11 checkpoints" in out
+    assert (
+        "params.yaml can work: 4 orders of 4 phases over 3 tasks, 1 seed(s), 11 checkpoints" in out
+    )
     assert "wait for the measured transfer: recommended" in out
     assert not (project.root / "plan.yaml").exists()
 
@@ -39,7 +41,9 @@ def test_plan_shows_the_tree_and_writes_plan_yaml_once(project: Project):
     assert "s0  SFT of seed 0  to train" in first.stdout
     assert first.stdout.count("to train") == 11
     assert "11 new, 0 restorable, 0 cached" in first.stdout
-    assert re.search(r"about [\d.]+ min with 2 workers, 11 x [\d.]+ kB of checkpoints", first.stdout)
+    assert re.search(
+        r"about [\d.]+ min with 2 workers, 11 x [\d.]+ kB of checkpoints", first.stdout
+    )
     assert "recommended: once the transfer is measured, up to 2 more nodes" in first.stdout
     assert "plan.yaml written" in first.stdout
     assert "plan.yaml unchanged" in project.cli("plan").stdout
@@ -61,7 +65,9 @@ def test_resolve_needs_a_measurement_and_then_fills_in_the_order(project: Projec
     assert refused.returncode == 2
     assert "reports/bwt.json not found: run `dvc repro measure_bwt` first" in refused.stderr
     (project.root / "reports").mkdir()
-    (project.root / "reports/bwt.json").write_text('{"recommended": {"order": ["qa", "creative", "math"]}}')
+    (project.root / "reports/bwt.json").write_text(
+        '{"recommended": {"order": ["qa", "creative", "math"]}}'
+    )
     out = project.cli("plan", "--resolve").stdout
     assert "13 checkpoints" in out  # s0--qa is a single already; two more
     assert "once the transfer is measured" not in out
@@ -76,11 +82,18 @@ def test_check_is_fast_and_imports_nothing_heavy(project: Project):
     )
     before = os.times()
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=project.root, env=project.env, text=True, capture_output=True, check=True
+        [sys.executable, "-c", script],
+        cwd=project.root,
+        env=project.env,
+        text=True,
+        capture_output=True,
+        check=True,
     )
     assert done.stdout.splitlines()[-1] == "[]"
     after = os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    cpu = (
+        after.children_user + after.children_system - before.children_user - before.children_system
+    )
     assert cpu < 1  # seconds; wall time would measure the other tests too
 
 

@@ -23,11 +23,21 @@ SAME = {
     "a comment": ("x = 1", "x = 1  # why"),
     "formatting": ("f(a,b)", "f(\n    a,\n    b,\n)"),
     "a docstring": ("def f():\n    return 1", 'def f():\n    """Text."""\n    return 1'),
-    "an attribute's text": ("class A:\n    x: int = 1", 'class A:\n    x: int = 1\n    """Text."""'),
+    "an attribute's text": (
+        "class A:\n    x: int = 1",
+        'class A:\n    x: int = 1\n    """Text."""',
+    ),
+    "a new section": ("x = 1", "x = 1\nclass A(Section):\n    y: int = 1"),
     "quotes": ("x = 'a'", 'x = "a"'),
     "an import for types only": ("x = 1", "if TYPE_CHECKING:\n    import torch\nx = 1"),
-    "a default of a section": ("class A(Section):\n    x: int = 1", "class A(Section):\n    x: int = 2\n    y: int = 0"),
-    "a task in the registry": ("T = {'a': 'trainorder.a:A'}", "T = {'a': 'trainorder.a:A', 'b': 'trainorder.b:B'}"),
+    "a default of a section": (
+        "class A(Section):\n    x: int = 1",
+        "class A(Section):\n    x: int = 2\n    y: int = 0",
+    ),
+    "a task in the registry": (
+        "T = {'a': 'trainorder.a:A'}",
+        "T = {'a': 'trainorder.a:A', 'b': 'trainorder.b:B'}",
+    ),
 }
 DIFFERENT = {
     "a number": ("x = 1", "x = 2"),
@@ -39,7 +49,10 @@ DIFFERENT = {
     "a decorator": ("def f(): pass", "@g\ndef f(): pass"),
     "a text that is used": ("x = 'a'", "x = 'b'"),
     "the body of an if": ("if debug:\n    a()", "if debug:\n    b()"),
-    "a method of a section": ("class A(Section):\n    def f(self): return 1", "class A(Section):\n    def f(self): return 2"),
+    "a method of a section": (
+        "class A(Section):\n    def f(self): return 1",
+        "class A(Section):\n    def f(self): return 2",
+    ),
     "an ordinary dict": ("T = {'a': 'x'}", "T = {'a': 'x', 'b': 'y'}"),
     "a class moved into another's base": ("class A: x = 1", "class A(B): x = 1"),
 }
@@ -98,7 +111,9 @@ def test_a_changed_file_of_the_closure_changes_exactly_its_line(tmp_path: Path):
     for name, text in {"trainorder/other.py": "x = 2\n", "trainorder/rl/notes.md": "other"}.items():
         (root / name).write_text(text)
     assert compute(code, root)["rl"].splitlines() == before
-    (root / "trainorder/rl/late.py").write_text("from ..config import x as z\nWORKER = 'worker.py'\n")
+    (root / "trainorder/rl/late.py").write_text(
+        "from ..config import x as z\nWORKER = 'worker.py'\n"
+    )
     (root / "trainorder/rl/page.html").write_text("<div>")
     after = compute(code, root)["rl"].splitlines()
     changed = {new.split()[0] for old, new in zip(before, after, strict=True) if old != new}
@@ -133,5 +148,7 @@ def test_needs_neither_torch_nor_any_of_the_stages():
         "compute({'rl': {'module': 'stages.build_data', 'tasks': ['math']}});"
         "print([m for m in ('torch', 'transformers', 'pandas', 'stages') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, check=True
+    )
     assert done.stdout == "[]\n"

@@ -51,10 +51,19 @@ def test_a_manifest_names_causes_by_hash():
     assert manifest["data"] == {"train.jsonl": hashlib.sha256(b"{}\n").hexdigest()}
     assert manifest["code"] == {"phase_math": hashlib.sha256(b"code\n").hexdigest()}
     assert manifest["params"]["sft"]["steps"] == 7
-    assert (manifest["seed"], manifest["run_id"], manifest["tokens"], manifest["seconds"]) == (0, "abc", 1000, 12.346)
+    assert (manifest["seed"], manifest["run_id"], manifest["tokens"], manifest["seconds"]) == (
+        0,
+        "abc",
+        1000,
+        12.346,
+    )
     assert manifest["versions"]["torch"] == torch.__version__.partition("+")[0] or torch.__version__
     assert [f.name for f in path.parent.iterdir()] == ["manifest.json"]  # no temporary file stays
-    assert lineage.manifests() == {"s0--math": manifest} == {"s0--math": lineage.read_manifest("s0--math")}
+    assert (
+        lineage.manifests()
+        == {"s0--math": manifest}
+        == {"s0--math": lineage.read_manifest("s0--math")}
+    )
 
 
 def test_a_manifest_needs_its_checkpoint():

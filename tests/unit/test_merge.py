@@ -32,7 +32,9 @@ def test_ties_keeps_two_of_three_and_the_elected_sign():
 
 
 def test_ties_scale_multiplies_the_merged_delta():
-    merged = merge_tensors(ZERO + 1, [A + 1, B + 1], MergeConfig(method="ties", density=0.67, scale=0.5))
+    merged = merge_tensors(
+        ZERO + 1, [A + 1, B + 1], MergeConfig(method="ties", density=0.67, scale=0.5)
+    )
     torch.testing.assert_close(merged, torch.tensor([2.0, 0.0, 1.0]))
 
 
@@ -41,7 +43,7 @@ def test_trim_keeps_one_entry_of_a_tensor_too_small_for_its_density():
 
 
 def test_trim_breaks_ties_towards_the_front():
-    assert trim(torch.tensor([1.0, -1.0, 1.0, 1.0]), density=0.5).tolist() == [1.0, -1.0, 0.0, 0.0]
+    assert trim(torch.ones(10_000), density=0.5).tolist() == [1.0] * 5000 + [0.0] * 5000
 
 
 def test_dare_divides_what_it_keeps_by_the_density():
@@ -52,7 +54,10 @@ def test_dare_divides_what_it_keeps_by_the_density():
 
 def test_dare_masks_differ_between_parents_and_repeat_with_the_seed(tmp_path: Path):
     delta = {"w": torch.ones(64)}
-    base, one, two = (folder(tmp_path / n, t) for n, t in (("b", {"w": torch.zeros(64)}), ("1", delta), ("2", delta)))
+    base, one, two = (
+        folder(tmp_path / n, t)
+        for n, t in (("b", {"w": torch.zeros(64)}), ("1", delta), ("2", delta))
+    )
     config = MergeConfig(method="dare", density=0.5)
     for out in ("x", "y"):
         merge_folders(base, [one, two], tmp_path / out, config)
@@ -92,19 +97,21 @@ def test_a_merged_folder_replaces_an_old_one_and_leaves_nothing_else(tmp_path: P
 
 
 def test_bfloat16_weights_stay_bfloat16_and_are_merged_in_float32(tmp_path: Path):
-    # 256 + 1 + 1: in bfloat16 each + 1 is lost (spacing 2), in float32 the sum 258 is exact
+    # 0.5 - 256 = -255.5 has no bfloat16 between -255 and -256; in float32 the merge is exact
     base = folder(tmp_path / "base", {"w": torch.tensor([256.0]).bfloat16()})
-    parents = [folder(tmp_path / str(i), {"w": torch.tensor([258.0]).bfloat16()}) for i in range(2)]
-    merge_folders(base, parents, tmp_path / "out", MergeConfig(method="task_arithmetic", scale=0.5))
+    parent = folder(tmp_path / "parent", {"w": torch.tensor([0.5]).bfloat16()})
+    merge_folders(base, [parent], tmp_path / "out", MergeConfig(method="task_arithmetic"))
     merged = load_file(tmp_path / "out" / "model.safetensors")["w"]
     assert merged.dtype == torch.bfloat16
-    assert merged.item() == 258.0
+    assert merged.item() == 0.5
 
 
 def test_other_tensors_than_the_bases_are_refused(tmp_path: Path):
     base = folder(tmp_path / "base", {"w": ZERO})
     other = folder(tmp_path / "other", {"w": torch.zeros(4)})
-    with pytest.raises(ValueError, match=r"other cannot be merged onto .*base: w is \(4,\) there and \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"other cannot be merged onto .*base: w is \(4,\) there and \(3,\)"
+    ):
         merge_folders(base, [other], tmp_path / "out", MergeConfig(method="average"))
     assert not (tmp_path / "out").exists()
 

@@ -41,7 +41,9 @@ AB = {"orders": {"one": ["math", "qa"], "two": ["qa", "math"]}, "merges": {}}
 
 
 def test_two_orders_share_their_beginning_and_every_phase_is_trained_from_the_base():
-    plan = compile_plan(params(orders={"x": ["math", "qa", "creative"], "y": ["math", "creative", "qa"]}, merges={}))
+    plan = compile_plan(
+        params(orders={"x": ["math", "qa", "creative"], "y": ["math", "creative", "qa"]}, merges={})
+    )
     assert set(plan.nodes) == {
         "s0", "s0--math", "s0--math--qa", "s0--math--qa--creative", "s0--math--creative",
         "s0--math--creative--qa", "s0--qa", "s0--creative",
@@ -77,11 +79,17 @@ def test_the_kind_of_a_phase_chooses_the_stage():
 
 
 def test_recommended_waits_until_it_is_resolved_and_its_reverse_follows():
-    orders = {"x": ["math", "qa", "creative"], "best": "recommended", "worst": "recommended_reverse"}
+    orders = {
+        "x": ["math", "qa", "creative"],
+        "best": "recommended",
+        "worst": "recommended_reverse",
+    }
     waiting = compile_plan(params(orders=orders, merges={}))
     assert list(waiting.orders) == ["x"]
     assert pending(params(orders=orders)) == ["best", "worst"]
-    found = compile_plan(params(orders=orders, merges={}), {"recommended": ["qa", "creative", "math"]})
+    found = compile_plan(
+        params(orders=orders, merges={}), {"recommended": ["qa", "creative", "math"]}
+    )
     assert found.orders["best"][0][-1] == "s0--qa--creative--math"
     assert found.orders["worst"][0][-1] == "s0--math--creative--qa"
     assert found.resolved == {"recommended": ("qa", "creative", "math")}
@@ -122,7 +130,12 @@ def test_a_phase_reads_its_own_tasks_problems_and_a_creative_one_the_judge():
         "checkpoints/judge/reward",
         *(f"data/tasks/{task}/train.jsonl" for task in ("math", "qa", "creative")),
     }
-    for group, kind in {"bases": "base", "structured": "structured", "joint": "mixed", "merge": "merge"}.items():
+    for group, kind in {
+        "bases": "base",
+        "structured": "structured",
+        "joint": "mixed",
+        "merge": "merge",
+    }.items():
         assert {len(entry["inputs"]) for entry in data[group].values()} == {SLOTS[kind]}
 
 
@@ -138,13 +151,17 @@ def test_a_phase_of_more_tasks_than_slots_depends_on_all_data():
 def test_a_merge_of_more_checkpoints_than_slots_is_refused():
     phases = {f"p{i}": {"kind": "structured", "tasks": {"math": 1}, "steps": 1} for i in range(13)}
     plan = compile_plan(params(phases=phases, orders={"x": list(phases)}))
-    with pytest.raises(ParamsError, match="s0--ties merges 13 checkpoints, and dvc.yaml has room for 12"):
+    with pytest.raises(
+        ParamsError, match=r"s0--ties merges 13 checkpoints, and dvc\.yaml has room for 12"
+    ):
         plan.text()
 
 
 def test_settings_hold_defaults_and_each_phase_its_own_rl():
     written = params(rl={"prompts_per_step": 6, "group_size": 4, "warmup_steps": 1, "lr": 3e-4})
-    assert compile_plan(written).settings() == compile_plan(params()).settings()  # 3e-4 is the default
+    assert (
+        compile_plan(written).settings() == compile_plan(params()).settings()
+    )  # 3e-4 is the default
     phases = read_yaml(SMOKE)["phases"]
     phases["math"]["rl"] = {"lr": 1e-5}
     settings = compile_plan(params(phases=phases)).settings()["phases"]
@@ -153,9 +170,17 @@ def test_settings_hold_defaults_and_each_phase_its_own_rl():
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.lists(st.sampled_from(["math", "qa", "creative", "joint"]), min_size=1, max_size=4), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["math", "qa", "creative", "joint"]), min_size=1, max_size=4),
+        min_size=1,
+        max_size=5,
+    )
+)
 def test_every_plan_is_a_tree_of_distinct_prefixes_with_parents_first(orders: list[list[str]]):
-    plan = compile_plan(params(orders={f"o{i}": order for i, order in enumerate(orders)}, merges={}))
+    plan = compile_plan(
+        params(orders={f"o{i}": order for i, order in enumerate(orders)}, merges={})
+    )
     prefixes = {tuple(order[:end]) for order in orders for end in range(1, len(order) + 1)}
     prefixes |= {(phase,) for order in orders if len(order) > 1 for phase in order}
     assert len(plan.nodes) == 1 + len(prefixes)
@@ -171,12 +196,18 @@ def test_the_shipped_params_can_work():
 
 def test_an_unknown_phase_in_an_order_is_refused_with_the_nearest_name():
     text = refusal(orders={"x": ["maths", "qa"]}, merges={})
-    assert text == "orders.x: no phase 'maths'; there are creative, joint, math, qa (did you mean 'math'?)"
+    assert (
+        text
+        == "orders.x: no phase 'maths'; there are creative, joint, math, qa (did you mean 'math'?)"
+    )
 
 
 def test_an_unknown_task_in_a_phase_is_refused_with_the_nearest_name():
     text = refusal(phases={"math": {"kind": "structured", "tasks": {"mth": 1}, "steps": 1}})
-    assert text == "phases.math.tasks: no task 'mth'; there are creative, math, qa (did you mean 'math'?)"
+    assert (
+        text
+        == "phases.math.tasks: no task 'mth'; there are creative, math, qa (did you mean 'math'?)"
+    )
 
 
 def test_an_unknown_kind_and_an_unknown_option_of_a_task_are_refused():
@@ -188,7 +219,10 @@ def test_an_unknown_kind_and_an_unknown_option_of_a_task_are_refused():
 
 def test_a_phase_of_the_wrong_kind_is_refused():
     text = refusal(phases={"math": {"kind": "creative", "tasks": {"math": 1}, "steps": 1}})
-    assert "phases.math: a creative phase takes tasks rewarded by a judge, and 'math' is rewarded by a verifier" in text
+    assert (
+        "phases.math: a creative phase takes tasks rewarded by a judge, and 'math' is rewarded by a verifier"
+        in text
+    )
 
 
 def test_a_gate_on_an_unknown_task_and_on_one_without_demonstrations_is_refused():
@@ -198,7 +232,9 @@ def test_a_gate_on_an_unknown_task_and_on_one_without_demonstrations_is_refused(
 
 
 def test_a_judge_of_a_verified_or_unknown_task_is_refused():
-    assert "judge.task: 'math' is graded by its verifier; judged tasks: creative" in refusal(judge__task="math")
+    assert "judge.task: 'math' is graded by its verifier; judged tasks: creative" in refusal(
+        judge__task="math"
+    )
     assert "judge.task: no task 'poems'" in refusal(judge__task="poems")
 
 
@@ -209,11 +245,16 @@ def test_two_orders_of_the_same_phases_are_refused():
 
 def test_recommended_needs_an_order_to_choose_from():
     text = refusal(orders={"x": ["joint"], "best": "recommended"}, merges={})
-    assert "orders.best: 'recommended' is chosen among the phases of the orders that list two or more" in text
+    assert (
+        "orders.best: 'recommended' is chosen among the phases of the orders that list two or more"
+        in text
+    )
 
 
 def test_a_merge_named_like_a_phase_and_a_merge_of_nothing_are_refused():
-    assert "merges.math: a phase has this name too" in refusal(merges={"math": {"method": "average"}})
+    assert "merges.math: a phase has this name too" in refusal(
+        merges={"math": {"method": "average"}}
+    )
     assert "merges: nothing to merge" in refusal(orders={"x": ["joint"]})
 
 
@@ -233,7 +274,10 @@ def test_a_budget_counts_updates_rollouts_and_prompts_by_weight():
 def test_orders_of_unequal_budget_are_refused_unless_allowed():
     orders = {"long": ["math", "qa", "math"], "short": ["math", "qa"]}
     text = refusal(orders=orders, merges={})
-    assert "orders: long and short differ in budget: updates 6 and 4, rollouts 144 and 96, prompts of math 24 and 12" in text
+    assert (
+        "orders: long and short differ in budget: updates 6 and 4, rollouts 144 and 96, prompts of math 24 and 12"
+        in text
+    )
     assert "allow_unequal_budgets: true" in text
     check(params(orders=orders, merges={}, allow_unequal_budgets=True))
 
@@ -250,7 +294,9 @@ def test_prompts_of_a_phase_add_up(weights: list[int], steps: int):
     spent = budget(params(phases=phases), ["p"])
     share = Fraction(weights[0], sum(weights)) * steps * 6
     assert spent["prompts of math"] == pytest.approx(float(share), abs=1e-6)
-    assert sum(v for k, v in spent.items() if k.startswith("prompts")) == pytest.approx(steps * 6, abs=1e-5)
+    assert sum(v for k, v in spent.items() if k.startswith("prompts")) == pytest.approx(
+        steps * 6, abs=1e-5
+    )
 
 
 def method(**changes: Any) -> Change:
@@ -265,13 +311,17 @@ def test_an_unknown_piece_is_refused_with_the_nearest_name():
 
 def test_an_unknown_option_of_a_piece_is_refused_with_the_nearest_name():
     text = refusal(**method(terms=[{"clipped_surrogate": {"clip_hihg": 0.3}}]))
-    assert text.startswith("rl.method.terms.clipped_surrogate: no option 'clip_hihg'; it takes clip_high, clip_low, coef")
+    assert text.startswith(
+        "rl.method.terms.clipped_surrogate: no option 'clip_hihg'; it takes clip_high, clip_low, coef"
+    )
     assert text.endswith("(did you mean 'clip_high'?)")
 
 
 def test_an_option_of_the_wrong_type_is_refused():
     text = refusal(**method(terms=[{"clipped_surrogate": {"clip_high": "wide"}}]))
-    assert text.startswith("rl.method.terms.clipped_surrogate.clip_high: input should be a valid number, got 'wide'")
+    assert text.startswith(
+        "rl.method.terms.clipped_surrogate.clip_high: input should be a valid number, got 'wide'"
+    )
     assert "kl.kind" in refusal(**method(terms=[{"kl": {"kind": "k9"}}]))
 
 
@@ -287,14 +337,20 @@ def test_pieces_read_from_the_source_are_those_that_the_engine_lists():
 
     found = pieces(PIECES)
     bind("reward", "graded")  # fills the registry
-    assert {slot: set(found[slot]) for slot in found} == {slot: set(LISTED[slot]) for slot in LISTED}
+    assert {slot: set(found[slot]) for slot in found} == {
+        slot: set(LISTED[slot]) for slot in LISTED
+    }
     assert found["terms"]["clipped_surrogate"]["clip_low"] is float
 
 
 def test_more_updates_than_prompts_and_fewer_prompts_than_tasks_are_refused():
     assert "7 updates per batch of 6 prompts" in refusal(rl__updates_per_batch=7)
-    assert "phases.joint: 2 prompts per step cannot serve 3 tasks" in refusal(rl={"prompts_per_step": 2})
+    assert "phases.joint: 2 prompts per step cannot serve 3 tasks" in refusal(
+        rl={"prompts_per_step": 2}
+    )
 
 
 def test_a_model_whose_heads_do_not_divide_its_width_is_refused():
-    assert "policy: hidden_size 32 over num_heads 3" in refusal(policy={"hidden_size": 32, "num_heads": 3})
+    assert "policy: hidden_size 32 over num_heads 3" in refusal(
+        policy={"hidden_size": 32, "num_heads": 3}
+    )

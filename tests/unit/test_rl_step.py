@@ -14,7 +14,7 @@ from torch import Tensor
 from trainorder.config import MethodConfig
 from trainorder.rl.forward import forward
 from trainorder.rl.method import Method
-from trainorder.rl.step import accumulate, give_credit, pay, split_by_prompt
+from trainorder.rl.step import accumulate, describe, give_credit, pay, split_by_prompt
 from trainorder.rl.types import Roll, State
 
 METHODS = {
@@ -155,6 +155,28 @@ def test_ungradable_answers_are_unscored_and_earn_nothing():
     torch.testing.assert_close(
         credit[[0, 2]], torch.tensor([1.0, -1.0], dtype=torch.float64) / 2**0.5, rtol=1e-5, atol=0
     )
+
+
+def test_what_is_logged_of_a_step_by_hand():
+    # task a: 1 and an ungradable answer (a flat group); task b: 0 and 0.5
+    tasks, lengths = ["a", "a", "b", "b"], [1, 3, 2, 2]
+    roll = make_roll([1, None, 0, 0.5], group=[0, 0, 1, 1], lengths=lengths, tasks=tasks)
+    roll.x["H"][:2] = 0.5
+    roll.x["H"][2:] = 1.5
+    roll.part["finished"][0] = 0
+    assert describe(roll) == {
+        "reward/mean": 0.5,
+        "reward/mean/a": 1.0,
+        "reward/mean/b": 0.25,
+        "reward/unscored/a": 1.0,
+        "reward/unscored/b": 0.0,
+        "rollout/length": 2.0,
+        "rollout/entropy": 1.0,
+        "rollout/entropy/a": 0.5,
+        "rollout/entropy/b": 1.5,
+        "rollout/finished": 0.75,
+        "rollout/flat_groups": 0.5,
+    }
 
 
 def test_a_batch_is_split_into_updates_by_whole_prompts():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from trainorder.config import Params, ParamsError, PhaseConfig, PolicyConfig, RlConfig, parse_params
 from trainorder.data import build
 from trainorder.policy import Policy, weights_hash
+from trainorder.rl.method import Bound
 from trainorder.rl.registry import REWARDS, Entry
-from trainorder.rl.step import rl_step
+from trainorder.rl.step import Learner, rl_step
 from trainorder.rl.trainer import make_learner, train_phase
 from trainorder.rl.types import Roll, State
 
@@ -125,10 +127,44 @@ def test_tokens_of_refilled_groups_are_counted():
     assert refilled[0]["rollout/tokens"] > 2 * plain[0]["rollout/tokens"]
 
 
-def test_another_seed_is_another_run():
-    for seed in (0, 1):
-        train(f"seed{seed}", 1, settings(), seed=seed)
-    assert weights_hash("checkpoints/seed0") != weights_hash("checkpoints/seed1")
+def frozen_on_one_problem(phase_name: str = "math", seed: int = 0) -> Learner:
+    """Steps of this learner differ in their noise only: one problem, and updates too small to matter."""
+    phase = PhaseConfig(kind="structured", tasks={"math": 1.0}, steps=2)
+    learner = make_learner(PARENT, phase_name, phase, settings(lr=1e-12), seed)
+    problems = {"math": learner.task_set.problems["math"][:1]}
+    return replace(learner, task_set=replace(learner.task_set, problems=problems))
+
+
+def test_rollout_noise_is_keyed_by_seed_phase_and_step():
+    learner, state = frozen_on_one_problem(), State(total=2)
+    entropies = [rl_step(learner, state)["rollout/entropy"] for _ in range(2)]
+    entropies += [
+        rl_step(frozen_on_one_problem(phase_name, seed), State(total=2))["rollout/entropy"]
+        for phase_name, seed in (("math", 0), ("other", 0), ("math", 1))
+    ]
+    assert entropies[0] == entropies[2]
+    assert len(set(entropies)) == 4
+
+
+def test_refilled_groups_are_not_mixed_up_with_the_first():
+    seen: list[set[int]] = []
+
+    def look(roll: Roll, state: State, refill: Any) -> Roll:
+        seen.extend(
+            {int(g) for g in r.group} for r in (roll, refill({"math": 2}), refill({"math": 1}))
+        )
+        return roll
+
+    learner = frozen_on_one_problem()
+    method = replace(learner.method, edit=(Bound(Entry("edit", "look", look), {}),))
+    rl_step(replace(learner, method=method), State(total=1))
+    assert seen == [{0, 1, 2, 3}, {4, 5}, {6}]
+
+
+def test_the_learning_rate_warms_up_over_updates_not_steps():
+    # updates at 1/4, 2/4 | 3/4, 1 | 1, 1 of the rate: logged is the mean of a step
+    lines, _ = train("warm", 3, settings(updates_per_batch=2, warmup_steps=4, lr=0.008))
+    assert [line["rl/lr"] for line in lines] == pytest.approx([0.003, 0.007, 0.008])
 
 
 def test_micro_batches_change_the_result_by_rounding_only():
@@ -206,6 +242,7 @@ def test_nothing_but_state_and_weights_carries_over_between_steps():
         losses.append(rl_step(resumed, state)["rl/loss"])
         state = State.from_state_dict(json.loads(json.dumps(state.state_dict())))
     assert losses == expected
+    assert state.step == 4
 
 
 def test_more_updates_than_prompts_is_refused():

@@ -258,6 +258,7 @@ def test_captured_logps_can_enter_a_loss(policy: Policy):
     weight = torch.ones_like(done.logps, requires_grad=True)
     (weight * done.logps * done.entropies * done.mask).sum().backward()
     torch.testing.assert_close(weight.grad, done.logps * done.entropies)
+    assert not any(value.is_inference() for value in vars(done).values() if torch.is_tensor(value))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])

@@ -53,6 +53,7 @@ def test_a_call_cannot_spoil_the_argument_of_the_next(shared: Sandbox) -> None:
         ("return max ( [ ] )", "ValueError"),
         ("return f ( xs )", "RecursionError"),
         ("return [ 0 ] * 10 ** 12", "MemoryError"),
+        ("return len ( [ 0 ] * ( 40 * 2 ** 20 ) )", "MemoryError"),  # 320 MiB, allowed are 256
         ("return 7 ** 9000", "ValueError"),
         ("return ( v for v in xs )", "TypeError: returned generator"),
         ("return { 1 , 2 }", "TypeError: returned set"),

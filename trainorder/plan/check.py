@@ -34,7 +34,9 @@ def check(params: Params) -> None:
     Raises:
         ParamsError: names the key, what is allowed and the nearest match.
     """
-    rewarded_by = {name: make_task(name, config).rewarded_by for name, config in params.tasks.items()}
+    rewarded_by = {
+        name: make_task(name, config).rewarded_by for name, config in params.tasks.items()
+    }
     _check_policy(params)
     _check_seeds(params.seeds)
     _check_sft(params)
@@ -93,7 +95,9 @@ def _check_phase(
     for task, weight in phase.tasks.items():
         _check_known(f"{where}.tasks", "task", task, params.tasks)
         if not weight > 0:
-            raise ParamsError(f"{where}.tasks.{task}: the weight must be above 0, got {weight}; leave the task out")
+            raise ParamsError(
+                f"{where}.tasks.{task}: the weight must be above 0, got {weight}; leave the task out"
+            )
         wanted = PAID_BY.get(phase.kind)
         if wanted and rewarded_by[task] != wanted:
             raise ParamsError(
@@ -101,7 +105,9 @@ def _check_phase(
                 f"{rewarded_by[task]}; set `kind: mixed` or move the task"
             )
         if rewarded_by[task] == "judge" and task != params.judge.task:
-            raise ParamsError(f"{where}: the judge is trained for {params.judge.task!r} (judge.task), not for {task!r}")
+            raise ParamsError(
+                f"{where}: the judge is trained for {params.judge.task!r} (judge.task), not for {task!r}"
+            )
     rl = params.phase_rl(name)
     if rl.prompts_per_step < len(phase.tasks):
         raise ParamsError(
@@ -129,22 +135,30 @@ def _check_orders(params: Params) -> None:
         for phase in order:
             _check_known(f"orders.{name}", "phase", phase, params.phases)
         if tuple(order) in seen:
-            raise ParamsError(f"orders.{name}: the same phases as orders.{seen[tuple(order)]}; remove one")
+            raise ParamsError(
+                f"orders.{name}: the same phases as orders.{seen[tuple(order)]}; remove one"
+            )
         seen[tuple(order)] = name
 
 
 def _check_merges(params: Params) -> None:
     for name in params.merges:
         if name in params.phases:
-            raise ParamsError(f"merges.{name}: a phase has this name too, and both would be node s0--{name}; rename one")
+            raise ParamsError(
+                f"merges.{name}: a phase has this name too, and both would be node s0--{name}; rename one"
+            )
     if params.merges and len(single_phases(params)) < 2:
-        raise ParamsError("merges: nothing to merge, no order lists two or more phases; add one or remove `merges`")
+        raise ParamsError(
+            "merges: nothing to merge, no order lists two or more phases; add one or remove `merges`"
+        )
 
 
 def _check_known(where: str, what: str, name: str, allowed: Mapping[str, Any]) -> None:
     if name not in allowed:
         names = sorted(allowed)
-        raise ParamsError(f"{where}: no {what} {name!r}; there are {', '.join(names)}{did_you_mean(name, names)}")
+        raise ParamsError(
+            f"{where}: no {what} {name!r}; there are {', '.join(names)}{did_you_mean(name, names)}"
+        )
 
 
 def budget(params: Params, phases: Sequence[str]) -> dict[str, float]:
@@ -200,7 +214,9 @@ def _check_piece(where: str, slot: str, piece: Piece) -> None:
     for option, value in given.items():
         if option not in allowed:
             takes = f"it takes {', '.join(allowed)}" if allowed else "it takes none"
-            raise ParamsError(f"{where}.{name}: no option {option!r}; {takes}{did_you_mean(option, allowed)}")
+            raise ParamsError(
+                f"{where}.{name}: no option {option!r}; {takes}{did_you_mean(option, allowed)}"
+            )
         try:
             TypeAdapter(listed[name][option]).validate_python(value, strict=True)
         except ValidationError as error:

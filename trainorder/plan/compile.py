@@ -103,7 +103,12 @@ class Plan:
             },
             "singles": {str(seed): dict(nodes) for seed, nodes in self.singles.items()},
             "merges": {
-                n.id: {"base": n.parents[0], "parents": list(n.parents[1:]), "merge": n.merge, "seed": n.seed}
+                n.id: {
+                    "base": n.parents[0],
+                    "parents": list(n.parents[1:]),
+                    "merge": n.merge,
+                    "seed": n.seed,
+                }
                 for n in self.nodes.values()
                 if n.kind == "merge"
             },
@@ -124,11 +129,18 @@ class Plan:
         params = self.params
         sections = params.model_dump()
         return {
-            **{name: sections[name] for name in ("policy", "tasks", "data", "evaluation", "measure")},
+            **{
+                name: sections[name]
+                for name in ("policy", "tasks", "data", "evaluation", "measure")
+            },
             "sft": {**sections["sft"], "tasks": self._tasks(params.sft.gate)},
             "judge": {**sections["judge"], "tasks": self._tasks([params.judge.task])},
             "phases": {
-                name: {**phase.model_dump(), "rl": params.phase_rl(name).model_dump(), "of": self._tasks(phase.tasks)}
+                name: {
+                    **phase.model_dump(),
+                    "rl": params.phase_rl(name).model_dump(),
+                    "of": self._tasks(phase.tasks),
+                }
                 for name, phase in params.phases.items()
             },
             "merges": sections["merges"],
@@ -137,7 +149,11 @@ class Plan:
     def _tasks(self, names: Iterable[str]) -> dict[str, Any]:
         tasks = {name: self.params.tasks[name] for name in names}
         return {
-            name: {"kind": task.kind or name, "options": task.options, "max_new_tokens": task.max_new_tokens}
+            name: {
+                "kind": task.kind or name,
+                "options": task.options,
+                "max_new_tokens": task.max_new_tokens,
+            }
             for name, task in tasks.items()
         }
 
@@ -158,7 +174,10 @@ class Plan:
             loads[phase_code(name)] = list(phase.tasks)
             modules[phase_code(name)] = "stages.rl"
         return {
-            name: {"module": modules[name], "tasks": sorted({tasks[t].kind or t for t in loads[name]})}
+            name: {
+                "module": modules[name],
+                "tasks": sorted({tasks[t].kind or t for t in loads[name]}),
+            }
             for name in modules
         }
 
@@ -167,7 +186,12 @@ class Plan:
             entry: dict[str, Any] = {"seed": node.seed}
         elif node.kind == "merge":
             base, *parents = node.parents
-            entry = {"base": base, "merge": node.merge, "parents": ",".join(parents), "seed": node.seed}
+            entry = {
+                "base": base,
+                "merge": node.merge,
+                "parents": ",".join(parents),
+                "seed": node.seed,
+            }
         else:
             entry = {"parent": node.parents[0], "phase": node.phase, "seed": node.seed}
         return {**entry, "inputs": self._inputs(node)}
@@ -177,7 +201,9 @@ class Plan:
         slots = SLOTS[node.kind]
         files = list(self._reads(node))
         if len(files) > slots and node.kind != "merge":  # coarser, but nothing is missed
-            files = [file for file in files if not file.startswith(f"{paths.TASK_DATA}/")] + [str(paths.TASK_DATA)]
+            files = [file for file in files if not file.startswith(f"{paths.TASK_DATA}/")] + [
+                str(paths.TASK_DATA)
+            ]
         if len(files) > slots:
             raise ParamsError(
                 f"{node.id} merges {len(files)} checkpoints, and dvc.yaml has room for {slots}: use fewer phases, or "
@@ -235,7 +261,9 @@ def compile_plan(params: Params, resolved: Resolved | None = None) -> Plan:
         singles[seed] = {phase: _grow(params, nodes, base, seed, [phase])[0] for phase in phases}
         for merge in params.merges:
             parents = (base, *singles[seed].values())
-            nodes[f"{base}--{merge}"] = Node(f"{base}--{merge}", "merge", seed, parents, merge=merge)
+            nodes[f"{base}--{merge}"] = Node(
+                f"{base}--{merge}", "merge", seed, parents, merge=merge
+            )
     return Plan(params, nodes, orders, singles, usable)
 
 
@@ -300,7 +328,9 @@ def measured() -> dict[str, list[str]]:
         ParamsError: nothing was measured yet.
     """
     if not paths.BWT.is_file():
-        raise ParamsError(f"{paths.BWT} not found: run `dvc repro measure_bwt` first, it measures the transfer")
+        raise ParamsError(
+            f"{paths.BWT} not found: run `dvc repro measure_bwt` first, it measures the transfer"
+        )
     found = json.loads(paths.BWT.read_text(encoding="utf-8"))["recommended"]
     return {} if found is None else {"recommended": list(found["order"])}
 

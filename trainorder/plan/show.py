@@ -14,7 +14,11 @@ from trainorder.plan.state import State
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-WORDS = {"cached": "[green]cached[/]", "restorable": "[cyan]restorable[/]", "stale": "[yellow]to train[/]"}
+WORDS = {
+    "cached": "[green]cached[/]",
+    "restorable": "[cyan]restorable[/]",
+    "stale": "[yellow]to train[/]",
+}
 
 STARTUP_SECONDS = 6.0
 """Importing torch and transformers, opening MLflow: once per stage."""
@@ -50,8 +54,11 @@ def summary(plan: Plan, states: Mapping[str, State]) -> list[str]:
     """Totals in words: nodes by state, time, disk, and orders that wait for a measurement."""
     counts = Counter(states[node.stage] for node in plan.nodes.values())
     lines = [f"{counts['stale']} new, {counts['restorable']} restorable, {counts['cached']} cached"]
-    if any(state == "stale" for state in states.values()):
-        lines.append(f"about {duration(_wall(plan, states))} with {plan.params.flow.workers} workers, {_disk(plan, states)}")
+    if counts["stale"]:
+        workers = plan.params.flow.workers
+        lines.append(
+            f"about {duration(_wall(plan, states))} with {workers} workers, {_disk(plan, states)}"
+        )
     waiting = pending(plan.params, plan.resolved)
     if waiting:
         longest = len(next(iter(plan.singles.values())))
@@ -73,9 +80,7 @@ def seconds(plan: Plan) -> dict[str, float | None]:
     return {node.id: _node_seconds(plan, node, per_step) for node in plan.nodes.values()}
 
 
-def _node_seconds(
-    plan: Plan, node: Node, per_step: Mapping[str | None, float]
-) -> float | None:
+def _node_seconds(plan: Plan, node: Node, per_step: Mapping[str | None, float]) -> float | None:
     if node.kind == "merge":
         return STARTUP_SECONDS
     size = _size(plan)
@@ -112,8 +117,13 @@ def _wall(plan: Plan, states: Mapping[str, State]) -> float | None:
     size = _size(plan) or 1.0
     if states.get("train_judge") == "stale":
         judge = plan.params.judge
-        first += STARTUP_SECONDS + 2 * judge.prompts * judge.answers * judge.epochs * SECONDS_PER_PAIR * size
-    answers = sum(t.dev + t.test for t in plan.params.tasks.values()) * (plan.params.evaluation.samples + 1)
+        first += (
+            STARTUP_SECONDS
+            + 2 * judge.prompts * judge.answers * judge.epochs * SECONDS_PER_PAIR * size
+        )
+    answers = sum(t.dev + t.test for t in plan.params.tasks.values()) * (
+        plan.params.evaluation.samples + 1
+    )
     evaluations = sum(states[f"evaluate@{node}"] == "stale" for node in plan.nodes)
     rest += evaluations * (STARTUP_SECONDS + answers * SECONDS_PER_ANSWER * size)
     return first + rest / plan.params.flow.workers

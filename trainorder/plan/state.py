@@ -48,7 +48,9 @@ def status(plan: Plan) -> dict[str, State]:
             stages = dfs_postorder_nodes(repo.index.graph)
             return {s.addressing: world.judge(s) for s in stages if not s.always_changed}
     except NotDvcRepoError:
-        raise ParamsError(f"{Path.cwd()} is no DVC project: run `dvc init` here, or go to where dvc.yaml lies") from None
+        raise ParamsError(
+            f"{Path.cwd()} is no DVC project: run `dvc init` here, or go to where dvc.yaml lies"
+        ) from None
 
 
 class _World:
@@ -59,7 +61,9 @@ class _World:
         self.outs: dict[str, tuple[HashInfo, Meta] | None] = {}
         """Output path -> its hash; None: its stage must run first."""
         self.settings = json.loads(fingerprints[SETTINGS.name])
-        self.fingerprints = {str(paths.FINGERPRINTS / name): text for name, text in fingerprints.items()}
+        self.fingerprints = {
+            str(paths.FINGERPRINTS / name): text for name, text in fingerprints.items()
+        }
 
     def judge(self, stage: Stage) -> State:
         """The state of a stage whose parents were judged before; its outputs' hashes are noted."""
@@ -142,7 +146,9 @@ class _World:
         from dvc_data.hashfile.hash_info import HashInfo
         from dvc_data.hashfile.meta import Meta
 
-        return HashInfo("md5", hashlib.md5(text.encode()).hexdigest()), Meta(size=len(text.encode()))
+        return HashInfo("md5", hashlib.md5(text.encode()).hexdigest()), Meta(
+            size=len(text.encode())
+        )
 
     def _of_folder(self, folder: str, inside: list[str]) -> tuple[HashInfo, Meta] | None:
         """A folder that holds the outputs (files) of several stages and nothing else."""
@@ -167,7 +173,9 @@ class _World:
         known = self.outs[folder]
         if known is None:
             return None
-        listing: list[dict[str, Any]] = json.loads(self.repo.cache.local.fs.read_text(self._oid_path(known[0])))
+        listing: list[dict[str, Any]] = json.loads(
+            self.repo.cache.local.fs.read_text(self._oid_path(known[0]))
+        )
         name = PurePosixPath(path).relative_to(folder).as_posix()
         entry = next((e for e in listing if e["relpath"] == name), None)
         return None if entry is None else (HashInfo("md5", entry["md5"]), Meta())

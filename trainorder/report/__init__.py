@@ -84,11 +84,22 @@ def facts(bwt: Bwt) -> list[tuple[str, str]]:
     used = [counts["used"] for counts in bwt["problems"]["test"].values()]
     problems = f"{min(used)}" if min(used) == max(used) else f"{min(used)} to {max(used)}"
     kinds = [row["kind"] for row in bwt["ranking"]]
-    names = {"order": "orders", "joint": "joint", "merge": "merges", "base": "base"}
     return [
         ("seeds", str(len(bwt["seeds"]))),
         ("test problems per task", problems),
-        ("arms", ", ".join(f"{kinds.count(k)} {n}" for k, n in names.items() if k in kinds)),
+        (
+            "arms",
+            ", ".join(
+                _counted(kinds.count(k), k)
+                for k in ("order", "joint", "merge", "base")
+                if k in kinds
+            ),
+        ),
         ("mean over", ", ".join(bwt["trained"])),
         ("held out", ", ".join(bwt["held_out"]) or "none"),
     ]
+
+
+def _counted(count: int, name: str) -> str:
+    plural = "s" if count > 1 and name in ("order", "merge") else ""
+    return f"{count} {name}{plural}"

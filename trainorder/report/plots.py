@@ -251,15 +251,16 @@ def _legend(figure: Figure, entries: Sequence[tuple[str, int, bool]]) -> None:
 
 @contextmanager
 def _panels(
-    count: int, height: float, *, share: bool = False, width: float = 11.0, columns: int = 5
+    count: int, height: float, *, share: bool = False, width: float | None = None
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure with `count` panels, at most `columns` in a row."""
+    """A figure with `count` panels, at most five in a row."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    columns = min(columns, count)
+    columns = min(5, count)
+    width = width or max(11.0 * columns / 5, 5.0)
     rows = -(-count // columns)
     with pyplot.rc_context(STYLE):
         figure, grid = pyplot.subplots(
@@ -286,7 +287,10 @@ def _svg(figure: Figure, title: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    width = round(98 * figure.get_figwidth())  # pixels of the page: 11 inches are its whole width
+    return text.replace(
+        "<svg ", f'<svg style="max-width:{width}px" role="img" aria-label="{title}" ', 1
+    )
 
 
 def _reach(i: Mapping[str, Any]) -> list[list[float]] | None:

@@ -269,8 +269,8 @@ def _mix(a: Rgb, b: Rgb, part: float) -> Rgb:
 def _fill(colour: Rgb) -> str:
     """Background with a text colour that can be read on it (relative luminance of sRGB)."""
     red, green, blue = (c / 255 for c in colour)
-    dark = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.27
-    return f"background:rgb{colour};color:{'#fff' if dark else '#1a1a1a'}".replace(" ", "")
+    dark = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.18
+    return f"background:rgb{colour};color:{'#fff' if dark else '#000'}".replace(" ", "")
 
 
 @dataclass(frozen=True)

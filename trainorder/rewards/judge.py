@@ -96,6 +96,8 @@ class Judge:
         finally:
             transformers.logging.set_verbosity(level)
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        for weight in model.parameters():  # a mapped file is not aligned, and alignment decides last bits
+            weight.data = weight.data.clone()
         return cls(model.eval(), Policy(model, tokenizer))
 
     def save(self, path: Path | str) -> None:

@@ -48,22 +48,17 @@ class TorchEngine:
             draws, lengths, finished = self._generate(
                 prompts, samples, rooms, temperature, generator
             )
-            mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-        # Copies made outside inference mode, or a loss that multiplies by them could not be differentiated.
-        ids, logps, entropies = (
-            table.clone()[:, : mask.shape[1]] for table in (draws.ids, draws.logps, draws.entropies)
-        )
-        mask = mask.clone()
-        ids = ids.masked_fill(~mask, self.policy.pad_id)
-        texts = self.policy.decode_batch(
-            [row[:n] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)]
-        )
+        # All that is returned is made from here on: a tensor made in inference mode cannot enter a loss.
+        width = int(lengths.max())
+        mask = torch.arange(width, device=lengths.device) < lengths[:, None]
+        ids = draws.ids[:, :width].masked_fill(~mask, self.policy.pad_id)
+        rows = zip(ids.tolist(), lengths.tolist(), strict=True)
         return Completions(
             ids=ids,
             mask=mask.float(),
-            logps=logps.masked_fill(~mask, 0.0),
-            entropies=entropies.masked_fill(~mask, 0.0),
-            texts=texts,
+            logps=draws.logps[:, :width].masked_fill(~mask, 0.0),
+            entropies=draws.entropies[:, :width].masked_fill(~mask, 0.0),
+            texts=self.policy.decode_batch([row[:length] for row, length in rows]),
             finished=finished.clone(),
         )
 

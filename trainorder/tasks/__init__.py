@@ -24,6 +24,9 @@ TASKS: dict[str, str] = {
 """Kind -> class. By name, so that one task's code is no dependency of another task's phases."""
 
 
+_PROBLEM = TypeAdapter(Problem)
+
+
 def make_task(name: str, config: TaskConfig) -> Task:
     """The task `name` of params.yaml with its options.
 
@@ -103,7 +106,7 @@ def _check_type(where: str, hint: Any, value: Any) -> None:
 
 def _read_problem(path: Path, number: int, line: str) -> Problem:
     try:
-        return TypeAdapter(Problem).validate_json(line)
+        return _PROBLEM.validate_json(line)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

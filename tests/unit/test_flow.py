@@ -1,0 +1,300 @@
+"""The flow over the real plan, DVC and a real Prefect server; the stages write a line instead of training."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import Project, make_project
+from order_worlds import World
+
+from flows.schedule import Schedule, topological
+from trainorder.config import MeasureConfig
+from trainorder.measure import from_plan, measure, to_json
+
+TOY = '''
+"""A stage that notes its execution and writes small outputs of the right names."""
+import sys, time
+from pathlib import Path
+from trainorder.process import die_with_parent
+
+die_with_parent()
+options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+stage, node, parent = Path(__file__).stem, options.get("--node"), options.get("--parent")
+
+
+def write(path, text="1"):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text)
+
+
+def control(name):
+    return Path(name).read_text().strip() if Path(name).exists() else ""
+
+
+with open("executions.log", "a") as log:
+    log.write(f"{stage} {node or ''}\\n")
+print(f"the last words of {node}", flush=True)
+if node and control("fail_at") == node:
+    sys.exit("planted failure")
+time.sleep(float(control("seconds") or 0))
+if stage == "build_data":
+    for task in ("math", "qa", "creative"):
+        for file in ("task.json", "train.jsonl", "dev.jsonl", "test.jsonl"):
+            write(f"data/tasks/{task}/{file}")
+    for path in ("data/sft/rows", "data/tokenizer/t", "data/summary.json"):
+        write(path)
+elif stage == "train_judge":
+    for path in ("reward/w", "evaluation/w", "report.json"):
+        write(f"checkpoints/judge/{path}")
+elif stage in ("sft_warmup", "rl", "merge"):
+    before = Path(f"checkpoints/{parent}/w").read_text() if parent else ""
+    write(f"checkpoints/{node}/w", f"{before} {node}")
+    for file in ("manifest.json", "metrics.jsonl", "run.json"):
+        write(f"runs/{node}/{file}", '{"run_id": null}')
+elif stage == "evaluate":
+    write(f"evaluations/{node}.parquet", Path(f"checkpoints/{node}/w").read_text())
+elif stage == "measure_bwt":
+    write("reports/bwt.json", control("toy_bwt.json"))
+else:
+    write("reports/report.html")
+'''
+STAGES = (
+    "build_data",
+    "sft_warmup",
+    "train_judge",
+    "rl",
+    "merge",
+    "evaluate",
+    "measure_bwt",
+    "report",
+)
+TASKS = ("math", "qa", "creative")
+HARM = {"creative": {"math": -0.3, "qa": -0.3}, "qa": {"math": -0.3}}
+"""creative harms both others and qa harms math: creative, qa, math is the best order by far."""
+
+
+def chain(*names: str) -> dict[str, set[str]]:
+    return {name: set(names[:i][-1:]) for i, name in enumerate(names)}
+
+
+def test_the_longest_remaining_path_starts_first():
+    parents = {"base": set(), **{k: v or {"base"} for k, v in chain("a1", "a2", "a3").items()}}
+    parents |= {"b1": {"base"}, "c1": {"base"}}
+    schedule = Schedule(parents, dict.fromkeys(parents, 10.0), dict.fromkeys(parents, 1), workers=2)
+    assert schedule.start() == ["base"]
+    schedule.finish("base")
+    assert schedule.start() == ["a1", "b1"]
+    assert schedule.start() == []
+    schedule.finish("a1")
+    assert schedule.start() == ["a2"]
+
+
+def test_a_stage_that_needs_all_workers_runs_alone_and_is_not_overtaken():
+    parents: dict[str, set[str]] = {"wide": set(), "long": set(), "short": set()}
+    seconds = {"wide": 50.0, "long": 100.0, "short": 1.0}
+    schedule = Schedule(parents, seconds, {"wide": 8, "long": 1, "short": 1}, workers=2)
+    assert schedule.start() == ["long"]
+    assert schedule.start() == []
+    schedule.finish("long")
+    assert schedule.start() == ["wide"]
+    schedule.finish("wide")
+    assert schedule.start() == ["short"]
+
+
+def test_a_failure_blocks_what_needs_it_and_nothing_else():
+    parents = {**chain("base", "a", "aa"), "b": {"base"}, "sum": {"aa", "b"}}
+    schedule = Schedule(parents, dict.fromkeys(parents, 1.0), dict.fromkeys(parents, 1), workers=2)
+    schedule.start()
+    schedule.finish("base")
+    schedule.start()
+    schedule.finish("a", ok=False)
+    assert schedule.blocked == {"a", "aa", "sum"}
+    schedule.finish("b")
+    assert not schedule.open
+
+
+def test_the_estimate_plays_the_schedule_forward():
+    # two workers: base 10, then {a 30 then aa 30} beside {b 20, c 20}: 10 + max(60, 40) = 70
+    parents = {**chain("base", "a", "aa"), "b": {"base"}, "c": {"base"}}
+    seconds = {"base": 10.0, "a": 30.0, "aa": 30.0, "b": 20.0, "c": 20.0}
+    schedule = Schedule(parents, seconds, dict.fromkeys(parents, 1), workers=2)
+    assert schedule.remaining(lambda stage: 0.0) == 70
+    schedule.start()
+    assert schedule.remaining(lambda stage: 4.0) == 66
+    schedule.finish("base")
+    schedule.start()
+    schedule.finish("a")  # aa 30 beside the rest of b 15 and c 20
+    assert schedule.remaining(lambda stage: 5.0) == 35
+
+
+def test_parents_come_before_children_whatever_the_order_of_the_names():
+    assert topological({"z": {"y"}, "x": set(), "y": {"x"}}) == ["x", "y", "z"]
+
+
+def toy_project(root: Path) -> Project:
+    """The smoke project with toy stages; `joint` needs no merge of trained weights."""
+    project = make_project(root)
+    for stage in STAGES:
+        (root / "stages" / f"{stage}.py").write_text(TOY)
+    phases = {**{task: (task,) for task in TASKS}, "joint": TASKS}
+    orders = {"structured_first": TASKS, "joint": ("joint",)}
+    world = World(tasks=TASKS, phases=phases, orders=orders, effects=HARM, problems=100)
+    plan = world.plan()
+    found = measure(world.table(), from_plan(plan, plan["phases"]), MeasureConfig(bootstrap=100))
+    assert found["recommended"]["order"] == ["creative", "qa", "math"]
+    (root / "toy_bwt.json").write_text(to_json(found))
+    project.edit("params.yaml", "  creative_first: [creative, qa, math]\n", "")
+    return project
+
+
+def flow(project: Project, *, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    return project.run(sys.executable, "-m", "flows.pipeline", ok=ok)
+
+
+def executions(project: Project) -> Counter[str]:
+    """What ran since this was asked last."""
+    log = project.root / "executions.log"
+    found = Counter(log.read_text().splitlines() if log.exists() else [])
+    log.unlink(missing_ok=True)
+    return found
+
+
+def last_flow_run(project: Project) -> tuple[str, Counter[str]]:
+    """State of the newest flow run in Prefect's database, and the states of its tasks."""
+    with sqlite3.connect(project.root / ".prefect" / "prefect.db") as database:
+        query = "select id, state_name from flow_run order by created desc limit 1"
+        key, state = database.execute(query).fetchone()
+        tasks = database.execute("select state_name from task_run where flow_run_id = ?", [key])
+        return state, Counter(name for (name,) in tasks)
+
+
+def processes(project: Project) -> list[str]:
+    """Command lines of all processes that work in the project."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdigit() and (process / "cwd").readlink() == project.root:
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A toy project in which the flow ran once."""
+    project = toy_project(tmp_path_factory.mktemp("flow").resolve() / "project")
+    done = flow(project)
+    (project.root / "first_run.txt").write_text(done.stdout)
+    return project
+
+
+def test_the_first_run_trains_each_node_once_and_then_the_recommended_order(project):
+    ran = executions(project)
+    trained = {line.split()[1] for line in ran if line.startswith("rl ")}
+    singles = {"s0--math", "s0--qa", "s0--creative"}
+    structured = {"s0--math--qa", "s0--math--qa--creative"}
+    recommended = {"s0--creative--qa", "s0--creative--qa--math"}
+    assert trained == singles | structured | recommended | {"s0--joint"}
+    assert ran.pop("measure_bwt ") == 2
+    assert set(ran.values()) == {1}
+    assert "recommended: [creative, qa, math]" in (project.root / "plan.yaml").read_text()
+    state, tasks = last_flow_run(project)
+    assert state == "Completed"
+    assert set(tasks) <= {"Completed", "Cached"}
+    text = (project.root / "first_run.txt").read_text()
+    assert "recommended order: creative > qa > math" in text
+    assert str(project.root / "reports" / "report.html") in text
+
+
+def test_a_rerun_executes_nothing_and_shows_every_stage_as_cached(project):
+    executions(project)
+    flow(project)
+    assert executions(project) == Counter()
+    state, tasks = last_flow_run(project)
+    assert (state, set(tasks)) == ("Completed", {"Cached"})
+
+
+def test_a_failed_node_is_named_and_stops_only_what_needs_it(project):
+    executions(project)
+    project.edit(
+        "params.yaml",
+        "structured_first: [math, qa, creative]",
+        "structured_first: [qa, math, creative]",
+    )
+    (project.root / "fail_at").write_text("s0--qa--math")
+    done = flow(project, ok=False)
+    (project.root / "fail_at").unlink()
+    assert done.returncode == 1
+    assert "structured_rl@s0--qa--math failed" in done.stdout
+    assert "the last words of s0--qa--math" in done.stdout
+    assert executions(project) == Counter({"rl s0--qa--math": 1})
+    state, tasks = last_flow_run(project)
+    assert state == "Failed"
+    assert (tasks["Failed"], tasks["NotReady"]) == (1, 5)  # 1 node, 2 evaluations, measure, report
+    flow(project)
+    again = executions(project)
+    assert again["rl s0--qa--math"] == again["rl s0--qa--math--creative"] == 1
+    assert sum(line.startswith("rl ") for line in again) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_flow_leaves_no_process_and_the_next_one_goes_on(project, number):
+    executions(project)
+    lr = {signal.SIGKILL: "1", signal.SIGTERM: "2", signal.SIGINT: "3"}[number]
+    text = (project.root / "params.yaml").read_text()
+    text = text.replace("kind: mixed, tasks", f"kind: mixed, rl: {{lr: {lr}.0e-4}}, tasks")
+    previous = project.root.joinpath("params.yaml").read_text()
+    (project.root / "params.yaml").write_text(text)
+    (project.root / "seconds").write_text("60")
+    command = [sys.executable, "-m", "flows.pipeline"]
+    with subprocess.Popen(
+        command, cwd=project.root, env=project.env, stdout=subprocess.DEVNULL
+    ) as started:
+        wait_for(lambda: any("--node s0--joint" in line for line in processes(project)))
+        if number == signal.SIGTERM:
+            second = flow(project, ok=False)
+            assert second.returncode == 1
+            assert f"another flow runs in this folder (process {started.pid})" in second.stdout
+        os.kill(started.pid, number)
+        started.wait(timeout=30)
+    wait_for(lambda: not processes(project))
+    (project.root / "seconds").unlink()
+    (project.root / "params.yaml").write_text(previous)
+    executions(project)
+    flow(project)
+    assert not any(line.startswith("rl ") for line in executions(project))
+    with sqlite3.connect(project.root / ".prefect" / "prefect.db") as database:
+        left = database.execute("select count(*) from flow_run where state_type = 'RUNNING'")
+        assert left.fetchone() == (0,)
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def test_wrong_params_end_at_once_with_code_2_and_start_no_server(tmp_path):
+    project = make_project(tmp_path / "project")
+    project.edit("params.yaml", "recommended: recommended", "recommended: [maht]")
+    done = flow(project, ok=False)
+    assert done.returncode == 2
+    assert "maht" in done.stdout
+    assert not (project.root / ".prefect" / "server.log").exists()
+    assert not (project.root / "plan.yaml").exists()
+
+
+def test_durations_of_the_last_run_are_the_next_estimate(project):
+    known = json.loads((project.root / ".prefect" / "durations.json").read_text())
+    assert known.keys() >= {"build_data", "sft_warmup@s0", "structured_rl@s0--math", "measure_bwt"}

@@ -1,0 +1,212 @@
+"""The page says what was measured, in words that fit, and needs nothing but itself."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from order_worlds import World, default_world
+
+from trainorder import report
+from trainorder.config import MeasureConfig
+from trainorder.measure import from_plan, measure
+from trainorder.report import mirror, plots, records, tables, words
+
+TWO = World(
+    tasks=("a", "b"),
+    phases={"a": ("a",), "b": ("b",)},
+    orders={"x": ("a", "b"), "y": ("b", "a")},
+    effects={"b": {"a": -0.25}},
+    problems=200,
+)
+
+
+@cache
+def measured(world_name: str) -> dict[str, Any]:
+    worlds = {
+        "default": lambda: default_world(problems=64),
+        "three_seeds": lambda: default_world(seeds=(0, 1, 2), problems=32),
+        "joint_only": lambda: default_world(orders={"joint": ("joint",)}, merges=(), problems=32),
+        "two": lambda: TWO,
+    }
+    world = worlds[world_name]()
+    plan = world.plan()
+    return measure(world.table(), from_plan(plan, plan["phases"]), MeasureConfig(bootstrap=100))
+
+
+class Links(HTMLParser):
+    """Everything a browser would fetch, and tags that were not closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.scripts = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        for name, value in attrs:
+            inside = (value or "").startswith(("#", "data:"))
+            if name in ("src", "href", "xlink:href") and not inside:
+                self.fetched.append(f"{tag} {name}={value}")
+
+
+@pytest.mark.parametrize("world", ["default", "three_seeds", "joint_only", "two"])
+def test_the_page_fetches_nothing_and_runs_no_script(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = report.render(measured(world))
+    links = Links()
+    links.feed(page)
+    assert (links.fetched, links.scripts) == ([], 0)
+    assert "@import" not in page
+    assert not re.findall(r"url\((?!#)", page)
+
+
+def test_every_arms_mean_and_interval_is_on_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bwt = measured("default")
+    page = report.render(bwt)
+    for row in bwt["ranking"]:
+        mean = row["mean"]
+        assert row["arm"] in page
+        assert f"{mean['value']:.3f}" in page
+        assert f"{mean['low']:.3f} to {mean['high']:.3f}" in page
+    for order in bwt["orders"].values():
+        assert all(f"{v:.3f}" in page for values in order["R"]["test"] for v in values)
+
+
+def test_the_same_measurement_gives_the_same_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert report.render(measured("two")) == report.render(measured("two"))
+
+
+def test_an_identified_winner_is_named_with_its_lead():
+    bwt = measured("two")  # b harms a by 0.25: b before a wins by 0.125 on the mean
+    assert words.headline(bwt) == "y leads"
+    gap = bwt["differences"]["y"]["x"]["value"]
+    assert f"+{gap:.3f}" in words.verdict(bwt)
+    assert "larger than its uncertainty" in words.verdict(bwt)
+
+
+def test_a_tie_is_not_called_a_win():
+    bwt = copy.deepcopy(measured("two"))
+    bwt["winner"] = {
+        "verdict": "not identified",
+        "arm": None,
+        "best": "y",
+        "not_told_apart": ["y", "x"],
+    }
+    assert words.headline(bwt) == "No winner identified: y and x are too close to tell apart"
+    assert "no order is declared the winner" in words.verdict(bwt)
+
+
+def test_an_arm_with_the_leaders_checkpoint_is_not_its_rival():
+    bwt = copy.deepcopy(measured("two"))
+    words.leader(bwt)["same_as"] = ["x"]
+    assert "next arm, base" in words.verdict(bwt)
+
+
+def test_the_trained_task_of_every_position_is_outlined():
+    heat = next(
+        h for h in tables.reward_matrices(measured("default")) if h.title == "creative_first"
+    )
+    marks = [[cell.mark for cell in cells] for _, cells in heat.rows]
+    #          math   code   qa     creative constraints
+    assert marks == [
+        [False, False, False, False, False],
+        [False, False, False, True, False],
+        [False, False, True, False, False],
+        [False, True, False, False, False],
+        [True, False, False, False, False],
+    ]
+
+
+def test_text_on_a_coloured_cell_can_be_read():
+    # WCAG: contrast (L1 + 0.05) / (L2 + 0.05) of at least 4.5 for text of this size
+    def luminance(colour: str) -> float:
+        if colour.startswith("#"):
+            digits = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
+            parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        else:
+            parts = [int(x) / 255 for x in re.findall(r"\d+", colour)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    cells = [tables._score_cell(i / 100) for i in range(101)]
+    cells += [tables._change_cell(i / 100, 1.0, "", False) for i in range(-100, 101)]
+    for cell in cells:
+        back, text = re.findall(r"(?:background|color):([^;]+)", cell.style)
+        light, dark = sorted([luminance(back), luminance(text)], reverse=True)
+        assert (light + 0.05) / (dark + 0.05) > 4.5, cell
+
+
+def test_ticks_are_round_and_inside():
+    assert tables.Scale(0.38, 0.82).ticks() == pytest.approx([0.4, 0.5, 0.6, 0.7, 0.8])
+    assert tables.Scale(0.701, 0.729).ticks() == pytest.approx([0.71, 0.72])
+
+
+def test_costs_add_up_and_provenance_shows_the_files_hash(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    manifest = {"weights": "ab" * 32, "parents": {"s0": "cd" * 32}, "params_hash": "ef" * 32}
+    for name, seconds in (("s0", 10.0), ("s0--math", 2.5)):
+        folder = Path("runs") / name
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(
+            json.dumps({**manifest, "tokens": 1000, "seconds": seconds})
+        )
+    Path("evaluations").mkdir()
+    Path("evaluations/s0.parquet").write_bytes(b"x")
+    found = records.manifests(["s0", "s0--math", "s0--code"])
+    *_, total = tables.costs(found)
+    assert (total["tokens"], total["seconds"]) == ("2 000", "12.5")
+    first, second = tables.provenance(["s0", "s0--code"], found)
+    assert first["evaluation"] == "2d711642b726"  # sha256 of "x"
+    assert (first["weights"], first["parents"], first["params"]) == ("abababab", "s0", "efefefef")
+    assert (second["evaluation"], second["weights"]) == ("-", "-")
+
+
+def test_curves_skip_what_was_not_finite_and_are_drawn_per_phase(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for node in ("s0--a", "s0--b--a"):
+        folder = Path("runs") / node
+        folder.mkdir(parents=True)
+        rows = [{"step": 0, "reward/mean": 0.5}, {"step": 1, "reward/mean": None}]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert records.curves("s0--a") == {"reward/mean": [(0, 0.5)]}
+    svg = plots.learning(measured("two"), "reward/mean", "reward")
+    assert svg is not None
+    assert "from the base" in svg
+    assert "after b" in svg
+    assert plots.learning(measured("two"), "no/such", "nothing") is None
+
+
+def test_order_records_hold_every_position_as_a_step():
+    found = {r.params["arm"]: r for r in mirror.order_records(measured("default"))}
+    record = found["creative_first"]
+    phases = [record.params[f"pos{i}"] for i in (1, 2, 3, 4)]
+    assert phases == ["creative", "qa", "code", "math"]
+    order = measured("default")["orders"]["creative_first"]
+    column = measured("default")["tasks"].index("qa")
+    logged = {step: v for name, v, step in record.metrics if name == "score/qa"}
+    assert logged == pytest.approx(
+        {i: row[column] for i, row in enumerate(order["R"]["test"])}, abs=1e-6
+    )
+    assert {step for name, _, step in found["ties"].metrics if name == mirror.MEAN} == {1}
+    assert {step for name, _, step in found["base"].metrics if name == mirror.MEAN} == {0}
+
+
+def test_records_of_the_same_measurement_have_the_same_keys_and_all_arms_differ():
+    first = [r.key for r in mirror.order_records(measured("three_seeds"))]
+    assert first == [r.key for r in mirror.order_records(measured("three_seeds"))]
+    assert len(set(first)) == 3 * len(measured("three_seeds")["ranking"])
+
+
+def test_a_report_before_any_measurement_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="trainorder run"):
+        report.write_report()
