@@ -89,11 +89,13 @@ class DataConfig(Section):
 class SftConfig(Section):
     """Supervised warm-up from scratch until the skills that RL sharpens exist."""
 
-    steps: int = Field(600, ge=1)
+    steps: int = Field(750, ge=1)
     """Updates before the gate is asked for the first time; the learning rate decays over these."""
     extension: int = Field(200, ge=1)
     """Further updates, with a new decay, each time the gate is not met."""
-    max_steps: int = Field(1400, ge=1)
+    extension_lr_fraction: float = Field(0.3, gt=0, le=1)
+    """Extensions begin at this share of the peak learning rates: the full rate would undo what is learned."""
+    max_steps: int = Field(1750, ge=1)
     """Updates after which a gate that is still shut stops the run with an error."""
     gate: dict[Name, float] = Field(default_factory=dict)
     """Greedy dev accuracy each named task must reach: RL on a skill the base lacks destroys it. Empty: no gate."""
@@ -198,7 +200,7 @@ class RlConfig(Section):
     """Gradient norm bound."""
     updates_per_batch: int = Field(1, ge=1)
     """Optimiser updates on each step's rollouts; above 1 the batch is split by prompt and ratios leave 1."""
-    micro_batch_tokens: int = Field(8192, ge=64)
+    micro_batch_tokens: int = Field(2048, ge=64)
     """Padded tokens per forward; bounds memory, never changes the result beyond rounding."""
     method: MethodConfig = Field(default_factory=MethodConfig)
     """The pieces of the step."""

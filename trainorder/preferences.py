@@ -51,10 +51,15 @@ def train_judges(base: Path, out: Path, params: Params) -> dict[str, Any]:
         )
     shares = _prompt_shares(load_problems(config.task, "train"), config)
     card = json.loads((paths.TASK_DATA / config.task / "task.json").read_text(encoding="utf-8"))
+    models = {  # loaded before the threads start: from_pretrained changes torch's default device for all of them
+        role: (Policy.load(base), Judge.start(base, seed)) for seed, role in enumerate(ROLES)
+    }
     with ThreadPoolExecutor(config.threads) as pool:
         results = list(
             pool.map(
-                lambda role: _train(base, role, shares[role], task, card["max_new_tokens"], config),
+                lambda role: _train(
+                    *models[role], role, shares[role], task, card["max_new_tokens"], config
+                ),
                 ROLES,
             )
         )
@@ -126,18 +131,22 @@ def _prompt_shares(problems: list[Problem], config: JudgeConfig) -> dict[str, li
 
 
 def _train(
-    base: Path, role: str, problems: list[Problem], task: Task, room: int, config: JudgeConfig
+    policy: Policy,
+    judge: Judge,
+    role: str,
+    problems: list[Problem],
+    task: Task,
+    room: int,
+    config: JudgeConfig,
 ) -> tuple[Judge, dict[str, float]]:
-    seed = ROLES.index(role)
-    answers = _answers(Policy.load(base), role, problems, room, config)
+    answers = _answers(policy, role, problems, room, config)
     tastes = _tastes(task, problems, answers)
     rng = stream("judge", "annotator", role)
     data = [
         compare(problem.prompt, texts, gold, config.annotator_sharpness, rng)
         for problem, texts, gold in zip(problems, answers, tastes, strict=True)
     ]
-    judge = Judge.start(base, seed)
-    fit(judge, data[: config.prompts], config, seed)
+    fit(judge, data[: config.prompts], config, ROLES.index(role))
     return judge, _facts(judge, data, tastes, config)
 
 

@@ -166,29 +166,30 @@ def _train_to_gate(
     pool: ThreadPoolExecutor,
 ) -> dict[str, Any]:
     run = _Run(policy, config, pool)
-    leg = min(config.steps, config.max_steps)
+    leg, lr_share = min(config.steps, config.max_steps), 1.0
     while True:
-        metrics = _train_leg(run, batches, leg, tracker)
+        metrics = _train_leg(run, batches, leg, lr_share, tracker)
         reached = greedy_accuracies(policy, config.gate, pool)
         tracker.log(run.steps, {f"sft/greedy/{task}": value for task, value in reached.items()})
         shut = check_gate(reached, config.gate)
         if not shut:
             return {"steps": run.steps, "tokens": run.tokens, "greedy": reached, **metrics}
         leg = min(config.extension, config.max_steps - run.steps)
+        lr_share = config.extension_lr_fraction
         if leg <= 0:
             raise GateError(_gate_text(shut, run.steps))
 
 
 def _train_leg(
-    run: _Run, batches: Iterator[list[Line]], steps: int, tracker: Log
+    run: _Run, batches: Iterator[list[Line]], steps: int, lr_share: float, tracker: Log
 ) -> dict[str, float]:
-    """`steps` updates under one learning-rate schedule; returns the last step's metrics."""
+    """`steps` updates under one schedule that begins at `lr_share` of the peaks; returns the last step's metrics."""
     from tqdm import tqdm
 
     metrics: dict[str, float] = {}
     run.model.train()
     for step in tqdm(range(steps), desc="sft", unit="step", leave=False, disable=None):
-        metrics = run.update(next(batches), lr_fraction(step, steps, run.config))
+        metrics = run.update(next(batches), lr_share * lr_fraction(step, steps, run.config))
         if run.steps % LOG_EVERY == 0 or step == steps - 1:
             tracker.log(run.steps, metrics)
     run.model.eval()

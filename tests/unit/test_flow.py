@@ -247,10 +247,10 @@ def test_a_failed_node_is_named_and_stops_only_what_needs_it(project):
     assert sum(line.startswith("rl ") for line in again) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_flow_leaves_no_process_and_the_next_one_goes_on(project, number):
     executions(project)
-    lr = {signal.SIGKILL: "1", signal.SIGTERM: "2", signal.SIGINT: "3"}[number]
+    lr = {signal.SIGKILL: "1", signal.SIGTERM: "2"}[number]  # either makes s0--joint stale
     text = (project.root / "params.yaml").read_text()
     text = text.replace("kind: mixed, tasks", f"kind: mixed, rl: {{lr: {lr}.0e-4}}, tasks")
     previous = project.root.joinpath("params.yaml").read_text()

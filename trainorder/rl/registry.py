@@ -96,7 +96,7 @@ def term(
     *, needs: Needs | frozenset[str] = ..., scales_with_advantage: bool = ...
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
 def term(
-    function: Function | None = None,
+    function: Callable[..., Any] | None = None,
     *,
     needs: Needs | frozenset[str] = frozenset(),
     scales_with_advantage: bool = False,
@@ -104,7 +104,7 @@ def term(
     """List a loss term; `needs` is a set, or a function of the options where these decide."""
     needed = (lambda options: needs) if isinstance(needs, frozenset) else needs
 
-    def listed(function: Function) -> Function:
+    def listed(function: Callable[..., Any]) -> Callable[..., Any]:
         return _listed("terms", function, needs=needed, scales_with_advantage=scales_with_advantage)
 
     return listed if function is None else listed(function)
