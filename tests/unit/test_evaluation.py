@@ -1,7 +1,7 @@
 import math
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -223,6 +223,16 @@ def test_all_checkpoints_meet_the_same_random_numbers(here: Path):
     assert first[2:] == alone  # whatever else is evaluated
     assert first[0] != first[1][: len(first[0])]
     assert first != other
+
+
+def test_each_task_and_split_has_its_own_random_numbers(here: Path):
+    policy = Policy.load(paths.checkpoint("s0"))
+    one = built_exams()[0]
+    twins = [one, replace(one, name="twin"), replace(one, split="test"), one]
+    texts = [done.sampled.texts for done in answer(policy, twins, CONFIG)]
+    assert texts[0] == texts[3]
+    assert texts[0] != texts[1]
+    assert texts[0] != texts[2]
 
 
 def test_greedy_answers_and_entropies_belong_to_their_exam(here: Path):

@@ -74,8 +74,8 @@ def test_every_arms_mean_and_interval_is_on_the_page(tmp_path, monkeypatch):
     for row in bwt["ranking"]:
         mean = row["mean"]
         assert row["arm"] in page
-        assert f"{mean['value']:.3f}" in page
-        assert f"{mean['low']:.3f} to {mean['high']:.3f}" in page
+        assert f"<td>{mean['value']:.3f}</td>" in page
+        assert f'<td class="small">{mean["low"]:.3f} to {mean["high"]:.3f}</td>' in page
     for order in bwt["orders"].values():
         assert all(f"{v:.3f}" in page for values in order["R"]["test"] for v in values)
 
