@@ -46,15 +46,15 @@ class PolicyConfig(Section):
 
     path: str | None = None
     """Folder or hub name of a causal LM to start from; null builds a tiny Llama from scratch with the sizes below."""
-    hidden_size: int = Field(64, ge=8)
+    hidden_size: int = Field(default=64, ge=8)
     """Width of the tiny model."""
-    num_layers: int = Field(3, ge=1)
+    num_layers: int = Field(default=3, ge=1)
     """Layers of the tiny model."""
-    num_heads: int = Field(2, ge=1)
+    num_heads: int = Field(default=2, ge=1)
     """Attention heads of the tiny model; divides hidden_size."""
-    mlp_size: int = Field(192, ge=8)
+    mlp_size: int = Field(default=192, ge=8)
     """Inner width of the tiny model's SwiGLU."""
-    max_positions: int = Field(192, ge=16)
+    max_positions: int = Field(default=192, ge=16)
     """Longest prompt plus completion the tiny model can see, tokens."""
 
 
@@ -65,65 +65,65 @@ class TaskConfig(Section):
     """Entry of trainorder/tasks/__init__.py::TASKS; null means the key itself. Two tasks may share a kind."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of that kind, the fields of its class (number range, distractors, ...)."""
-    train: int = Field(3000, ge=1)
+    train: int = Field(default=3000, ge=1)
     """Training problems. Generators of small worlds may hold fewer; the build then fails and says how many exist."""
-    dev: int = Field(256, ge=1)
+    dev: int = Field(default=256, ge=1)
     """Problems that choose the order."""
-    test: int = Field(256, ge=1)
+    test: int = Field(default=256, ge=1)
     """Problems that are only reported."""
-    max_new_tokens: int = Field(48, ge=1)
+    max_new_tokens: int = Field(default=48, ge=1)
     """Tokens an answer may have, in training and in evaluation."""
-    demonstrations: int = Field(4000, ge=0)
+    demonstrations: int = Field(default=4000, ge=0)
     """Noisy demonstrations written for the SFT warm-up; 0 leaves the task out of it."""
-    drills: int = Field(0, ge=0)
+    drills: int = Field(default=0, ge=0)
     """Clean textbook lines written for the SFT warm-up; 0 where the task offers none."""
 
 
 class DataConfig(Section):
     """What build_data does beside the tasks' own numbers."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of all problems and demonstrations; the same for every training seed, so that all seeds meet one test set."""
 
 
 class SftConfig(Section):
     """Supervised warm-up from scratch until the skills that RL sharpens exist."""
 
-    steps: int = Field(750, ge=1)
+    steps: int = Field(default=750, ge=1)
     """Updates before the gate is asked for the first time; the learning rate decays over these."""
-    extension: int = Field(200, ge=1)
+    extension: int = Field(default=200, ge=1)
     """Further updates, with a new decay, each time the gate is not met."""
-    extension_lr_fraction: float = Field(0.3, gt=0, le=1)
+    extension_lr_fraction: float = Field(default=0.3, gt=0, le=1)
     """Extensions begin at this share of the peak learning rates: the full rate would undo what is learned."""
-    max_steps: int = Field(1750, ge=1)
+    max_steps: int = Field(default=1750, ge=1)
     """Updates after which a gate that is still shut stops the run with an error."""
     gate: dict[Name, float] = Field(default_factory=dict)
     """Greedy dev accuracy each named task must reach: RL on a skill the base lacks destroys it. Empty: no gate."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(default=64, ge=1)
     """Demonstrations per update."""
-    drill_batch_size: int = Field(45, ge=0)
+    drill_batch_size: int = Field(default=45, ge=0)
     """Drill lines per update."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon: Muon for the weight matrices of the layers, AdamW for the rest; half the steps when training from scratch."""
-    lr: float = Field(1.5e-2, gt=0)
+    lr: float = Field(default=1.5e-2, gt=0)
     """Peak learning rate of AdamW."""
-    muon_lr: float = Field(2e-2, gt=0)
+    muon_lr: float = Field(default=2e-2, gt=0)
     """Peak learning rate of Muon; it follows the same schedule. Unused by adamw."""
-    final_lr_fraction: float = Field(0.05, ge=0, le=1)
+    final_lr_fraction: float = Field(default=0.05, ge=0, le=1)
     """The cosine decay ends at this share of lr."""
-    warmup_steps: int = Field(20, ge=0)
+    warmup_steps: int = Field(default=20, ge=0)
     """Updates of linear warm-up."""
-    betas: list[float] = Field([0.9, 0.98], min_length=2, max_length=2)
+    betas: list[float] = Field(default=[0.9, 0.98], min_length=2, max_length=2)
     """AdamW betas."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     """AdamW weight decay."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradient norm bound."""
-    prompt_weight: float = Field(0.1, ge=0, le=1)
+    prompt_weight: float = Field(default=0.1, ge=0, le=1)
     """Weight of prompt tokens in the loss, against 1 for the completion."""
-    micro_batches: int = Field(4, ge=1)
+    micro_batches: int = Field(default=4, ge=1)
     """Parts of a batch, by length; more of them take less memory. Part of the result (rounding), unlike threads."""
-    threads: int = Field(2, ge=1)
+    threads: int = Field(default=2, ge=1)
     """Micro-batches computed side by side; changes the time, never the checkpoint."""
 
 
@@ -132,29 +132,29 @@ class JudgeConfig(Section):
 
     task: Name = "creative"
     """The task whose answers are compared."""
-    prompts: int = Field(600, ge=1)
+    prompts: int = Field(default=600, ge=1)
     """Prompts whose answers are compared, per judge; no prompt serves both judges."""
-    answers: int = Field(4, ge=2)
+    answers: int = Field(default=4, ge=2)
     """Answers per prompt; the annotator compares all of them with one another: 4 answers, 6 comparisons."""
-    heldout_prompts: int = Field(150, ge=1)
+    heldout_prompts: int = Field(default=150, ge=1)
     """Further prompts per judge, on which its agreement with the annotator is measured."""
-    corrupted: float = Field(0.30, ge=0, le=1)
+    corrupted: float = Field(default=0.30, ge=0, le=1)
     """Share of answers that are damaged samples (stutter, cut, words swapped): what RL finds if nobody forbids it."""
-    flat: float = Field(0.15, ge=0, le=1)
+    flat: float = Field(default=0.15, ge=0, le=1)
     """Share of answers with all words equally likely: a judge knows only words it has seen."""
-    annotator_sharpness: float = Field(12.0, gt=0)
+    annotator_sharpness: float = Field(default=12.0, gt=0)
     """P(annotator prefers a to b) = sigmoid(sharpness * (taste(a) - taste(b)))."""
-    epochs: int = Field(4, ge=1)
+    epochs: int = Field(default=4, ge=1)
     """Passes over the pairs."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Prompts per update, with all their comparisons."""
-    lr: float = Field(2e-3, gt=0)
+    lr: float = Field(default=2e-3, gt=0)
     """Peak learning rate, decayed linearly to zero."""
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0)
     """AdamW weight decay."""
-    min_agreement: float = Field(0.70, ge=0.5, le=1)
+    min_agreement: float = Field(default=0.70, ge=0.5, le=1)
     """Held-out agreement with the annotator below which the stage fails: a bad judge ruins creative RL."""
-    threads: int = Field(2, ge=1)
+    threads: int = Field(default=2, ge=1)
     """Judges trained side by side, one CPU thread each; changes the time, never the result."""
 
 
@@ -182,29 +182,29 @@ class MethodConfig(Section):
 class RlConfig(Section):
     """Defaults of every RL phase; a phase may override any of them under its own `rl:`."""
 
-    prompts_per_step: int = Field(16, ge=1)
+    prompts_per_step: int = Field(default=16, ge=1)
     """Prompts of one step."""
-    group_size: int = Field(8, ge=2)
+    group_size: int = Field(default=8, ge=2)
     """Rollouts per prompt. A lone rollout is its own baseline: zero advantage, nothing learned."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature."""
-    lr: float = Field(3e-4, gt=0)
+    lr: float = Field(default=3e-4, gt=0)
     """Learning rate after warm-up, constant (AdamW, fresh in every phase)."""
-    warmup_steps: int = Field(5, ge=0)
+    warmup_steps: int = Field(default=5, ge=0)
     """Updates of linear warm-up at the start of every phase."""
-    betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2)
+    betas: list[float] = Field(default=[0.9, 0.95], min_length=2, max_length=2)
     """AdamW betas."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """AdamW weight decay."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradient norm bound."""
-    updates_per_batch: int = Field(1, ge=1)
+    updates_per_batch: int = Field(default=1, ge=1)
     """Optimiser updates on each step's rollouts; above 1 the batch is split by prompt and ratios leave 1."""
-    micro_batch_tokens: int = Field(2048, ge=64)
+    micro_batch_tokens: int = Field(default=2048, ge=64)
     """Padded tokens per forward; bounds memory, never changes the result beyond rounding."""
     method: MethodConfig = Field(default_factory=MethodConfig)
     """The pieces of the step."""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(default=1, ge=1)
     """CPU threads of a phase; with one each, two phases run side by side on two cores."""
 
 
@@ -228,40 +228,40 @@ class MergeConfig(Section):
     """Which checkpoints: the single-phase nodes, each trained from the base on one phase of the orders."""
     method: Literal["average", "task_arithmetic", "ties", "dare"]
     """average of weights; base + scale * sum of deltas; TIES (arXiv 2306.01708); DARE (arXiv 2311.03099)."""
-    density: float = Field(1.0, gt=0, le=1)
+    density: float = Field(default=1.0, gt=0, le=1)
     """Share of each delta's entries kept by TIES (largest) and DARE (random)."""
-    scale: float = Field(1.0, gt=0)
+    scale: float = Field(default=1.0, gt=0)
     """Factor on the merged delta; average ignores it."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of DARE's random mask."""
 
 
 class EvaluationConfig(Section):
     """How a checkpoint is scored, on every task, dev and test."""
 
-    samples: int = Field(4, ge=1)
+    samples: int = Field(default=4, ge=1)
     """Answers sampled per problem at temperature 1; their mean is the main score, pass@k uses all."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Sampling seed; the same numbers for every checkpoint, so that differences are paired."""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(default=1, ge=1)
     """CPU threads."""
 
 
 class MeasureConfig(Section):
     """Statistics of the comparison."""
 
-    bootstrap: int = Field(2000, ge=100)
+    bootstrap: int = Field(default=2000, ge=100)
     """Resamples of seeds and prompts behind every interval."""
-    level: float = Field(0.95, gt=0.5, lt=1)
+    level: float = Field(default=0.95, gt=0.5, lt=1)
     """Coverage of the intervals."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of the resampling."""
 
 
 class FlowConfig(Section):
     """How the Prefect flow runs the plan; changes speed, never results."""
 
-    workers: int = Field(2, ge=1)
+    workers: int = Field(default=2, ge=1)
     """Nodes trained at the same time; workers x threads should not exceed the cores."""
 
 

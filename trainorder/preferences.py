@@ -51,20 +51,15 @@ def train_judges(base: Path, out: Path, params: Params) -> dict[str, Any]:
         )
     shares = _prompt_shares(load_problems(config.task, "train"), config)
     card = json.loads((paths.TASK_DATA / config.task / "task.json").read_text(encoding="utf-8"))
-    models = {  # loaded before the threads start: from_pretrained changes torch's default device for all of them
-        role: (Policy.load(base), Judge.start(base, seed)) for seed, role in enumerate(ROLES)
-    }
+    policy = Policy.load(base)
+    judges = {role: Judge.start(base, seed) for seed, role in enumerate(ROLES)}
+
+    def train(role: str) -> dict[str, float]:
+        answers = _answers(policy, role, shares[role], card["max_new_tokens"], config)
+        return _train(judges[role], role, shares[role], answers, task, config)
+
     with ThreadPoolExecutor(config.threads) as pool:
-        results = list(
-            pool.map(
-                lambda role: _train(
-                    *models[role], role, shares[role], task, card["max_new_tokens"], config
-                ),
-                ROLES,
-            )
-        )
-    judges = {role: judge for role, (judge, _) in zip(ROLES, results, strict=True)}
-    report = {role: facts for role, (_, facts) in zip(ROLES, results, strict=True)}
+        report = dict(zip(ROLES, pool.map(train, ROLES), strict=True))
     check_agreement(report, config.min_agreement)
     for role, judge in judges.items():
         judge.save(out / role)
@@ -131,23 +126,22 @@ def _prompt_shares(problems: list[Problem], config: JudgeConfig) -> dict[str, li
 
 
 def _train(
-    policy: Policy,
     judge: Judge,
     role: str,
     problems: list[Problem],
+    answers: list[list[str]],
     task: Task,
-    room: int,
     config: JudgeConfig,
-) -> tuple[Judge, dict[str, float]]:
-    answers = _answers(policy, role, problems, room, config)
+) -> dict[str, float]:
+    """Train the judge in place; returns `_facts`."""
     tastes = _tastes(task, problems, answers)
     rng = stream("judge", "annotator", role)
     data = [
         compare(problem.prompt, texts, gold, config.annotator_sharpness, rng)
         for problem, texts, gold in zip(problems, answers, tastes, strict=True)
     ]
-    fit(judge, data[: config.prompts], config, ROLES.index(role))
-    return judge, _facts(judge, data, tastes, config)
+    fit(judge, data[: config.prompts], config, seed=ROLES.index(role))
+    return _facts(judge, data, tastes, config)
 
 
 def _answers(

@@ -18,7 +18,7 @@ from trainorder.rewards.judge import Comparisons, Judge, bradley_terry, fit, mea
 from trainorder.tasks.base import Problem
 
 SIZES = PolicyConfig(hidden_size=16, num_layers=1, num_heads=2, mlp_size=24, max_positions=64)
-WORDS = "good bad fair dull sea city write".split()
+WORDS = ["good", "bad", "fair", "dull", "sea", "city", "write"]
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_saved_and_loaded_judge_is_equal_to_the_bit_and_saves_the_same_bytes(jud
 
 
 def test_a_folder_without_judge_names_the_stage(base: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match="holds no judge .*run `dvc repro train_judge`"):
+    with pytest.raises(ValueError, match=r"holds no judge .*run `dvc repro train_judge`"):
         Judge.load(tmp_path / "nothing")
 
 

@@ -102,7 +102,7 @@ def test_a_tie_is_not_called_a_win():
         "not_told_apart": ["y", "x"],
     }
     assert words.headline(bwt) == "No winner identified: y and x are too close to tell apart"
-    assert "no order is declared the winner" in words.verdict(bwt)
+    assert "no arm is declared the winner" in words.verdict(bwt)
 
 
 def test_an_arm_with_the_leaders_checkpoint_is_not_its_rival():

@@ -16,7 +16,7 @@ from trainorder.muon import Muon, orthogonalise
 from trainorder.policy import Policy, weights_hash
 
 SIZES = PolicyConfig(hidden_size=16, num_layers=1, num_heads=2, mlp_size=24, max_positions=64)
-WORDS = {f" {word}" for word in "a b c d e f".split()}
+WORDS = {f" {word}" for word in ["a", "b", "c", "d", "e", "f"]}
 
 
 @pytest.fixture

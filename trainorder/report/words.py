@@ -78,9 +78,8 @@ def headline(bwt: Bwt) -> str:
     if winner["verdict"] == "identified":
         return f"{winner['arm']} leads"
     others = [arm for arm in winner["not_told_apart"] if arm != winner["best"]]
-    return (
-        f"No winner identified: {winner['best']} and {listed(others)} are too close to tell apart"
-    )
+    rest = others if len(others) < 4 else [f"{len(others)} other arms"]
+    return f"No winner identified: {listed([winner['best'], *rest])} are too close to tell apart"
 
 
 def verdict(bwt: Bwt) -> str:
@@ -95,9 +94,7 @@ def verdict(bwt: Bwt) -> str:
         text += f", {signed(gap['value'])} ({interval(gap, sign=True)}) against the next arm, {rivals[0]['arm']}"
     if bwt["winner"]["verdict"] == "identified":
         return f"{text}: the lead over every other arm is larger than its uncertainty."
-    return (
-        f"{text}: within the uncertainty of this measurement, so no order is declared the winner."
-    )
+    return f"{text}: within the uncertainty of this measurement, so no arm is declared the winner."
 
 
 def leader(bwt: Bwt) -> Mapping[str, Any]:
