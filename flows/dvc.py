@@ -74,8 +74,9 @@ class Runner:
         lines = []
         assert process.stdout is not None
         for line in process.stdout:
-            lines.append(line.rstrip())
-            say(lines[-1])
+            if line.strip():
+                lines.append(line.rstrip())
+                say(lines[-1])
         code = process.wait()
         with self._lock:
             self._running.discard(process)
@@ -107,4 +108,4 @@ def _outcome(lines: list[str]) -> Outcome:
 
 
 def _last_lines(lines: list[str], count: int = 15) -> str:
-    return "\n".join([line for line in lines if line.strip()][-count:])
+    return "\n".join(lines[-count:])

@@ -103,7 +103,7 @@ def minutes(seconds: float) -> str:
     """A duration a person reads at a glance.
 
     >>> minutes(8), minutes(100), minutes(4000)
-    ('8 s', '1:40 min', '1:07 h')
+    ('8 s', '1:40 min', '1:06 h')
     """
     if seconds < 60:
         return f"{seconds:.0f} s"

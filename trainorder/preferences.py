@@ -24,7 +24,7 @@ from trainorder.tasks import load_problems, load_task
 from trainorder.tasks.base import Problem, Task
 from trainorder.tasks.creative import Creative, corrupt, flat
 
-ROLES = ("reward", "evaluation")
+ROLES: tuple[str, ...] = ("reward", "evaluation")
 TEMPERATURES = (0.7, 1.0, 1.4)
 """The base's answers are sampled at these in equal shares: RL will leave the distribution at 1."""
 

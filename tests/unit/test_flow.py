@@ -58,7 +58,7 @@ elif stage == "train_judge":
 elif stage in ("sft_warmup", "rl", "merge"):
     before = Path(f"checkpoints/{parent}/w").read_text() if parent else ""
     write(f"checkpoints/{node}/w", f"{before} {node}")
-    for file in ("manifest.json", "metrics.jsonl", "run.json"):
+    for file in ("manifest.json",) if stage == "merge" else ("manifest.json", "metrics.jsonl", "run.json"):
         write(f"runs/{node}/{file}", '{"run_id": null}')
 elif stage == "evaluate":
     write(f"evaluations/{node}.parquet", Path(f"checkpoints/{node}/w").read_text())

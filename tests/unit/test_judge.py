@@ -1,6 +1,7 @@
 """Facts about the judge: its likelihood, its pooling, its files, and the annotator it learns from."""
 
 import filecmp
+import json
 import math
 import random
 from pathlib import Path
@@ -8,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainorder import preferences
-from trainorder.config import JudgeConfig, ParamsError, PolicyConfig
-from trainorder.data import write_tokenizer
-from trainorder.policy import Policy
+from trainorder import paths, preferences
+from trainorder.config import JudgeConfig, Params, ParamsError, PolicyConfig
+from trainorder.data import build, write_tokenizer
+from trainorder.policy import Policy, weights_hash
 from trainorder.preferences import AgreementError, agreement, check_agreement, compare
 from trainorder.rewards import judge as judge_module
 from trainorder.rewards.judge import Comparisons, Judge, bradley_terry, fit, mean_over_answer
@@ -48,16 +49,22 @@ def test_win_probability_is_three_quarters_at_a_lead_of_1_0986(judge: Judge):
     lead = judge.scores(["sea", "sea"], ["good", "bad"])
     with torch.no_grad():
         judge.model.score.weight.mul_(1.0986 / (lead[0] - lead[1]))
-    won, lost, tie = judge.win_probability(["sea"] * 3, ["good", "bad", "good"], ["bad", "good", "good"])
+    won, lost, tie = judge.win_probability(
+        ["sea"] * 3, ["good", "bad", "good"], ["bad", "good", "good"]
+    )
     assert won == pytest.approx(0.75, abs=1e-4)
     assert lost == pytest.approx(0.25, abs=1e-4)
     assert tie == pytest.approx(0.5, abs=1e-6)
 
 
-def test_a_shared_reference_is_scored_once_per_prompt(judge: Judge, monkeypatch: pytest.MonkeyPatch):
+def test_a_shared_reference_is_scored_once_per_prompt(
+    judge: Judge, monkeypatch: pytest.MonkeyPatch
+):
     scored: list[int] = []
     scores = Judge.scores
-    monkeypatch.setattr(Judge, "scores", lambda self, p, c: (scored.append(len(c)), scores(self, p, c))[1])
+    monkeypatch.setattr(
+        Judge, "scores", lambda self, p, c: (scored.append(len(c)), scores(self, p, c))[1]
+    )
     prompts = ["sea"] * 4 + ["city"] * 4
     judge.win_probability(prompts, ["good"] * 8, ["bad"] * 8)
     assert sorted(scored) == [2, 8]
@@ -70,14 +77,19 @@ def test_mean_runs_over_the_answer_only():
 
 
 def test_score_is_the_head_on_the_mean_hidden_state_of_answer_and_end_token(judge: Judge):
-    prompt, answer = judge.policy.encode_prompt("write sea"), judge.policy.encode_completion("good bad")
+    prompt, answer = (
+        judge.policy.encode_prompt("write sea"),
+        judge.policy.encode_completion("good bad"),
+    )
     assert len(answer) == 3
     hidden = judge.model.model(input_ids=torch.tensor([prompt + answer])).last_hidden_state
     expected = (hidden[0, len(prompt) :].mean(0) @ judge.model.score.weight[0]).detach()
     torch.testing.assert_close(judge.scores(["write sea"], ["good bad"])[0], expected)
 
 
-def test_scores_depend_on_neither_padding_nor_order_nor_batches(judge: Judge, monkeypatch: pytest.MonkeyPatch):
+def test_scores_depend_on_neither_padding_nor_order_nor_batches(
+    judge: Judge, monkeypatch: pytest.MonkeyPatch
+):
     together = judge.scores(PROMPTS, ANSWERS)
     alone = torch.cat([judge.scores([p], [a]) for p, a in zip(PROMPTS, ANSWERS, strict=True)])
     torch.testing.assert_close(together, alone)
@@ -94,14 +106,18 @@ def test_batches_stay_within_their_tokens_and_hold_every_row_once(monkeypatch: p
     assert judge_module._by_length(rows) == [[1, 3], [0, 4], [2]]
 
 
-def test_saved_and_loaded_judge_is_equal_to_the_bit_and_saves_the_same_bytes(judge: Judge, tmp_path: Path):
+def test_saved_and_loaded_judge_is_equal_to_the_bit_and_saves_the_same_bytes(
+    judge: Judge, tmp_path: Path
+):
     judge.save(tmp_path / "judge")
     loaded = Judge.load(tmp_path / "judge")
     assert torch.equal(loaded.scores(PROMPTS, ANSWERS), judge.scores(PROMPTS, ANSWERS))
     loaded.save(tmp_path / "again")
     names = sorted(file.name for file in (tmp_path / "judge").iterdir())
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(names)
-    _, different, failed = filecmp.cmpfiles(tmp_path / "judge", tmp_path / "again", names, shallow=False)
+    _, different, failed = filecmp.cmpfiles(
+        tmp_path / "judge", tmp_path / "again", names, shallow=False
+    )
     assert (different, failed) == ([], [])
 
 
@@ -131,7 +147,9 @@ def preferences_for_good(count: int) -> list[Comparisons]:
     made = []
     for _ in range(count):
         rest = rng.sample(others, 3)
-        made.append(Comparisons("write sea", (f"bad {rest[0]} {rest[1]}", f"{rest[2]} good"), ((1, 0),)))
+        made.append(
+            Comparisons("write sea", (f"bad {rest[0]} {rest[1]}", f"{rest[2]} good"), ((1, 0),))
+        )
     return made
 
 
@@ -163,7 +181,9 @@ def test_training_loss_is_bradley_terry_over_all_comparisons_of_the_batch(judge:
         Comparisons("write city", ("dull", "sea good"), ((1, 0),)),
     ]
     rows = [judge.encode([d.prompt] * len(d.answers), d.answers) for d in data]
-    s = judge.scores([d.prompt for d in data for _ in d.answers], [a for d in data for a in d.answers])
+    s = judge.scores(
+        [d.prompt for d in data for _ in d.answers], [a for d in data for a in d.answers]
+    )
     expected = bradley_terry(torch.stack([s[0], s[2], s[4]]), torch.stack([s[1], s[1], s[3]]))
     torch.testing.assert_close(judge_module._loss(judge, rows, data).detach(), expected)
 
@@ -188,7 +208,9 @@ def test_agreement_counts_ties_half():
 def test_a_weak_judge_is_named_with_both_numbers():
     report = {"reward": {"agreement": 0.71}, "evaluation": {"agreement": 0.65}}
     check_agreement(report, 0.65)
-    wanted = r"evaluation agrees on 0\.650 of .* judge\.min_agreement is 0\.700.*raise judge\.prompts"
+    wanted = (
+        r"evaluation agrees on 0\.650 of .* judge\.min_agreement is 0\.700.*raise judge\.prompts"
+    )
     with pytest.raises(AgreementError, match=wanted) as caught:
         check_agreement(report, 0.70)
     assert "reward agrees" not in str(caught.value)
@@ -208,6 +230,63 @@ def test_judges_share_no_prompt():
 
 
 def test_too_few_problems_say_how_many_are_needed():
-    wanted = r"for 2 judges need 14 training problems, task 'creative' has 13: .*tasks\.creative\.train"
+    wanted = (
+        r"for 2 judges need 14 training problems, task 'creative' has 13: .*tasks\.creative\.train"
+    )
     with pytest.raises(ParamsError, match=wanted):
         preferences._prompt_shares(problems(13), JudgeConfig(prompts=5, heldout_prompts=2))
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """A built project folder with the judged task and an untrained base."""
+    monkeypatch.chdir(tmp_path)
+    sizes = {"train": 30, "dev": 4, "test": 4, "max_new_tokens": 32, "demonstrations": 30}
+    params = Params.model_validate(
+        {
+            "policy": SIZES.model_dump(),
+            "tasks": {"creative": sizes, "math": {**sizes, "demonstrations": 0}},
+            "judge": {"prompts": 10, "answers": 3, "heldout_prompts": 5, "epochs": 1},
+            "phases": {"creative": {"kind": "creative", "tasks": {"creative": 1.0}, "steps": 1}},
+            "orders": {"only": ["creative"]},
+        }
+    )
+    build(params)
+    Policy.build_tiny(SIZES, paths.TOKENIZER, seed=0).save("checkpoints/s0")
+    return params
+
+
+def judged(params: Params, **changes) -> Params:
+    return params.model_copy(update={"judge": params.judge.model_copy(update=changes)})
+
+
+def test_both_judges_are_saved_apart_with_a_report_and_threads_change_no_byte(world: Params):
+    base = paths.checkpoint("s0")
+    report = preferences.train_judges(
+        base, Path("one"), judged(world, min_agreement=0.0, threads=1)
+    )
+    preferences.train_judges(base, Path("two"), judged(world, min_agreement=0.0, threads=2))
+    hashes = {role: weights_hash(Path("one") / role) for role in preferences.ROLES}
+    assert hashes == {role: weights_hash(Path("two") / role) for role in preferences.ROLES}
+    assert hashes["reward"] != hashes["evaluation"]
+    assert json.loads(Path("one/report.json").read_text()) == report
+    assert {role: facts["prompts"] for role, facts in report.items()} == {
+        "reward": 10,
+        "evaluation": 10,
+    }
+    assert report["reward"]["heldout_comparisons"] <= 5 * 3
+    [probability] = Judge.load("one/reward").win_probability(["write a note"], ["the"], ["a"])
+    assert 0 < probability < 1
+
+
+def test_too_weak_judges_are_not_saved(world: Params):
+    with pytest.raises(AgreementError, match="the judge is too weak: reward agrees on"):
+        preferences.train_judges(
+            paths.checkpoint("s0"), Path("judge"), judged(world, min_agreement=1.1)
+        )
+    assert not Path("judge").exists()
+
+
+def test_a_task_without_taste_cannot_be_judged(world: Params):
+    with pytest.raises(ParamsError, match=r"judge\.task 'math' has no taste.*kind creative"):
+        preferences.train_judges(paths.checkpoint("s0"), Path("judge"), judged(world, task="math"))

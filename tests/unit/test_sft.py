@@ -29,7 +29,14 @@ def policy(tmp_path: Path) -> Policy:
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     """A built project folder with one easy task."""
     monkeypatch.chdir(tmp_path)
-    sizes = {"train": 40, "dev": 4, "test": 4, "max_new_tokens": 32, "demonstrations": 60, "drills": 60}
+    sizes = {
+        "train": 40,
+        "dev": 4,
+        "test": 4,
+        "max_new_tokens": 32,
+        "demonstrations": 60,
+        "drills": 60,
+    }
     params = Params.model_validate(
         {
             "policy": SIZES.model_dump(),
@@ -74,7 +81,14 @@ def test_a_token_is_predicted_from_the_position_before_it():
 def test_prompt_tokens_weigh_a_tenth_and_answer_tokens_one(policy: Policy):
     rows = [{"prompt": "a b", "completion": "c"}]
     (line,) = sft.demonstration_lines(policy, rows, prompt_weight=0.1)
-    assert policy.tokenizer.convert_ids_to_tokens(line.ids) == ["<bos>", "▁a", "▁b", "<sep>", "▁c", "<eos>"]
+    assert policy.tokenizer.convert_ids_to_tokens(line.ids) == [
+        "<bos>",
+        "▁a",
+        "▁b",
+        "<sep>",
+        "▁c",
+        "<eos>",
+    ]
     assert line.weights == [0.0, 0.1, 0.1, 0.1, 1.0, 1.0]
 
 
@@ -85,10 +99,14 @@ def test_every_token_of_a_drill_counts_one(policy: Policy):
 
 
 def test_without_prompt_weight_the_prompt_teaches_nothing(policy: Policy):
-    lines = sft.demonstration_lines(policy, [{"prompt": "a b", "completion": "c"}], prompt_weight=0.0)
+    lines = sft.demonstration_lines(
+        policy, [{"prompt": "a b", "completion": "c"}], prompt_weight=0.0
+    )
     logits = torch.zeros(1, 6, 11, requires_grad=True)
     weights = torch.tensor([lines[0].weights])
-    (grad,) = torch.autograd.grad(sft.weighted_nll(logits, torch.tensor([lines[0].ids]), weights), logits)
+    (grad,) = torch.autograd.grad(
+        sft.weighted_nll(logits, torch.tensor([lines[0].ids]), weights), logits
+    )
     assert grad[0].abs().sum(-1).gt(0).tolist() == [False, False, False, True, True, False]
 
 
@@ -111,7 +129,9 @@ def test_gradient_is_the_weighted_mean_over_the_batch_however_it_is_cut(policy: 
     total, weight = torch.tensor(0.0), sum(sum(line.weights) for line in lines)
     for line in lines:
         ids = torch.tensor([line.ids])
-        total = total + sft.weighted_nll(policy.model(input_ids=ids).logits, ids, torch.tensor([line.weights]))
+        total = total + sft.weighted_nll(
+            policy.model(input_ids=ids).logits, ids, torch.tensor([line.weights])
+        )
     by_hand = torch.autograd.grad(total / weight, list(policy.model.parameters()))
     assert whole_loss == pytest.approx(parts_loss) == pytest.approx(total.item() / weight)
     for a, b, c in zip(whole, parts, by_hand, strict=True):
@@ -159,7 +179,9 @@ def test_a_gate_is_open_at_its_bound_and_shut_below():
 
 def test_warm_up_learns_and_logs(world: Params):
     notes = Notes()
-    summary = sft.warm_up(Path("checkpoints/s0"), configured(world, steps=60, gate={"math": 0.0}), 0, notes)
+    summary = sft.warm_up(
+        Path("checkpoints/s0"), configured(world, steps=60, gate={"math": 0.0}), 0, notes
+    )
     losses = [row["sft/loss"] for _, row in notes.rows if "sft/loss" in row]
     assert losses[0] > 2.5
     assert losses[-1] < losses[0] - 0.7
@@ -171,7 +193,9 @@ def test_warm_up_learns_and_logs(world: Params):
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_same_seed_same_bytes_on_any_number_of_threads(world: Params, optimizer: str):
     def weights(out: str, seed: int, threads: int) -> str:
-        sft.warm_up(Path(out), configured(world, optimizer=optimizer, threads=threads), seed, Notes())
+        sft.warm_up(
+            Path(out), configured(world, optimizer=optimizer, threads=threads), seed, Notes()
+        )
         return weights_hash(Path(out))
 
     first = weights("one", 0, 1)
@@ -191,7 +215,9 @@ def test_a_shut_gate_trains_on_then_fails_with_task_reached_and_needed(world: Pa
 
 def test_missing_data_names_the_file_and_the_stage(world: Params):
     (paths.SFT_DATA / "demonstrations.jsonl").unlink()
-    with pytest.raises(ParamsError, match=r"demonstrations\.jsonl not found: run `dvc repro build_data`"):
+    with pytest.raises(
+        ParamsError, match=r"demonstrations\.jsonl not found: run `dvc repro build_data`"
+    ):
         sft.warm_up(Path("checkpoints/s0"), world, 0, Notes())
 
 
@@ -206,7 +232,10 @@ def test_a_world_without_drills_trains_on_demonstrations_alone(world: Params):
     policy = Policy.build_tiny(world.policy, paths.TOKENIZER, 0)
     batch = next(sft._batches(policy, world.sft, 0))
     assert len(batch) == world.sft.batch_size
-    assert json.loads((paths.SFT_DATA / "demonstrations.jsonl").read_text().splitlines()[0])["task"] == "math"
+    assert (
+        json.loads((paths.SFT_DATA / "demonstrations.jsonl").read_text().splitlines()[0])["task"]
+        == "math"
+    )
 
 
 def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest(policy: Policy):

@@ -72,7 +72,7 @@ def _final(row: Mapping[str, Any], seed: str) -> Iterator[tuple[str, float, int]
 
 
 def node_metrics(names: Iterable[str]) -> dict[str, dict[str, float]]:
-    """MLflow run id -> `test/score/math` and so on: means over problems, of the nodes whose run is known."""
+    """MLflow run id -> `test/score/math` and so on: means over problems (test), of the nodes whose run is known."""
     import pandas
 
     result = {}
@@ -82,6 +82,11 @@ def node_metrics(names: Iterable[str]) -> dict[str, dict[str, float]]:
         if run_id is None or not file.is_file():
             continue
         table: Any = pandas.read_parquet(file)
-        means = table.groupby(["split", "metric", "task"])["value"].mean().dropna()
+        means = (
+            table[table["split"] == "test"]
+            .groupby(["split", "metric", "task"])["value"]
+            .mean()
+            .dropna()
+        )
         result[run_id] = {"/".join(key): float(value) for key, value in means.items()}
     return result

@@ -259,7 +259,8 @@ def _change_cell(value: float | None, bound: float, small: str, mark: bool) -> C
 
 
 def _bound(values: Any) -> float:
-    return max([abs(v) for v in values if v is not None], default=1.0) or 1.0
+    """The change that gets the full colour, at least 5 points: noise should look pale."""
+    return max([0.05, *(abs(v) for v in values if v is not None)])
 
 
 def _mix(a: Rgb, b: Rgb, part: float) -> Rgb:
