@@ -11,7 +11,7 @@ run: install  ## train, measure and compare the orders of params.yaml, then prin
 	@$(BIN)/trainorder run
 
 test: install lint  ## style, types, layers, then every test, real servers included
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 ui: install  ## open MLflow and Prefect on loopback over what was run
 	@$(BIN)/trainorder ui
