@@ -43,7 +43,7 @@ class Policy:
         import torch
 
         transformers = import_transformers()
-        tokenizer = _load_tokenizer(tokenizer_dir, local=True)
+        tokenizer = load_tokenizer(tokenizer_dir, local=True)
         llama = transformers.LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=config.hidden_size,
@@ -86,7 +86,7 @@ class Policy:
             model.parameters()
         ):  # mapped from the file they are not aligned, and that decides last bits
             weight.data = weight.data.clone()
-        return cls(model.eval(), _load_tokenizer(path, local=local))
+        return cls(model.eval(), load_tokenizer(path, local=local))
 
     def save(self, path: Path | str) -> None:
         """Write the folder whole, then rename it into place; equal weights give equal bytes."""
@@ -190,13 +190,17 @@ def import_transformers() -> Any:
     return importlib.import_module("transformers")
 
 
-def _load_tokenizer(path: Path | str, *, local: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: Path | str, *, local: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, or (not `local`) of a name on the hub; what it saves does not tell how it was loaded."""
     if local and not (Path(path) / "tokenizer_config.json").is_file():
         raise ParamsError(
             f"{path} holds no tokenizer (no tokenizer_config.json): run the stage that makes it first"
         )
     auto = import_transformers().AutoTokenizer
-    return auto.from_pretrained(str(path), trust_remote_code=False, local_files_only=local)
+    tokenizer = auto.from_pretrained(str(path), trust_remote_code=False, local_files_only=local)
+    for how in ("is_local", "local_files_only"):  # else HF_HUB_OFFLINE would change a checkpoint
+        tokenizer.init_kwargs.pop(how, None)
+    return tokenizer
 
 
 def _require(value: Any, what: str) -> int:

@@ -1,5 +1,6 @@
 import filecmp
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from trainorder.config import PolicyConfig
 from trainorder.data import write_tokenizer
-from trainorder.policy import Policy, weights_hash
+from trainorder.policy import Policy, load_tokenizer, weights_hash
 
 SIZES = PolicyConfig(hidden_size=16, num_layers=2, num_heads=2, mlp_size=24, max_positions=64)
 VOCABULARY = {" a", " b", " sum", " (", " )", " =", "\n"} | {
@@ -68,6 +69,15 @@ def test_equal_weights_are_saved_as_equal_bytes_also_after_loading(policy: Polic
     for copy in ("b", "c"):
         assert sorted(p.name for p in (tmp_path / copy).iterdir()) == names
         assert filecmp.cmpfiles(tmp_path / "a", tmp_path / copy, names, shallow=False)[0] == names
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_saved_tokenizer_does_not_tell_how_it_was_loaded(
+    tokenizer_dir: Path, tmp_path: Path, local: bool
+):
+    load_tokenizer(tokenizer_dir, local=local).save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert not {"local_files_only", "is_local"} & saved.keys()
 
 
 def test_saving_over_a_checkpoint_replaces_it_whole_and_leaves_nothing_beside(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainorder.config import JudgeConfig
-from trainorder.policy import Policy, import_transformers
+from trainorder.policy import Policy, import_transformers, load_tokenizer
 from trainorder.streams import torch_stream
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Judge:
                 )
         finally:
             transformers.logging.set_verbosity(level)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        tokenizer = load_tokenizer(path, local=True)
         for weight in model.parameters():  # a mapped file is not aligned, and alignment decides last bits
             weight.data = weight.data.clone()
         return cls(model.eval(), Policy(model, tokenizer))
