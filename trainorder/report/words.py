@@ -93,8 +93,36 @@ def verdict(bwt: Bwt) -> str:
         gap = bwt["differences"][best["arm"]][rivals[0]["arm"]]
         text += f", {signed(gap['value'])} ({interval(gap, sign=True)}) against the next arm, {rivals[0]['arm']}"
     if bwt["winner"]["verdict"] == "identified":
-        return f"{text}: the lead over every other arm is larger than its uncertainty."
-    return f"{text}: within the uncertainty of this measurement, so no arm is declared the winner."
+        text += ": the lead over every other arm is larger than its uncertainty."
+    else:
+        text += ": within the uncertainty of this measurement, so no arm is declared the winner."
+    return f"{text} {over_optimisation(bwt)}".rstrip()
+
+
+OVER_OPTIMISED = 0.02
+"""A fall of the hidden taste by more than this, while the judge's score rises, is named in words."""
+
+
+def over_optimisation(bwt: Bwt) -> str:
+    """Arms that please the judge and not the taste it stands for (Gao et al., arXiv 2210.10760); empty if there is none.
+
+    >>> base = {"arm": "base", "kind": "base", "metrics": {"gold": {"verse": 0.55}, "score": {"verse": 0.45}}}
+    >>> won = {"arm": "joint", "kind": "joint", "metrics": {"gold": {"verse": 0.43}, "score": {"verse": 0.77}}}
+    >>> over_optimisation({"judged": ["verse"], "ranking": [won, base]})
+    'Beware of over-optimisation: on verse the judge scores joint 0.770 (base 0.450), the hidden taste 0.430 (base 0.550).'
+    """
+    base = next((row["metrics"] for row in bwt["ranking"] if row["kind"] == "base"), {})
+    found = []
+    for task in bwt["judged"] if "gold" in base else []:
+        arms = []
+        for row in bwt["ranking"]:
+            gold, judge = (row["metrics"][m][task] for m in ("gold", "score"))
+            if gold < base["gold"][task] - OVER_OPTIMISED and judge > base["score"][task]:
+                arms.append(f"{row['arm']} {score(judge)} (base {score(base['score'][task])}), the hidden taste ")
+                arms[-1] += f"{score(gold)} (base {score(base['gold'][task])})"
+        if arms:
+            found.append(f"on {task} the judge scores {'; '.join(arms)}")
+    return f"Beware of over-optimisation: {'. '.join(found)}." if found else ""
 
 
 def leader(bwt: Bwt) -> Mapping[str, Any]:
