@@ -34,16 +34,16 @@ HOME = Path(".prefect")
 DURATIONS = HOME / "durations.json"
 FINGERPRINT, REPORT = "fingerprint", "report"
 FIRST_GUESS = {
-    "build_data": 15.0,
-    "sft_warmup": 75.0,
-    "train_judge": 45.0,
-    "structured_rl": 20.0,
-    "creative_rl": 25.0,
-    "joint_rl": 70.0,
+    "build_data": 6.0,
+    "sft_warmup": 85.0,
+    "train_judge": 20.0,
+    "structured_rl": 19.0,
+    "creative_rl": 21.0,
+    "joint_rl": 45.0,
     "merge": 4.0,
-    "evaluate": 10.0,
-    "measure_bwt": 10.0,
-    "report": 10.0,
+    "evaluate": 17.0,
+    "measure_bwt": 3.0,
+    "report": 7.0,
 }
 """Seconds of a stage of the default experiment on two cores, until it has run here once."""
 RESTORE_SECONDS = 1.5
