@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -95,15 +97,15 @@ def test_a_loop_costs_one_sample_and_little_time(sandbox: Sandbox) -> None:
     started = time.monotonic()
     results = sandbox.run([("return 1", [[0]]), ("while True : pass", [[0]]), ("return 2", [[0]])])
     assert [result.outputs for result in results] == [[1], None, [2]]
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 60  # it would never end by itself
     assert sandbox.restarts == 0
 
 
 def test_equal_programs_run_once_and_are_remembered(sandbox: Sandbox) -> None:
     started = time.monotonic()
-    first = sandbox.run([("while True : pass", [[0]])] * 50)
-    assert sandbox.run([("while True : pass", [[0]])] * 50) == first
-    assert time.monotonic() - started < 4
+    first = sandbox.run([("while True : pass", [[0]])] * 500)
+    assert sandbox.run([("while True : pass", [[0]])] * 500) == first
+    assert time.monotonic() - started < 60  # 500 runs of .25 s of CPU are 125 s
 
 
 def test_memory_is_bounded_to_the_newest_programs() -> None:
@@ -177,10 +179,18 @@ def test_sets_have_one_order_in_every_worker() -> None:
     assert orders[0] == orders[1] == orders[2]
 
 
-def test_at_least_150_programs_per_second_of_one_core() -> None:
-    sandbox = Sandbox()
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    sandbox.run([(f"return [ v + {n} for v in xs ]", [[1, 2, 3]] * 4) for n in range(150)])
+def test_a_program_costs_less_than_half_the_start_of_an_interpreter() -> None:
+    sandbox, programs, starts = Sandbox(), 150, 20
+    before = _seconds_of_children()
+    sandbox.run([(f"return [ v + {n} for v in xs ]", [[1, 2, 3]] * 4) for n in range(programs)])
     sandbox.close()  # only then is the worker's time, its children included, counted here
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+    between = _seconds_of_children()
+    for _ in range(starts):
+        subprocess.run([sys.executable, "-S", "-c", "pass"], check=True)
+    after = _seconds_of_children()
+    assert (between - before) / programs < 0.5 * (after - between) / starts
+
+
+def _seconds_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
