@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -131,9 +132,22 @@ def _start(wanted: plan.Plan) -> Look:
 def _look(current: plan.Plan) -> Look:
     """Make plan.yaml and the fingerprints of the code current, then ask DVC what they make stale."""
     plan.write(current)
-    dvc.Runner().repro(FINGERPRINT, lambda line: None)
+    _fingerprint()
     parents, _ = dvc.look()
     return Look(current, parents, plan.status(current))
+
+
+def _fingerprint(patience: float = 20.0) -> None:
+    """Run the fingerprint stage; right after a kill DVC's locks are held until the system has buried the dead."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            dvc.Runner().repro(FINGERPRINT, lambda line: None)
+            return
+        except dvc.StageFailed as error:
+            if "is busy" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.5)
 
 
 def _passes(state: Look, pipeline: Pipeline) -> None:
