@@ -157,13 +157,15 @@ def publish(table: list[dict[str, Any]], text: str) -> None:
 
 
 def sweep() -> int:
-    """Mark flow runs that a killed flow left RUNNING as crashed; only one flow runs per project."""
-    running = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}})
+    """Mark flow and task runs that a killed flow left RUNNING as crashed; only one flow runs per project."""
+    running = {"state": {"type": {"any_": ["RUNNING"]}, "name": None}}
+    state = Crashed(message="the process of this run ended without a word")
     with get_client(sync_client=True) as client:
-        left = client.read_flow_runs(flow_run_filter=running)
+        left = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(running))
         for run in left:
-            state = Crashed(message="the process of this flow run ended without a word")
             client.set_flow_run_state(run.id, state, force=True)
+        for task_run in client.read_task_runs(task_run_filter=TaskRunFilter.model_validate(running)):
+            client.set_task_run_state(task_run.id, state, force=True)
     return len(left)
 
 

@@ -6,14 +6,13 @@ into plan.yaml, and the second pass trains the nodes that are new. Prefect is im
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +22,13 @@ from rich.console import Console
 from flows import dvc
 from flows.progress import Display
 from flows.schedule import Schedule
+from flows.warm import warm_stages
 from trainorder import paths, plan, tracking
 from trainorder.config import ParamsError
+from trainorder.files import write_json
+from trainorder.process import exclusive
 from trainorder.report import words
+from trainorder.storage import check_room
 from trainorder.ui import prefect_environment, prefect_server
 
 if TYPE_CHECKING:
@@ -95,10 +98,13 @@ def _run(wanted: plan.Plan, console: Console) -> None:
     os.environ.update(prefect_environment(Path.cwd()))
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the server has all logs
     outside = "PREFECT_API_URL" in os.environ
-    with nullcontext() if outside else prefect_server() as server, Display(console) as display:
+    servers = nullcontext() if outside else prefect_server()
+    with servers as server, Display(console) as display, ExitStack() as while_running:
         if server is not None:
             os.environ["PREFECT_API_URL"] = f"{server.url}/api"  # Prefect reads it when imported
         state = _start(wanted)
+        if "stale" in state.stages.values():
+            while_running.enter_context(warm_stages())
         from flows import orders
 
         if server is not None:
@@ -123,6 +129,7 @@ def _start(wanted: plan.Plan) -> Look:
     sources = [*wanted.bases(), *(wanted.nodes[node] for node in singles)]
     if wanted.resolved and state.stale & {node.stage for node in sources}:
         state = _look(plan.compile_plan(wanted.params))
+    check_room(state.plan, state.stages)
     if state.stale:
         tracking.create_store()
         tracking.sweep()
@@ -183,7 +190,9 @@ def _schedule(state: Look, leave_out: frozenset[str] | set[str] = frozenset()) -
     }
     slots = {stage: threads.get(stage.partition("@")[0], 1) for stage in parents}
     slots |= {
-        n.stage: params.phase_rl(n.phase).threads for n in state.plan.nodes.values() if n.phase
+        n.stage: params.variant(n.variant).phase_rl(n.phase).threads
+        for n in state.plan.nodes.values()
+        if n.phase
     }
     seconds = _estimates(parents)
     seconds |= {s: RESTORE_SECONDS for s, found in state.stages.items() if found == "restorable"}
@@ -203,9 +212,7 @@ def _estimates(stages: Iterable[str]) -> dict[str, float]:
 
 def _remember(seconds: Mapping[str, float]) -> None:
     known = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.is_file() else {}
-    temporary = DURATIONS.with_suffix(".tmp")
-    temporary.write_text(json.dumps(known | dict(seconds), indent=1), encoding="utf-8")
-    temporary.replace(DURATIONS)
+    write_json(DURATIONS, known | dict(seconds), indent=1)
 
 
 def _recommended() -> tuple[str, ...] | None:
@@ -228,19 +235,7 @@ def _check_clean() -> None:
 @contextmanager
 def _only_flow_here() -> Iterator[None]:
     """Hold the project's flow lock; it goes with the process, however that ends."""
-    HOME.mkdir(exist_ok=True)
-    with (HOME / "flow.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise FlowError(
-                f"another flow runs in this folder (process {lock.read().strip()}); wait for it, or use a "
-                f"git worktree for a second plan"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+    with exclusive(paths.FLOW_LOCK, "runs a flow in this folder (a git worktree takes a second plan)"):
         yield
 
 

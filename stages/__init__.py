@@ -1,7 +1,13 @@
 """One thin module per DVC stage: parse arguments, load a section of params.yaml, call one library function, write."""
 
+from __future__ import annotations
+
+import argparse
 import importlib.util
 import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
 
 if importlib.util.find_spec("torch") is None:
     print(
@@ -10,3 +16,52 @@ if importlib.util.find_spec("torch") is None:
         file=sys.stderr,
     )
     sys.exit(2)
+
+from stages import warm
+
+warm.borrow()  # before anything else is imported: a borrowed process has it all
+
+from trainorder.config import Params, ParamsError  # noqa: E402
+from trainorder.files import is_disk_full  # noqa: E402
+from trainorder.process import StageError, die_with_parent  # noqa: E402
+from trainorder.resume import Work, working  # noqa: E402
+
+Stage = Callable[[argparse.Namespace], None]
+
+
+def run(name: str, about: str | None, options: Mapping[str, str], stage: Stage) -> int:
+    """Run a stage on the command line's arguments, all of them required; returns its exit code.
+
+    2 for a mistake in params.yaml or something not built, 1 where the work itself failed in a way we know.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m stages.{name}", description=about)
+    for option, text in options.items():
+        kind = int if option == "--seed" else str
+        parser.add_argument(option, help=text, type=kind, required=True)
+    arguments = parser.parse_args()
+    die_with_parent()
+    try:
+        stage(arguments)
+    except ParamsError as error:
+        return _refuse(str(error), 2)
+    except StageError as error:
+        return _refuse(str(error), 1)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        return _refuse(
+            f"no space left on the disk ({error}). Nothing was left half-written. Make room (`trainorder gc` says "
+            "what can go) and run the same command again: it goes on from the last step checkpoint",
+            1,
+        )
+    return 0
+
+
+def _refuse(text: str, code: int) -> int:
+    print(f"error: {text}", file=sys.stderr)
+    return code
+
+
+def keeping(name: str, params: Params, depends: Mapping[str, Any] | None) -> AbstractContextManager[Work]:
+    """The step checkpoints of a stage, and its lock: see `trainorder.resume.working`."""
+    return working(name, depends, params.flow.checkpoint_seconds)

@@ -6,34 +6,27 @@ the plan is removed there. DVC's cache keeps it: back in the plan, it is restore
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import stages
 from trainorder import fingerprint, paths, plan
 from trainorder.config import ParamsError
-from trainorder.process import die_with_parent
 
 RECORDS = ("manifest.json", "metrics.jsonl", "run.json")
 
 
-def main() -> int:
-    """Exit code 2 for a mistake in params.yaml or a plan.yaml of other params."""
-    die_with_parent()
-    try:
-        current = plan.load()
-    except ParamsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def main(arguments: argparse.Namespace) -> None:
+    current = plan.load()
     if not paths.PLAN.is_file() or paths.PLAN.read_text(encoding="utf-8") != current.text():
-        print("error: plan.yaml does not match params.yaml; run: trainorder plan", file=sys.stderr)
-        return 2
+        raise ParamsError("plan.yaml does not match params.yaml; run: trainorder plan")
     fingerprint.write(current.fingerprints())
     for file in leftovers(set(current.nodes)):
         file.unlink()
         if file.parent != paths.evaluation("x").parent and not any(file.parent.iterdir()):
             file.parent.rmdir()
-    return 0
 
 
 def leftovers(nodes: set[str]) -> Iterator[Path]:
@@ -48,4 +41,4 @@ def leftovers(nodes: set[str]) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stages.run("fingerprint", __doc__, {}, main))

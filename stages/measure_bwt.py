@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import stages
 from trainorder import paths
 from trainorder.config import ParamsError, load_params, read_yaml
+from trainorder.files import write_text
+from trainorder.resume import finished
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def main() -> int:
-    """Exit code 2 for a missing or incomplete evaluation."""
-    argparse.ArgumentParser(prog="python -m stages.measure_bwt", description=__doc__).parse_args()
-    try:
-        text = compute(read_yaml(paths.PLAN))
-    except ParamsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    paths.BWT.parent.mkdir(parents=True, exist_ok=True)
-    temporary = paths.BWT.with_name(f".{paths.BWT.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(paths.BWT)
-    return 0
+def main(arguments: argparse.Namespace) -> None:
+    plan = read_yaml(paths.PLAN)
+    write_text(paths.BWT, compute(plan))
+    for file in plan["evaluations"]:  # DVC has these: nothing will go on from their parts
+        finished(f"evaluate--{Path(file).stem}")
 
 
 def compute(plan: dict[str, Any]) -> str:
@@ -39,7 +30,7 @@ def compute(plan: dict[str, Any]) -> str:
 
     table = read_evaluations([Path(name) for name in plan["evaluations"]])
     config = load_params().measure
-    return to_json(measure(table, from_plan(plan, plan["phases"]), config))
+    return to_json(measure(table, from_plan(plan), config))
 
 
 def read_evaluations(files: list[Path]) -> pd.DataFrame:
@@ -57,4 +48,4 @@ def read_evaluations(files: list[Path]) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stages.run("measure_bwt", __doc__, {}, main))

@@ -5,43 +5,55 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from typing import Any
 
+import stages
 from trainorder import paths
 from trainorder.config import load_params
-from trainorder.process import die_with_parent
+
+OPTIONS = {
+    "--node": "the node to make",
+    "--base": "node the merged ones were trained from",
+    "--merge": "entry of `merges` in params.yaml",
+    "--parents": "nodes to merge, separated by commas",
+    "--tasks": "tasks whose dev scores choose the scale",
+    "--seed": "training seed of these nodes",
+}
 
 
-def main() -> int:
-    """Merge, then write the manifest."""
-    parser = argparse.ArgumentParser(prog="python -m stages.merge", description=__doc__)
-    parser.add_argument("--node", required=True, help="the node to make")
-    parser.add_argument("--base", required=True, help="node the merged ones were trained from")
-    parser.add_argument("--merge", required=True, help="entry of `merges` in params.yaml")
-    parser.add_argument("--parents", required=True, help="nodes to merge, separated by commas")
-    parser.add_argument("--seed", required=True, type=int, help="training seed of these nodes")
-    arguments = parser.parse_args()
-    die_with_parent()
+def main(arguments: argparse.Namespace) -> None:
     start = time.monotonic()
-    config = load_params().merges[arguments.merge]
+    params = load_params()
+    config = params.merges[arguments.merge]
     parents = arguments.parents.split(",")
 
-    from trainorder.lineage import write_manifest
-    from trainorder.merge import merge_folders
+    from trainorder.lineage import inputs, write_manifest
+    from trainorder.merge import merge_folders, tune_scale
 
-    folders = [paths.checkpoint(parent) for parent in parents]
-    merge_folders(
-        paths.checkpoint(arguments.base), folders, paths.checkpoint(arguments.node), config
-    )
-    write_manifest(
-        arguments.node,
-        seed=arguments.seed,
-        params={f"merges.{arguments.merge}": config},
-        code="merge",
-        parents=[arguments.base, *parents],
-        seconds=time.monotonic() - start,
-    )
-    return 0
+    node = arguments.node
+    came_from: dict[str, Any] = {
+        "seed": arguments.seed,
+        "params": {f"merges.{arguments.merge}": config},
+        "code": "merge",
+        "parents": [arguments.base, *parents],
+    }
+    base, *folders = [paths.checkpoint(parent) for parent in came_from["parents"]]
+    with stages.keeping(node, params, inputs(**came_from)) as work:
+        tuned = {}
+        if isinstance(config.scale, list):
+            from trainorder.evaluation import dev_scorer
+
+            scorer = dev_scorer(arguments.tasks.split(","))
+            tuned = tune_scale(base, folders, paths.checkpoint(node), config, scorer)
+        else:
+            merge_folders(base, folders, paths.checkpoint(node), config, work)
+        write_manifest(
+            node,
+            **came_from,
+            measured={"dev_by_scale": {f"{scale:g}": value for scale, value in tuned.items()}},
+            seconds=time.monotonic() - start,
+        )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stages.run("merge", __doc__, OPTIONS, main))

@@ -5,72 +5,102 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from trainorder import paths
-from trainorder.config import ParamsError, load_params
-from trainorder.process import die_with_parent
+import stages
+from trainorder import machine, paths
+from trainorder.config import Params, ParamsError, load_params
 
-
-def main() -> int:
-    """Exit code 2 for a mistake in params.yaml or something not built."""
-    parser = argparse.ArgumentParser(prog="python -m stages.rl", description=__doc__)
-    parser.add_argument("--node", required=True, help="the node to make")
-    parser.add_argument("--parent", required=True, help="the node it is trained from")
-    parser.add_argument("--phase", required=True, help="entry of `phases` in params.yaml")
-    parser.add_argument("--seed", required=True, type=int, help="training seed of the node")
-    arguments = parser.parse_args()
-    die_with_parent()
-    try:
-        train(arguments.node, arguments.parent, arguments.phase, arguments.seed)
-    except ParamsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+OPTIONS = {
+    "--node": "the node to make",
+    "--parent": "the node it is trained from",
+    "--phase": "entry of `phases` in params.yaml",
+    "--variant": "entry of `variants`, or default",
+    "--seed": "training seed of the node",
+}
 
 
-def train(node: str, parent: str, phase_name: str, seed: int) -> None:
+def main(arguments: argparse.Namespace) -> None:
+    params = load_params().variant(arguments.variant)
+    if params.training.backend == "deepspeed":
+        from trainorder.rl import ranks
+
+        if not ranks.launched():  # this process becomes or waits for the launcher of the ranks
+            raise SystemExit(ranks.launch("stages.rl", sys.argv[1:], params.training))
+    train(
+        arguments.node, arguments.parent, arguments.phase, arguments.seed, params, arguments.variant
+    )
+
+
+def train(
+    node: str, parent: str, phase_name: str, seed: int, params: Params, variant: str
+) -> None:
     """Train, then write the manifest."""
     start = time.monotonic()
-    params = load_params()
     if phase_name not in params.phases:
         raise ParamsError(f"no phase {phase_name!r}; there are {', '.join(sorted(params.phases))}")
     phase, rl = params.phases[phase_name], params.phase_rl(phase_name)
 
-    import torch
 
-    from trainorder.lineage import write_manifest
+    from trainorder.lineage import inputs, write_manifest
+    from trainorder.rewards import grading
+    from trainorder.rl import ranks
     from trainorder.rl.trainer import train_phase
+    from trainorder.tasks import load_task
     from trainorder.tracking import Tracker
 
-    torch.set_num_threads(rl.threads)
-    sections = {"rl": rl, f"phases.{phase_name}": phase}
-    shown = {name: section.model_dump() for name, section in sections.items()}
-    tags = {"parent": parent, "phase": phase_name, "kind": phase.kind}
-    with Tracker(node, seed, shown, tags) as tracker:
-        summary = train_phase(
-            paths.checkpoint(parent), paths.checkpoint(node), phase_name, phase, rl, seed, tracker
-        )
-    write_manifest(
-        node,
-        seed=seed,
-        params=sections,
-        code=f"phase_{phase_name}",
-        parents=[parent],
-        data=data_of(summary["tasks"], judged=summary["judged"]),
-        phase=phase_name,
-        steps=summary["steps"],
-        run_id=tracker.run_id,
-        tokens=summary["tokens"],
-        seconds=time.monotonic() - start,
+    grading.configure(params.grading)
+    machine.prepare(rl.threads, paths.checkpoint(parent))
+    sections = {"rl": rl.model_dump(exclude={"alarms"}), f"phases.{phase_name}": phase.model_dump()}
+    sections |= {"rollout": params.rollout.results(), "training": params.training.results()}
+    tags = {"parent": parent, "phase": phase_name, "kind": phase.kind, "variant": variant}
+    sandbox = grading.sandbox_level([load_task(task) for task in phase.tasks])
+    tags |= {"sandbox": sandbox} if sandbox else {}
+    came_from: dict[str, Any] = {
+        "seed": seed,
+        "params": sections,
+        "code": f"phase_{phase_name}" + ("" if variant == "default" else f".{variant}"),
+        "parents": [parent],
+        "data": data_of(phase.tasks),
+    }
+    before, out = paths.checkpoint(parent), paths.checkpoint(node)
+    phase_of = partial(
+        train_phase, before, out, phase_name, phase, rl, seed, rollout=params.rollout, training=params.training
     )
+    if not ranks.is_first():  # one rank keeps the records
+        phase_of(ranks.Silent())
+        return
+    with stages.keeping(node, params, inputs(**came_from)) as work:
+        with Tracker(node, seed, sections, tags, work=work) as tracker:
+            summary = phase_of(tracker, work)
+            tracker.tag("alarms", ", ".join(summary["alarms"]) or "none")
+        write_manifest(
+            node,
+            **came_from,
+            phase=phase_name,
+            steps=summary["steps"],
+            run_id=tracker.run_id,
+            tokens=summary["tokens"],
+            seconds=time.monotonic() - start + work.earlier,
+            alarms=summary["alarms"],
+        )
 
 
-def data_of(tasks: list[str], *, judged: bool) -> list[Path]:
-    """The files a phase reads beside its parent."""
+def data_of(tasks: Iterable[str]) -> list[Path]:
+    """The files a phase reads beside its parent.
+
+    Raises:
+        ParamsError: a task is not built.
+    """
+    from trainorder.tasks import load_task
+
     files = [paths.TASK_DATA / task / "train.jsonl" for task in tasks]
+    judged = any(load_task(task).rewarded_by == "judge" for task in tasks)
     return [*files, paths.JUDGE / "reward"] if judged else files
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stages.run("rl", __doc__, OPTIONS, main))

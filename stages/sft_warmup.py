@@ -5,53 +5,48 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from typing import Any
 
+import stages
 from trainorder import paths
-from trainorder.config import ParamsError, load_params
-from trainorder.process import die_with_parent
+from trainorder.config import load_params
+
+OPTIONS = {"--node": "base node to make, e.g. s0", "--seed": "training seed"}
 
 
-def main() -> int:
-    """Exit code 1 where the gate stays shut, 2 for a mistake in params.yaml or something not built."""
-    parser = argparse.ArgumentParser(prog="python -m stages.sft_warmup", description=__doc__)
-    parser.add_argument("--node", required=True, help="base node to make, e.g. s0")
-    parser.add_argument("--seed", required=True, type=int, help="training seed")
-    arguments = parser.parse_args()
-    die_with_parent()
+def main(arguments: argparse.Namespace) -> None:
     start = time.monotonic()
-    try:
-        params = load_params(paths.PARAMS)
-        sections = {"policy": params.policy, "sft": params.sft}
+    params = load_params()
+    sections = {"policy": params.policy, "sft": params.sft}
 
-        from trainorder.lineage import write_manifest
-        from trainorder.sft import GateError, warm_up
-        from trainorder.tracking import Tracker
+    from trainorder.lineage import inputs, write_manifest
+    from trainorder.rewards import grading
+    from trainorder.sft import warm_up
+    from trainorder.tracking import Tracker
 
-        logged = {name: section.model_dump() for name, section in sections.items()}
-        try:
-            with Tracker(arguments.node, arguments.seed, logged, {"phase": "sft"}) as tracker:
-                summary = warm_up(paths.checkpoint(arguments.node), params, arguments.seed, tracker)
-        except GateError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-    except ParamsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    grading.configure(params.grading)
+    node, seed = arguments.node, arguments.seed
     gate_data = [paths.TASK_DATA / task / "dev.jsonl" for task in params.sft.gate]
-    write_manifest(
-        arguments.node,
-        seed=arguments.seed,
-        params=sections,
-        code="sft_warmup",
-        data=[paths.SFT_DATA, paths.TOKENIZER, *gate_data],
-        phase="sft",
-        steps=summary["steps"],
-        run_id=tracker.run_id,
-        tokens=summary["tokens"],
-        seconds=time.monotonic() - start,
-    )
-    return 0
+    came_from: dict[str, Any] = {
+        "seed": seed,
+        "params": sections,
+        "code": "sft_warmup",
+        "data": [paths.SFT_DATA, paths.TOKENIZER, *gate_data],
+    }
+    shown = {name: section.model_dump() for name, section in sections.items()}
+    with stages.keeping(node, params, inputs(**came_from)) as work:
+        with Tracker(node, seed, shown, {"phase": "sft"}, work=work) as tracker:
+            summary = warm_up(paths.checkpoint(node), params, seed, tracker, work)
+        write_manifest(
+            node,
+            **came_from,
+            phase="sft",
+            steps=summary["steps"],
+            run_id=tracker.run_id,
+            tokens=summary["tokens"],
+            seconds=time.monotonic() - start + work.earlier,
+        )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stages.run("sft_warmup", __doc__, OPTIONS, main))

@@ -5,34 +5,29 @@ from __future__ import annotations
 import argparse
 import sys
 
+import stages
 from trainorder import paths
-from trainorder.config import ParamsError, load_params
-from trainorder.process import die_with_parent
+from trainorder.config import load_params
+
+OPTIONS = {"--base": "node both judges start from and whose answers are compared"}
 
 
-def main() -> int:
-    """Exit code 1 where a judge is too weak, 2 for a mistake in params.yaml or something not built."""
-    parser = argparse.ArgumentParser(prog="python -m stages.train_judge", description=__doc__)
-    parser.add_argument(
-        "--base", required=True, help="node both judges start from and whose answers are compared"
+def main(arguments: argparse.Namespace) -> None:
+    params = load_params()
+
+    from trainorder.lineage import inputs
+    from trainorder.preferences import train_judges
+
+    depends = inputs(
+        seed=0,
+        params={"judge": params.judge},
+        code="train_judge",
+        parents=[arguments.base],
+        data=[paths.TASK_DATA / params.judge.task / "train.jsonl"],
     )
-    arguments = parser.parse_args()
-    die_with_parent()
-    try:
-        params = load_params(paths.PARAMS)
-
-        from trainorder.preferences import AgreementError, train_judges
-
-        try:
-            train_judges(paths.checkpoint(arguments.base), paths.JUDGE, params)
-        except AgreementError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-    except ParamsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    with stages.keeping("judge", params, depends) as work:
+        train_judges(paths.checkpoint(arguments.base), paths.JUDGE, params, work)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stages.run("train_judge", __doc__, OPTIONS, main))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,10 @@ class World:
     samples: int = 4
     key: int = 0
     judged: tuple[str, ...] = ()
+    variant: str = ""
+    """Put into the names of all checkpoints but the bases."""
+    drift: float = 0.0
+    """Standard deviation of the random change that every training run makes to every score."""
 
     def plan(self) -> dict[str, Any]:
         """The content of plan.yaml."""
@@ -39,18 +46,21 @@ class World:
         for seed in self.seeds:
             for chain in chains:
                 for i, phase in enumerate(chain):
-                    node = "--".join([f"s{seed}", *chain[: i + 1]])
-                    parent = node.rpartition("--")[0]
+                    node = self.node(seed, chain[: i + 1])
+                    parent = self.node(seed, chain[:i]) if i else f"s{seed}"
                     entry = {"parent": parent, "phase": phase, "seed": seed}
                     groups["joint" if len(self.phases[phase]) > 1 else "structured"][node] = entry
         orders = {
-            name: {str(s): nodes_of(s, chain) for s in self.seeds}
+            name: {
+                str(s): [self.node(s, chain[: i + 1]) for i in range(len(chain))]
+                for s in self.seeds
+            }
             for name, chain in self.orders.items()
         }
         merges = {
-            f"s{s}--{m}": {
+            self.node(s, [m]): {
                 "base": f"s{s}",
-                "parents": [f"s{s}--{p}" for p in singles],
+                "parents": [self.node(s, [p]) for p in singles],
                 "merge": m,
                 "seed": s,
             }
@@ -65,10 +75,14 @@ class World:
             "bases": {f"s{s}": {"seed": s} for s in self.seeds},
             **groups,
             "orders": orders,
-            "singles": {str(s): {p: f"s{s}--{p}" for p in singles} for s in self.seeds},
+            "singles": {str(s): {p: self.node(s, [p]) for p in singles} for s in self.seeds},
             "merges": merges,
             "evaluations": [f"evaluations/{node}.parquet" for node in nodes],
         }
+
+    def node(self, seed: int, chain: Sequence[str]) -> str:
+        """`s0--math--code`, or `s0--half--math--code` in the variant `half`."""
+        return "--".join([f"s{seed}", *filter(None, [self.variant]), *chain])
 
     def _singles(self) -> list[str]:
         chains = [order for order in self.orders.values() if len(order) > 1]
@@ -89,7 +103,7 @@ class World:
 
     def chain_of(self, node: str) -> list[str]:
         """The phases a node was trained on; a merge counts as its singles' average, here as no phase."""
-        return [part for part in node.split("--")[1:] if part not in self.merges]
+        return [part for part in node.split("--")[1:] if part not in (*self.merges, self.variant)]
 
     def table(self) -> pd.DataFrame:
         """All evaluations."""
@@ -106,6 +120,9 @@ class World:
         """The long table of one node: `samples` graded answers per problem, averaged."""
         seed = int(node.split("--")[0][1:])
         level = self.truth(self.chain_of(node))
+        for i in range(len(node.split("--"))) if self.drift else ():
+            rng = numpy_stream("drift", self.key, *node.split("--")[: i + 1])
+            level = {t: x + self.drift * float(rng.normal()) for t, x in level.items()}
         if node.split("--")[-1] in self.merges:
             level = {task: (x + self.learned) / 2 for task, x in level.items()}
         columns: dict[str, list[np.ndarray]] = {
@@ -151,9 +168,42 @@ class World:
         return metrics
 
 
-def nodes_of(seed: int, chain: Sequence[str]) -> list[str]:
-    """`s0--a`, `s0--a--b`, ... of the phases a, b, ..."""
-    return ["--".join([f"s{seed}", *chain[: i + 1]]) for i in range(len(chain))]
+@dataclass(frozen=True)
+class Varied:
+    """A world and the same under other settings: they share the bases."""
+
+    default: World
+    others: Mapping[str, World]
+
+    def plan(self) -> dict[str, Any]:
+        """The content of plan.yaml, every variant's arms under `variants`."""
+        plan = self.default.plan()
+        plan["variants"] = {}
+        for name, world in self.others.items():
+            other = world.plan()
+            arms = ("phases", "orders", "singles", "merges")
+            plan["variants"][name] = {key: other[key] for key in arms}
+            for group in ("structured", "creative", "joint"):
+                plan[group] |= {n: {**e, "variant": name} for n, e in other[group].items()}
+            known = set(plan["evaluations"])
+            plan["evaluations"] += [file for file in other["evaluations"] if file not in known]
+        return plan
+
+    def nodes(self) -> dict[str, World]:
+        """Checkpoint -> the world it belongs to."""
+        return {n: w for w in [*self.others.values(), self.default] for n in w.nodes()}
+
+    def table(self) -> pd.DataFrame:
+        """All evaluations."""
+        parts = [world.evaluation(node) for node, world in self.nodes().items()]
+        return pd.concat(parts, ignore_index=True)
+
+    def write(self, folder: Path) -> None:
+        """plan.yaml and evaluations, as the pipeline leaves them."""
+        (folder / "evaluations").mkdir(parents=True, exist_ok=True)
+        (folder / "plan.yaml").write_text(json.dumps(self.plan()))
+        for node, world in self.nodes().items():
+            world.evaluation(node).to_parquet(folder / "evaluations" / f"{node}.parquet")
 
 
 SINGLE = ("math", "code", "qa", "creative")
@@ -183,3 +233,23 @@ def default_world(**changes: Any) -> World:
         "judged": ("creative",),
     }
     return World(**{**settings, **changes})
+
+
+def every_order(variants: Mapping[str, float] | None = None, **changes: Any) -> Varied:
+    """All 24 orders of the four default tasks with joint training and two merges; a variant scales the effects."""
+    orders = {"_".join(p): p for p in permutations(SINGLE)}
+    settings: dict[str, Any] = {
+        "phases": {**{t: (t,) for t in SINGLE}, "joint": SINGLE},
+        "orders": {**orders, "joint": ("joint",)},
+        "merges": ("average", "ties"),
+        "effects": HARMFUL,
+        "judged": ("creative",),
+    }
+    default = World(**{**settings, **changes})
+    scaled = {
+        name: {
+            phase: {t: x * factor for t, x in row.items()} for phase, row in default.effects.items()
+        }
+        for name, factor in (variants or {}).items()
+    }
+    return Varied(default, {v: replace(default, variant=v, effects=e) for v, e in scaled.items()})

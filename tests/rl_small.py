@@ -40,7 +40,7 @@ def make_roll(
         problem=[Problem(f"{name}/{i}", name, "?", "1", "1") for i, name in enumerate(names)],
         text=["1"] * rows,
         part={"graded": values, "finished": torch.ones(rows, dtype=torch.float64)},
-        x={name: torch.zeros_like(mask) for name in ("logp", "H", "ref")},
+        x={name: torch.zeros_like(mask) for name in ("logp", "sampler", "H", "ref")},
     )
     return replace(roll, **fields)
 
@@ -79,3 +79,14 @@ def tiny_llama(vocab: int = 23, *, seed: int = 0, layers: int = 2) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).eval()
+
+
+def exact(model: Any) -> Any:
+    """In float64 throughout: transformers' RMSNorm computes in float32, torch's does not."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child).__name__.endswith("RMSNorm"):
+                norm = torch.nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon)
+                norm.weight = child.weight
+                setattr(module, name, norm)
+    return model.double()

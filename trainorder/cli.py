@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from trainorder.config import Params
 
 app = typer.Typer(
     help="In which order should a language model be trained on its skills?",
@@ -22,18 +27,22 @@ app = typer.Typer(
 def check() -> None:
     """Say within a second whether params.yaml can work."""
     with refusing():
-        from trainorder import plan
+        from trainorder import paths, plan
 
         current = plan.load()
+        level = _sandbox(current.params)
     params = current.params
     waiting = plan.pending(params, current.resolved)
     unused = sorted(
         set(params.tasks) - {t for phase in params.phases.values() for t in phase.tasks}
     )
+    variants = f"{1 + len(params.variants)} variants, " if params.variants else ""
     print(
-        f"params.yaml can work: {len(params.orders)} orders of {len(params.phases)} phases over "
-        f"{len(params.tasks)} tasks, {len(params.seeds)} seed(s), {len(current.nodes)} checkpoints"
+        f"{paths.PARAMS} can work: {len(current.orders) + len(waiting)} orders of {len(params.phases)} phases over "
+        f"{len(params.tasks)} tasks, {variants}{len(params.seeds)} seed(s), {len(current.nodes)} checkpoints"
     )
+    if level:
+        print(f"model-written programs run at isolation {level}")
     if waiting:
         print(f"wait for the measured transfer: {', '.join(waiting)}")
     if unused:
@@ -45,8 +54,12 @@ def plan_command(
     resolve: Annotated[
         bool, typer.Option("--resolve", help="Fill in `recommended` from reports/bwt.json.")
     ] = False,
+    params: Annotated[
+        str | None, typer.Option("--params", help="Another file than params.yaml.")
+    ] = None,
 ) -> None:
     """Compile params.yaml into plan.yaml and show what is cached, restorable and to train."""
+    _use(params)
     with refusing():
         from trainorder import plan
         from trainorder.plan import show
@@ -66,13 +79,89 @@ def plan_command(
 
 
 @app.command()
-def run() -> None:
+def run(
+    params: Annotated[
+        str | None, typer.Option("--params", help="Another file than params.yaml.")
+    ] = None,
+) -> None:
     """Bring everything params.yaml asks for up to date, then print which order won and how sure that is."""
+    _use(params)
     with refusing():
         from trainorder import plan
 
-        plan.load()
+        level = _sandbox(plan.load().params)
+    if level:
+        print(f"model-written programs run at isolation {level}", flush=True)
     os.execv(sys.executable, [sys.executable, "-m", "flows.pipeline"])
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="An order, a merge, a phase trained alone, or base.")],
+    b: Annotated[str, typer.Argument(help="What A is compared with.")],
+    metric: Annotated[str, typer.Option(help="Any metric of the evaluations.")] = "score",
+    split: Annotated[str, typer.Option(help="test, or dev.")] = "test",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Is A better than B, on which tasks, from which phase on, and does that survive seeds and variants?"""
+    with refusing():
+        from trainorder import paths
+        from trainorder.config import load_params, read_yaml
+        from trainorder.measure import from_plan
+        from trainorder.measure.compare import compare as compare_arms
+
+        designs = from_plan(read_yaml(paths.PLAN))
+        found = compare_arms(designs, a, b, load_params().measure, metric=metric, split=split)
+    if as_json:
+        _print_json(found)
+        return
+    from trainorder.report import console as answers
+
+    _print(answers.comparison(found))
+
+
+@app.command()
+def recommend(
+    two_stage: Annotated[
+        bool, typer.Option("--two-stage", help="Transfer to phases that were trained before, not from the base.")
+    ] = False,
+    variant: Annotated[str, typer.Option(help="Under which variant of the params.")] = "default",
+    rule: Annotated[str, typer.Option(help="Which of the listed rules --apply takes.")] = "exact",
+    apply: Annotated[bool, typer.Option("--apply", help="Add the order to params.yaml.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Which order the measured transfer recommends, how sure that is, and what to run to be surer."""
+    with refusing():
+        from trainorder.measure.answer import apply_order, recommendation
+
+        bwt, key = recommendation(two_stage=two_stage, variant=variant, rule=rule)
+        applied = apply_order(bwt[key], rule) if apply else None
+    if as_json:
+        _print_json({"variant": variant, "recommended": bwt[key], "applied": applied})
+        return
+    from trainorder.report import console as answers
+
+    _print(answers.recommendation(bwt, key))
+    if applied:
+        print(applied)
+
+
+@app.command()
+def table(
+    out: Annotated[str, typer.Option(help="A file to write instead of the terminal.")] = "",
+) -> None:
+    """All orders as Markdown: predicted by each predictor and measured, under every variant."""
+    with refusing():
+        from pathlib import Path
+
+        from trainorder.measure.answer import load
+        from trainorder.report.markdown import orders_page
+
+        text = orders_page(load())
+    if out:
+        Path(out).write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
 
 
 @app.command()
@@ -85,24 +174,109 @@ def report() -> None:
 
 
 @app.command()
+def verify(
+    node: Annotated[str | None, typer.Argument(help="A node of the plan; all if left out.")] = None,
+    cache: Annotated[bool, typer.Option("--cache", help="Check DVC's cache too.")] = False,
+) -> None:
+    """Compute all hashes anew and name what differs from the records: checkpoint, parents, data, params, code."""
+    with refusing():
+        from trainorder import verify
+
+        found = verify.verify(node) + (verify.verify_cache() if cache else [])
+    for line in found:
+        print(line)
+    if found:
+        print(f"{len(found)} difference(s)", file=sys.stderr)
+        raise typer.Exit(1)
+    print(f"{node or 'every node'}: as recorded")
+
+
+@app.command()
+def gc(
+    yes: Annotated[bool, typer.Option("--yes", help="Do it.")] = False,
+    uncommitted: Annotated[
+        bool, typer.Option("--uncommitted", help="Results that no git commit names too.")
+    ] = False,
+) -> None:
+    """Show what can be freed, and with --yes free it; what committed plans need stays."""
+    with refusing():
+        from trainorder import storage
+
+        with storage.nothing_running():
+            found = storage.candidates(uncommitted=uncommitted)
+            for item in found:
+                print(f"{storage.size_text(item.size):>10}  {item.what}")
+            total = storage.size_text(sum(item.size for item in found))
+            if yes:
+                storage.free(found)
+    print(f"{total:>10}  {'freed' if yes else 'would be freed; add --yes to do it'}")
+
+
+@app.command()
 def ui(
     prefect_port: Annotated[int, typer.Option(help="Another is taken if it is busy.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="Another is taken if it is busy.")] = 5000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; anything but loopback opens both to the network.")
+    ] = "127.0.0.1",
 ) -> None:
     """Open MLflow and Prefect on loopback over what was run; Ctrl-C stops both."""
     with refusing():
         from trainorder.ui import serve
 
-        serve(prefect_port, mlflow_port)
+        serve(prefect_port, mlflow_port, host)
+
+
+def _sandbox(params: Params) -> str:
+    """The isolation of model-written programs here, refused below `grading.isolation`; empty where no task runs any."""
+    from trainorder.rewards import grading
+    from trainorder.tasks import make_task
+
+    grading.configure(params.grading)
+    return grading.sandbox_level([make_task(name, task) for name, task in params.tasks.items()])
+
+
+def _print(parts: Iterable[RenderableType]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    for part in parts:
+        console.print(part)
+
+
+def _print_json(document: object) -> None:
+    import json
+    import math
+
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {str(k): plain(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    print(json.dumps(plain(document), indent=1, allow_nan=False))
+
+
+def _use(params: str | None) -> None:
+    """Let this command and all it starts read another file than params.yaml."""
+    from trainorder.config import PARAMS_VARIABLE
+
+    if params is not None:
+        os.environ[PARAMS_VARIABLE] = params
 
 
 @contextmanager
 def refusing() -> Iterator[None]:
     """Turn wrong input into one line on stderr and exit code 2."""
     from trainorder.config import ParamsError
+    from trainorder.process import Busy
 
     try:
         yield
+    except Busy as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
     except (ParamsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None

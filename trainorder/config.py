@@ -8,6 +8,8 @@ tasks and the pieces of the RL step (does an order name an existing phase? does 
 from __future__ import annotations
 
 import difflib
+import math
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -15,7 +17,23 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-NAME = re.compile(r"[a-z][a-z0-9_]*")
+NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+MAX_YAML = 64 << 20
+"""Bytes of a YAML file."""
+MAX_PARAMS = 256 << 10
+"""Bytes of params.yaml."""
+MAX_NODES, MAX_DEPTH, MAX_TEXT, MAX_NUMBER = 20_000, 20, 4096, 10**12
+"""Values, levels, characters of a text and size of an integer in params.yaml."""
+SECRET = re.compile(
+    r"\b(sk-|rk-|pk-|hf_|ghp_|gho_|ghs_|github_pat_|glpat-|xox[abp]-|AIza|AKIA|gsk_|dckr_pat_|nvapi-)[\w-]{12,}"
+    r"|\beyJ[\w-]{10,}\.[\w-]{10,}|-----BEGIN|^Bearer\s|://[^/\s:@]*:[^/\s@]+@"
+)
+"""What API keys, tokens, private keys and addresses with a password look like."""
+SECRET_KEY = re.compile(r"(api_?key|secret|password|passwd|credential|access_?token|auth_?token)", re.IGNORECASE)
+NO_SECRETS = (
+    "this looks like a secret, and params are copied into manifests, MLflow and reports; put it into an environment "
+    "variable and name that (judge.endpoint.api_key_env). Its value is not repeated here"
+)
 
 
 class ParamsError(ValueError):
@@ -25,20 +43,32 @@ class ParamsError(ValueError):
 class Section(BaseModel):
     """Base of all sections: frozen, strict types, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+    )
 
 
 def _check_name(name: Any) -> str:
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise ValueError(f"name {name!r} is not allowed: use a-z, 0-9 and _, beginning with a letter")
+        raise ValueError(f"name {_shown(name)} is not allowed: use a-z, 0-9 and _, beginning with a letter, at most 64")
     return name
 
 
 Name = Annotated[str, BeforeValidator(_check_name)]
 """Names become file names and DVC stage names, where other characters break every dvc command."""
 
+Positive = Annotated[float, Field(gt=0)]
+
 Piece = str | dict[str, dict[str, Any]]
 """A piece of the RL step: `grpo`, or with options `{clipped_surrogate: {clip_high: 0.28}}`."""
+
+
+IsolationLevel = Literal["process", "filtered", "namespaces"]
+"""How far the sandbox is cut off, weakest first; see trainorder/rewards/sandbox_isolation.py."""
 
 
 class PolicyConfig(Section):
@@ -56,6 +86,8 @@ class PolicyConfig(Section):
     """Inner width of the tiny model's SwiGLU."""
     max_positions: int = Field(default=192, ge=16)
     """Longest prompt plus completion the tiny model can see, tokens."""
+    trust_remote_code: bool = False
+    """True: run Python code that a model brings along (`auto_map` in its config.json). Recorded in the manifest."""
 
 
 class TaskConfig(Section):
@@ -127,9 +159,36 @@ class SftConfig(Section):
     """Micro-batches computed side by side; changes the time, never the checkpoint."""
 
 
+class EndpointConfig(Section):
+    """An OpenAI-compatible chat endpoint that judges; asked twice per pair, once in each position."""
+
+    base_url: str = ""
+    """Address up to and with the version, e.g. http://127.0.0.1:8000/v1."""
+    model: str = ""
+    """Model name the endpoint knows."""
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Z][A-Z0-9_]{0,63}$")
+    """NAME of the environment variable that holds the key, e.g. OPENAI_API_KEY; null for an endpoint without one."""
+    timeout_seconds: float = Field(default=60.0, gt=0, le=3600)
+    """Of one request."""
+    retries: int = Field(default=5, ge=0, le=100)
+    """Repetitions of a request that met an error of the server, with growing pauses."""
+    outage_seconds: float = Field(default=600.0, ge=0, le=86400)
+    """How long to wait for an endpoint that is away or says "too many requests"; then the stage stops, resumable."""
+    concurrency: int = Field(default=8, ge=1, le=256)
+    """Requests at the same time."""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """Upper bound; null for none."""
+    max_tokens: int = Field(default=8, ge=1, le=4096)
+    """Of a reply; it is one word."""
+
+
 class JudgeConfig(Section):
     """Two Bradley-Terry preference models: `reward` pays the creative phases, `evaluation` is used in no training."""
 
+    backend: Literal["local", "endpoint"] = "local"
+    """local: two preference models trained here; endpoint: the model behind `endpoint` in both roles."""
+    endpoint: EndpointConfig = Field(default_factory=EndpointConfig)
+    """Used by the backend `endpoint` only."""
     task: Name = "creative"
     """The task whose answers are compared."""
     prompts: int = Field(default=600, ge=1)
@@ -158,6 +217,17 @@ class JudgeConfig(Section):
     """Judges trained side by side, one CPU thread each; changes the time, never the result."""
 
 
+class GradingConfig(Section):
+    """Bounds on graders. They skip an answer or stop a stage; the grade of an answer that keeps them never changes."""
+
+    isolation: IsolationLevel = "filtered"
+    """Least isolation of model-written programs: process, filtered or namespaces; a machine that offers less is refused."""
+    seconds: float = Field(default=30.0, gt=0, le=3600)
+    """Clock time a verifier may take for one answer; after that the answer has no grade."""
+    max_unscored: float = Field(default=0.2, ge=0, le=1)
+    """Share of a task's newest 256 answers that may have no grade (verifier or judge); above it the stage stops."""
+
+
 class MethodConfig(Section):
     """The RL step as a row of named pieces (trainorder/rl/pieces.py), in the order they run."""
 
@@ -177,6 +247,23 @@ class MethodConfig(Section):
     """How token losses become one number: mean over tokens, mean of sequence means, sum over batch x length, mean of prompt means."""
     denominator: Literal["mask", "weight"] = "mask"
     """Divide by all response tokens, or by the tokens that kept weight."""
+
+
+class AlarmConfig(Section):
+    """When a step looks like training that drifts off silently; alarms are shown and change nothing."""
+
+    entropy_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Mean entropy below this share of the phase's start: the policy collapses onto few answers."""
+    kl: float = Field(default=0.5, gt=0)
+    """KL(sampler || trainer) per token above this: the rollouts are no longer the policy's own."""
+    length_factor: float = Field(default=3.0, gt=1)
+    """Mean length above this multiple of the phase's start, or below its inverse."""
+    unscored: float = Field(default=0.25, ge=0, le=1)
+    """Share of rollouts that could not be graded above this."""
+    grad_norm: float = Field(default=100.0, gt=0)
+    """Gradient norm before clipping above this."""
+    patience: int = Field(default=3, ge=1)
+    """Steps in a row beyond a bound before its alarm sounds."""
 
 
 class RlConfig(Section):
@@ -204,8 +291,80 @@ class RlConfig(Section):
     """Padded tokens per forward; bounds memory, never changes the result beyond rounding."""
     method: MethodConfig = Field(default_factory=MethodConfig)
     """The pieces of the step."""
+    sampler: Piece = "weights"
+    """Which task the next prompts come from, in a phase of several (trainorder/rl/samplers.py): `weights`, `dump`, ..."""
+    curriculum: Piece = "together"
+    """Which of the phase's tasks are open at a step (trainorder/rl/samplers.py): `together`, `{unlock: {...}}`, ..."""
+    serial_tasks: bool = False
+    """True: each step visits its tasks in random order, one optimiser update for each, instead of one for all."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """After an update whose loss, gradient or log-probabilities are not finite was refused: stop the phase, or go on without it."""
+    alarms: AlarmConfig = Field(default_factory=AlarmConfig)
+    """Bounds of the alarms; a changed bound retrains nothing and holds from the next training on."""
+    task_lr: dict[Name, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Task -> factor on lr, 1 where not named. An update on one task's rows takes it as it is; one on rows of several
+    tasks multiplies each task's share of the loss, which AdamW feels as a weight among tasks, not as a step size."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of a phase; with one each, two phases run side by side on two cores."""
+
+
+class RolloutConfig(Section):
+    """The engine that samples in RL phases. Evaluation always uses the torch engine."""
+
+    backend: Literal["torch", "vllm"] = "torch"
+    """torch: in this process with the live weights. vllm: in this process too, weights pushed after every update."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision vLLM computes in; auto is training.dtype. The torch engine samples in fp32."""
+    max_model_len: int | None = Field(default=None, ge=16)
+    """Longest prompt plus answer vLLM makes room for, tokens; null takes the model's own limit."""
+    gpu_memory_share: float = Field(default=0.4, gt=0, lt=1)
+    """Share of a GPU's memory for vLLM's weights and cache; the trainer needs the rest. Changes no result."""
+    cpu_cache_gib: int = Field(default=1, ge=1)
+    """Memory for vLLM's key/value cache where it runs on the CPU. Changes no result."""
+
+    def results(self) -> dict[str, Any]:
+        """What can change a checkpoint; vLLM's settings only where it samples."""
+        if self.backend == "torch":
+            return {"backend": "torch"}
+        return self.model_dump(exclude={"gpu_memory_share", "cpu_cache_gib"})
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (arXiv:2106.09685, by peft) in place of full weights; saved merged into the weights."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the adapters."""
+    alpha: float = Field(default=32.0, gt=0)
+    """Their output is multiplied by alpha / rank."""
+    target: list[str] | Literal["all-linear"] = "all-linear"
+    """Module names that get an adapter, e.g. [q_proj, v_proj]; all-linear takes every linear layer but the head."""
+
+
+class TrainingConfig(Section):
+    """How RL phases compute updates."""
+
+    backend: Literal["local", "deepspeed"] = "local"
+    """local: one process, plain torch. deepspeed: ZeRO over several ranks, started by the stage."""
+    ranks: int = Field(default=1, ge=1)
+    """Processes of the deepspeed backend on this machine, one per GPU; with a hostfile its slots count instead."""
+    zero_stage: Literal[1, 2, 3] = 2
+    """What ZeRO splits over the ranks: 1 optimiser state, 2 gradients too, 3 weights too (arXiv:1910.02054)."""
+    hostfile: str | None = None
+    """DeepSpeed hostfile (lines `host slots=8`): train on these machines, started by the deepspeed launcher."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """bf16: forward and backward in bfloat16 (autocast); weights, gradients and optimiser state stay fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the policy lives; auto takes a GPU if there is one."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time, the same gradient."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of all weights; null trains all."""
+
+    def results(self) -> dict[str, Any]:
+        """What can change a checkpoint; ZeRO's settings only where it trains."""
+        machine = {"hostfile", "device", "gradient_checkpointing"}
+        zero = {"ranks", "zero_stage"} if self.backend == "local" else set[str]()
+        return self.model_dump(exclude=machine | zero)
 
 
 class PhaseConfig(Section):
@@ -221,17 +380,38 @@ class PhaseConfig(Section):
     """Overrides of the `rl` section for this phase, e.g. `{lr: 1.5e-4}`; nested sections merge key by key."""
 
 
+class PhaseOverride(Section):
+    """What a variant changes in one phase."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Another number of steps; null keeps the phase's own."""
+    tasks: dict[Name, float] | None = Field(default=None, min_length=1)
+    """Other tasks and weights, in place of the phase's own; null keeps them."""
+    rl: dict[str, Any] = Field(default_factory=dict)
+    """Overrides on top of the phase's own `rl`."""
+
+
+class VariantConfig(Section):
+    """The whole plan once more under other settings of the RL phases; data, SFT and judges are shared."""
+
+    rl: dict[str, Any] = Field(default_factory=dict)
+    """Overrides of the `rl` section, e.g. `{lr: 1.5e-4}`. A phase that sets the same key itself keeps its own."""
+    phases: dict[Name, PhaseOverride] = Field(default_factory=dict)
+    """Phase -> what is different there."""
+
+
 class MergeConfig(Section):
     """A checkpoint merged from others, without training."""
 
     of: Literal["singles"] = "singles"
     """Which checkpoints: the single-phase nodes, each trained from the base on one phase of the orders."""
-    method: Literal["average", "task_arithmetic", "ties", "dare"]
-    """average of weights; base + scale * sum of deltas; TIES (arXiv 2306.01708); DARE (arXiv 2311.03099)."""
+    method: Literal["average", "task_arithmetic", "ties", "dare", "dare_ties"]
+    """average of weights; base + scale * sum of deltas; TIES (arXiv 2306.01708); DARE (arXiv 2311.03099); DARE's random
+    deltas merged by TIES' elected signs."""
     density: float = Field(default=1.0, gt=0, le=1)
     """Share of each delta's entries kept by TIES (largest) and DARE (random)."""
-    scale: float = Field(default=1.0, gt=0)
-    """Factor on the merged delta; average ignores it."""
+    scale: Positive | Annotated[list[Positive], Field(min_length=1)] = 1.0
+    """Factor on the merged delta; average ignores it. Of a list, the one with the best mean dev score is kept."""
     seed: int = Field(default=0, ge=0)
     """Seed of DARE's random mask."""
 
@@ -263,9 +443,24 @@ class FlowConfig(Section):
 
     workers: int = Field(default=2, ge=1)
     """Nodes trained at the same time; workers x threads should not exceed the cores."""
+    checkpoint_seconds: float = Field(default=60.0, ge=0)
+    """Seconds of work between two step checkpoints of a stage: what a kill or a crash can cost. 0: after every step."""
 
 
-Order = Annotated[list[Name], Field(min_length=1)] | Literal["recommended", "recommended_reverse"]
+class Permutations(Section):
+    """Every order of some phases, each an order of its own."""
+
+    all: Annotated[list[Name], Field(min_length=2)]
+    """Phases to permute; the order of `math` before `qa` is called `math_qa`."""
+
+
+Order = (
+    Annotated[list[Name], Field(min_length=1)]
+    | Literal["recommended", "recommended_reverse"]
+    | Permutations
+)
+DEFAULT = "default"
+"""The variant that is params.yaml as written."""
 
 
 class Params(Section):
@@ -283,16 +478,24 @@ class Params(Section):
     """Preference models."""
     rl: RlConfig = Field(default_factory=RlConfig)
     """RL defaults."""
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    """What samples in RL phases."""
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    """What computes their updates."""
     phases: dict[Name, PhaseConfig] = Field(min_length=1)
     """Phase name -> what it trains."""
     orders: dict[Name, Order] = Field(min_length=1)
     """Order name -> phases in sequence, or `recommended` / `recommended_reverse`: filled in from the measured transfer."""
     merges: dict[Name, MergeConfig] = Field(default_factory=dict)
     """Merge name -> how to merge."""
+    variants: dict[Name, VariantConfig] = Field(default_factory=dict)
+    """Variant name -> overrides; every order, single and merge is also trained under each. Comparisons stay within one."""
     seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
     """Training seeds. Each has its own SFT warm-up, so replicates never share a checkpoint."""
     allow_unequal_budgets: bool = False
     """True: compare orders although they differ in steps or prompts."""
+    grading: GradingConfig = Field(default_factory=GradingConfig)
+    """Bounds on verifiers, judges and the sandbox."""
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     """Scoring."""
     measure: MeasureConfig = Field(default_factory=MeasureConfig)
@@ -303,6 +506,34 @@ class Params(Section):
     def phase_rl(self, phase: str) -> RlConfig:
         """The RL settings of one phase: the `rl` section with the phase's own overrides on top."""
         return phase_rl(self.rl, self.phases[phase])
+
+    def variant(self, name: str) -> Params:
+        """These params under a variant's overrides; `default` changes nothing.
+
+        Raises:
+            ParamsError: no such variant.
+        """
+        if name == DEFAULT:
+            return self
+        if name not in self.variants:
+            names = [DEFAULT, *self.variants]
+            raise ParamsError(
+                f"no variant {name!r}; there are {', '.join(names)}{did_you_mean(name, names)}"
+            )
+        chosen = self.variants[name]
+        phases = dict(self.phases)
+        for phase, over in chosen.phases.items():
+            old = phases[phase]
+            changes = {k: v for k, v in (("steps", over.steps), ("tasks", over.tasks)) if v}
+            phases[phase] = old.model_copy(
+                update={**changes, "rl": _merged(old.rl, over.rl)}
+            )
+        rl = RlConfig.model_validate(_merged(self.rl.model_dump(), chosen.rl))
+        return self.model_copy(update={"rl": rl, "phases": phases})
+
+    def variant_names(self) -> list[str]:
+        """`default`, then the others."""
+        return [DEFAULT, *self.variants]
 
 
 def phase_rl(rl: RlConfig, phase: PhaseConfig) -> RlConfig:
@@ -315,36 +546,86 @@ def phase_rl(rl: RlConfig, phase: PhaseConfig) -> RlConfig:
     return RlConfig.model_validate(_merged(rl.model_dump(), phase.rl))
 
 
-def load_params(path: Path | str = "params.yaml") -> Params:
-    """Read and check params.yaml.
+PARAMS_VARIABLE = "TRAINORDER_PARAMS"
+"""Environment variable naming another file than params.yaml; `trainorder run --params` sets it for all its stages."""
+
+
+def params_file() -> Path:
+    """params.yaml, or the file that TRAINORDER_PARAMS names."""
+    return Path(os.environ.get(PARAMS_VARIABLE) or "params.yaml")
+
+
+def load_params(path: Path | str | None = None) -> Params:
+    """Read and check params.yaml, or the file that takes its place (`params_file`).
 
     Raises:
         ParamsError: the file is missing, is not YAML, or holds an unknown key or a bad value.
     """
-    return parse_params(read_yaml(Path(path)), source=str(path))
+    file = params_file() if path is None else Path(path)
+    return parse_params(read_yaml(file, MAX_PARAMS), source=str(file))
 
 
-def read_yaml(path: Path) -> Any:
-    """YAML 1.2 as DVC reads it (`3e-4` is a number, a repeated key is an error)."""
+def remote_code_allowed() -> bool:
+    """Whether params.yaml of this folder sets `policy.trust_remote_code`; without a params.yaml, no."""
+    path = params_file()
+    return path.is_file() and load_params(path).policy.trust_remote_code
+
+
+def read_yaml(path: Path, most: int = MAX_YAML) -> Any:
+    """YAML 1.2 as DVC reads it (`3e-4` is a number, a repeated key is an error), of at most `most` bytes."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     if not path.is_file():
         raise ParamsError(f"{path} not found: run this in the project folder, where params.yaml lies")
     try:
+        if path.stat().st_size > most:
+            raise ParamsError(f"{path} has {path.stat().st_size} bytes, at most {most} are read")
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path} is not valid YAML: {error}") from None
+    except RecursionError:
+        raise ParamsError(f"{path} is not valid YAML here: nested too deep") from None
+    except OSError as error:
+        raise ParamsError(f"{path} cannot be read: {error.strerror}") from None
+    except (YAMLError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        if isinstance(error, ParamsError):
+            raise
+        text = str(error) if len(str(error)) < 2000 else f"{str(error)[:2000]} ..."
+        if not isinstance(error, YAMLError | UnicodeDecodeError):
+            text = f"{_culprit(path)}{text}"
+        raise ParamsError(f"{path} is not valid YAML: {text}") from None
+
+
+def _culprit(path: Path) -> str:
+    """Key and line of the first scalar that no Python value can be made of; the parser's own error names none."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    todo: list[tuple[str, Any]] = [("", yaml.compose(path.read_text(encoding="utf-8")))]
+    for where, node in (todo.pop() for _ in range(MAX_NODES) if todo):
+        if isinstance(node.value, list):
+            for number, item in enumerate(node.value):
+                key, value = item if isinstance(item, tuple) else (None, item)
+                name = str(number) if key is None else str(key.value)[:100]
+                todo.append((f"{where}.{name}".lstrip("."), value))
+            continue
+        try:
+            YAML(typ="safe", pure=True).constructor.construct_object(node)
+        except (ValueError, ArithmeticError, TypeError):
+            return f"{where} (line {node.start_mark.line + 1}): "
+    return ""
 
 
 def parse_params(data: Any, source: str = "params.yaml") -> Params:
     """Check the content of params.yaml; see `load_params`."""
     if not isinstance(data, dict):
         raise ParamsError(f"{source} must hold keys like `phases:` and `orders:`, got {type(data).__name__}")
+    _check_plain(source, data)
     try:
         params = Params.model_validate(data)
         for name, phase in params.phases.items():
-            _parse_phase_overrides(name, params.rl, phase)
+            _parse_phase_overrides(f"phases.{name}.rl", params.rl, phase)
+        for name, variant in params.variants.items():
+            _parse_variant(name, variant, params)
     except ValidationError as error:
         raise ParamsError("\n".join(_explain(source, Params, data, e) for e in error.errors())) from None
     except ParamsError as error:
@@ -352,13 +633,76 @@ def parse_params(data: Any, source: str = "params.yaml") -> Params:
     return params
 
 
-def _parse_phase_overrides(name: str, rl: RlConfig, phase: PhaseConfig) -> None:
+def _check_plain(source: str, data: Any) -> None:
+    """Refuse what no params file needs, before anything expands, compares or prints it: bombs, absurd numbers, secrets."""
+    todo: list[tuple[tuple[str, ...], Any]] = [((), data)]
+    for _ in range(MAX_NODES):
+        if not todo:
+            return
+        loc, value = todo.pop()
+        where = f"{source}: {'.'.join(loc)}" if loc else source
+        if len(loc) > MAX_DEPTH:
+            raise ParamsError(f"{source}: {'.'.join(loc[:4])}...: nested deeper than {MAX_DEPTH} levels")
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if not isinstance(key, str) or len(key) > 200 or not key.isprintable():
+                    raise ParamsError(f"{where}: a key must be a short text, got {_shown(key)}")
+                if SECRET_KEY.search(key) and not key.endswith("_env") and isinstance(item, str):
+                    raise ParamsError(f"{where}{'.' if loc else ': '}{key}: {NO_SECRETS}")
+                todo.append(((*loc, key), item))
+        elif isinstance(value, (list, tuple)):
+            todo += [((*loc, str(i)), item) for i, item in enumerate(value)]
+        elif isinstance(value, str):
+            if SECRET.search(value):
+                raise ParamsError(f"{where}: {NO_SECRETS}")
+            if len(value) > MAX_TEXT or any(c in value for c in "\0\x1b") or (not value.isascii() and _broken(value)):
+                raise ParamsError(f"{where}: a text of at most {MAX_TEXT} characters that UTF-8 can hold, got {_shown(value)}")
+        elif isinstance(value, int) and abs(value) > MAX_NUMBER:
+            raise ParamsError(f"{where}: at most {MAX_NUMBER} is allowed, got a number of {value.bit_length()} bits")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ParamsError(f"{where}: must be a finite number, got {value}")
+        elif not isinstance(value, (bool, int, float, type(None))):
+            raise ParamsError(f"{where}: must be text, number, list or mapping, got {type(value).__name__}")
+    raise ParamsError(f"{source}: more than {MAX_NODES} values (aliases counted as often as they are used); remove some")
+
+
+def _broken(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _parse_phase_overrides(where: str, rl: RlConfig, phase: PhaseConfig) -> None:
     try:
         phase_rl(rl, phase)
     except ValidationError as error:
         merged = _merged(rl.model_dump(), phase.rl)
-        text = "; ".join(_explain(f"phases.{name}.rl", RlConfig, merged, e) for e in error.errors())
+        text = "; ".join(_explain(where, RlConfig, merged, e) for e in error.errors())
         raise ParamsError(text) from None
+
+
+def _parse_variant(name: str, variant: VariantConfig, params: Params) -> None:
+    where, phases = f"variants.{name}", sorted(params.phases)
+    if name == DEFAULT:
+        raise ParamsError(f"{where}: {DEFAULT!r} is the params as written; take another name")
+    for phase in variant.phases:
+        if phase not in params.phases:
+            raise ParamsError(
+                f"{where}.phases: no phase {phase!r}; there are {', '.join(phases)}"
+                f"{did_you_mean(phase, phases)}"
+            )
+    whole = PhaseConfig(kind="mixed", tasks={"any": 1.0}, steps=1, rl=variant.rl)
+    _parse_phase_overrides(f"{where}.rl", params.rl, whole)
+    changed = params.variant(name)
+    for phase, config in changed.phases.items():
+        _parse_phase_overrides(f"{where}.phases.{phase}.rl", changed.rl, config)
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -388,7 +732,7 @@ def _explain(source: str, model: type[BaseModel], data: Any, error: Any) -> str:
     if error["type"] == "missing":
         return f"{where}: this key is required"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {message[0].lower()}{message[1:]}, got {error['input']!r}"
+    return f"{where}: {message[0].lower()}{message[1:]}, got {_shown(error['input'])}"
 
 
 def _is_data_key(part: Any) -> bool:

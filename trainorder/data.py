@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from trainorder import paths
 from trainorder.config import Params, ParamsError, TaskConfig
+from trainorder.files import write_json, write_text
 from trainorder.streams import stream
 from trainorder.tasks import make_task
 from trainorder.tasks.base import SPLITS, Problem, Split, Task, split_of
+from trainorder.tasks.jsonl import Dropped, Jsonl
 
 SPECIALS = {
     "pad_token": "<pad>",
@@ -52,10 +54,12 @@ def build(params: Params) -> None:
     drills: list[dict[str, str]] = []
     built: dict[str, dict[Split, list[Problem]]] = {}
     for name, config in params.tasks.items():
-        built[name] = draw_problems(name, tasks[name], config, seed)
-        own = list(_demonstrations(name, tasks[name], config.demonstrations, seed))
+        built[name], own, dropped = _make(name, tasks[name], config, seed)
         lines = list(_drills(name, tasks[name], config.drills, seed))
         summary[name] = _measure(name, config, built[name], own, lines, vocabulary)
+        if dropped:
+            print(f"warning: tasks.{name}: {len(dropped)} rows dropped, see {paths.TASK_DATA.parent}/summary.json", file=sys.stderr)
+            summary[name]["dropped"] = [str(row) for row in dropped]
         demonstrations += own
         drills += lines
     for name, config in params.tasks.items():
@@ -65,7 +69,29 @@ def build(params: Params) -> None:
     write_jsonl(paths.SFT_DATA / "drills.jsonl", drills)
     write_tokenizer(paths.TOKENIZER, vocabulary)
     report = {"vocabulary": len(vocabulary) + len(SPECIALS), "tasks": summary}
-    write_whole(paths.TASK_DATA.parent / "summary.json", json.dumps(report, indent=2) + "\n")
+    write_json(paths.TASK_DATA.parent / "summary.json", report)
+
+
+def _make(
+    name: str, task: Task, config: TaskConfig, seed: int
+) -> tuple[dict[Split, list[Problem]], list[dict[str, str]], list[Dropped]]:
+    """Problems and demonstrations, drawn or read from the user's files, and the rows of these that were dropped."""
+    if not isinstance(task, Jsonl):
+        problems = draw_problems(name, task, config, seed)
+        return problems, list(_demonstrations(name, task, config.demonstrations, seed)), []
+    found, dropped = task.read(name)
+    wanted: dict[Split, int] = {"train": config.train, "dev": config.dev, "test": config.test}
+    for split, count in wanted.items():
+        if len(found[split]) < count:
+            raise ParamsError(
+                f"tasks.{name}.{split}: {count} problems asked for, {getattr(task, split)} has {len(found[split])} "
+                f"usable rows; ask for fewer"
+            )
+    splits: dict[Split, list[Problem]] = {s: problems[: wanted[s]] for s, problems in found.items()}
+    train = splits["train"]
+    shown = [train[i % len(train)] for i in range(config.demonstrations)]
+    own = [{"task": name, "prompt": p.prompt, "completion": p.gold} for p in shown]
+    return splits, own, dropped
 
 
 def draw_problems(
@@ -156,26 +182,15 @@ def write_tokenizer(folder: Path, vocabulary: Iterable[str]) -> None:
         "padding_side": "left",
         "chat_template": CHAT_TEMPLATE,
     }
-    write_whole(
+    write_text(
         folder / "tokenizer.json", json.dumps(tokenizer, indent=1, ensure_ascii=False) + "\n"
     )
-    write_whole(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+    write_json(folder / "tokenizer_config.json", config)
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """One JSON object per line."""
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write to a temporary name beside `path`, sync, rename: a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _named(problem: Problem, name: str) -> Problem:
@@ -228,7 +243,7 @@ def _measure(
     demonstrations: list[dict[str, str]],
     drills: list[dict[str, str]],
     vocabulary: set[str],
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Count, add all pieces to the vocabulary, and check that answers fit."""
 
     def longest(texts: Iterable[str]) -> int:
@@ -272,7 +287,7 @@ def _write_task(
         "rewarded_by": task.rewarded_by,
         "max_new_tokens": config.max_new_tokens,
     }
-    write_whole(folder / "task.json", json.dumps(card, indent=2) + "\n")
+    write_json(folder / "task.json", card)
 
 
 def _remove_others(folder: Path, names: set[str]) -> None:

@@ -24,12 +24,15 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from trainorder import paths
 from trainorder.config import EvaluationConfig, ParamsError
 from trainorder.policy import Policy
+from trainorder.resume import NOTHING, Saved, Work
+from trainorder.rewards import grading
 from trainorder.streams import torch_stream
 from trainorder.tasks import load_problems, load_task
 from trainorder.tasks.base import Problem, Split, Task
@@ -37,7 +40,7 @@ from trainorder.tasks.base import Problem, Split, Task
 if TYPE_CHECKING:
     import pandas as pd
 
-    from trainorder.rollout import Completions
+    from trainorder.rollout import Completions, Engine
 
 T = TypeVar("T")
 
@@ -45,6 +48,9 @@ POOLED = "*"
 """The `problem` of a value that belongs to a whole split."""
 
 SPLITS: tuple[Split, ...] = ("dev", "test")
+
+_TENSORS = ("ids", "mask", "logps", "entropies", "finished")
+"""The tensors of Completions."""
 
 BATCH_TOKENS = 4096
 BATCH_LOGITS = 2**23
@@ -85,7 +91,9 @@ class Answers:
     entropy_fixed: Sequence[float]
 
 
-def evaluate(node: str, checkpoint: Path, seed: int, config: EvaluationConfig) -> pd.DataFrame:
+def evaluate(
+    node: str, checkpoint: Path, seed: int, config: EvaluationConfig, work: Work = NOTHING
+) -> pd.DataFrame:
     """The long table of a checkpoint: columns node, seed, split, task, problem, metric, value.
 
     Every checkpoint is sampled with the same random numbers, keyed by (evaluation.seed, task, split).
@@ -96,7 +104,37 @@ def evaluate(node: str, checkpoint: Path, seed: int, config: EvaluationConfig) -
     exams = built_exams()
     policy = Policy.load(checkpoint)
     judged = any(exam.task.rewarded_by == "judge" for exam in exams)
-    return tabulate(node, seed, examine(policy, exams, _load_judges() if judged else {}, config))
+    judges = _load_judges() if judged else {}
+    return tabulate(node, seed, examine(policy, exams, judges, config, work))
+
+
+DEV_SAMPLES = 2
+"""Answers per dev problem where a scale is chosen: paired over scales, so few suffice."""
+
+
+def dev_scorer(tasks: Sequence[str]) -> Callable[[Path], float]:
+    """Checkpoint folder -> mean `score` over these tasks' dev problems: what choices are made by."""
+    exams = [_load_exam(name, "dev") for name in tasks]
+    judges = _load_judges() if any(e.task.rewarded_by == "judge" for e in exams) else {}
+    config = EvaluationConfig(samples=DEV_SAMPLES)
+
+    def score(checkpoint: Path) -> float:
+        from trainorder.rollout import TorchEngine
+
+        policy = Policy.load(checkpoint)
+        engine = TorchEngine(policy)
+        means = [
+            _mean(
+                main_scorer(exam, judges)(
+                    sample(policy, engine, exam, config).texts,
+                    [problem for problem in exam.problems for _ in range(config.samples)],
+                )
+            )
+            for exam in exams
+        ]
+        return math.fsum(means) / len(means)
+
+    return score
 
 
 def built_exams() -> list[Exam]:
@@ -112,15 +150,21 @@ Values = tuple[Exam, Mapping[str, Sequence[float]], Mapping[str, float]]
 
 
 def examine(
-    policy: Policy, exams: Sequence[Exam], judges: Mapping[str, Judge], config: EvaluationConfig
+    policy: Policy,
+    exams: Sequence[Exam],
+    judges: Mapping[str, Judge],
+    config: EvaluationConfig,
+    work: Work = NOTHING,
 ) -> Iterator[Values]:
     """All metrics of each exam. `judges` has `reward` and `evaluation` where a task is judged."""
-    for exam, answers in zip(exams, answer(policy, exams, config), strict=True):
-        yield (
-            exam,
-            per_problem(exam, answers, judges, config.samples),
-            pooled(exam, answers, config.samples),
-        )
+    for exam, answers in zip(exams, answer(policy, exams, config, work), strict=True):
+
+        def score(exam: Exam = exam, answers: Answers = answers) -> Saved:
+            single = per_problem(exam, answers, judges, config.samples)
+            return Saved({}, {"single": single, "all": pooled(exam, answers, config.samples)})
+
+        found = work.part(f"scores-{exam.name}-{exam.split}", score).state
+        yield exam, found["single"], found["all"]
 
 
 def tabulate(node: str, seed: int, results: Iterator[Values]) -> pd.DataFrame:
@@ -143,7 +187,9 @@ def tabulate(node: str, seed: int, results: Iterator[Values]) -> pd.DataFrame:
     return table.astype({"value": "float64", "seed": "int64"})
 
 
-def answer(policy: Policy, exams: Sequence[Exam], config: EvaluationConfig) -> list[Answers]:
+def answer(
+    policy: Policy, exams: Sequence[Exam], config: EvaluationConfig, work: Work = NOTHING
+) -> list[Answers]:
     """Sampled and greedy answers to every exam, and the entropy on its references."""
     from trainorder.rollout import TorchEngine
 
@@ -151,31 +197,64 @@ def answer(policy: Policy, exams: Sequence[Exam], config: EvaluationConfig) -> l
     prompts = [
         [policy.encode_prompt(problem.prompt) for problem in exam.problems] for exam in exams
     ]
+
+    def sampling(exam: Exam) -> Saved:
+        return _packed(sample(policy, engine, exam, config))
+
     sampled = [
-        engine.generate(
-            asked,
-            samples=config.samples,
-            max_new_tokens=exam.max_new_tokens,
-            temperature=1.0,
-            generator=torch_stream("evaluate", config.seed, exam.name, exam.split),
-        )
-        for exam, asked in zip(exams, prompts, strict=True)
+        _unpacked(work.part(f"sampled-{exam.name}-{exam.split}", partial(sampling, exam)))
+        for exam in exams
     ]
     everything = [prompt for asked in prompts for prompt in asked]
-    greedy = engine.generate(
-        everything,
-        samples=1,
-        max_new_tokens=[exam.max_new_tokens for exam in exams for _ in exam.problems],
-        temperature=0.0,
-        generator=torch_stream("evaluate", config.seed, "greedy"),
-    ).texts
-    references = [
-        policy.encode_completion(problem.reference) for exam in exams for problem in exam.problems
-    ]
-    fixed = forced_entropies(policy, everything, references)
+
+    def most_likely() -> Saved:
+        done = engine.generate(
+            everything,
+            samples=1,
+            max_new_tokens=[exam.max_new_tokens for exam in exams for _ in exam.problems],
+            temperature=0.0,
+            generator=torch_stream("evaluate", config.seed, "greedy"),
+        )
+        return Saved({}, {"texts": list(done.texts)})
+
+    def forced() -> Saved:
+        texts = [problem.reference for exam in exams for problem in exam.problems]
+        references = [policy.encode_completion(text) for text in texts]
+        return Saved({}, {"entropies": forced_entropies(policy, everything, references)})
+
+    greedy = work.part("greedy", most_likely).state["texts"]
+    fixed = work.part("fixed", forced).state["entropies"]
     cuts = itertools.accumulate([0, *(len(exam.problems) for exam in exams)])
     spans = [slice(*cut) for cut in itertools.pairwise(cuts)]
     return [Answers(s, greedy[span], fixed[span]) for s, span in zip(sampled, spans, strict=True)]
+
+
+def sample(policy: Policy, engine: Engine, exam: Exam, config: EvaluationConfig) -> Completions:
+    """`config.samples` answers per problem at temperature 1, drawn with the exam's own random numbers."""
+    return engine.generate(
+        [policy.encode_prompt(problem.prompt) for problem in exam.problems],
+        samples=config.samples,
+        max_new_tokens=exam.max_new_tokens,
+        temperature=1.0,
+        generator=torch_stream("evaluate", config.seed, exam.name, exam.split),
+    )
+
+
+def main_scorer(exam: Exam, judges: Mapping[str, Judge]) -> Scorer:
+    """Who decides the `score`: the task's verifier, or the judge that was used in no training."""
+    judged = exam.task.rewarded_by == "judge"
+    return _by_judge(judges["evaluation"]) if judged else _by_task(exam.task)
+
+
+def _packed(done: Completions) -> Saved:
+    tensors = {name: getattr(done, name) for name in _TENSORS}
+    return Saved(tensors, {"texts": list(done.texts)})
+
+
+def _unpacked(saved: Saved) -> Completions:
+    from trainorder.rollout import Completions
+
+    return Completions(**saved.tensors, texts=saved.state["texts"])
 
 
 def forced_entropies(
@@ -213,9 +292,10 @@ def per_problem(
     sampled, problems = answers.sampled, exam.problems
     asked = [problem for problem in problems for _ in range(samples)]
     judged = exam.task.rewarded_by == "judge"
-    main = _by_judge(judges["evaluation"]) if judged else _by_task(exam.task)
+    main = main_scorer(exam, judges)
     grades = _grouped(main(sampled.texts, asked), samples)
     lengths = sampled.mask.double().sum(1).view(-1, samples)
+    assert sampled.entropies is not None  # the torch engine sees them
     entropies = sampled.entropies.double().sum(1).view(-1, samples)
     metrics = {
         "score": [_mean(values) for values in grades],
@@ -263,19 +343,24 @@ def _load_exam(name: str, split: Split) -> Exam:
 
 
 def _load_judges() -> dict[str, Judge]:
-    from trainorder.rewards.judge import Judge as BradleyTerry
+    from trainorder.rewards.judge import load_judge
 
-    return {name: BradleyTerry.load(paths.JUDGE / name) for name in ("reward", "evaluation")}
+    return {name: load_judge(paths.JUDGE / name) for name in ("reward", "evaluation")}
 
 
 def _by_task(task: Task) -> Scorer:
-    return lambda answers, problems: [reward.value for reward in task.grade(answers, problems)]
+    return lambda answers, problems: [
+        reward.value for reward in grading.grade(task, answers, problems)
+    ]
 
 
 def _by_judge(judge: Judge) -> Scorer:
     def score(answers: Sequence[str], problems: Sequence[Problem]) -> Sequence[float | None]:
         prompts, references = [p.prompt for p in problems], [p.reference for p in problems]
-        return judge.win_probability(prompts, answers, references)
+        values = judge.win_probability(prompts, answers, references)
+        if problems:
+            grading.shared().unscored.note(problems[0].task, values, getattr(judge, "failures", ()))
+        return values
 
     return score
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainorder import paths
+from trainorder.files import write_text
 from trainorder.tasks import TASKS
 
 PACKAGES = ("trainorder", "stages")
@@ -49,9 +50,7 @@ def write(texts: Mapping[str, str], folder: Path = paths.FINGERPRINTS) -> None:
     for name, text in texts.items():
         file = folder / name
         if not file.is_file() or file.read_text(encoding="utf-8") != text:
-            temporary = folder / f".{name}.tmp"
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(file)
+            write_text(file, text)
 
 
 def closure(root: Path, module: str) -> list[str]:

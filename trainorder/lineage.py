@@ -15,10 +15,39 @@ from pathlib import Path
 from typing import Any
 
 from trainorder import paths
+from trainorder.files import sha256, write_json
+from trainorder.llama import kernels
+from trainorder.machine import chosen
 from trainorder.policy import weights_hash
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "peft", "dvc")
 """Packages whose version can change a checkpoint or how it is stored."""
+
+
+def inputs(
+    *,
+    seed: int,
+    params: Mapping[str, Any],
+    code: str,
+    parents: Sequence[str] = (),
+    data: Iterable[Path | str] = (),
+) -> dict[str, Any] | None:
+    """Hashes of all that a node's result depends on; None where no fingerprint of the code is known.
+
+    A parent or file that is missing is left out: the stage itself says so better.
+    """
+    fingerprint = _fingerprint(code)
+    if fingerprint is None:
+        return None
+    here = [parent for parent in parents if paths.checkpoint(parent).is_dir()]
+    return {
+        "seed": seed,
+        "params": params_hash(params),
+        "code": fingerprint,
+        "parents": {parent: content_hash(paths.checkpoint(parent)) for parent in here},
+        "data": {str(path): content_hash(Path(path)) for path in data if Path(path).exists()},
+        "versions": versions(),
+    }
 
 
 def write_manifest(
@@ -34,11 +63,14 @@ def write_manifest(
     run_id: str | None = None,
     tokens: int = 0,
     seconds: float = 0.0,
+    alarms: Mapping[str, Any] | None = None,
+    measured: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write runs/<node>/manifest.json, whole and then renamed; the node's checkpoint must be complete.
 
     `params` are the sections that were read, `data` the files and folders, `code` the name of the fingerprint
-    (`merge`, `phase_math`), `tokens` what was trained on, `seconds` the wall time of the stage.
+    (`merge`, `phase_math`), `tokens` what was trained on, `seconds` the wall time of the stage, `alarms` what sounded
+    (trainorder/rl/guard.py), `measured` what a choice within the stage was made by (a merge's scale).
     """
     manifest = {
         "node": node,
@@ -46,6 +78,7 @@ def write_manifest(
         "phase": phase,
         "steps": steps,
         "weights": weights_hash(paths.checkpoint(node)),
+        "files": file_hashes(paths.checkpoint(node)),
         "parents": {parent: weights_hash(paths.checkpoint(parent)) for parent in parents},
         "params": {name: _plain(section) for name, section in params.items()},
         "params_hash": params_hash(params),
@@ -55,11 +88,26 @@ def write_manifest(
         "run_id": run_id,
         "tokens": tokens,
         "seconds": round(seconds, 3),
+        "alarms": dict(alarms or {}),
+        "measured": dict(measured or {}),
         "machine": machine(),
     }
     path = paths.run(node) / "manifest.json"
-    _write_json(path, manifest)
+    manifest = json.loads(json.dumps(manifest))
+    write_json(path, {**manifest, "hash": manifest_hash(manifest)})
     return path
+
+
+def manifest_hash(manifest: Mapping[str, Any]) -> str:
+    """Hash over a manifest without its own `hash`."""
+    content = {name: value for name, value in manifest.items() if name != "hash"}
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Relative path -> sha256 of every file in a folder."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
 
 
 def read_manifest(node: str) -> dict[str, Any]:
@@ -95,11 +143,9 @@ def params_hash(params: Mapping[str, Any]) -> str:
 def content_hash(path: Path) -> str:
     """sha256 of a file, or of a folder's names and files."""
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        lines = [f"{file.relative_to(path).as_posix()} {content_hash(file)}" for file in files]
+        lines = [f"{name} {digest}" for name, digest in file_hashes(path).items()]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256(path)
 
 
 def versions() -> dict[str, str]:
@@ -120,6 +166,7 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "arithmetic": {**chosen(), "kernels": kernels.load()[1]},
     }
 
 
@@ -140,13 +187,3 @@ def _fingerprint(name: str) -> str | None:
 
 def _plain(section: Any) -> Any:
     return section.model_dump() if hasattr(section, "model_dump") else section
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(value, indent=2) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)

@@ -6,6 +6,7 @@ One tensor is in memory at a time. With delta_i = theta_i - theta_0 of the merge
     task_arithmetic  theta_0 + scale * sum_i delta_i                                         arXiv 2212.04089
     ties             theta_0 + scale * mean of the trimmed deltas that agree with the sign   arXiv 2306.01708
     dare             theta_0 + scale * sum_i delta_i * keep / density, keep ~ Bernoulli      arXiv 2311.03099
+    dare_ties        DARE's random deltas in place of TIES' trimmed ones
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 
 from trainorder.config import MergeConfig
+from trainorder.files import writing_folder
+from trainorder.resume import NOTHING, Work
 from trainorder.streams import torch_stream
 
 if TYPE_CHECKING:
@@ -30,25 +33,57 @@ if TYPE_CHECKING:
 WEIGHTS = "model*.safetensors"
 
 
-def merge_folders(base: Path, parents: Sequence[Path], out: Path, config: MergeConfig) -> None:
+def merge_folders(
+    base: Path, parents: Sequence[Path], out: Path, config: MergeConfig, work: Work = NOTHING
+) -> None:
     """Merge Hugging Face folders into `out`: base's files with merged weights, written whole, then renamed.
 
-    DARE's random masks are keyed by config.seed, the parent folder's name and the tensor's name.
+    DARE's random masks are keyed by config.seed, the parent folder's name and the tensor's name. Shards that a killed
+    attempt finished are taken from `work`.
+
+    `config.scale` is one number here (`tune_scale` chooses among several).
 
     Raises:
         ValueError: a folder holds no weights, or other tensors than the base.
     """
     _check_same_tensors(base, parents)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        whole = Path(scratch) / "whole"
-        shutil.copytree(base, whole, ignore=shutil.ignore_patterns(WEIGHTS))
+    with writing_folder(out) as whole:
+        ignore = shutil.ignore_patterns(WEIGHTS)
+        shutil.copytree(base, whole, ignore=ignore, dirs_exist_ok=True)
         for shard in sorted(base.glob(WEIGHTS)):
-            _merge_shard(shard, parents, whole / shard.name, config)
-        whole.chmod(0o755)
-        if out.exists():
-            out.rename(Path(scratch) / "old")
-        whole.rename(out)
+            kept = work.file(
+                shard.name, lambda file, shard=shard: _merge_shard(shard, parents, file, config)
+            )
+            if kept is None:
+                _merge_shard(shard, parents, whole / shard.name, config)
+            else:
+                os.link(kept, whole / shard.name)
+
+
+def tune_scale(
+    base: Path,
+    parents: Sequence[Path],
+    out: Path,
+    config: MergeConfig,
+    score: Callable[[Path], float],
+) -> dict[float, float]:
+    """Merge with each listed scale and leave the best by `score` as `out`; of equals, the first.
+
+    Returns:
+        Scale -> score, best first.
+    """
+    scales = config.scale if isinstance(config.scale, list) else [config.scale]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.tuning.") as scratch:
+        found = {}
+        for scale in scales:
+            folder = Path(scratch) / "merged"
+            merge_folders(base, parents, folder, config.model_copy(update={"scale": scale}))
+            found[scale] = score(folder)
+    ranked = dict(sorted(found.items(), key=lambda item: -item[1]))
+    best = next(iter(ranked))
+    merge_folders(base, parents, out, config.model_copy(update={"scale": best}))
+    return ranked
 
 
 def merge_tensors(
@@ -65,25 +100,30 @@ def merge_tensors(
     deltas = [parent.float() - base.float() for parent in parents]
     if config.method == "ties":
         merged = ties(deltas, density=config.density)
-    elif config.method == "dare":
+    elif config.method in ("dare", "dare_ties"):
         kept = [
             dare(d, density=config.density, generator=g)
             for d, g in zip(deltas, generators, strict=True)
         ]
-        merged = torch.stack(kept).sum(0)
+        merged = elect(torch.stack(kept)) if config.method == "dare_ties" else torch.stack(kept).sum(0)
     else:
         merged = torch.stack(deltas).sum(0)
+    assert isinstance(config.scale, float)
     return (base.float() + config.scale * merged).to(base.dtype)
 
 
 def ties(deltas: Sequence[Float[Tensor, "*shape"]], *, density: float) -> Float[Tensor, "*shape"]:
     """Trim each delta to its largest entries, elect a sign per entry by their sum, average those that agree."""
     import torch
+
+    return elect(torch.stack([trim(delta, density=density) for delta in deltas]))
+
+
+def elect(deltas: Float[Tensor, "*parents_shape"]) -> Float[Tensor, "*shape"]:
+    """Per entry, the mean of the deltas other than 0 that have the sign of their sum."""
     from peft.utils.merge_utils import calculate_majority_sign_mask, disjoint_merge
 
-    trimmed = torch.stack([trim(delta, density=density) for delta in deltas])
-    agrees = calculate_majority_sign_mask(trimmed, method="total")
-    return disjoint_merge(trimmed, agrees)
+    return disjoint_merge(deltas, calculate_majority_sign_mask(deltas, method="total"))
 
 
 def trim(delta: Float[Tensor, "*shape"], *, density: float) -> Float[Tensor, "*shape"]:

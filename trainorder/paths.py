@@ -1,8 +1,9 @@
 """Where everything lies, relative to the project folder (the working directory of every stage)."""
 
+import os
 from pathlib import Path
 
-PARAMS = Path("params.yaml")
+PARAMS = Path(os.environ.get("TRAINORDER_PARAMS") or "params.yaml")
 PLAN = Path("plan.yaml")
 TASK_DATA = Path("data/tasks")
 SFT_DATA = Path("data/sft")
@@ -11,6 +12,11 @@ FINGERPRINTS = Path(".fingerprints")
 JUDGE = Path("checkpoints/judge")
 BWT = Path("reports/bwt.json")
 REPORT = Path("reports/report.html")
+RESUME = Path(".resume")
+"""Step checkpoints of stages that did not finish; outside DVC's outputs, which DVC deletes before it runs a stage."""
+DUMPS = Path(".dumps")
+"""Refused updates, for replay."""
+FLOW_LOCK = Path(".prefect/flow.lock")
 
 
 def checkpoint(node: str) -> Path:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import os
+import json
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainorder.config import ParamsError, PolicyConfig
+from trainorder.config import ParamsError, PolicyConfig, remote_code_allowed
+from trainorder.files import writing_folder
 from trainorder.streams import seed_of
 
 if TYPE_CHECKING:
@@ -63,10 +63,12 @@ class Policy:
 
     @classmethod
     def load(cls, path: Path | str) -> Policy:
-        """Load a Hugging Face folder, or (a `str` only) a name on the hub. safetensors only, no code from the folder.
+        """Load a Hugging Face folder, or (a `str` only) a name on the hub. safetensors only.
+
+        Code of the folder or the hub runs only where `policy.trust_remote_code` of params.yaml says so.
 
         Raises:
-            ParamsError: a `Path` that is not a folder with a config.json.
+            ParamsError: a `Path` that is not a folder with a config.json, or a model with code that may not run.
         """
         import torch
 
@@ -79,7 +81,7 @@ class Policy:
             str(path),
             dtype=torch.float32,
             use_safetensors=True,
-            trust_remote_code=False,
+            trust_remote_code=_runs_own_code(path, local),
             local_files_only=local,
         )
         for weight in (
@@ -90,19 +92,9 @@ class Policy:
 
     def save(self, path: Path | str) -> None:
         """Write the folder whole, then rename it into place; equal weights give equal bytes."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-            new, old = Path(scratch) / "new", Path(scratch) / "old"
+        with writing_folder(Path(path)) as new:
             self.model.save_pretrained(new)
             self.tokenizer.save_pretrained(new)
-            for file in new.iterdir():
-                file.chmod(0o644)
-                _flush(file)
-            if path.exists():
-                path.rename(old)
-            new.rename(path)
-        _flush(path.parent)
 
     def encode_prompt(self, text: str) -> list[int]:
         """The tokens of a prompt up to where the answer begins: the tokenizer's chat template, where it has one."""
@@ -197,22 +189,41 @@ def load_tokenizer(path: Path | str, *, local: bool) -> PreTrainedTokenizerBase:
             f"{path} holds no tokenizer (no tokenizer_config.json): run the stage that makes it first"
         )
     auto = import_transformers().AutoTokenizer
-    tokenizer = auto.from_pretrained(str(path), trust_remote_code=False, local_files_only=local)
+    trust = _runs_own_code(path, local)
+    tokenizer = auto.from_pretrained(str(path), trust_remote_code=trust, local_files_only=local)
     for how in ("is_local", "local_files_only"):  # else HF_HUB_OFFLINE would change a checkpoint
         tokenizer.init_kwargs.pop(how, None)
     return tokenizer
+
+
+def _runs_own_code(path: Path | str, local: bool) -> bool:
+    """Whether a model's own code may run: it needs some, and params.yaml allows it.
+
+    Raises:
+        ParamsError: it needs some, and params.yaml does not.
+    """
+    if not local:
+        return remote_code_allowed()
+    found = [name for name in ("config.json", "tokenizer_config.json") if _names_code(Path(path) / name)]
+    if not found:
+        return False
+    if not remote_code_allowed():
+        raise ParamsError(
+            f"{path} brings its own code (auto_map in {', '.join(found)}), and loading it would run that code; "
+            f"set `policy: {{trust_remote_code: true}}` only if you have read it"
+        )
+    print(f"warning: running code from {path} (policy.trust_remote_code)", file=sys.stderr)
+    return True
+
+
+def _names_code(file: Path) -> bool:
+    try:
+        return bool(json.loads(file.read_text(encoding="utf-8")).get("auto_map"))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _require(value: Any, what: str) -> int:
     if value is None:
         raise ParamsError(f"the tokenizer has no {what}: set it in tokenizer_config.json")
     return value
-
-
-def _flush(path: Path) -> None:
-    """Make sure the disk has a file, or a folder's entries."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -17,7 +17,11 @@ from typing import Any
 
 from trainorder import paths
 from trainorder.config import JudgeConfig, Params, ParamsError
+from trainorder.files import write_json
 from trainorder.policy import Policy
+from trainorder.process import StageError, fail_point
+from trainorder.resume import NOTHING, Saved, Work
+from trainorder.rewards.endpoint import EndpointJudge
 from trainorder.rewards.judge import Comparisons, Judge, fit
 from trainorder.streams import stream, torch_stream
 from trainorder.tasks import load_problems, load_task
@@ -29,11 +33,13 @@ TEMPERATURES = (0.7, 1.0, 1.4)
 """The base's answers are sampled at these in equal shares: RL will leave the distribution at 1."""
 
 
-class AgreementError(RuntimeError):
+class AgreementError(StageError):
     """A judge agrees too little with the annotator to be trusted with rewards."""
 
 
-def train_judges(base: Path, out: Path, params: Params) -> dict[str, Any]:
+def train_judges(
+    base: Path, out: Path, params: Params, work: Work = NOTHING
+) -> dict[str, Any]:
     """Train both judges from the checkpoint `base`; leaves out/reward, out/evaluation and out/report.json.
 
     Raises:
@@ -50,20 +56,58 @@ def train_judges(base: Path, out: Path, params: Params) -> dict[str, Any]:
             f"judge.task {config.task!r} has no taste to judge: name a task of kind creative"
         )
     shares = _prompt_shares(load_problems(config.task, "train"), config)
+    if config.backend == "endpoint":
+        return _appoint(base, out, shares["reward"], task, config)
     card = json.loads((paths.TASK_DATA / config.task / "task.json").read_text(encoding="utf-8"))
     policy = Policy.load(base)
     judges = {role: Judge.start(base, seed) for seed, role in enumerate(ROLES)}
 
     def train(role: str) -> dict[str, float]:
-        answers = _answers(policy, role, shares[role], card["max_new_tokens"], config)
-        return _train(judges[role], role, shares[role], answers, task, config)
+        def answer() -> Saved:
+            made = _answers(policy, role, shares[role], card["max_new_tokens"], config)
+            return Saved({}, {"answers": made})
+
+        answers = work.part(f"answers-{role}", answer).state["answers"]
+        fail_point("judge.answers")
+        return _train(judges[role], role, shares[role], answers, task, config, work)
 
     with ThreadPoolExecutor(config.threads) as pool:
         report = dict(zip(ROLES, pool.map(train, ROLES), strict=True))
     check_agreement(report, config.min_agreement)
     for role, judge in judges.items():
         judge.save(out / role)
-    _write_json(out / "report.json", report)
+    write_json(out / "report.json", report)
+    return report
+
+
+def _appoint(
+    base: Path, out: Path, problems: list[Problem], task: Task, config: JudgeConfig
+) -> dict[str, Any]:
+    """The endpoint in both roles, after its agreement with the annotator was measured on the held-out prompts."""
+    judge = EndpointJudge(config.endpoint)
+    card = json.loads((paths.TASK_DATA / config.task / "task.json").read_text(encoding="utf-8"))
+    heldout = problems[config.prompts :]
+    texts = _answers(Policy.load(base), "reward", heldout, card["max_new_tokens"], config)
+    tastes, rng = _tastes(task, heldout, texts), stream("judge", "annotator", "reward")
+    asked = [
+        (problem.prompt, given[w], given[o])
+        for problem, given, gold in zip(heldout, texts, tastes, strict=True)
+        for w, o in compare(problem.prompt, given, gold, config.annotator_sharpness, rng).wins
+    ]
+    verdicts = judge.win_probability(*zip(*asked, strict=True)) if asked else []
+    known = [value for value in verdicts if value is not None]
+    if not known:
+        raise AgreementError(f"the judge at {config.endpoint.base_url} gave no verdict: {judge.failures[:1]}")
+    facts = {
+        "heldout_comparisons": len(asked),
+        "unscored": 1 - len(known) / len(asked),
+        "agreement": sum(known) / len(known),
+    }
+    report = dict.fromkeys(ROLES, facts)
+    check_agreement(report, config.min_agreement)
+    for role in ROLES:
+        judge.save(out / role)
+    write_json(out / "report.json", report)
     return report
 
 
@@ -132,6 +176,7 @@ def _train(
     answers: list[list[str]],
     task: Task,
     config: JudgeConfig,
+    work: Work,
 ) -> dict[str, float]:
     """Train the judge in place; returns `_facts`."""
     tastes = _tastes(task, problems, answers)
@@ -140,7 +185,7 @@ def _train(
         compare(problem.prompt, texts, gold, config.annotator_sharpness, rng)
         for problem, texts, gold in zip(problems, answers, tastes, strict=True)
     ]
-    fit(judge, data[: config.prompts], config, seed=ROLES.index(role))
+    fit(judge, data[: config.prompts], config, seed=ROLES.index(role), work=work)
     return _facts(judge, data, tastes, config)
 
 
@@ -227,10 +272,3 @@ def _correlation(xs: Sequence[float], ys: Sequence[float]) -> float:
     if len(set(xs)) == 1 or len(set(ys)) == 1:
         return 0.0
     return float(numpy.corrcoef(xs, ys)[0, 1])
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)

@@ -1,13 +1,31 @@
-"""What the operating system does for a process: its end when its parent ends."""
+"""What the operating system does for a process: its end with its parent's, locks that die with it, planted crashes."""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+FAIL_AT = "TRAINORDER_FAIL_AT"
+"""Environment variable `NAME` or `NAME:N`: the process kills itself (SIGKILL) when it passes fail-point NAME the Nth time."""
+
+_passed: Counter[str] = Counter()
+
+
+class StageError(RuntimeError):
+    """A stage cannot do its work, and params.yaml is not to blame; the text says why and what to do. Exit code 1."""
+
+
+class Busy(StageError):
+    """Another process holds a lock for too long."""
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -22,3 +40,57 @@ def die_with_parent(parent: int | None = None) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def fail_point(name: str) -> None:
+    """A place where tests kill the process; without TRAINORDER_FAIL_AT it does nothing."""
+    wanted = os.environ.get(FAIL_AT)
+    if not wanted:
+        return
+    target, _, count = wanted.partition(":")
+    if target == name:
+        _passed[name] += 1
+        if _passed[name] == int(count or 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def exclusive(path: Path, what: str, patience: float = 0.0) -> Iterator[None]:
+    """Hold the lock file `path`, which goes with this process however it ends; `what` names it in messages.
+
+    Raises:
+        Busy: another process still holds it after `patience` seconds; names that process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    end, told = time.monotonic() + patience, False
+    with path.open("a+") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read().strip() or "unknown"
+            if time.monotonic() >= end:
+                raise Busy(
+                    f"another process ({holder}) {what}; wait for it or end it (`kill {holder}`), then run again"
+                )
+            if not told:
+                print(f"another process ({holder}) {what}; waiting for it", file=sys.stderr)
+                told = True
+            time.sleep(0.2)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process holds the lock file `path` now."""
+    if not path.is_file():
+        return False
+    try:
+        with exclusive(path, "holds it"):
+            return False
+    except Busy:
+        return True

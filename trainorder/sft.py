@@ -17,6 +17,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trainorder import paths
 from trainorder.config import Params, ParamsError, SftConfig
+from trainorder.process import StageError, fail_point
+from trainorder.resume import (
+    NOTHING,
+    Saved,
+    Work,
+    model_tensors,
+    optimizer_tensors,
+    restore_model,
+    restore_optimizer,
+)
+from trainorder.rewards import grading
 from trainorder.streams import torch_stream
 from trainorder.tasks import load_problems, load_task
 
@@ -39,8 +50,16 @@ class Log(Protocol):
         """Record metrics of a step."""
         ...
 
+    def state(self) -> dict[str, Any]:
+        """What was logged, as plain data."""
+        ...
 
-class GateError(RuntimeError):
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on behind what `state` holds."""
+        ...
+
+
+class GateError(StageError):
     """The warm-up used all its steps and some task is still below the gate."""
 
 
@@ -56,10 +75,13 @@ class Line:
     weights: list[float]
 
 
-def warm_up(out: Path, params: Params, seed: int, tracker: Log) -> dict[str, Any]:
+def warm_up(
+    out: Path, params: Params, seed: int, tracker: Log, work: Work = NOTHING
+) -> dict[str, Any]:
     """Train until the gate opens and save the checkpoint to `out`; returns steps, tokens and gate accuracies.
 
-    The weights are a function of params, data and seed; `sft.threads` changes only the time.
+    The weights are a function of params, data and seed; `sft.threads` changes only the time, and what a killed attempt
+    left in `work` is gone on from, to the same bytes.
 
     Raises:
         GateError: after `sft.max_steps` the gate is still shut; nothing is saved.
@@ -79,7 +101,14 @@ def warm_up(out: Path, params: Params, seed: int, tracker: Log) -> dict[str, Any
         policy = Policy.load(params.policy.path)
     batches = _batches(policy, config, seed)
     with ThreadPoolExecutor(config.threads) as pool:
-        summary = _train_to_gate(policy, batches, config, tracker, pool)
+        run = _Run(policy, config, pool)
+        saved = work.latest("sft")
+        if saved is not None:
+            run.restore(saved)
+            tracker.restore(saved.state["log"])
+            for _ in range(run.steps):
+                next(batches)
+        summary = _train_to_gate(run, batches, tracker, work)
     policy.save(out)
     return summary
 
@@ -159,41 +188,39 @@ def check_gate(reached: Mapping[str, float], gate: Mapping[str, float]) -> list[
 
 
 def _train_to_gate(
-    policy: Policy,
-    batches: Iterator[list[Line]],
-    config: SftConfig,
-    tracker: Log,
-    pool: ThreadPoolExecutor,
+    run: _Run, batches: Iterator[list[Line]], tracker: Log, work: Work
 ) -> dict[str, Any]:
-    run = _Run(policy, config, pool)
-    leg, lr_share = min(config.steps, config.max_steps), 1.0
+    config = run.config
     while True:
-        metrics = _train_leg(run, batches, leg, lr_share, tracker)
-        reached = greedy_accuracies(policy, config.gate, pool)
+        _train_leg(run, batches, tracker, work)
+        fail_point("sft.gate")
+        reached = greedy_accuracies(run.policy, config.gate, run.pool)
         tracker.log(run.steps, {f"sft/greedy/{task}": value for task, value in reached.items()})
         shut = check_gate(reached, config.gate)
         if not shut:
-            return {"steps": run.steps, "tokens": run.tokens, "greedy": reached, **metrics}
+            return {"steps": run.steps, "tokens": run.tokens, "greedy": reached, **run.metrics}
         leg = min(config.extension, config.max_steps - run.steps)
-        lr_share = config.extension_lr_fraction
         if leg <= 0:
             raise GateError(_gate_text(shut, run.steps))
+        run.start_leg(leg, config.extension_lr_fraction)
 
 
-def _train_leg(
-    run: _Run, batches: Iterator[list[Line]], steps: int, lr_share: float, tracker: Log
-) -> dict[str, float]:
-    """`steps` updates under one schedule that begins at `lr_share` of the peaks; returns the last step's metrics."""
+def _train_leg(run: _Run, batches: Iterator[list[Line]], tracker: Log, work: Work) -> None:
+    """The updates left of the run's leg: one schedule that begins at `lr_share` of the peaks."""
     from tqdm import tqdm
 
-    metrics: dict[str, float] = {}
     run.model.train()
-    for step in tqdm(range(steps), desc="sft", unit="step", leave=False, disable=None):
-        metrics = run.update(next(batches), lr_share * lr_fraction(step, steps, run.config))
+    first, steps = run.steps - run.leg_start, run.leg
+    left = range(first, steps)
+    bar = tqdm(left, "sft", steps, leave=False, unit="step", disable=None, initial=first)
+    for step in bar:
+        run.update(next(batches), run.lr_share * lr_fraction(step, steps, run.config))
         if run.steps % LOG_EVERY == 0 or step == steps - 1:
-            tracker.log(run.steps, metrics)
+            tracker.log(run.steps, run.metrics)
+        fail_point("sft.step")
+        if work.due("sft"):
+            work.save("sft", run.tensors(), {**run.state(), "log": tracker.state()})
     run.model.eval()
-    return metrics
 
 
 def greedy_accuracies(
@@ -218,8 +245,9 @@ def _greedy_accuracy(policy: Policy, task: str) -> float:
         temperature=0.0,
         generator=torch_stream("sft", "gate", task),
     )
-    rewards = load_task(task).grade(answers.texts, problems)
-    return sum(reward.value or 0.0 for reward in rewards) / len(rewards)
+    rewards = grading.grade(load_task(task), answers.texts, problems)
+    known = [reward.value for reward in rewards if reward.value is not None]
+    return sum(known) / max(1, len(known))
 
 
 def _gate_text(shut: Sequence[str], steps: int) -> str:
@@ -231,15 +259,42 @@ def _gate_text(shut: Sequence[str], steps: int) -> str:
 
 
 class _Run:
-    """The state of one warm-up: model, optimiser, counts."""
+    """The state of one warm-up: model, optimiser, counts, and the leg of the schedule it is in."""
+
+    COUNTS = ("steps", "tokens", "leg", "leg_start", "lr_share", "metrics")
 
     def __init__(self, policy: Policy, config: SftConfig, pool: ThreadPoolExecutor) -> None:
-        self.model, self.config, self.pool = policy.model, config, pool
+        self.policy, self.model, self.config, self.pool = policy, policy.model, config, pool
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
         self.optimisers = _optimisers(self.model, config)
         self.steps, self.tokens = 0, 0
+        self.metrics: dict[str, float] = {}
+        self.start_leg(min(config.steps, config.max_steps), 1.0)
 
-    def update(self, lines: Sequence[Line], lr_share: float) -> dict[str, float]:
+    def start_leg(self, steps: int, lr_share: float) -> None:
+        """Begin a schedule of `steps` updates."""
+        self.leg, self.leg_start, self.lr_share = steps, self.steps, lr_share
+
+    def state(self) -> dict[str, Any]:
+        """The counts, as plain data."""
+        return {name: getattr(self, name) for name in self.COUNTS}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and optimisers."""
+        found = model_tensors("model", self.model)
+        for i, (optimiser, _) in enumerate(self.optimisers):
+            found |= optimizer_tensors(f"optimizer{i}", optimiser)
+        return found
+
+    def restore(self, saved: Saved) -> None:
+        """Put back what `state` and `tensors` took."""
+        for name in self.COUNTS:
+            setattr(self, name, saved.state[name])
+        restore_model("model", self.model, saved.tensors)
+        for i, (optimiser, _) in enumerate(self.optimisers):
+            restore_optimizer(f"optimizer{i}", optimiser, saved.tensors)
+
+    def update(self, lines: Sequence[Line], lr_share: float) -> None:
         """One optimiser step on these lines at this share of the peak learning rates."""
         import torch
 
@@ -253,7 +308,8 @@ class _Run:
             optimiser.step()
         self.steps += 1
         self.tokens += sum(len(line.ids) for line in lines)
-        return {"sft/loss": loss, "sft/grad_norm": float(norm), "sft/lr": self.config.lr * lr_share}
+        lr = self.config.lr * lr_share
+        self.metrics = {"sft/loss": loss, "sft/grad_norm": float(norm), "sft/lr": lr}
 
 
 def _optimisers(model: Any, config: SftConfig) -> list[tuple[torch.optim.Optimizer, float]]:

@@ -22,6 +22,9 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from trainorder import paths
+from trainorder.files import write_json
+from trainorder.process import is_held
+from trainorder.resume import NOTHING, Work
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,7 +40,8 @@ class Tracker:
     """Log of one node: `with Tracker("s0--math", 0, params, {"phase": "math", "parent": "s0"}) as tracker`.
 
     Leaves runs/<node>/metrics.jsonl (one line per `log`) and runs/<node>/run.json (`{"run_id": ...}`, null where MLflow
-    could not be reached). Metrics go to MLflow in batches: every `batch_seconds`, and at the end.
+    could not be reached). Metrics go to MLflow in batches: every `batch_seconds`, and at the end. A stage that goes on
+    after a kill goes on in the same MLflow run, without repeating or losing a step.
     """
 
     def __init__(
@@ -48,9 +52,11 @@ class Tracker:
         tags: Mapping[str, Any],
         *,
         batch_seconds: float = 10.0,
+        work: Work = NOTHING,
     ) -> None:
         self.node = node
         self.run_id: str | None = None
+        self._work, self._text = work, ""
         self._mirror = _Mirror(node, dict(params), _node_tags(node, seed, tags), batch_seconds)
         self._file: IO[str] | None = None
 
@@ -58,8 +64,11 @@ class Tracker:
         folder = paths.run(self.node)
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / "metrics.jsonl").open("w", encoding="utf-8")
-        self.run_id = self._mirror.open()
-        _write_json(folder / "run.json", {"run_id": self.run_id})
+        known = self._work.latest("mlflow")
+        self.run_id = self._mirror.open(known.state["run_id"] if known else None)
+        if known is None or known.state["run_id"] != self.run_id:
+            self._work.save("mlflow", {}, {"run_id": self.run_id})
+        write_json(folder / "run.json", {"run_id": self.run_id}, indent=None)
         return self
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -67,9 +76,31 @@ class Tracker:
         assert self._file is not None, "Tracker.log outside its with-block"
         values = {name: float(value) for name, value in metrics.items()}
         finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
-        self._file.write(json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n")
+        line = json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n"
+        self._text += line
+        self._file.write(line)
         self._file.flush()
         self._mirror.add(int(step), values)
+
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag of the MLflow run."""
+        self._mirror.tag(name, value)
+
+    def state(self) -> dict[str, Any]:
+        """Every line so far, for `restore`."""
+        return {"lines": self._text}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on behind the lines that `state` took; MLflow gets those of them that it does not have."""
+        assert self._file is not None, "Tracker.restore outside its with-block"
+        assert not self._text, "Tracker.restore after Tracker.log"
+        self._text = state["lines"]
+        self._file.write(self._text)
+        self._file.flush()
+        for line in self._text.splitlines():
+            metrics = json.loads(line)
+            step = metrics.pop("step")
+            self._mirror.add(step, {k: math.nan if v is None else v for k, v in metrics.items()})
 
     def __exit__(
         self,
@@ -95,22 +126,48 @@ class _Mirror:
         self.run_id: str | None = None
         self.client: MlflowClient | None = None
         self.pending: list[tuple[str, float, int, int]] = []
+        self.sent: set[tuple[str, int]] = set()
+        """(metric, step) of what a killed process sent before this one."""
         self.due = time.monotonic() + batch_seconds
         self.warned = False
 
-    def open(self) -> str | None:
+    def open(self, known: str | None) -> str | None:
+        """Open the run `known` again if the store still has it, else a new one; returns its id."""
         with self._guarded():
             self.client, experiment = connect(NODES)
+            if known is not None and self._reopen(known):
+                return self.run_id
             run = self.client.create_run(experiment, run_name=self.node, tags=self.tags)
             self.run_id = run.info.run_id
             _log_params(self.client, self.run_id, self.params)
         return self.run_id
 
+    def _reopen(self, known: str) -> bool:
+        """Go on in the run of a killed process; False where the store does not know it."""
+        from mlflow.exceptions import MlflowException
+
+        assert self.client is not None
+        try:
+            run = self.client.get_run(known)
+        except MlflowException:
+            return False
+        self.client.update_run(known, status="RUNNING")
+        for name in run.data.metrics:
+            self.sent |= {(name, m.step) for m in self.client.get_metric_history(known, name)}
+        self.run_id = known
+        return True
+
+    def tag(self, name: str, value: str) -> None:
+        if self.run_id is not None and self.client is not None:
+            with self._guarded():
+                self.client.set_tag(self.run_id, name, value)
+
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.run_id is None:
             return
         now = int(time.time() * 1000)
-        self.pending += [(name, value, now, step) for name, value in metrics.items()]
+        new = {name: v for name, v in metrics.items() if (name, step) not in self.sent}
+        self.pending += [(name, value, now, step) for name, value in new.items()]
         if time.monotonic() >= self.due and not self.warned:
             self._send()
 
@@ -257,9 +314,14 @@ def log_final(metrics: Mapping[str, Mapping[str, float]]) -> int:
 
 
 def sweep() -> int:
-    """Mark node runs that a killed process left RUNNING as KILLED; call it only while nothing trains."""
+    """Mark node runs that a killed process left RUNNING as KILLED; one whose node is being made now is left alone."""
     client, experiment = connect(NODES)
-    left = [run for run in _runs(client, experiment) if run.info.status == "RUNNING"]
+    left = [
+        run
+        for run in _runs(client, experiment)
+        if run.info.status == "RUNNING"
+        and not is_held(paths.RESUME / f"{run.data.tags.get('node')}.lock")
+    ]
     for run in left:
         client.set_terminated(run.info.run_id, "KILLED")
     return len(left)
@@ -325,13 +387,6 @@ def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """Write whole, then rename: a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 @contextmanager

@@ -22,6 +22,8 @@ from trainorder import paths
 from trainorder.process import die_with_parent
 
 LOOPBACK = "127.0.0.1"
+ANYWHERE = ("", "0.0.0.0", "::")
+"""Hosts that mean every address of the machine."""
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 START_SECONDS = 120.0
 UNUSED_SERVICES = (
@@ -47,12 +49,18 @@ def prefect_environment(project: Path) -> dict[str, str]:
 
 
 class Server:
-    """A server process on loopback, for the time of a with-block; `wait_until_ready` tells when it answers."""
+    """A server process, on loopback unless told otherwise, for the time of a with-block; `wait_until_ready` tells when it answers."""
 
     def __init__(
-        self, port: int, command: list[str], environment: Mapping[str, str], health: str, log: Path
+        self,
+        port: int,
+        command: list[str],
+        environment: Mapping[str, str],
+        health: str,
+        log: Path,
+        host: str = LOOPBACK,
     ) -> None:
-        self.url = f"http://{LOOPBACK}:{port}"
+        self.url = f"http://{LOOPBACK if host in ANYWHERE else host}:{port}"
         self.log = log
         self._health = self.url + health
         self._command = command
@@ -103,24 +111,24 @@ class Server:
         )
 
 
-def prefect_server(port: int = 0) -> Server:
-    """A Prefect server over ./.prefect; port 0 takes a free one."""
+def prefect_server(port: int = 0, host: str = LOOPBACK) -> Server:
+    """A Prefect server over ./.prefect; port 0 takes a free one. Loopback unless told otherwise."""
     port = port or free_port()
     command = [sys.executable, "-m", "prefect", "server", "start"]
-    command += ["--host", LOOPBACK, "--port", str(port)]
+    command += ["--host", host, "--port", str(port)]
     ui = {
         "PREFECT_SERVER_UI_API_URL": f"http://{LOOPBACK}:{port}/api"
     }  # else the page asks port 4200
     environment = prefect_environment(Path.cwd()) | ui
-    return Server(port, command, environment, "/api/health", Path(".prefect/server.log"))
+    return Server(port, command, environment, "/api/health", Path(".prefect/server.log"), host)
 
 
-def mlflow_server(port: int = 0) -> Server:
-    """An MLflow server over the project's store; port 0 takes a free one."""
+def mlflow_server(port: int = 0, host: str = LOOPBACK) -> Server:
+    """An MLflow server over the project's store; port 0 takes a free one. Loopback unless told otherwise."""
     from trainorder.tracking import ARTIFACTS, store_uri
 
     port = port or free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
     command += ["--backend-store-uri", store_uri(), "--workers", "1"]
     command += ["--artifacts-destination", str(ARTIFACTS.absolute())]
     environment = {
@@ -128,7 +136,7 @@ def mlflow_server(port: int = 0) -> Server:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # background jobs of its GenAI part
         "DO_NOT_TRACK": "1",
     }
-    return Server(port, command, environment, "/health", ARTIFACTS / "server.log")
+    return Server(port, command, environment, "/health", ARTIFACTS / "server.log", host)
 
 
 def free_port(wanted: int = 0) -> int:
@@ -141,8 +149,21 @@ def free_port(wanted: int = 0) -> int:
     raise RuntimeError(f"no free port on {LOOPBACK}")
 
 
-def serve(prefect_port: int = PREFECT_PORT, mlflow_port: int = MLFLOW_PORT) -> None:
-    """Start both servers, print where to look, stop both on Ctrl-C or SIGTERM.
+def reach(host: str) -> str:
+    """Who can open the pages.
+
+    >>> reach("127.0.0.1")
+    'reachable from this machine only (127.0.0.1); --host changes that'
+    """
+    if host == "localhost" or host.startswith("127.") or host == "::1":
+        return f"reachable from this machine only ({host}); --host changes that"
+    return f"warning: listening on {host}: whoever reaches this machine can read and change everything, no password is asked"
+
+
+def serve(
+    prefect_port: int = PREFECT_PORT, mlflow_port: int = MLFLOW_PORT, host: str = LOOPBACK
+) -> None:
+    """Start both servers, print where to look and who can, stop both on Ctrl-C or SIGTERM.
 
     Raises:
         FileNotFoundError: nothing was run here yet.
@@ -155,12 +176,13 @@ def serve(prefect_port: int = PREFECT_PORT, mlflow_port: int = MLFLOW_PORT) -> N
     console = Console(highlight=False, soft_wrap=True)
     with (
         contextlib.suppress(KeyboardInterrupt),
-        prefect_server(free_port(prefect_port)) as prefect,
-        mlflow_server(free_port(mlflow_port)) as mlflow,
+        prefect_server(free_port(prefect_port), host) as prefect,
+        mlflow_server(free_port(mlflow_port), host) as mlflow,
     ):
         console.print("starting MLflow and Prefect ...", style="dim")
         for name, link in links(mlflow.wait_until_ready(), prefect.wait_until_ready()).items():
             console.print(f"{name:<28} {link}")
+        console.print(reach(host), style="dim")
         console.print("Ctrl-C stops both", style="dim")
         signal.pause()
 

@@ -10,6 +10,8 @@ import ast
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,12 @@ ROOT = Path(__file__).parents[2]
 STAGES: dict[str, Any] = {
     k: v.get("do", v) for k, v in read_yaml(ROOT / "dvc.yaml")["stages"].items()
 }
-FOLDED = {"rl": "phases", "tasks": {"sft_warmup": "sft", "train_judge": "judge"}}
-"""Sections that plan.settings() carries inside another: a phase's rl, the facts of the tasks a section names."""
+FOLDED = {"rl": "phases", "rollout": "phases", "training": "phases", "tasks": {"sft_warmup": "sft", "train_judge": "judge"}}
+"""Sections that plan.settings() carries inside another: a phase's rl, rollout and training, the facts of the tasks a section names."""
+
+
+BOUNDS = {"grading"}
+"""Sections that may stop a stage, and never change what it makes."""
 
 
 def module_of(stage: str) -> str:
@@ -38,7 +44,8 @@ def module_of(stage: str) -> str:
 def params_of(stage: str) -> set[str]:
     """Sections of .fingerprints/params.json that the stage declares."""
     declared = [p.get(".fingerprints/params.json", []) for p in STAGES[stage].get("params", [])]
-    return {key.partition(".")[0] for keys in declared for key in keys}
+    keys = {key for keys in declared for key in keys}
+    return {"phases" if key == "${item.settings}" else key.partition(".")[0] for key in keys}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -49,6 +56,8 @@ def test_a_stages_params_are_the_sections_its_code_reads(stage: str):
     for file in closure(ROOT, module_of(stage)):
         if file.endswith(".py") and not file.startswith(("trainorder/config", "trainorder/plan/")):
             read |= sections_read(ast.parse((ROOT / file).read_text()))
+    read -= {"flow"}  # how fast, and how often step checkpoints are written: changes no result
+    read -= BOUNDS
     folded = {
         FOLDED[s] if isinstance(FOLDED.get(s), str) else FOLDED.get(s, {}).get(stage, s)
         for s in read
@@ -73,7 +82,7 @@ def test_a_stage_depends_on_its_own_fingerprint_and_on_no_other(stage: str):
     if stage == "fingerprint":
         return
     prints = [d for d in STAGES[stage]["deps"] if d.startswith(".fingerprints/")]
-    own = "phase_${item.phase}" if stage.endswith("_rl") else stage
+    own = "${item.code}" if stage.endswith("_rl") else stage
     assert prints == [f".fingerprints/{own}"]
     assert all("python -m " in s["cmd"] for s in STAGES.values())
 
@@ -132,7 +141,7 @@ def record(node, phase=None):
 
 def main(stage):
     parser = argparse.ArgumentParser()
-    for option in ("node", "seed", "parent", "phase", "base", "merge", "parents"):
+    for option in ("node", "seed", "parent", "phase", "variant", "base", "merge", "parents", "tasks"):
         parser.add_argument(f"--{option}")
     a = parser.parse_args()
     with open("log", "a") as log:
@@ -166,7 +175,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = make_project(tmp_path_factory.mktemp("toy") / "project")
     (project.root / "toy.py").write_text(TOY)
     for file in (project.root / "stages").glob("*.py"):
-        if file.stem not in ("fingerprint", "__init__"):
+        if file.stem not in ("fingerprint", "warm", "__init__"):
             file.unlink()
     for stage in STAGES.values():
         name = stage["cmd"].split()[2].removeprefix("stages.")
@@ -301,6 +310,26 @@ def test_a_changed_phase_is_stale_wherever_it_stands_and_below(copy: Project):
     ]
 
 
+def test_a_variant_shares_the_base_and_follows_its_own_settings_only(copy: Project):
+    copy.edit("params.yaml", OLD, "structured_first: [math, qa]")
+    copy.edit("params.yaml", "  creative_first: [creative, qa, math]\n  joint: [joint]\n", "")
+    copy.edit("params.yaml", "  ties: {method: ties, density: 0.2}\n", "")
+    copy.edit("params.yaml", "merges:\n", "")
+    copy.edit("params.yaml", "seeds: [0]", "variants: {slow: {rl: {lr: 1.0e-5}}}\nseeds: [0]")
+    branch = ["math", "math--qa", "qa"]
+    copy.cli("plan")
+    log = ran(copy)
+    assert [s for s in log if s.startswith("rl")] == sorted(f"rl@s0--slow--{p}" for p in branch)
+    assert [s for s in log if s.startswith(("sft", "train", "build"))] == []
+    copy.edit("params.yaml", "lr: 1.0e-5", "lr: 2.0e-5")
+    stale = [s.partition("@")[2] for s in only(copy, "stale") if "_rl@" in s]
+    assert sorted(stale) == sorted(f"s0--slow--{p}" for p in branch)
+    copy.edit("params.yaml", "{qa: 1}, steps: 2}", "{qa: 1}, steps: 2, rl: {temperature: 0.9}}")
+    stale = [s.partition("@")[2] for s in only(copy, "stale") if "_rl@" in s]
+    assert "s0--math--qa" in stale
+    assert "s0--math" not in stale
+
+
 def test_more_test_problems_retrain_nothing_and_reevaluate_everything(copy: Project):
     copy.edit(
         "params.yaml",
@@ -342,3 +371,102 @@ def test_the_plan_estimates_from_what_the_same_phase_took(copy: Project):
     out = copy.cli("plan").stdout
     assert "math  structured  to train  2 min" in out
     assert "qa  structured  cached" in out
+
+
+def git(project: Project, *arguments: str) -> str:
+    name = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    return project.run("git", *name, *arguments).stdout
+
+
+def commit(project: Project) -> None:
+    git(project, "add", "params.yaml", "plan.yaml", "dvc.lock")
+    git(project, "commit", "-q", "-m", "a plan")
+
+
+def test_gc_shows_first_and_never_breaks_the_undo_of_a_reorder(copy: Project):
+    commit(copy)
+    copy.edit("params.yaml", OLD, NEW)
+    copy.cli("plan")
+    trained = ran(copy)
+    assert "rl@s0--math--creative" in trained
+    copy.edit("params.yaml", NEW, OLD)
+    copy.cli("plan")
+    ran(copy)
+    (copy.root / "checkpoints" / ".s0.tmp").mkdir()
+    (copy.root / "checkpoints" / ".s0.tmp" / "half").write_text("of a checkpoint")
+    cache = copy.root / ".dvc" / "cache"
+    before = sorted(p for p in cache.rglob("*") if p.is_file())
+    shown = copy.cli("gc").stdout
+    assert "checkpoints/s0--math--creative: not in the plan, restored from DVC's cache" in shown
+    assert "1 half-written files of killed runs" in shown
+    assert "would be freed; add --yes" in shown
+    assert (copy.root / "checkpoints" / ".s0.tmp").exists()
+    assert "freed" in copy.cli("gc", "--yes").stdout
+    assert not (copy.root / "checkpoints" / ".s0.tmp").exists()
+    assert not (copy.root / "checkpoints" / "s0--math--creative").exists()
+    assert sorted(p for p in cache.rglob("*") if p.is_file()) == before
+    assert ran(copy) == []  # the plan is untouched
+    copy.edit("params.yaml", OLD, NEW)
+    copy.cli("plan")
+    assert ran(copy) == []  # and so is the reorder, though it was never committed
+
+
+def test_gc_of_uncommitted_results_names_them_and_keeps_every_committed_plan(copy: Project):
+    commit(copy)
+    copy.edit("params.yaml", OLD, NEW)
+    copy.cli("plan")
+    ran(copy)
+    commit(copy)
+    copy.edit("params.yaml", NEW, OLD)
+    copy.edit("params.yaml", "creative_first: [creative, qa, math]", "creative_first: [qa, creative, math]")
+    copy.cli("plan")
+    tried = {line for line in ran(copy) if line.startswith("rl@")}
+    assert tried == {"rl@s0--qa--creative", "rl@s0--qa--creative--math"}
+    copy.edit("params.yaml", "creative_first: [qa, creative, math]", "creative_first: [creative, qa, math]")
+    copy.cli("plan")
+    ran(copy)
+    git(copy, "checkout", "-q", "dvc.lock", "plan.yaml", "params.yaml")
+    named = [line for line in copy.cli("gc", "--uncommitted", "--yes").stdout.splitlines() if "--node" in line]
+    assert {re.search(r"--node (\S+)", line)[1] for line in named} == {"s0--qa--creative", "s0--qa--creative--math"}
+    assert ran(copy) == []  # the last commit
+    git(copy, "checkout", "-q", "HEAD~1", "--", "params.yaml", "plan.yaml", "dvc.lock")
+    assert ran(copy) == []  # the one before
+    copy.edit("params.yaml", "creative_first: [creative, qa, math]", "creative_first: [qa, creative, math]")
+    copy.cli("plan")
+    assert {line for line in ran(copy) if line.startswith("rl@")} == tried
+
+
+def test_gc_waits_for_nobody_and_deletes_nothing_under_a_run(copy: Project):
+    (copy.root / ".resume").mkdir(exist_ok=True)
+    holder = "import sys, time; from pathlib import Path; from trainorder.process import exclusive\n"
+    holder += "with exclusive(Path('.resume/s0.lock'), ''):\n    print('held', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", holder]
+    with subprocess.Popen(command, cwd=copy.root, env=copy.env, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        refused = copy.cli("gc", "--yes", ok=False)
+        process.kill()
+    assert refused.returncode == 1
+    assert f"another process ({process.pid}) makes s0" in refused.stderr
+
+
+def test_uncommitted_results_are_not_freed_where_nothing_is_committed(copy: Project):
+    refused = copy.cli("gc", "--uncommitted", ok=False)
+    assert refused.returncode == 2
+    assert "no commit holds a plan.yaml" in refused.stderr
+
+
+def test_the_plans_need_is_compared_with_the_free_space(copy: Project):
+    script = (
+        "import json, shutil, sys; from trainorder import plan, storage\n"
+        "p = plan.load(); states = plan.status(p); print(json.dumps(storage.need(p, states)))\n"
+        "states |= {n.stage: 'stale' for n in p.nodes.values()}; print(json.dumps(storage.need(p, states)))\n"
+        "storage.check_room(p, states)\n"
+        "weights = open('checkpoints/s0/weights', 'ab'); weights.truncate(shutil.disk_usage('.').free)\n"
+        "storage.check_room(p, states)"
+    )
+    done = copy.run(sys.executable, "-c", script, ok=False)
+    nothing, (here, cached) = map(json.loads, done.stdout.splitlines())
+    assert nothing == [0, 0]
+    assert here > cached > 0
+    assert re.search(r"DiskError: this plan needs about .* GiB on the disk of .* are\s+free: make room", done.stderr)

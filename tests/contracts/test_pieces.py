@@ -38,7 +38,9 @@ def some_roll() -> Roll:
     def draw() -> torch.Tensor:
         return torch.randn(roll.mask.shape, generator=noise, dtype=torch.float64) * roll.mask
 
-    return replace(roll, a=draw(), x={"logp": draw() - 2, "H": draw().abs(), "ref": draw() - 2})
+    old = draw() - 2
+    facts = {"logp": old, "sampler": old + 0.01 * draw(), "H": draw().abs(), "ref": draw() - 2}
+    return replace(roll, a=draw(), x=facts)
 
 
 def live_of(roll: Roll, logp: torch.Tensor) -> Live:
@@ -116,6 +118,34 @@ def test_rewards_and_weights_are_finite_per_row_or_token(name, listed):
     assert values.shape in (roll.reward.shape, roll.mask.shape)
     assert values.isfinite().all()
     assert listed is REWARDS or (values >= 0).all()
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_are_blind_to_padding_and_to_other_rows(name):
+    roll, state = some_roll(), State(total=1)
+    whole = spread(WEIGHTS[name](roll, state), roll)
+    padded = pad_more(roll, 2, junk=-torch.inf)
+    torch.testing.assert_close(
+        spread(WEIGHTS[name](padded, state), padded)[:, : whole.shape[1]], whole
+    )
+    for i in range(len(roll)):
+        one = roll.rows([i])
+        torch.testing.assert_close(spread(WEIGHTS[name](one, state), one)[0], whole[i])
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_extreme_log_probabilities_give_finite_weights(name):
+    for logp, sampler in itertools.product((-1e4, -1e-9), repeat=2):
+        roll = some_roll()
+        ends = {"logp": torch.full_like(roll.mask, logp), "sampler": torch.full_like(roll.mask, sampler)}
+        values = WEIGHTS[name](replace(roll, x={**roll.x, **ends}), State(total=1))
+        assert values.isfinite().all()
+
+
+def spread(values: torch.Tensor, roll: Roll) -> torch.Tensor:
+    """Per token, 0 on padding."""
+    values = values if values.dim() > 1 else values[:, None].expand_as(roll.mask)
+    return torch.where(roll.mask > 0, values, 0.0)
 
 
 @pytest.mark.parametrize("name", METRICS)

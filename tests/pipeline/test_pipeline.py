@@ -10,10 +10,12 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import Project, make_project
+from conftest import ROOT, Project, make_project
 
 from trainorder.config import read_yaml
 
@@ -162,3 +164,74 @@ def test_the_report_stands_alone(by_flow: Project):
     assert not re.findall(r"""(?:src|href)=["']https?://""", page)
     for order in json.loads((by_flow.root / "reports" / "bwt.json").read_text())["orders"]:
         assert order in page
+
+
+KINDS_OF_FILE = {
+    "checkpoints/s0--math/model.safetensors": "s0--math: checkpoint: {file} was changed",
+    "checkpoints/s0--math/tokenizer.json": "s0--math: checkpoint: {file} was changed",
+    "checkpoints/s0/model.safetensors": "s0--math: parent s0: the weights",
+    "data/tasks/math/train.jsonl": "s0--math: data: {file} is not what it was trained on",
+    "runs/s0--math/manifest.json": "s0--math: {file} was changed",
+    "runs/s0--math/metrics.jsonl": "structured_rl@s0--math: {file} was changed",
+    "runs/s0--math/run.json": "structured_rl@s0--math: {file} was changed",
+    "evaluations/s0--math.parquet": "evaluate@s0--math: {file} was changed",
+    "checkpoints/judge/reward/model.safetensors": "train_judge: checkpoints/judge/reward was changed",
+    "reports/bwt.json": "measure_bwt: {file} was changed",
+    "reports/report.html": "report: {file} was changed",
+    "data/sft/demonstrations.jsonl": "build_data: data/sft was changed",
+}
+
+
+def test_verify_finds_a_flipped_bit_in_every_kind_of_file(trained: Project):
+    script = (
+        "import json, sys; from pathlib import Path; from trainorder.verify import verify\n"
+        "found = {'': verify()}\n"
+        f"for name in {list(KINDS_OF_FILE)!r}:\n"
+        "    path = Path(name); data = path.read_bytes(); at = len(data) // 2; path.unlink()\n"
+        "    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])\n"
+        "    found[name] = verify(); path.write_bytes(data)\n"
+        "print(json.dumps(found))"
+    )
+    found = json.loads(trained.run(sys.executable, "-c", script).stdout)
+    assert found.pop("") == []
+    for file, differences in found.items():
+        expected = KINDS_OF_FILE[file].format(file=file)
+        assert any(text.startswith(expected) for text in differences), (file, differences)
+
+
+def test_verify_names_changed_params_and_code_and_damage_in_the_cache(trained: Project):
+    assert trained.cli("verify").stdout == "every node: as recorded\n"
+    trained.edit("params.yaml", "warmup_steps: 1}", "warmup_steps: 2}")
+    trained.edit("trainorder/rl/pieces.py", "eps: float = 1e-6", "eps: float = 2e-6")
+    damaged = next(f for f in sorted(trained.root.glob(".dvc/cache/files/md5/??/*")) if f.stat().st_size > 99)
+    data = bytearray(damaged.read_bytes())
+    data[50] ^= 1
+    damaged.unlink()
+    damaged.write_bytes(data)
+    done = trained.cli("verify", "s0--math", "--cache", ok=False)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert "s0--math: params: rl.warmup_steps was 1 and is 2 now" in lines
+    assert "s0--math: code: phase_math does something else now (trainorder/rl/pieces.py)" in lines
+    assert any(f"{damaged.name}: damaged in DVC's cache" in line for line in lines)
+    assert len(lines) == 3
+    refused = trained.cli("verify", "s0--mth", ok=False)
+    assert refused.returncode == 2
+    assert "did you mean 's0--math'?" in refused.stderr
+
+
+def test_five_random_kills_change_no_byte(by_dvc: Project, tmp_path: Path):
+    out = tmp_path / "soak.json"
+    command = ["--kills", "5", "--seconds", "7", "--checkpoint-seconds", "0.5", "--seed", "1"]
+    command += ["--params", "configs/smoke.yaml", "--reference", str(by_dvc.root), "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.kill_soak", *command],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(out.read_text())
+    assert (result["kills"], result["different"]) == (5, [])
+    assert result["files_compared"] > 50

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+import stages
 from stages import evaluate as stage
 from trainorder import paths
 from trainorder.config import EvaluationConfig, PolicyConfig, parse_params
@@ -252,7 +253,7 @@ def test_greedy_answers_and_entropies_belong_to_their_exam(here: Path):
 
 def run_stage(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
-    return stage.main()
+    return stages.run("evaluate", "", stage.OPTIONS, stage.main)
 
 
 def test_stage_writes_the_same_bytes_twice(here: Path, monkeypatch):

@@ -149,7 +149,7 @@ def toy_project(root: Path) -> Project:
     orders = {"structured_first": TASKS, "joint": ("joint",)}
     world = World(tasks=TASKS, phases=phases, orders=orders, effects=HARM, problems=100)
     plan = world.plan()
-    found = measure(world.table(), from_plan(plan, plan["phases"]), MeasureConfig(bootstrap=100))
+    found = measure(world.table(), from_plan(plan), MeasureConfig(bootstrap=100))
     assert found["recommended"]["order"] == ["creative", "qa", "math"]
     (root / "toy_bwt.json").write_text(to_json(found))
     project.edit("params.yaml", "  creative_first: [creative, qa, math]\n", "")
@@ -264,7 +264,7 @@ def test_a_killed_flow_leaves_no_process_and_the_next_one_goes_on(project, numbe
         if number == signal.SIGTERM:
             second = flow(project, ok=False)
             assert second.returncode == 1
-            assert f"another flow runs in this folder (process {started.pid})" in second.stdout
+            assert f"another process ({started.pid}) runs a flow in this folder" in second.stdout
         os.kill(started.pid, number)
         started.wait(timeout=30)
     wait_for(lambda: not processes(project))
@@ -274,8 +274,9 @@ def test_a_killed_flow_leaves_no_process_and_the_next_one_goes_on(project, numbe
     flow(project)
     assert not any(line.startswith("rl ") for line in executions(project))
     with sqlite3.connect(project.root / ".prefect" / "prefect.db") as database:
-        left = database.execute("select count(*) from flow_run where state_type = 'RUNNING'")
-        assert left.fetchone() == (0,)
+        for table in ("flow_run", "task_run"):
+            left = database.execute(f"select count(*) from {table} where state_type = 'RUNNING'")
+            assert left.fetchone() == (0,), table
 
 
 def wait_for(condition, seconds: float = 60.0) -> None:

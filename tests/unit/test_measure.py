@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from order_worlds import HARMFUL, SINGLE, World, default_world
+from order_worlds import HARMFUL, SINGLE, World, default_world, every_order
 
 from trainorder.config import MeasureConfig, ParamsError
 from trainorder.measure import from_plan, measure, to_json
@@ -27,9 +27,7 @@ def table_of(merges):
 
 def run(world, table=None, config=CONFIG):
     plan = world.plan()
-    return measure(
-        world.table() if table is None else table, from_plan(plan, plan["phases"]), config
-    )
+    return measure(world.table() if table is None else table, from_plan(plan), config)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +50,12 @@ def test_a_planted_order_is_recovered_and_identified():
     world = World(
         tasks=("a", "b", "c"),
         phases=phases,
-        orders={"forward": ("a", "b", "c"), "backward": ("c", "b", "a")},
+        orders={
+            "forward": ("a", "b", "c"),
+            "backward": ("c", "b", "a"),
+            "third": ("a", "c", "b"),
+            "fourth": ("b", "c", "a"),
+        },
         effects=effects,
         problems=400,
     )
@@ -70,6 +73,21 @@ def test_a_planted_order_is_recovered_and_identified():
         "not_told_apart": [],
         "note": "the paired interval over problems against every other arm excludes 0",
     }
+
+
+def test_two_measured_orders_are_too_few_to_trust_the_matrix():
+    world = World(
+        tasks=("a", "b"),
+        phases={"a": ("a",), "b": ("b",)},
+        orders={"x": ("a", "b"), "y": ("b", "a")},
+        effects={"b": {"a": -0.25}},
+    )
+    found = run(world)["recommended"]
+    assert found["order"] == ["b", "a"]
+    assert found["verdict"] == "not identified"
+    assert found["reasons"] == [
+        "2 different orders of these phases were measured: how far the additive model is off cannot be told below 3"
+    ]
 
 
 def test_tasks_that_do_not_touch_each_other_give_no_order_and_no_winner_among_orders():
@@ -258,7 +276,7 @@ def test_phases_of_several_and_of_shared_tasks_are_ordered_too():
 def test_only_a_joint_order_leaves_nothing_to_recommend():
     world = default_world(orders={"joint": ("joint",)}, merges=())
     plan = {**world.plan(), "singles": {"0": {}}}
-    found = measure(world.table(), from_plan(plan, plan["phases"]), CONFIG)
+    found = measure(world.table(), from_plan(plan), CONFIG)
     assert found["recommended"] is None
     assert found["prediction"]["n"] == 0
     assert found["winner"]["arm"] == "joint"
@@ -300,7 +318,7 @@ def test_an_order_planned_for_other_seeds_is_refused():
     with pytest.raises(
         ParamsError, match=r"joint was planned for seeds \[1\], the bases for \[0\]"
     ):
-        from_plan(plan, plan["phases"])
+        from_plan(plan)
 
 
 PARAMS = {
@@ -338,3 +356,165 @@ def test_the_stage_writes_what_the_library_measures_and_names_a_missing_file(tmp
     assert done.returncode == 2
     assert done.stderr == "error: evaluations/s0.parquet not found: run `dvc repro evaluate@s0`\n"
     assert (tmp_path / "reports" / "bwt.json").read_text() == expected
+
+
+@pytest.fixture(scope="module")
+def varied():
+    """All 24 orders under the params as written and with effects of the opposite sign."""
+    return run(every_order({"opposite": -1.0}, problems=96), config=MeasureConfig(bootstrap=100))
+
+
+def test_a_variant_is_measured_with_its_own_arms_and_the_shared_bases(varied):
+    other = varied["variants"]["opposite"]
+    assert varied["variant"] == "default"
+    assert {row["variant"] for row in other["ranking"]} == {"opposite"}
+    assert other["base"]["nodes"] == varied["base"]["nodes"] == {"0": "s0"}
+    assert other["singles"]["math"]["nodes"] == {"0": "s0--opposite--math"}
+    assert other["orders"]["math_code_qa_creative"]["nodes"]["0"][1] == "s0--opposite--math"
+    # what harms before helps now: the rankings of the orders turn around
+    agreement = varied["across_variants"]["agreement"]
+    assert [(row["a"], row["b"], row["n"]) for row in agreement] == [("default", "opposite", 24)]
+    assert agreement[0]["spearman"] < -0.5
+
+
+def test_what_turns_around_under_a_variant_does_not_survive(varied):
+    rows = {(row["a"], row["b"]): row for row in varied["across_variants"]["differences"]}
+    best = varied["winner"]["best"]
+    assert rows[best, "base"]["survives"] == "in every variant"
+    turned = {row["survives"] for row in rows.values()}
+    assert "with opposite signs" in turned
+    found = rows["code_math_qa_creative", "creative_qa_math_code"]
+    signs = [entry["difference"]["value"] > 0 for entry in found["variants"].values()]
+    assert signs == [False, True]
+    assert found["survives"] == "with opposite signs"
+
+
+def test_a_variant_says_the_same_as_if_it_had_been_measured_alone():
+    two = every_order({"half": 0.5}, problems=32)
+    config = MeasureConfig(bootstrap=100)
+    together = run(two, config=config)["variants"]["half"]
+    alone = run(two.others["half"], config=config)
+    assert together["differences"] == alone["differences"]
+    assert together["recommended"] == alone["recommended"]
+
+
+def test_every_predictor_is_compared_with_all_24_orders(varied):
+    predictors = varied["prediction"]["predictors"]
+    assert set(predictors) == {"additive", "multiplicative", "two_stage", "stage_delta"}
+    for found in predictors.values():
+        assert found["n"] == 24
+        # the world is additive: all predictors rank its orders well
+        assert found["spearman"]["value"] > 0.7
+        assert found["spearman"]["low"] < found["spearman"]["value"] < found["spearman"]["high"]
+    assert predictors["additive"]["regret"] < 0.03
+    assert varied["prediction"]["spearman"] == predictors["additive"]["spearman"]["value"]
+
+
+def test_the_assumptions_hold_in_an_additive_world(varied):
+    found = varied["assumptions"]
+    assert found["transfer"]["n"] == 12
+    assert found["transfer"]["missing"] == []
+    # Holm over 12, 4 and 48 true hypotheses
+    assert sum(row["differs"] for row in found["transfer"]["rows"]) <= 1
+    assert sum(row["differs"] for row in found["saturation"]["rows"]) <= 1
+    assert found["triples"]["n"] == 48
+    assert sum(row["differs"] for row in found["triples"]["rows"]) <= 2
+    assert found["slopes"]["own"]["value"] == pytest.approx(-1.0, abs=0.15)
+    assert found["slopes"]["other"]["value"] == pytest.approx(0.0, abs=0.1)
+
+
+class Saturating(World):
+    """Creative costs a task that was trained before it 0.2, and one that was not nothing."""
+
+    def truth(self, chain):
+        level = dict.fromkeys(self.tasks, self.base)
+        for i, phase in enumerate(chain):
+            for task in self.tasks:
+                if task in self.phases[phase]:
+                    level[task] = self.learned
+                elif phase == "creative" and task in chain[:i]:
+                    level[task] -= 0.2
+        return level
+
+
+def test_transfer_that_appears_only_after_training_is_seen_and_only_two_stage_predicts_it():
+    base = every_order(problems=128).default
+    fields = {name: getattr(base, name) for name in base.__dataclass_fields__}
+    found = run(Saturating(**{**fields, "effects": {}}), config=MeasureConfig(bootstrap=200))
+    rows = {(r["phase"], r["on"]): r for r in found["assumptions"]["transfer"]["rows"]}
+    assert rows["creative", "math"]["differs"]
+    assert rows["creative", "math"]["difference"]["value"] == pytest.approx(-0.2, abs=0.06)
+    assert not rows["math", "code"]["differs"]
+    predictors = found["prediction"]["predictors"]
+    assert predictors["two_stage"]["spearman"]["value"] > 0.7
+    assert predictors["additive"]["spearman"]["value"] < 0.5
+    assert predictors["two_stage"]["rmse"] < 0.5 * predictors["additive"]["rmse"]
+    two_stage = found["recommended_two_stage"]
+    assert two_stage["order"][0] == "creative"
+    assert (two_stage["source"], two_stage["pairs"]) == ("after_training", "direct")
+
+
+def test_pairs_that_no_order_has_are_named_with_what_to_run():
+    found = run(default_world(orders={"one": SINGLE}, merges=()))
+    assert found["recommended_two_stage"]["order"] is None
+    assert ["code", "math"] in found["recommended_two_stage"]["missing"]
+    assert "add [code, math]" in found["recommended_two_stage"]["run"]
+    assert found["assumptions"]["transfer"]["run"].startswith("no order trains these")
+    assert found["assumptions"]["triples"]["run"].startswith("needs two orders such as")
+    assert found["prediction"]["predictors"]["two_stage"] is None
+
+
+class Surprise(World):
+    """Where math stands third, everything ends 0.15 higher: an interaction that no pair of phases shows."""
+
+    def truth(self, chain):
+        level = super().truth(chain)
+        lucky = len(chain) == 4 and chain[2] == "math"
+        return {task: x + 0.15 * lucky for task, x in level.items()}
+
+
+def test_an_order_that_was_measured_better_speaks_against_the_recommended_one():
+    base = every_order(problems=128).default
+    fields = {name: getattr(base, name) for name in base.__dataclass_fields__}
+    # the others harm math after it: the matrix puts math last
+    effects = {"code": {"math": -0.1}, "qa": {"math": -0.1}, "creative": {"math": -0.1}}
+    found = run(Surprise(**{**fields, "effects": effects}), config=MeasureConfig(bootstrap=200))
+    recommended = found["recommended"]
+    assert recommended["order"][-1] == "math"
+    assert recommended["measured_best"]["order"][2] == "math"
+    assert recommended["verdict"] == "not identified"
+    assert any(
+        "was measured" in reason and "better on dev" in reason for reason in recommended["reasons"]
+    )
+
+
+def test_what_to_run_next_are_the_orders_that_are_missing():
+    found = run(default_world(orders={"one": SINGLE}, merges=()))["recommended"]
+    first = found["next"][0]
+    assert first["run"] == "train these orders"
+    assert found["order"] in first["orders"]
+    assert found["reverse"] in first["orders"]
+    assert any("seeds" in step["run"] for step in found["next"])
+
+
+def test_forgetting_of_noise_is_what_a_maximum_of_equal_scores_shows(document):
+    order = document["orders"]["structured_first"]
+    noise = order["forgetting_of_noise"]["test"]
+    # three tasks with 3, 2 and 1 later stages; standard error of a difference about .02: a few hundredths, above 0
+    assert 0.0 < noise < 0.03
+    assert document["orders"]["joint"]["forgetting_of_noise"]["test"] is None
+    assert (
+        order["measures"]["test"]["forgetting_from_base"]["value"]
+        >= order["measures"]["test"]["forgetting"]["value"]
+    )
+
+
+def test_a_score_outside_the_common_scale_is_refused_with_its_node():
+    world = default_world(merges=())
+    table = table_of(()).copy()
+    wrong = (table["node"] == "s0--qa") & (table["metric"] == "score") & (table["task"] == "code")
+    table.loc[wrong, "value"] *= 100
+    with pytest.raises(
+        ParamsError, match=r"s0--qa.parquet scores code \(dev\) with .* outside \[0, 1\]"
+    ):
+        run(world, table)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trainorder.config import MergeConfig
-from trainorder.merge import dare, merge_folders, merge_tensors, ties, trim
+from trainorder.merge import dare, merge_folders, merge_tensors, ties, trim, tune_scale
 from trainorder.streams import torch_stream
 
 ZERO = torch.zeros(3)
@@ -50,6 +50,30 @@ def test_dare_divides_what_it_keeps_by_the_density():
     kept = dare(torch.full((1000,), 3.0), density=0.5, generator=torch_stream("test"))
     assert sorted(set(kept.tolist())) == [0.0, 6.0]
     assert 430 < (kept > 0).sum() < 570  # 500 expected, sd 16
+
+
+def test_dare_ties_elects_signs_among_what_dare_kept():
+    # density 1 keeps all: sums (1, -4, .3) have signs +, -, +; 2, (-1 - 3) / 2, (.1 + .2) / 2
+    whole = MergeConfig(method="dare_ties", density=1.0)
+    streams = [torch_stream("dare_ties", i) for i in range(2)]
+    merged = merge_tensors(ZERO, [A, B], whole, streams)
+    torch.testing.assert_close(merged, torch.tensor([2.0, -2.0, 0.15]))
+    thin = MergeConfig(method="dare_ties", density=0.5)
+    kept = merge_tensors(torch.zeros(400), [torch.ones(400)] * 2, thin, streams)
+    assert sorted(set(kept.tolist())) == [0.0, 2.0]  # a mean, where DARE alone would add to 4
+
+
+def test_the_scale_with_the_best_score_is_kept_and_nothing_else_is_left(tmp_path: Path):
+    base, one = (folder(tmp_path / n, {"w": torch.full((2,), v)}) for n, v in (("b", 0.0), ("1", 1.0)))
+    config = MergeConfig(method="task_arithmetic", scale=[0.5, 2.0, 1.0])
+
+    def nearness_to_two(merged: Path) -> float:
+        return -abs(2.0 - float(load_file(merged / "model.safetensors")["w"][0]))
+
+    found = tune_scale(base, [one], tmp_path / "out", config, nearness_to_two)
+    assert list(found.items()) == [(2.0, 0.0), (1.0, -1.0), (0.5, -1.5)]
+    assert load_file(tmp_path / "out" / "model.safetensors")["w"].tolist() == [2.0, 2.0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "b", "out"]
 
 
 def test_dare_masks_differ_between_parents_and_repeat_with_the_seed(tmp_path: Path):

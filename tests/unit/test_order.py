@@ -9,13 +9,23 @@ from hypothesis import strategies as st
 
 from trainorder.order import (
     EXACT,
+    PREDICTORS,
+    RULES,
+    Measured,
+    Misfit,
+    Step,
+    additive,
     best_order,
+    choose,
     exact_orders,
+    extrapolate,
     gains,
     heuristic_order,
+    optimality_gap,
     order_value,
-    predict,
     recommend,
+    slopes,
+    upper_bound,
 )
 
 HAND = np.array([[0.0, 5, 2], [1, 0, 4], [3, 1, 0]])
@@ -150,7 +160,167 @@ def test_the_value_of_an_order_is_its_predicted_mean_up_to_a_constant():
     trained = {name: after[i] for i, name in enumerate(names)}
     columns = {name: [i] for i, name in enumerate(names)}
     rest = [
-        predict(base, trained, [names[i] for i in order], columns).mean() - order_value(gain, order)
+        additive(Measured(base, trained, columns), [names[i] for i in order]).mean()
+        - order_value(gain, order)
         for order in permutations(range(4))
     ]
     np.testing.assert_allclose(rest, np.full(24, np.diagonal(after).mean()))
+
+
+def test_the_heuristic_tells_how_far_it_may_be_off():
+    rng = np.random.default_rng(6)
+    gain = rng.normal(size=(16, 16))
+    found = best_order(gain)
+    assert order_value(gain, found) <= upper_bound(gain)
+    gap = optimality_gap(gain, found)
+    assert gap == pytest.approx(upper_bound(gain) - order_value(gain, found))
+    # on 7 phases the truth is known: the exact order has no gap, a bad one has the true loss, below the bound's
+    small = rng.normal(size=(7, 7))
+    assert optimality_gap(small, best_order(small)) == 0.0
+    loss = float(order_value(small, best_order(small)) - order_value(small, tuple(range(7))))
+    assert optimality_gap(small, tuple(range(7))) == pytest.approx(loss)
+    assert upper_bound(small) >= order_value(small, best_order(small)) - 1e-12
+
+
+# what training k (row) does to j (column); 2 harms nobody and is harmed by all, 0 harms all
+CHANGE = np.array([[0.9, -0.10, -0.20], [-0.01, 0.9, -0.10], [0.02, 0.01, 0.9]])
+
+
+def test_every_rule_orders_the_hand_matrix_as_worked_out():
+    # exact: W[j, k] = CHANGE[k, j]; 0,1,2 collects W01 + W02 + W12 = -.01 + .02 + .01, the most of all six
+    # borda: columns .01, -.09, -.3 minus rows -.3, -.11, .03: .31, .02, -.33
+    # least forgettable: column means .005, -.045, -.15
+    # omni: means over the others of 0, 1, 2: -.15, -.055, .015 -> 2; then 0 does -.1 to 1, 1 does -.01 to 0 -> 1, 0
+    expected = {
+        "exact": (0, 1, 2),
+        "becker": (0, 1, 2),
+        "borda": (0, 1, 2),
+        "least_forgettable_first": (0, 1, 2),
+        "most_forgettable_first": (2, 1, 0),
+        "omni_greedy": (2, 1, 0),
+    }
+    assert {name: RULES[name](CHANGE) for name in expected} == expected
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_gives_a_permutation_and_ignores_what_a_phase_does_to_itself(name):
+    rng = np.random.default_rng(1)
+    for n in (1, 2, 5, 14):
+        change = rng.normal(size=(n, n))
+        found = RULES[name](change)
+        assert sorted(found) == list(range(n))
+        assert RULES[name](change + np.diag(rng.normal(size=n))) == found
+
+
+def test_an_unknown_rule_is_refused_with_the_known_ones():
+    assert choose("exact", CHANGE, ["a", "b", "c"]) == ("a", "b", "c")
+    with pytest.raises(ValueError, match=r"no rule 'best'.*omni_greedy"):
+        choose("best", CHANGE, ["a", "b", "c"])
+
+
+def test_stage_delta_extrapolation_reproduces_the_worked_quadratic():
+    # loss (theta - c)^2 / 2, step 1/2: one pass halves the distance to c. Reference order c = 1, 3 from 0: .5, 1.75.
+    # The other order, from the reference's steps: 1.5, then 1.5 + .5 - .5 (1.5 - 0) = 1.25, which is the true value
+    base = np.array([0.0])
+    m = Measured(
+        base, {"one": np.array([0.5]), "three": np.array([1.5])}, {"one": [0], "three": [0]}
+    )
+    assert extrapolate(m, ["three", "one"], -0.5, 0.0)[0] == pytest.approx(1.25)
+    assert extrapolate(m, ["one", "three"], -0.5, 0.0)[0] == pytest.approx(1.75)
+
+
+def planted(own, other, rng, steps=12):
+    """Scores whose change depends on the start with these slopes, and steps that show it."""
+    base = np.array([0.4, 0.5, 0.3])
+    deltas = {
+        "a": np.array([0.4, -0.05, 0.02]),
+        "b": np.array([-0.1, 0.4, 0.03]),
+        "c": np.array([0.0, 0.05, 0.5]),
+    }
+    tasks = {"a": [0], "b": [1], "c": [2]}
+    m = Measured(base, {p: base + d for p, d in deltas.items()}, tasks)
+    found = []
+    for i in range(steps):
+        phase = "abc"[i % 3]
+        start = base + rng.normal(0, 0.1, 3)
+        slope = np.where(np.arange(3) == tasks[phase][0], own, other)
+        found.append(Step(phase, start, start + deltas[phase] + slope * (start - base), f"n{i}"))
+    return Measured(base, m.after, tasks, steps=found)
+
+
+def test_slopes_are_recovered_and_leave_out_the_order_that_is_predicted():
+    m = planted(-0.6, 0.2, np.random.default_rng(0))
+    own, other = slopes(m)
+    assert own == pytest.approx(-0.6, abs=0.03)
+    assert other == pytest.approx(0.2, abs=0.03)
+    everything = frozenset(step.node for step in m.steps)
+    assert slopes(m, everything) == (-1.0, 0.0)
+
+
+def test_without_other_steps_stage_delta_is_the_additive_model():
+    m = planted(-0.6, 0.2, np.random.default_rng(0), steps=0)
+    for order in permutations("abc"):
+        np.testing.assert_allclose(
+            PREDICTORS["stage_delta"](m, order, frozenset()), additive(m, order)
+        )
+
+
+def test_the_multiplicative_model_keeps_shares_and_stays_a_score():
+    # b takes 1/2 of task 0 from the base (.4 -> .19 with the floor of .02); of .8 it leaves .41 - .02 = .39
+    m = Measured(
+        np.array([0.4, 0.5]),
+        {"a": np.array([0.8, 1.0]), "b": np.array([0.19, 0.9])},
+        {"a": [0], "b": [1]},
+    )
+    np.testing.assert_allclose(PREDICTORS["multiplicative"](m, "ab", frozenset()), [0.39, 0.9])
+    assert PREDICTORS["multiplicative"](m, "ba", frozenset())[1] == 1.0  # .9 x 2 is no score
+    assert additive(m, "ab")[0] == pytest.approx(0.59)
+
+
+def test_two_stage_uses_what_happens_to_a_trained_task_and_needs_every_pair():
+    base = np.array([0.4, 0.5])
+    after = {
+        "a": np.array([0.8, 0.55]),
+        "b": np.array([0.45, 0.9]),
+    }  # from the base both help each other
+    tasks = {"a": [0], "b": [1]}
+    pairs = {("a", "b"): np.array([-0.2, 0.0])}  # once a is trained, b costs it .2
+    m = Measured(base, after, tasks, pairs)
+    np.testing.assert_allclose(PREDICTORS["two_stage"](m, "ab", frozenset()), [0.6, 0.9])
+    assert PREDICTORS["two_stage"](m, "ba", frozenset()) is None
+
+
+def test_a_misfit_widens_what_the_matrix_alone_would_identify():
+    sharp = noisy(HAND / 100, 0.001, 0)
+    alone = recommend(sharp, rng=np.random.default_rng(0))
+    fits = recommend(
+        sharp, misfit=Misfit((0.01, 0.011, 0.009, 0.0105)), rng=np.random.default_rng(0)
+    )
+    off = recommend(sharp, misfit=Misfit((0.08, -0.05, 0.03, -0.06)), rng=np.random.default_rng(0))
+    assert (alone.identified, fits.identified, off.identified) == (True, True, False)
+    assert off.p_optimal < fits.p_optimal <= alone.p_optimal
+    assert off.regret > fits.regret
+    assert off.gap_sd["misfit"] > off.gap_sd["sampling"]
+
+
+def test_an_error_that_all_orders_share_is_no_misfit():
+    sharp = noisy(HAND / 100, 0.001, 0)
+    found = recommend(sharp, misfit=Misfit((0.07, 0.07, 0.07)), rng=np.random.default_rng(0))
+    assert found.identified
+
+
+def test_below_three_measured_orders_nothing_is_identified():
+    sharp = noisy(HAND / 100, 0.001, 0)
+    found = recommend(sharp, misfit=Misfit((0.01, 0.011)), rng=np.random.default_rng(0))
+    assert found.reasons == (
+        "2 different orders of these phases were measured: how far the additive model is off cannot be told below 3",
+    )
+
+
+def test_the_perturbation_spreads_orders_as_the_measured_errors_spread():
+    # 2,000 draws with 200 errors: the chi-square is nearly certain; values of an order around the mean of all orders
+    errors = np.random.default_rng(0).normal(0, 0.02, 200)
+    drawn = Misfit(tuple(errors)).perturb(2000, 4, np.random.default_rng(1))
+    values = np.stack([order_value(drawn, order) for order in permutations(range(4))])
+    around = values - values.mean(0)
+    assert around.std() == pytest.approx(errors.std(), rel=0.05)

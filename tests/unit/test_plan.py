@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from trainorder.config import Params, ParamsError, parse_params, read_yaml
 from trainorder.plan import compile_plan, pending
 from trainorder.plan.check import PIECES, budget, check, pieces
-from trainorder.plan.compile import SLOTS, single_phases
+from trainorder.plan.compile import SLOTS
+from trainorder.plan.orders import single_phases
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 Change = dict[str, Any]
@@ -76,6 +77,91 @@ def test_the_kind_of_a_phase_chooses_the_stage():
     data = plan.data()
     assert list(data["joint"]) == ["s0--joint"]
     assert list(data["creative"]) == ["s0--math--qa--creative", "s0--creative"]
+
+
+def test_joint_training_as_part_of_an_order_is_no_candidate_for_reordering():
+    orders = {"x": ["math", "qa", "creative"], "last": ["structured", "creative"]}
+    phases = read_yaml(SMOKE)["phases"]
+    phases["structured"] = {"kind": "structured", "tasks": {"math": 1, "qa": 1}, "steps": 4}
+    assert single_phases(params(orders=orders, phases=phases)) == ["math", "qa", "creative"]
+
+
+HALF = {"half_lr": {"rl": {"lr": 1.5e-4}}}
+
+
+def test_a_variant_grows_its_own_branch_on_the_shared_base():
+    plan = compile_plan(params(orders={"x": ["math", "qa"]}, variants=HALF))
+    branch = {"s0--half_lr--math", "s0--half_lr--math--qa", "s0--half_lr--qa"}
+    assert {n.id for n in plan.nodes.values() if n.variant == "half_lr" and n.phase} == branch
+    assert plan.nodes["s0--half_lr--math"].parents == ("s0",)
+    assert plan.nodes["s0--half_lr--ties"].parents == ("s0", "s0--half_lr--math", "s0--half_lr--qa")
+    assert [n.id for n in plan.bases()] == ["s0"]
+    orders, singles = plan.variants["half_lr"]
+    assert orders["x"][0] == ("s0--half_lr--math", "s0--half_lr--math--qa")
+    assert singles == {0: {"math": "s0--half_lr--math", "qa": "s0--half_lr--qa"}}
+
+
+def test_plan_yaml_describes_the_arms_of_a_variant_as_it_does_the_default_ones():
+    data = compile_plan(params(orders={"x": ["math", "qa"]}, variants=HALF)).data()
+    alone = compile_plan(params(orders={"x": ["math", "qa"]})).data()
+    assert {key: data[key] for key in ("phases", "orders", "singles", "merges")} == {
+        key: alone[key] for key in ("phases", "orders", "singles", "merges")
+    }
+    laid_over = data["variants"]["half_lr"]
+    assert laid_over["orders"] == {"x": {"0": ["s0--half_lr--math", "s0--half_lr--math--qa"]}}
+    assert laid_over["merges"]["s0--half_lr--ties"]["variant"] == "half_lr"
+    assert data["evaluate"]["s0--half_lr--qa"] == {"seed": 0, "variant": "half_lr"}
+    assert data["evaluate"]["s0--qa"] == {"seed": 0}
+    assert "evaluations/s0--half_lr--ties.parquet" in data["evaluations"]
+
+
+def test_the_settings_of_a_node_are_those_of_its_variant():
+    variants = {**HALF, "long": {"phases": {"math": {"steps": 9}}}}
+    plan = compile_plan(params(variants=variants, merges={}))
+    settings = plan.settings()
+    assert settings["variants"]["half_lr"]["math"]["rl"]["lr"] == 1.5e-4
+    assert settings["variants"]["long"]["math"]["steps"] == 9
+    assert settings["variants"]["long"]["qa"] == settings["phases"]["qa"]
+    entry = plan.data()["structured"]["s0--long--math"]
+    assert (entry["settings"], entry["code"]) == ("variants.long.math", "phase_math.long")
+    assert plan.data()["structured"]["s0--math"]["settings"] == "phases.math"
+
+
+def test_a_variant_may_change_what_a_phase_trains_and_then_reads_that():
+    variants = {"no_qa": {"phases": {"joint": {"tasks": {"math": 1, "creative": 1}}}}}
+    plan = compile_plan(params(variants=variants, merges={}))
+    files = plan.data()["joint"]["s0--no_qa--joint"]["inputs"]
+    assert set(files) == {"checkpoints/judge/reward"} | {
+        f"data/tasks/{task}/train.jsonl" for task in ("math", "creative")
+    }
+    assert plan.code()["phase_joint.no_qa"]["tasks"] == ["creative", "math"]
+
+
+def test_budgets_are_compared_within_a_variant():
+    long = {"phases": {"math": {"steps": 4}}}
+    text = refusal(variants={"long": long})
+    assert text.startswith("variants.long: orders: structured_first and joint differ in budget: ")
+    check(params(variants={"long": {"phases": {**long["phases"]}}}, orders=AB["orders"], merges={}))
+
+
+def test_a_variant_named_like_a_phase_and_one_that_cannot_work_are_refused():
+    assert "variants.math: an entry of phases has this name too" in refusal(variants={"math": {}})
+    text = refusal(variants={"none": {"phases": {"joint": {"tasks": {"mth": 1}}}}})
+    assert text.startswith("variants.none: phases.joint.tasks: no task 'mth'")
+
+
+def test_all_permutations_are_orders_of_their_own_and_a_listed_one_keeps_its_name():
+    every = {"every": {"all": ["math", "qa", "creative"]}, "mine": ["qa", "math", "creative"]}
+    plan = compile_plan(params(orders=every, merges={}))
+    assert len(plan.orders) == 6
+    assert plan.orders["creative_qa_math"][0][-1] == "s0--creative--qa--math"
+    assert plan.orders["mine"][0][-1] == "s0--qa--math--creative"
+    assert "qa_math_creative" not in plan.orders
+    assert len(plan.nodes) == 1 + 3 + 6 + 6
+    assert "each phase once and at most 5" in refusal(orders={"x": {"all": ["math", "math"]}})
+    assert "orders.math_qa: orders.x gives one of its orders this name" in refusal(
+        orders={"x": {"all": ["math", "qa"]}, "math_qa": ["qa", "qa"]}
+    )
 
 
 def test_recommended_waits_until_it_is_resolved_and_its_reverse_follows():
@@ -182,7 +268,7 @@ def test_every_plan_is_a_tree_of_distinct_prefixes_with_parents_first(orders: li
         params(orders={f"o{i}": order for i, order in enumerate(orders)}, merges={})
     )
     prefixes = {tuple(order[:end]) for order in orders for end in range(1, len(order) + 1)}
-    prefixes |= {(phase,) for order in orders if len(order) > 1 for phase in order}
+    prefixes |= {(p,) for order in orders if len(order) > 1 for p in order if p != "joint"}
     assert len(plan.nodes) == 1 + len(prefixes)
     seen: set[str] = set()
     for node in plan.nodes.values():
@@ -299,6 +385,54 @@ def test_prompts_of_a_phase_add_up(weights: list[int], steps: int):
     )
 
 
+FOUR = {"math": 1.0, "qa": 1.0, "creative": 1.0}
+
+
+def mixed(**rl: Any) -> Change:
+    phases = read_yaml(SMOKE)["phases"]
+    return {"phases": {**phases, "joint": {**phases["joint"], "rl": rl}}}
+
+
+def test_an_online_schedule_is_held_to_the_same_updates_and_prompts_in_all():
+    check(params(**mixed(sampler="dump")))
+    check(params(**mixed(curriculum={"in_turn": {"cycles": 2}})))
+    phases = mixed(sampler="dump")["phases"]
+    phases["joint"]["steps"] = 7
+    assert "updates 6 and 7, rollouts 144 and 168, prompts 36 and 42" in refusal(phases=phases)
+
+
+def test_serial_updates_count_one_per_task():
+    # 2 steps of 18 prompts and 3 updates each are 6 steps of 6
+    phases = mixed(serial_tasks=True, prompts_per_step=18)["phases"]
+    phases["joint"]["steps"] = 2
+    check(params(phases=phases))
+    assert budget(params(phases=phases), ["joint"])["updates"] == 6
+    assert "one update per task, got updates_per_batch 2" in refusal(
+        **mixed(serial_tasks=True, updates_per_batch=2)
+    )
+
+
+def test_an_unknown_sampler_option_and_an_order_of_other_tasks_are_refused():
+    text = refusal(**mixed(sampler="dmp"))
+    assert text.startswith("phases.joint.rl.sampler: no piece 'dmp'; there are alp, dump,")
+    assert "no option 'windo'; it takes temperature, window" in refusal(
+        **mixed(sampler={"dump": {"windo": 3}})
+    )
+    assert "order must name each task of the phase once" in refusal(
+        **mixed(curriculum={"unlock": {"order": ["math", "qa"]}})
+    )
+
+
+def test_a_merge_whose_scale_is_tuned_reads_the_dev_problems_and_the_judges():
+    tuned = {"best": {"method": "ties", "scale": [0.5, 1.0]}, "fixed": {"method": "ties"}}
+    nodes = compile_plan(params(merges=tuned)).data()["merge"]
+    extra = {f"data/tasks/{t}/dev.jsonl" for t in FOUR} | {
+        f"checkpoints/judge/{judge}" for judge in ("reward", "evaluation")
+    }
+    assert set(nodes["s0--best"]["inputs"]) - set(nodes["s0--fixed"]["inputs"]) == extra
+    assert nodes["s0--best"]["tasks"] == "math,qa,creative"
+
+
 def method(**changes: Any) -> Change:
     return {"rl__method": changes}
 
@@ -337,9 +471,11 @@ def test_pieces_read_from_the_source_are_those_that_the_engine_lists():
 
     found = pieces(PIECES)
     bind("reward", "graded")  # fills the registry
-    assert {slot: set(found[slot]) for slot in found} == {
-        slot: set(LISTED[slot]) for slot in LISTED
+    own = {  # tests register pieces of their own
+        slot: {n for n, e in listed.items() if e.function.__module__ == "trainorder.rl.pieces"}
+        for slot, listed in LISTED.items()
     }
+    assert {slot: set(found[slot]) for slot in found} == own
     assert found["terms"]["clipped_surrogate"]["clip_low"] is float
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from order_worlds import World, default_world
+from order_worlds import World, default_world, every_order
 
 from trainorder import report
 from trainorder.config import MeasureConfig
 from trainorder.measure import from_plan, measure
-from trainorder.report import mirror, plots, records, tables, words
+from trainorder.report import markdown, mirror, plots, records, study, tables, words
 
 TWO = World(
     tasks=("a", "b"),
@@ -34,10 +34,17 @@ def measured(world_name: str) -> dict[str, Any]:
         "three_seeds": lambda: default_world(seeds=(0, 1, 2), problems=32),
         "joint_only": lambda: default_world(orders={"joint": ("joint",)}, merges=(), problems=32),
         "two": lambda: TWO,
+        "every_order": lambda: every_order({"half": 0.5}, problems=32),
     }
     world = worlds[world_name]()
     plan = world.plan()
-    return measure(world.table(), from_plan(plan, plan["phases"]), MeasureConfig(bootstrap=100))
+    return measure(world.table(), from_plan(plan), MeasureConfig(bootstrap=100))
+
+
+@cache
+def page_of(world_name: str) -> str:
+    """The page where no node left records: to be called in an empty folder."""
+    return report.render(measured(world_name))
 
 
 class Links(HTMLParser):
@@ -56,10 +63,10 @@ class Links(HTMLParser):
                 self.fetched.append(f"{tag} {name}={value}")
 
 
-@pytest.mark.parametrize("world", ["default", "three_seeds", "joint_only", "two"])
+@pytest.mark.parametrize("world", ["default", "three_seeds", "joint_only", "two", "every_order"])
 def test_the_page_fetches_nothing_and_runs_no_script(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = report.render(measured(world))
+    page = page_of(world)
     links = Links()
     links.feed(page)
     assert (links.fetched, links.scripts) == ([], 0)
@@ -78,6 +85,63 @@ def test_every_arms_mean_and_interval_is_on_the_page(tmp_path, monkeypatch):
         assert f'<td class="small">{mean["low"]:.3f} to {mean["high"]:.3f}</td>' in page
     for order in bwt["orders"].values():
         assert all(f"{v:.3f}" in page for values in order["R"]["test"] for v in values)
+
+
+def test_of_many_orders_some_are_drawn_and_all_can_be_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bwt = measured("every_order")
+    drawn = words.shown(bwt)
+    assert len(drawn) <= words.MANY + 1
+    ranked = [row["arm"] for row in bwt["ranking"] if row["arm"] in bwt["orders"]]
+    assert {ranked[0], ranked[-1], "joint"} <= set(drawn)
+    assert bwt["recommended"]["order"] in [order["phases"] for order in drawn.values()]
+    page = page_of("every_order")
+    assert f"The other {25 - len(drawn)} orders" in page
+    assert all(page.count(name) >= 2 for name in ranked)
+    # a legend entry per first phase instead of one per order
+    svg = plots.predicted(bwt)
+    assert svg is not None
+    assert svg.count(" first</text>") == 4
+    assert "math_code_qa_creative" not in svg
+    assert "Spearman" in svg
+
+
+def test_variants_stand_side_by_side_with_what_survives(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bwt = measured("every_order")
+    heat = study.variants(bwt)
+    assert heat is not None
+    assert heat.columns == ["default", "half"]
+    mean = next(r for r in bwt["variants"]["half"]["ranking"] if r["arm"] == "joint")["mean"]["value"]
+    row = dict(heat.rows)["joint"]
+    assert row[1].text == f"{mean:.3f}"
+    page = page_of("every_order")
+    assert "Does it survive other settings?" in page
+    assert "Does it survive other settings?" not in page_of("two")
+    text = markdown.orders_page(bwt)
+    assert "## Variant `half`" in text
+    assert "Spearman of the orders' measured means between default and half" in text
+
+
+def test_the_page_says_what_was_found_about_the_assumptions_or_what_to_run():
+    many = " ".join(words.assumptions(measured("every_order")))
+    assert "of 12 pairs differ" in many
+    assert "of 48 differ" in many
+    few = " ".join(words.assumptions(measured("two")))
+    assert "Pairs against triples: needs two orders" in few
+
+
+def test_plasticity_compares_a_later_learning_curve_with_the_one_from_the_base(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for node, rewards in (("s0--b", (0.4, 0.6, 0.8)), ("s0--a--b", (0.2, 0.4, 0.6))):
+        folder = tmp_path / "runs" / node
+        folder.mkdir(parents=True)
+        lines = [json.dumps({"step": i, "reward/mean": r}) for i, r in enumerate(rewards)]
+        (folder / "metrics.jsonl").write_text("\n".join(lines))
+    heat = study.plasticity(measured("two"))
+    assert heat is not None
+    # area .4 over .6
+    assert [(name, [c.text for c in cells]) for name, cells in heat.rows] == [("b", ["0.67"])]
 
 
 def test_the_same_measurement_gives_the_same_page(tmp_path, monkeypatch):
@@ -137,7 +201,7 @@ def test_text_on_a_coloured_cell_can_be_read():
         linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    cells = [tables._score_cell(i / 100) for i in range(101)]
+    cells = [tables.score_cell(i / 100) for i in range(101)]
     cells += [tables._change_cell(i / 100, 1.0, "", False) for i in range(-100, 101)]
     for cell in cells:
         back, text = re.findall(r"(?:background|color):([^;]+)", cell.style)
@@ -152,7 +216,8 @@ def test_ticks_are_round_and_inside():
 
 def test_costs_add_up_and_provenance_shows_the_files_hash(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    manifest = {"weights": "ab" * 32, "parents": {"s0": "cd" * 32}, "params_hash": "ef" * 32}
+    sounded = {"entropy": {"first_step": 7, "steps": 3, "value": 0.02}}
+    manifest = {"alarms": sounded, "weights": "ab" * 32, "parents": {"s0": "cd" * 32}, "params_hash": "ef" * 32}
     for name, seconds in (("s0", 10.0), ("s0--math", 2.5)):
         folder = Path("runs") / name
         folder.mkdir(parents=True)
@@ -162,6 +227,7 @@ def test_costs_add_up_and_provenance_shows_the_files_hash(tmp_path, monkeypatch)
     Path("evaluations").mkdir()
     Path("evaluations/s0.parquet").write_bytes(b"x")
     found = records.manifests(["s0", "s0--math", "s0--code"])
+    assert records.alarms(found)[0].endswith(": entropy from step 7 on, 3 steps, last value 0.02")
     *_, total = tables.costs(found)
     assert (total["tokens"], total["seconds"]) == ("2 000", "12.5")
     first, second = tables.provenance(["s0", "s0--code"], found)
@@ -198,6 +264,15 @@ def test_order_records_hold_every_position_as_a_step():
     )
     assert {step for name, _, step in found["ties"].metrics if name == mirror.MEAN} == {1}
     assert {step for name, _, step in found["base"].metrics if name == mirror.MEAN} == {0}
+
+
+def test_a_variants_orders_and_nodes_are_recorded_under_its_name():
+    bwt = measured("every_order")
+    found = list(mirror.order_records(bwt))
+    assert len({r.key for r in found}) == len(found) == 2 * len(bwt["ranking"]) - 1
+    half = [r for r in found if r.params.get("variant") == "half"]
+    assert {r.name for r in half if r.params["arm"] == "joint"} == {"joint half"}
+    assert "s0--half--math--qa" in records.nodes(bwt)
 
 
 def test_records_of_the_same_measurement_have_the_same_keys_and_all_arms_differ():

@@ -6,10 +6,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rl_small import make_roll, pad_more, tiny_llama
+from rl_small import exact, make_roll, pad_more, tiny_llama
 
+from trainorder import llama, prefix
 from trainorder.rl.forward import check_forward, forward, micro_batches
 from trainorder.rl.types import Roll
+
+
+@pytest.fixture(params=["kernels", "prefix", "padded"])
+def way(request, monkeypatch):
+    """Each of the three ways through a model; they must not differ."""
+    if request.param == "kernels":
+        assert llama.kernels_for(tiny_llama()) is not None, llama.kernels.load()[1]
+    else:
+        monkeypatch.setattr(llama.kernels, "load", lambda: (None, "off"))
+    if request.param == "padded":
+        monkeypatch.setattr(prefix, "_tried", lambda model: False)
+    return request.param
 
 
 def random_roll(lengths: list[int], *, vocab: int = 23, seed: int = 0) -> Roll:
@@ -33,7 +46,7 @@ def by_hand(model, roll: Roll, row: int, temperature: float) -> tuple[torch.Tens
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("chunk_entries", [2**20, 23, 100])
-def test_logps_and_entropies_are_those_of_each_row_alone(temperature, chunk_entries):
+def test_logps_and_entropies_are_those_of_each_row_alone(temperature, chunk_entries, way):
     model, roll = tiny_llama(), random_roll([4, 1, 6, 3])
     live = forward(model, roll, temperature=temperature, entropy=True, chunk_entries=chunk_entries)
     for row in range(4):
@@ -44,19 +57,69 @@ def test_logps_and_entropies_are_those_of_each_row_alone(temperature, chunk_entr
         assert (live.logp[row, n:] == 0).all()
 
 
-def test_chunks_of_the_head_leave_the_gradient_alone():
-    roll, grads = random_roll([4, 1, 6, 3]), []
-    for chunk_entries in (2**20, 50):
-        model = tiny_llama().double()
-        live = forward(model, roll, entropy=True, chunk_entries=chunk_entries)
-        (live.logp.sum() + live.x["H"].square().sum()).backward()
-        grads.append([p.grad for p in model.parameters()])
-    for whole, chunked in zip(*grads, strict=True):
-        torch.testing.assert_close(whole, chunked)
+def gradients(model, roll: Roll, rows: list[list[int]], **options) -> list[torch.Tensor]:
+    """Gradient of a loss over log p and entropy of every token, from the given micro-batches."""
+    for cut in rows:
+        part = roll.rows(cut)
+        live = forward(model, part, entropy=True, **options)
+        ((live.logp * (1 + part.a)).sum() + (live.x["H"].square() * part.mask).sum()).backward()
+    found = [p.grad for p in model.parameters()]
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def shared_roll() -> Roll:
+    """Three prompts with 3, 2 and 1 rows of uneven lengths, mixed up, with an uneven advantage."""
+    roll = random_roll([4, 1, 6, 3, 5, 2])
+    prompts = [[3, 4], [5, 6, 7], [3, 4], [8], [5, 6, 7], [3, 4]]
+    noise = torch.Generator().manual_seed(1)
+    a = torch.randn(roll.mask.shape, generator=noise, dtype=torch.float64) * roll.mask
+    return replace(roll, prompt=prompts, group=torch.tensor([0, 1, 0, 2, 1, 0]), a=a)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen3", "GPTNeoX", "GPT2"])
+def test_gradients_do_not_depend_on_micro_batches_padding_order_or_chunks(kind):
+    model, roll = exact(random_model(kind)), shared_roll()
+    whole = gradients(model, roll, [list(range(6))])
+    order = [4, 2, 0, 5, 3, 1]
+    variants = {
+        "one row each": gradients(model, roll, [[i] for i in range(6)]),
+        "a budget": gradients(model, roll, list(micro_batches(roll, 9))),
+        "another order": gradients(model, roll, [order]),
+        "padding": gradients(model, pad_more(roll, 5, junk=0.0), [list(range(6))]),
+        "chunks": gradients(model, roll, [list(range(6))], chunk_entries=50),
+    }
+    for name, found in variants.items():
+        for ours, theirs in zip(found, whole, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10, msg=name)
+
+
+def test_gradients_are_those_of_the_model_on_each_row_alone(way):
+    model, roll = tiny_llama(), shared_roll()
+    model = model if way == "kernels" else exact(model)
+    found = gradients(model, roll, [list(range(6))])
+    for row in range(6):
+        logps, entropies = by_hand(model, roll, row, 1.0)
+        a = roll.a[row, : len(logps)].to(logps.dtype)
+        ((logps * (1 + a)).sum() + entropies.square().sum()).backward()
+    tolerance = 1e-4 if way == "kernels" else 1e-10
+    for ours, parameter in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(ours, parameter.grad, rtol=tolerance, atol=tolerance)
+
+
+def test_grouped_queries_take_the_kernels_and_agree():
+    model, roll = random_model("Llama"), shared_roll()
+    assert model.config.num_key_value_heads < model.config.num_attention_heads
+    assert llama.kernels_for(model) is not None
+    ours = gradients(model, roll, [list(range(6))], chunk_entries=70)
+    theirs = gradients(model.double(), roll, [list(range(6))])
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our.double(), their, rtol=1e-4, atol=1e-4)
 
 
 def test_the_head_never_sees_more_than_a_chunk():
-    model, roll, seen = tiny_llama(), random_roll([4, 1, 6, 3]), []
+    model, roll, seen = tiny_llama().double(), random_roll([4, 1, 6, 3]), []
+    assert prefix.shares_prefixes(model, 100)
     model.lm_head.register_forward_hook(lambda m, i, out: seen.append(out.shape[0]))
     forward(model, roll, chunk_entries=23 * 5)
     assert seen == [5, 5, 4]
@@ -75,11 +138,11 @@ def test_padding_changes_no_log_probability():
     torch.testing.assert_close(wide, forward(model, roll).logp)
 
 
-@pytest.mark.parametrize("kind", ["GPT2", "Gemma2", "Qwen2", "Granite"])
-def test_other_model_families_work(kind):
+def random_model(kind: str):
+    """A small random model of a family, with few key/value heads where it knows them."""
     import transformers
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
     sizes |= {"vocab_size": 23, "num_key_value_heads": 1, "intermediate_size": 24}
     if kind == "GPT2":
         sizes = {"vocab_size": 23, "n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 1}
@@ -87,15 +150,33 @@ def test_other_model_families_work(kind):
     config = getattr(transformers, f"{kind}Config")(**sizes, **extra.get(kind, {}), pad_token_id=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = getattr(transformers, {"GPT2": "GPT2LMHeadModel"}.get(kind, f"{kind}ForCausalLM"))(
-            config
-        )
-    model.eval()
+        name = {"GPT2": "GPT2LMHeadModel"}.get(kind, f"{kind}ForCausalLM")
+        return getattr(transformers, name)(config).eval()
+
+
+SHARING = {"GPT2", "Qwen2", "Qwen3", "GPTNeoX", "Granite", "Mistral"}
+
+
+@pytest.mark.parametrize("kind", sorted(SHARING | {"Gemma2"}))
+def test_other_model_families_work(kind):
+    model = random_model(kind)
     check_forward(model)
-    roll = random_roll([4, 2])
-    for row in range(2):
+    assert prefix.shares_prefixes(model, 100) == (kind in SHARING)
+    roll = shared_roll()
+    for row in range(6):
         logps, _ = by_hand(model, roll, row, 1.0)
-        torch.testing.assert_close(forward(model, roll).logp[row, : len(logps)], logps)
+        torch.testing.assert_close(
+            forward(model, roll).logp[row, : len(logps)], logps, atol=1e-4, rtol=1e-4
+        )
+
+
+def test_a_sliding_window_is_kept_by_not_sharing_prompts_of_longer_sequences():
+    model, roll = random_model("Mistral"), shared_roll()
+    model.config.sliding_window = 6
+    assert prefix.shares_prefixes(model, 6)
+    assert not prefix.shares_prefixes(model, 7)
+    logps, _ = by_hand(model, roll, 2, 1.0)
+    torch.testing.assert_close(forward(model, roll).logp[2, : len(logps)], logps)
 
 
 def test_a_head_that_is_more_than_a_matrix_is_refused():
@@ -110,12 +191,16 @@ def test_a_head_that_is_more_than_a_matrix_is_refused():
 
 
 def test_micro_batches_hold_every_learning_row_once_within_the_budget():
-    roll = random_roll([5, 1, 7, 2, 2, 6])
+    roll = shared_roll()
     roll.mask[3] = 0
-    sizes = [len(p) + int(n) for p, n in zip(roll.prompt, roll.lengths(), strict=True)]
+
+    def tokens(rows: list[int]) -> int:
+        prompts = {tuple(roll.prompt[i]) for i in rows}
+        return sum(map(len, prompts)) + sum(int(n) for n in roll.lengths()[rows])
+
     cuts = list(micro_batches(roll, 16))
     assert sorted(i for cut in cuts for i in cut) == [0, 1, 2, 4, 5]
-    for cut in cuts:
-        assert len(cut) == 1 or len(cut) * max(sizes[i] for i in cut) <= 16
-    assert list(micro_batches(roll, 1000)) == [sorted([0, 1, 2, 4, 5], key=lambda i: (sizes[i], i))]
+    assert all(len(cut) == 1 or tokens(cut) <= 16 for cut in cuts)
+    assert [0, 2, 5] in [sorted(cut) for cut in cuts] or [1, 4] in [sorted(cut) for cut in cuts]
+    assert len(list(micro_batches(roll, 1000))) == 1
     assert len(list(micro_batches(roll, 1))) == 5

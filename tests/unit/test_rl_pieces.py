@@ -23,6 +23,7 @@ from trainorder.rl.pieces import (
     reward_spread,
     rloo,
 )
+from trainorder.rl.registry import WEIGHTS
 from trainorder.rl.types import Live, Roll, State
 
 STATE = State(total=1)
@@ -201,3 +202,25 @@ def test_cat_pads_the_shorter_roll():
     assert both.mask.tolist() == [[1, 0, 0], [1, 1, 1]]
     assert both.x["H"].shape == (2, 3)
     assert replace(both, reward=both.reward * 2).rows([1, 0]).reward.tolist() == [0, 2]
+
+
+def test_truncated_importance_is_the_ratio_up_to_its_cap():
+    logp = torch.tensor([[-1.0, -1.0, 9.0], [-2.0, 9.0, 9.0]], dtype=torch.float64)
+    sampler = torch.tensor([[-1.0 - math.log(1.5), -3.0, 0.0], [-1.0, 0.0, 0.0]], dtype=torch.float64)
+    roll = make_roll([1, 0], lengths=[2, 1])
+    roll = replace(roll, x={"logp": logp[:, :2], "sampler": sampler[:, :2]})
+    token = WEIGHTS["truncated_importance"](roll, State(total=1), cap=2.0)
+    assert token[roll.mask > 0].tolist() == pytest.approx([1.5, 2.0, math.exp(-1)])
+    whole = WEIGHTS["truncated_importance"](roll, State(total=1), cap=20.0, level="sequence")
+    assert whole[:, 0].tolist() == pytest.approx([1.5 * math.exp(2), math.exp(-1)])
+    assert (whole[0] == whole[0, 0]).all()
+
+
+def test_sequence_mask_drops_rows_by_their_geometric_mean():
+    # ratios 1.5 and 0.5 twice: geometric means sqrt(0.75) = 0.87 and 0.5; the third row agrees
+    d = torch.tensor([[1.5, 0.5], [0.5, 0.5], [1.0, 1.0]], dtype=torch.float64).log()
+    roll = make_roll([1, 0, 0], lengths=[2, 2, 1])
+    roll = replace(roll, x={"logp": d - 1, "sampler": torch.full_like(d, -1)})
+    kept = WEIGHTS["sequence_mask"](roll, State(total=1), low=0.8, high=1.25)
+    assert kept.tolist() == [1, 0, 1]
+    assert WEIGHTS["sequence_mask"](roll, State(total=1)).tolist() == [0, 0, 1]

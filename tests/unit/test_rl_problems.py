@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+import torch
+from rl_small import make_roll
 
-from trainorder.rl.problems import TaskSet
+from trainorder.rl.problems import TaskSet, see, split_by_task
+from trainorder.rl.samplers import Scheduler, deal
 from trainorder.rl.types import State
 from trainorder.tasks.base import Problem, Reward
 
@@ -110,6 +113,53 @@ def test_the_place_in_the_sequence_survives_a_round_through_json():
         expected = ids(tasks.draw(tasks.share(5, state), state, 0))
         again = task_set({"a": 1, "b": 2})
         assert ids(again.draw(again.share(5, restored), restored, 0)) == expected
+
+
+def test_a_sampler_that_draws_meets_the_same_problems_as_a_single_phase():
+    drawn = task_set({"a": 1, "b": 1}, 40, scheduler=Scheduler(sampler="dump"))
+    state, met, counts = State(total=9), list[str](), list[dict[str, int]]()
+    for step in range(4):
+        state.step = step
+        counts.append(drawn.share(6, state, 0, "mixed"))
+        met += ids(drawn.draw(counts[-1], state, 0))
+    alone = ids(task_set({"b": 1}, 40).draw({"b": 40}, State(total=9), 0))
+    of_b = [problem for problem in met if problem.startswith("b/")]
+    assert of_b == alone[: len(of_b)]
+    assert len({count["a"] for count in counts}) > 1  # drawn, not dealt
+    again = State(total=9)
+    assert task_set({"a": 1, "b": 1}, scheduler=Scheduler(sampler="dump")).share(6, again, 0, "mixed") == counts[0]
+
+
+def test_a_closed_task_gets_nothing_and_is_owed_nothing():
+    owed = {"a": 0.5, "b": -0.5}  # a must not collect its half prompt after its turn
+    assert deal({"a": 0.0, "b": 1.0}, 1, owed) == {"a": 0, "b": 1}
+    turns = task_set({"a": 1, "b": 1}, scheduler=Scheduler(curriculum="in_turn"))
+    state, counts = State(total=4), list[dict[str, int]]()
+    for step in range(4):
+        state.step = step
+        counts.append(turns.share(3, state))
+    assert counts == [{"a": 3, "b": 0}] * 2 + [{"a": 0, "b": 3}] * 2
+
+
+def test_what_a_step_showed_counts_dropped_groups_with_no_advantage():
+    # b's group of equal rewards was dropped by an edit; one row of a cannot be graded
+    sampled = make_roll([1, 0, 1, 1, None], group=[0, 0, 1, 1, 0], tasks=["a", "a", "b", "b", "a"], lengths=[2, 1, 1, 1, 1])
+    sampled = replace(sampled, x={**sampled.x, "H": 0.5 * sampled.mask})
+    credited = sampled.rows([0, 1])
+    credited = replace(credited, a=torch.tensor([[0.5, 1.5], [-2.0, 9.0]], dtype=torch.float64))
+    # row 0: mean |A| of its two tokens is 1; row 1 has one token, 2
+    assert see([sampled], credited) == {
+        "a": {"rollouts": 2, "absadv": 1.5, "reward": 0.5, "entropy": 0.5},
+        "b": {"rollouts": 2, "absadv": 0.0, "reward": 1.0, "entropy": 0.5},
+    }
+
+
+def test_a_serial_step_has_one_part_per_task_in_an_order_that_changes():
+    roll = make_roll([1, 0, 1, 0], tasks=["a", "b", "a", "c"])
+    parts = [split_by_task(roll, 0, "serial", step) for step in range(20)]
+    assert {tuple(map(tuple, sorted(part))) for part in parts} == {((0, 2), (1,), (3,))}
+    assert len({tuple(map(tuple, part)) for part in parts}) == 6
+    assert split_by_task(roll, 0, "serial", 0) == parts[0]
 
 
 def test_each_task_is_graded_by_whoever_pays_it_and_rows_keep_their_place():

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from rl_small import make_roll, pad_more, tiny_llama
+from rl_small import exact, make_roll, pad_more, tiny_llama
 from torch import Tensor
 
-from trainorder.config import MethodConfig
+from trainorder.config import MethodConfig, RlConfig, TrainingConfig
+from trainorder.rl.backend import LocalBackend
 from trainorder.rl.forward import forward
 from trainorder.rl.method import Method
 from trainorder.rl.step import accumulate, describe, give_credit, pay, split_by_prompt
@@ -35,7 +36,7 @@ METHODS = {
 
 
 def model64() -> Any:
-    return tiny_llama().double()
+    return exact(tiny_llama())
 
 
 def off_policy_roll(model: Any) -> Roll:
@@ -59,7 +60,16 @@ def gradient(
 ) -> tuple[dict[str, float], list[Tensor]]:
     method, state = Method.from_config(config), State(total=1)
     roll = give_credit(roll, method, state)
-    log = accumulate(model, roll, method, state, budget=budget, temperature=1.0, max_length=8)
+    log = accumulate(
+        model,
+        roll,
+        method,
+        state,
+        budget=budget,
+        temperature=1.0,
+        max_length=8,
+        backend=LocalBackend(model, RlConfig(), TrainingConfig()),
+    )
     return log, [p.grad.clone() for p in model.parameters()]
 
 
@@ -106,17 +116,19 @@ def test_leaving_out_rows_without_credit_is_exact():
     zero = {"kl": {"kind": "k2", "against": "old", "coef": 0.0}}
     skipping = gradient(model, roll, MethodConfig())
     full = gradient(model, roll, MethodConfig(terms=["clipped_surrogate", zero]))
-    skipping[0].pop("kl_old"), full[0].pop("kl_old")  # measured on the rows that were forwarded
-    skipping[0].pop("clip_fraction"), full[0].pop("clip_fraction")
+    for name in ("kl_old", "clip_fraction", "mismatch_mean", "mismatch_max", "forward_tokens"):
+        skipping[0].pop(name), full[0].pop(name)  # measured on the rows that were forwarded
     assert_equal_updates(skipping, full)
 
 
 def test_rows_without_credit_cost_no_forward():
     model, seen = model64(), []
     roll = off_policy_roll(model)
-    model.model.register_forward_hook(lambda m, i, out: seen.append(out[0].shape[0]))
+    forward(model, roll)
+    model.model.register_forward_hook(lambda m, i, out: seen.append(out[0].shape[1]))
     gradient(model, roll, MethodConfig())
-    assert seen == [4 + 2]
+    # two prompts; four and two rows, each without its last token; nothing of the flat group
+    assert seen == [2 + 4 + (3 + 0 + 5 + 2) + (2 + 0)]
 
 
 def test_on_policy_the_loss_is_minus_the_weighted_mean_advantage():
@@ -140,7 +152,7 @@ def test_on_policy_the_loss_is_minus_the_weighted_mean_advantage():
 def test_a_step_where_nobody_earned_credit_leaves_a_zero_gradient_not_none():
     model = model64()
     log, grads = gradient(model, make_roll([1.0, 1.0]), MethodConfig())
-    assert log == {"loss": 0.0}
+    assert log == {"loss": 0.0, "forward_tokens": 0.0}
     assert all((g == 0).all() for g in grads)
 
 
@@ -163,6 +175,7 @@ def test_what_is_logged_of_a_step_by_hand():
     roll = make_roll([1, None, 0, 0.5], group=[0, 0, 1, 1], lengths=lengths, tasks=tasks)
     roll.x["H"][:2] = 0.5
     roll.x["H"][2:] = 1.5
+    roll.x["sampler"] = roll.x["logp"]  # an exact engine
     roll.part["finished"][0] = 0
     assert describe(roll) == {
         "reward/mean": 0.5,

@@ -14,6 +14,7 @@ import torch
 from trainorder.config import Params, ParamsError, PhaseConfig, PolicyConfig, RlConfig, parse_params
 from trainorder.data import build
 from trainorder.policy import Policy, weights_hash
+from trainorder.rl.guard import NonFiniteError
 from trainorder.rl.method import Bound
 from trainorder.rl.registry import REWARDS, Entry
 from trainorder.rl.step import Learner, rl_step
@@ -103,8 +104,9 @@ def test_what_is_paid_becomes_more_frequent():
                 "terms": ["clipped_surrogate", {"kl": {"coef": 0.1}}],
             },
         ),
+        settings(sampler={"sec": {"alpha": 0.5}}, curriculum="unlock", serial_tasks=True),
     ],
-    ids=["default", "every hook"],
+    ids=["default", "every hook", "online and serial"],
 )
 def test_same_arguments_same_bytes(rl):
     torch.manual_seed(1)
@@ -116,6 +118,30 @@ def test_same_arguments_same_bytes(rl):
     ]
     assert files[0] == files[1]
     assert weights_hash("checkpoints/one") != weights_hash(PARENT)
+
+
+def test_a_serial_step_makes_one_update_per_task_and_leaves_other_weights_than_one_for_all():
+    phase = PhaseConfig(kind="structured", tasks={"math": 1.0, "qa": 1.0}, steps=1)
+    made = []
+    for serial in (True, False):
+        learner = make_learner(PARENT, "math", phase, settings(serial_tasks=serial), 0)
+        rl_step(learner, State(total=1))
+        updates = {int(state["step"]) for state in learner.backend.optimizer.state.values()}
+        made.append((updates, learner.policy.model.lm_head.weight.detach().clone()))
+    assert [updates for updates, _ in made] == [{2}, {1}]
+    assert not torch.equal(made[0][1], made[1][1])
+
+
+def test_a_phase_that_is_cut_and_read_back_goes_on_with_the_same_prompts():
+    phase = PhaseConfig(kind="structured", tasks={"math": 1.0, "qa": 1.0}, steps=6)
+    rl = settings(sampler={"sec": {"alpha": 0.5, "temperature": 0.1}}, curriculum="refresh")
+    learner, state = make_learner(PARENT, "math", phase, rl, 0), State(total=6)
+    for _ in range(3):
+        rl_step(learner, state)
+    restored = State.from_state_dict(json.loads(json.dumps(state.state_dict())))
+    asked = [learner.task_set.share(8, s, 0, "math") for s in (state, restored)]
+    assert asked[0] == asked[1]
+    assert state.mem == restored.mem
 
 
 def test_tokens_of_refilled_groups_are_counted():
@@ -225,7 +251,10 @@ def test_every_step_logs_what_the_report_reads():
     for task in ("math", "qa"):
         expected |= {f"reward/mean/{task}", f"reward/unscored/{task}", f"rollout/entropy/{task}"}
     expected |= {f"time/{part}_seconds" for part in ("generate", "grade", "train", "step")}
-    assert expected <= lines[0].keys()
+    expected |= {f"perf/{part}_gflops" for part in ("generate", "train")}
+    assert expected | {"perf/tokens_per_second", "perf/share_of_peak"} <= lines[0].keys()
+    # prompts once per group, answers without their last token: never more than was sampled and read
+    assert 0 < lines[0]["rl/forward_tokens"] <= lines[0]["rollout/tokens"] + 8 * 30
     # half the rows each, so the mean of the means is the mean
     means = [lines[0][f"reward/mean/{task}"] for task in ("math", "qa")]
     assert lines[0]["reward/mean"] == pytest.approx(sum(means) / 2)
@@ -253,6 +282,16 @@ def test_more_updates_than_prompts_is_refused():
 def test_a_gradient_that_is_not_finite_stops_the_phase_and_saves_nothing(monkeypatch):
     broken = Entry("reward", "says_seven", lambda roll, state: says_seven(roll, state) * torch.nan)
     monkeypatch.setitem(REWARDS, "says_seven", broken)
-    with pytest.raises(FloatingPointError, match=r"gradient norm is nan at step 0 of phase 'math'"):
+    with pytest.raises(NonFiniteError, match=r"not finite at step 0 of phase 'math': the update was refused"):
         train("broken", 1, settings())
     assert not Path("checkpoints/broken").exists()
+
+
+def test_a_trace_of_some_steps_is_written_if_asked_for_and_changes_nothing(tmp_path, monkeypatch):
+    plain, _ = train("untraced", 4, settings())
+    monkeypatch.setenv("TRAINORDER_TRACE", str(tmp_path / "traces"))
+    traced, _ = train("traced", 4, settings())
+    assert [line["rl/loss"] for line in traced] == [line["rl/loss"] for line in plain]
+    (file,) = (tmp_path / "traces").glob("*.json")
+    names = {event.get("name") for event in json.loads(file.read_text())["traceEvents"]}
+    assert "aten::mm" in names

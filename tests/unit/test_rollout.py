@@ -8,9 +8,11 @@ from scipy.stats import chi2
 
 from trainorder.config import ParamsError, PolicyConfig
 from trainorder.data import write_tokenizer
+from trainorder.llama import kernels_for
+from trainorder.llama.decoder import LlamaDecoder
 from trainorder.policy import Policy, import_transformers
 from trainorder.rollout import Completions, TorchEngine, make_engine
-from trainorder.rollout.decoders import HfDecoder, LlamaDecoder, make_decoder
+from trainorder.rollout.decoders import HfDecoder, PrefixDecoder, make_decoder
 
 WORDS = {f" {a}{b}" for a in "abcdefgh" for b in "abcd"}
 PROMPTS = [[1, 5, 6, 7, 2], [1, 8, 2], [1, 9, 10, 11, 12, 13, 14, 2], [1, 30, 2]]
@@ -149,7 +151,8 @@ FAST = {"llama", "grouped query", "llama3 rope"}
 @pytest.mark.parametrize("name", MODELS)
 def test_captured_logps_and_entropies_equal_a_dense_forward(with_model, name: str):
     policy = with_model(*MODELS[name])
-    assert type(make_decoder(policy.model)) is (LlamaDecoder if name in FAST else HfDecoder)
+    expected = LlamaDecoder if name in FAST else PrefixDecoder
+    assert type(make_decoder(policy.model, 30)) is expected
     logp_error, entropy_error = largest_error(policy, sample(policy))
     assert logp_error < 1e-4
     assert entropy_error < 1e-4
@@ -161,14 +164,29 @@ def test_logps_belong_to_the_tempered_distribution(policy: Policy):
     assert largest_error(policy, done, temperature=1.0)[0] > 0.1
 
 
-@pytest.mark.parametrize("name", sorted(FAST))
-def test_fast_and_general_decoder_draw_the_same_samples(with_model, monkeypatch, name: str):
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_all_decoders_draw_the_same_samples(with_model, monkeypatch, name: str, temperature: float):
     policy = with_model(*MODELS[name])
-    fast = sample(policy)
-    monkeypatch.setattr("trainorder.rollout.torch_engine.make_decoder", HfDecoder)
-    general = sample(policy)
-    assert torch.equal(fast.ids, general.ids)
-    torch.testing.assert_close(fast.logps, general.logps, atol=1e-5, rtol=0)
+    fastest = sample(policy, temperature=temperature)
+    for other in (PrefixDecoder, HfDecoder):
+        monkeypatch.setattr(
+            "trainorder.rollout.torch_engine.make_decoder", lambda model, tokens, d=other: d(model)
+        )
+        done = sample(policy, temperature=temperature)
+        assert torch.equal(fastest.ids, done.ids)
+        torch.testing.assert_close(fastest.logps, done.logps, atol=1e-5, rtol=0)
+
+
+def test_without_a_compiler_the_same_samples_are_drawn(policy: Policy, monkeypatch):
+    assert kernels_for(policy.model) is not None
+    expected = sample(policy)
+    for place in ("trainorder.llama.kernels.load", "trainorder.rollout.torch_engine.load_kernels"):
+        monkeypatch.setattr(place, lambda: (None, "off"))
+    assert type(make_decoder(policy.model, 30)) is PrefixDecoder
+    done = sample(policy)
+    assert torch.equal(done.ids, expected.ids)
+    torch.testing.assert_close(done.entropies, expected.entropies, atol=1e-5, rtol=0)
 
 
 def test_samples_depend_on_neither_batch_size_nor_dropping_finished_rows(policy: Policy):
@@ -298,6 +316,6 @@ def test_impossible_requests_are_refused(policy: Policy, options: dict[str, Any]
 def test_engines_are_made_by_name(policy: Policy):
     assert make_engine("torch", policy) == TorchEngine(policy)
     with pytest.raises(
-        ParamsError, match=r"no engine 'trch'; there are torch \(did you mean 'torch'\?\)"
+        ParamsError, match=r"no engine 'trch'; there are torch, vllm \(did you mean 'torch'\?\)"
     ):
         make_engine("trch", policy)

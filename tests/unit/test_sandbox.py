@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from trainorder.rewards.sandbox import Limits, Result, Sandbox
+from trainorder.rewards.sandbox import LEVELS, IsolationError, Limits, Result, Sandbox
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_a_stopped_worker_is_replaced(sandbox: Sandbox, monkeypatch: pytest.Monk
     monkeypatch.setattr("trainorder.rewards.sandbox.GRACE_SECONDS", 0.1)
     run(sandbox, "return 1")
     assert sandbox._worker is not None
-    os.kill(sandbox._worker.pid, signal.SIGSTOP)
+    os.killpg(sandbox._worker.pid, signal.SIGSTOP)  # the worker and its process in the namespace
     assert run(sandbox, "return 2").outputs == [2]
     assert sandbox.restarts == 1
 
@@ -194,3 +194,41 @@ def test_a_program_costs_less_than_half_the_start_of_an_interpreter() -> None:
 def _seconds_of_children() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_level_computes_the_same(shared: Sandbox, level: str) -> None:
+    programs = [(source, [[3, 1, 2], []]) for source in ("return sum ( xs )", "return y", "return max ( xs )")]
+    box = Sandbox(highest=level)  # type: ignore[arg-type]
+    if box.check().level != level:
+        pytest.skip(f"this machine reaches {box.check()}")
+    assert box.run(programs) == shared.run(programs)
+    box.close()
+
+
+def test_a_level_below_the_wanted_one_refuses_to_start_and_says_why() -> None:
+    box = Sandbox(minimum="namespaces", highest="filtered")
+    with pytest.raises(IsolationError, match=r"grading\.isolation: .* at 'namespaces', this machine reaches 'filtered'"):
+        box.run([("return 1", [[0]])])
+    assert box._worker is None
+
+
+@pytest.mark.parametrize("free", [{"language": "python"}, {"limits": Limits(processes=2)}])
+def test_free_programs_need_namespaces(free: dict[str, object]) -> None:
+    with pytest.raises(IsolationError, match="'namespaces'"):
+        Sandbox(highest="filtered", **free).check()  # type: ignore[arg-type]
+
+
+def test_a_crash_of_the_outer_process_takes_the_inner_one_along(sandbox: Sandbox) -> None:
+    run(sandbox, "return 1")
+    assert sandbox._worker is not None
+    group = sandbox._worker.pid
+    os.kill(group, signal.SIGKILL)
+    sandbox._worker.wait()
+    for _ in range(500):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.01)
+    raise AssertionError("a process of the killed worker lives on")

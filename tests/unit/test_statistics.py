@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 
+from trainorder.metrics.correlation import correlations, pearson, spearman
 from trainorder.metrics.statistics import (
-    FEW_SEEDS,
     Interval,
     draw_problems,
     draw_seeds,
+    holm,
+    interval,
     mcnemar,
+    mean_error,
     over_seeds,
     paired_bootstrap,
     pass_at_k,
-    pearson,
-    spearman,
     t_interval,
 )
 
@@ -63,10 +64,89 @@ def test_seeds_that_share_their_problems_do_not_average_the_choice_of_problems_a
     assert width == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(60), rel=0.1)
 
 
-def test_with_five_seeds_the_interval_is_the_bootstrap():
+MIXES = {
+    # seeds: (sd between runs, sd of problems, sd of a run on a problem)
+    1: [(0.0, 0.3, 0.3)],
+    3: [(0.0, 0.3, 0.3), (0.02, 0.3, 0.3), (0.06, 0.2, 0.2)],
+    5: [(0.0, 0.3, 0.3), (0.06, 0.2, 0.2)],
+    8: [(0.02, 0.3, 0.3), (0.06, 0.2, 0.2)],
+}
+
+
+@pytest.mark.parametrize("num_seeds", MIXES)
+def test_95_percent_intervals_cover_93_to_97_percent_whatever_the_noise_is_made_of(num_seeds):
+    # 1,500 worlds a mix: standard error of a share .0056; the bounds leave 2 of them around 93 and 97 percent
+    rng = np.random.default_rng(num_seeds)
+    problems = draw_problems(64, 150, rng).T
+    seeds = draw_seeds(num_seeds, 150, rng)
+    for run, problem, both in MIXES[num_seeds]:
+        covered = 0
+        for _ in range(1500):
+            noise = run * rng.normal(size=(num_seeds, 1)) + problem * rng.normal(size=64)
+            noise += both * rng.normal(size=(num_seeds, 64))
+            found = interval(noise @ problems, seeds)
+            covered += found.low <= 0.0 <= found.high
+        assert 0.93 - 0.011 <= covered / 1500 <= 0.97 + 0.011, (run, problem, both)
+
+
+def test_two_seeds_are_answered_with_a_wider_interval_never_a_narrower_one():
     rng = np.random.default_rng(0)
-    found = paired_bootstrap(rng.normal(size=(FEW_SEEDS, 30)), count=200, rng=rng)
-    assert (found.low, found.high) == found.bootstrap
+    found = [
+        paired_bootstrap(
+            0.05 * rng.normal(size=(2, 1)) + 0.2 * rng.normal(size=(2, 60)), count=150, rng=rng
+        )
+        for _ in range(400)
+    ]
+    assert np.mean([x.low <= 0 <= x.high for x in found]) >= 0.93
+    assert all(x.t is not None and x.low <= x.t[0] and x.high >= x.t[1] for x in found)
+
+
+def test_the_standard_error_of_seeds_counts_shared_noise_once():
+    # means -1 and 1 of two seeds that do not vary over draws: se = sd / sqrt(2) = 1 with 1 degree of freedom
+    values = np.array([[-1.0], [1.0]]).repeat(50, axis=1)
+    assert mean_error(values) == pytest.approx((1.0, 1.0))
+    # equal seeds that move together over draws: the seeds add nothing and leave many degrees of freedom
+    together = np.tile(np.random.default_rng(0).normal(size=200), (2, 1))
+    together[:, 0] = 0.0
+    error, freedom = mean_error(together)
+    assert error == pytest.approx(together[0, 1:].std())
+    assert freedom > 1e6
+
+
+def test_a_p_value_is_below_005_where_the_interval_excludes_zero():
+    rng = np.random.default_rng(3)
+    for num_seeds in (1, 3, 6):
+        for _ in range(60):
+            x = paired_bootstrap(rng.normal(0.06, 0.3, size=(num_seeds, 80)), count=400, rng=rng)
+            if not 0.03 < x.p < 0.08:  # percentiles and the normal p-value may differ at the edge
+                assert x.excludes(0.0) == (x.p < 0.05)
+
+
+def test_holm_keeps_families_of_true_hypotheses_below_5_percent():
+    rng = np.random.default_rng(0)
+    false = [min(holm(dict(enumerate(rng.random(5)))).values()) < 0.05 for _ in range(4000)]
+    assert np.mean(false) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 4000)
+
+
+def test_a_correlation_has_an_interval_from_five_items_on():
+    rng = np.random.default_rng(0)
+    four = correlations(np.arange(4.0), np.array([0.0, 2, 1, 3]), rng=rng)
+    assert four["spearman"].value == pytest.approx(0.8)
+    assert np.isnan(four["spearman"].low)
+    flat = correlations(np.arange(6.0), np.full(6, 0.5), rng=rng)
+    assert np.isnan(flat["pearson"].value)
+
+
+def test_the_interval_of_a_correlation_covers_it():
+    # 24 items, true Pearson correlation .8; percentile intervals run a few points below their level
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        x = rng.normal(size=24)
+        y = 0.8 * x + 0.6 * rng.normal(size=24)
+        found = correlations(x, y, count=200, rng=rng)["pearson"]
+        covered += found.low <= 0.8 <= found.high
+    assert 0.88 <= covered / 300 <= 0.98
 
 
 def test_resampled_seeds_show_the_whole_variance_of_the_mean_over_two_seeds():
@@ -86,7 +166,7 @@ def test_draw_0_is_the_data_and_every_draw_is_a_weighting():
 
 def test_an_interval_that_only_touches_zero_up_to_rounding_does_not_exclude_it():
     def ending_at(low):
-        return Interval(0.1, low, 0.2, (0.1,), (low, 0.2), None)
+        return Interval(0.1, low, 0.2, (0.1,), (low, 0.2), None, 0.01)
 
     assert not ending_at(1e-17).excludes(0.0)
     assert ending_at(1e-3).excludes(0.0)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from trainorder import tracking
+from trainorder import paths, tracking
+from trainorder.process import exclusive
+from trainorder.resume import Work
 from trainorder.tracking import OrderRecord, Tracker
 
 ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
@@ -151,3 +153,48 @@ def test_sweep_ends_runs_of_killed_processes(folder: Path):
     assert [run.info.status for run in runs("nodes")] == ["RUNNING"]
     assert tracking.sweep() == 1
     assert [run.info.status for run in runs("nodes")] == ["KILLED"]
+
+
+def test_sweep_leaves_a_node_that_is_being_made_alone(folder: Path):
+    with Tracker("s0", 0, {}, {}), exclusive(paths.RESUME / "s0.lock", "makes s0"):
+        script = "from trainorder import tracking; print(tracking.sweep())"
+        done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=ENV, capture_output=True, text=True)
+        assert done.stdout == "0\n", done.stderr
+        assert [run.info.status for run in runs("nodes")] == ["RUNNING"]
+
+
+def test_a_run_that_goes_on_gets_what_it_lacks_and_nothing_twice(tmp_path: Path):
+    work = Work(tmp_path / "work", 0)
+    killed = Tracker("s0", 0, {}, {}, batch_seconds=1000, work=work)
+    killed.__enter__()
+    for step in range(3):
+        killed.log(step, {"sft/loss": float(step)})
+    killed._mirror._send()  # three steps reached MLflow,
+    killed.log(3, {"sft/loss": 3.0})  # the fourth did not,
+    killed._mirror.pending = []
+    state = killed.state()
+    killed.log(4, {"sft/loss": 4.0})
+    killed._mirror._send()  # the fifth did, after the checkpoint
+    assert killed._file is not None
+    killed._file.close()
+    with Tracker("s0", 0, {}, {}, work=Work(tmp_path / "work", 0)) as tracker:
+        tracker.restore(state)
+        for step in (4, 5):
+            tracker.log(step, {"sft/loss": float(step)})
+    assert [line["step"] for line in lines("s0")] == list(range(6))
+    (run,) = runs("nodes")
+    assert (run.info.run_id, run.info.status) == (killed.run_id, "FINISHED")
+    client, _ = tracking.connect("nodes")
+    history = client.get_metric_history(run.info.run_id, "sft/loss")
+    assert sorted((m.step, m.value) for m in history) == [(i, float(i)) for i in range(6)]
+
+
+def test_a_run_that_the_store_lost_is_begun_anew(tmp_path: Path):
+    work = Work(tmp_path / "work", 0)
+    work.save("mlflow", {}, {"run_id": "0" * 32})
+    with Tracker("s0", 0, {}, {}, work=work) as tracker:
+        tracker.log(0, {"sft/loss": 1.0})
+    assert [run.info.run_id for run in runs("nodes")] == [tracker.run_id]
+    known = work.latest("mlflow")
+    assert known is not None
+    assert known.state == {"run_id": tracker.run_id}

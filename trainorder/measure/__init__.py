@@ -5,30 +5,46 @@ undefined. Scores are the metric `score`; a number is of the test split unless i
 `{"value", "low", "high", "seeds": {"0": its own value}}`, with two or more seeds also `"bootstrap"` and `"t"`
 (trainorder/metrics/statistics.py::interval). Dictionaries with `task`, `phase`, `arm`, `metric` or `seed` as key:
 
-    version, settings {bootstrap, level, seed}, seeds [int]
+    version, variant (`default`: the params as written), settings {bootstrap, level, seed}, seeds [int]
     tasks, trained, held_out, judged     [task]; `tasks` are the columns of every R: trained first
     phases         {phase: [task]}       phases that the plan uses
     problems       {split: {task: {used, dropped}}}     dropped: some node has no score, so no node's counts
     unscored       {split: {task: share}, worst: {node, split, task, share}}    samples that could not be graded
     intervals      {covers, note}
     base           {nodes: {seed: node}, metrics: {metric: {task: mean}}};   singles {phase: the same}
-    ranking        [{arm, kind, phases, nodes: {seed: node}, same_as: [arm], mean: I, tasks: {task: I}, greedy,
+    ranking        [{arm, kind, variant, phases, nodes: {seed: node}, same_as: [arm], mean: I, tasks: {task: I}, greedy,
                      pass_at_k, metrics: {metric: {task: mean}}, differences: {best, joint, reverse, base: I}}]
     differences    {arm: {arm: I}}       first minus second
     winner         {verdict, arm, best, not_told_apart: [arm], note}
     orders         {order: {kind, phases, positions: [[task]], reverse, nodes: {seed: [node]}, R: {split: rows},
-                     R_seeds: {seed: {split: rows}}, measures: {split: {name: I}}, along: {metric: {task: [mean]}},
-                     along_seeds: {seed: the same}}}        first row, first node and first mean: the base
+                     R_seeds: {seed: {split: rows}}, measures: {split: {name: I}}, forgetting_of_noise: {split: number},
+                     along: {metric: {task: [mean]}}, along_seeds: {seed: the same}}}
+                     first row, first node and first mean: the base
     transfer       {from_base: {split: {phase: {task: I}}}, after_training: {split: {phase: {earlier phase:
                      {mean, n, changes: [{node, parent, seed, change, orders}]}}}}, before_training: the same for
                      {phase: {later phase}}}
-    recommended    {order, reverse, value, reverse_value, random_value, borda: {order, value}, gain: {j: {k: worth of
-                     j before k}}, p_optimal, most_probable: {order, p}, regret, before: {i: {j: P(i before j)}},
-                     undecided: [[i, j]] with P(i before j) below the level, gap: I, p_no_order, verdict,
-                     reasons: [str], method, split}, or null without single phases
-    prediction     {orders: {order: {predicted: I, measured: I, measured_dev, error, tasks: {task: {predicted,
-                     measured}}}}, n, pearson, spearman, mean_error, note}
+    recommended    {source, pairs, order, reverse, value, reverse_value, random_value, gain: {j: {k: worth of j before k}},
+                     p_optimal, most_probable: {order, p}, regret, before: {i: {j: P(i before j)}}, undecided: [[i, j]]
+                     with P(i before j) below the level, gap: I, gap_sd: {problems, seeds, misfit}, p_no_order, rules:
+                     {rule: {order, value, regret}}, best_by_predictor: {predictor: {order, predicted} or null},
+                     misfit: {sd, orders, errors: {order: predicted minus measured}}, measured_best: {name, order, mean,
+                     recommended_measured, minus_recommended: I}, verdict, reasons: [str], method, optimality_gap, split,
+                     next: [{run, why, orders}]}, or null without single phases
+    recommended_two_stage    the same from changes after training, or {order: null, missing: [[j, k]], run}, or null
+    prediction     {orders: {order: {predicted: I, measured: I, measured_dev, error, by: {predictor: I or null}, tasks:
+                     {task: {predicted, measured}}}}, predictors: {predictor: {n, pearson: {value, low, high}, spearman,
+                     mean_error, rmse, chosen, rank_of_chosen, regret} or null}, note; n, pearson, spearman, mean_error
+                     and every `predicted` and `error` are the additive model's}
+    assumptions    {split, transfer: {rows: [{phase, on, n, from_base: I, after: I, difference: I, flips, differs}], n,
+                     flips, mean_difference: I, missing, run}, saturation: {rows: [{phase, n, from_base: I, later: I,
+                     difference: I, by_place: {place: I}, differs}], ...}, triples: {rows: [{chain, on, pair, triple,
+                     difference: I, differs}], n, rms, mean_difference: I, run}, slopes: {own: I, other: I} or null}
+    variants       {variant: all of the above under it}
+    across_variants     {winner, recommended: {variant: ...}, agreement: [{a, b, n, pearson, spearman}] of the orders'
+                     means, differences: [{a, b, variants: {variant: {difference: I, identified}}, survives}]} or null
 
+A recommended order's intervals and probabilities hold the noise of problems and seeds and the model's own error, which
+is how far the measured orders spread around their predictions (trainorder/order/confidence.py).
 Entropy along an order is `along.entropy_own` and `along.entropy_fixed`; over-optimisation of a judge is `along.score`
 (evaluation judge) and `along.gold` falling while `along.reward_judge` rises.
 
@@ -47,12 +63,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainorder.config import MeasureConfig
+from trainorder.measure.across import across
+from trainorder.measure.assumptions import assumptions
 from trainorder.measure.design import Design, from_plan
 from trainorder.measure.evidence import Evidence, gather, mean_metrics
+from trainorder.measure.prediction import prediction
 from trainorder.measure.ranking import differences, ranked, ranking, winner
+from trainorder.measure.recommendation import recommended, two_stage
 from trainorder.measure.retention import orders
 from trainorder.measure.scores import SPLITS
-from trainorder.measure.transitions import prediction, recommended, transfer_views
+from trainorder.measure.transitions import transfer_views
 from trainorder.metrics.statistics import FEW_SEEDS, covers
 
 if TYPE_CHECKING:
@@ -60,31 +80,50 @@ if TYPE_CHECKING:
 
 __all__ = ["Design", "from_plan", "measure", "to_json"]
 
-VERSION = 1
+VERSION = 2
+"""Of the schema of reports/bwt.json."""
 DIGITS = 6
 
 
-def measure(table: pd.DataFrame, design: Design, config: MeasureConfig) -> dict[str, Any]:
-    """The content of reports/bwt.json from the long table of all evaluations.
+def measure(
+    table: pd.DataFrame, designs: Mapping[str, Design], config: MeasureConfig
+) -> dict[str, Any]:
+    """The content of reports/bwt.json from the long table of all evaluations and `from_plan`'s designs.
 
     Raises:
         ParamsError: an evaluation is missing or incomplete; names the node and the command that makes it.
     """
-    evidence = gather(table, design, config)
+    documents = {
+        name: _plain(_document(gather(table, design, config), name))
+        for name, design in designs.items()
+    }
+    first, *others = documents
+    return {
+        "version": VERSION,
+        **documents[first],
+        "variants": {name: documents[name] for name in others},
+        "across_variants": _plain(across(documents)),
+    }
+
+
+def _document(evidence: Evidence, variant: str) -> dict[str, Any]:
+    design = evidence.design
     arms, finals = ranked(evidence)
-    document = {
+    return {
+        "variant": variant,
         **_setting(evidence),
         "base": _node_metrics(evidence, design.bases),
         "singles": {p: _node_metrics(evidence, nodes) for p, nodes in design.singles.items()},
-        "ranking": ranking(evidence, arms, finals),
+        "ranking": [{**row, "variant": variant} for row in ranking(evidence, arms, finals)],
         "differences": differences(evidence, finals),
         "winner": winner(evidence, arms, finals),
         "orders": orders(evidence),
         "transfer": transfer_views(evidence),
         "recommended": recommended(evidence),
+        "recommended_two_stage": two_stage(evidence),
         "prediction": prediction(evidence),
+        "assumptions": assumptions(evidence),
     }
-    return _plain(document)
 
 
 def to_json(document: Mapping[str, Any]) -> str:
@@ -104,7 +143,6 @@ def _setting(evidence: Evidence) -> dict[str, Any]:
     tasks = evidence.tasks
     judged = {t for metrics in evidence.means["test"].values() for t in metrics.get("gold", {})}
     return {
-        "version": VERSION,
         "settings": {"bootstrap": config.bootstrap, "level": config.level, "seed": config.seed},
         "seeds": list(design.seeds),
         "tasks": list(tasks),
@@ -130,7 +168,7 @@ def _note(evidence: Evidence) -> str:
         )
     text = f"{share} intervals cover problems and {num_seeds} training seeds"
     if num_seeds < FEW_SEEDS:
-        text += ": the wider of a two-level bootstrap and a t-interval over seeds on each side, since seeds are few"
+        text += ", widened to a t-interval over the seeds' own values, since seeds are few"
     return text
 
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from trainorder.config import ParamsError
 
+DEFAULT = "default"
+"""The variant that is the params as written."""
+
 BySeed = Mapping[int, str]
 """Seed -> node."""
 
@@ -22,6 +25,19 @@ class Arm:
     final: BySeed
     phases: tuple[str, ...] | None = None
     """None for a merge or the base."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One trained phase: the checkpoints before and after it, by seed."""
+
+    phase: str
+    before: tuple[str, ...]
+    """Phases trained before it; none when it was trained from the base."""
+    parent: BySeed
+    node: BySeed
+    orders: tuple[str, ...]
+    """Orders that run through it."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,21 @@ class Design:
         """The order's node after `index` phases, by seed; 0 is the base."""
         return {seed: self.chain(order, seed)[index] for seed in self.seeds}
 
+    def steps(self) -> list[Stage]:
+        """Every trained phase of singles and orders, each once; a checkpoint that orders share is one."""
+        found = {
+            nodes: Stage(p, (), self.bases, self.singles[p], ())
+            for p, nodes in ((p, tuple(sorted(n.items()))) for p, n in self.singles.items())
+        }
+        for name, phases in self.order_phases.items():
+            for i, phase in enumerate(phases):
+                node = self.position(name, i + 1)
+                key = tuple(sorted(node.items()))
+                known = found.get(key)
+                names = (*(known.orders if known else ()), name)
+                found[key] = Stage(phase, phases[:i], self.position(name, i), node, names)
+        return list(found.values())
+
     def reverse_of(self, order: str) -> str | None:
         """The order that runs the same phases backwards, if there is one."""
         phases = self.order_phases[order]
@@ -80,12 +111,19 @@ class Design:
         yield Arm("base", "base", self.bases)
 
 
-def from_plan(plan: Mapping[str, Any], phases: Mapping[str, Any]) -> Design:
-    """The design of plan.yaml's content; `phases` is that section of the params (`tasks` of each phase).
+def from_plan(plan: Mapping[str, Any]) -> dict[str, Design]:
+    """Variant -> its design, from plan.yaml's content; `default` (the params as written) comes first.
+
+    A variant has its own orders, singles and merges under `variants`, and shares the bases.
 
     Raises:
         ParamsError: an order or merge lacks a seed that others have.
     """
+    others = {name: {**plan, **entry} for name, entry in (plan.get("variants") or {}).items()}
+    return {name: _design(entry) for name, entry in {DEFAULT: plan, **others}.items()}
+
+
+def _design(plan: Mapping[str, Any]) -> Design:
     groups = [plan.get(name) or {} for name in ("structured", "creative", "joint")]
     phase_of = {node: entry["phase"] for group in groups for node, entry in group.items()}
     bases = {int(entry["seed"]): node for node, entry in plan["bases"].items()}
@@ -108,7 +146,7 @@ def from_plan(plan: Mapping[str, Any], phases: Mapping[str, Any]) -> Design:
     for name, runs in {**orders, **singles, **merges}.items():
         _check_seeds(name, set(runs), set(bases))
     used = dict.fromkeys([*singles, *(p for seq in order_phases.values() for p in seq)])
-    tasks = {phase: tuple(phases[phase]["tasks"]) for phase in used}
+    tasks = {phase: tuple(plan["phases"][phase]["tasks"]) for phase in used}
     return Design(bases, orders, order_phases, singles, merges, tasks)
 
 

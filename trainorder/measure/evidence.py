@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
+from trainorder import order as ordering
 from trainorder.config import MeasureConfig
 from trainorder.measure.design import Design
 from trainorder.measure.scores import SPLITS, Scores, check_nodes, scores_of, tasks_of
@@ -18,6 +21,7 @@ from trainorder.streams import numpy_stream
 if TYPE_CHECKING:
     import pandas as pd
 
+Array = np.ndarray
 Means = dict[str, dict[str, dict[str, float]]]
 """Node -> metric -> task -> mean over problems."""
 
@@ -57,6 +61,7 @@ class Evidence:
     means: dict[str, Means]
     """By split."""
     seed_draws: Float[np.ndarray, "draw seed"]
+    _cache: dict[str, ordering.Measured] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def trained(self) -> list[int]:
@@ -84,6 +89,47 @@ class Evidence:
     def by_task(self, values: Float[np.ndarray, "seed draw task"]) -> dict[str, Any]:
         """Task -> interval."""
         return {task: self.interval(values[..., i]) for i, task in enumerate(self.tasks)}
+
+    def measured(self, split: str, without: frozenset[str] = frozenset()) -> ordering.Measured:
+        """What predictors of an order start from: bases, singles, pairs and later steps, [seed, draw, task] each.
+
+        Pairs are those trained right after one another from the base where all of them were; else the mean change of
+        a phase on one trained any time before it, without the nodes in `without`.
+        """
+        if self.direct_pairs and without:
+            return self.measured(split)
+        if split in self._cache and not without:
+            return self._cache[split]
+        design, scores = self.design, self.scores[split]
+        stages = [stage for stage in design.steps() if stage.before]
+        pairs: dict[tuple[str, str], list[Array]] = {}
+        for stage in stages:
+            if self.direct_pairs and len(stage.before) > 1:
+                continue
+            if not self.direct_pairs and without & set(stage.node.values()):
+                continue
+            change = scores.of(stage.node) - scores.of(stage.parent)
+            for earlier in stage.before:
+                pairs.setdefault((earlier, stage.phase), []).append(change)
+        found = ordering.Measured(
+            base=scores.of(design.bases),
+            after={phase: scores.of(nodes) for phase, nodes in design.singles.items()},
+            phase_tasks={phase: self.columns(phase) for phase in design.phase_tasks},
+            pairs={key: np.mean(changes, axis=0) for key, changes in pairs.items()},
+            steps=[
+                ordering.Step(s.phase, scores.of(s.parent), scores.of(s.node), min(s.node.values()))
+                for s in stages
+            ],
+        )
+        if not without:
+            self._cache[split] = found
+        return found
+
+    @cached_property
+    def direct_pairs(self) -> bool:
+        """Whether every phase was trained right after every other one that was trained from the base."""
+        have = {(*s.before, s.phase) for s in self.design.steps() if len(s.before) == 1}
+        return have >= set(permutations(self.design.singles, 2))
 
 
 def as_json(interval: statistics.Interval, seeds: Iterable[int]) -> dict[str, Any]:

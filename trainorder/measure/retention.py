@@ -38,6 +38,9 @@ def _order(evidence: Evidence, name: str) -> dict[str, Any]:
         },
         "R_seeds": {str(seed): matrices for seed, matrices in by_seed.items()},
         "measures": {split: measures(evidence, name, split) for split in SPLITS},
+        "forgetting_of_noise": {
+            split: forgetting_of_noise(evidence, name, split) for split in SPLITS
+        },
         "along": along(evidence, name, design.seeds),
         "along_seeds": {str(seed): along(evidence, name, [seed]) for seed in design.seeds},
     }
@@ -54,11 +57,8 @@ def reward_matrix(evidence: Evidence, order: str, seed: int) -> dict[str, Rows]:
 
 def measures(evidence: Evidence, order: str, split: str) -> dict[str, Any]:
     """Measures of the matrix whose columns are the order's phases (mean over a phase's tasks), with intervals."""
-    design, phases = evidence.design, evidence.design.order_phases[order]
-    scores = evidence.scores[split]
-    positions = range(len(phases) + 1)
-    rows = np.stack([scores.of(design.position(order, i)) for i in positions], axis=-2)
-    stages = _by_phase(evidence, rows, phases)
+    design = evidence.design
+    rows, stages = _rows(evidence, order, split)
     base, after = stages[..., 0, :], stages[..., 1:, :]
     held_out = list(range(len(design.trained), len(evidence.tasks)))
     values = {
@@ -66,6 +66,7 @@ def measures(evidence: Evidence, order: str, split: str) -> dict[str, Any]:
         "BWT": transfer.backward_transfer(after),
         "FWT": transfer.forward_transfer(after, base),
         "forgetting": transfer.forgetting(after),
+        "forgetting_from_base": transfer.forgetting(after, base),
         "A": transfer.average_accuracy(after),
         "BWT_D": transfer.backward_transfer_all(after),
         "REM": transfer.remembering(after),
@@ -81,6 +82,26 @@ def measures(evidence: Evidence, order: str, split: str) -> dict[str, Any]:
         name: evidence.interval(np.asarray(values[name])) if name in values else None
         for name in names
     }
+
+
+def forgetting_of_noise(evidence: Evidence, order: str, split: str) -> float | None:
+    """What F would be if every stage scored alike: a maximum of noisy scores is above their mean.
+
+    The mean of F over resamples from which the data are subtracted; None for one phase.
+    """
+    stages = _rows(evidence, order, split)[1][..., 1:, :].mean(0)
+    found = transfer.forgetting(stages[1:] - stages[:1])
+    return None if np.isnan(found).any() else float(np.mean(found))
+
+
+def _rows(
+    evidence: Evidence, order: str, split: str
+) -> tuple[Float[np.ndarray, "seed draw stage task"], Float[np.ndarray, "seed draw stage phase"]]:
+    """Scores at the base and after each phase, by task and by the order's phases."""
+    design, scores = evidence.design, evidence.scores[split]
+    positions = range(len(design.order_phases[order]) + 1)
+    rows = np.stack([scores.of(design.position(order, i)) for i in positions], axis=-2)
+    return rows, _by_phase(evidence, rows, design.order_phases[order])
 
 
 def _references(

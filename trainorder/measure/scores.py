@@ -31,6 +31,7 @@ class Scores:
 
     tasks: tuple[str, ...]
     values: dict[str, Float[np.ndarray, "draw task"]]
+    """Node -> its mean scores."""
     used: dict[str, int]
     dropped: dict[str, int] = field(default_factory=dict)
     """Problems that some node has no score for; they are left out for all nodes."""
@@ -77,15 +78,14 @@ def scores_of(
     *,
     count: int,
     seed: int,
+    metric: str = SCORE,
 ) -> Scores:
-    """The main scores of a split, reweighted `count` times.
+    """One metric of a split, reweighted `count` times; a value of a whole task is the same in every draw.
 
     The draws of a task depend on its name, its number of problems and `seed` alone, so adding nodes or tasks moves no
     interval of the others.
     """
-    main = table[
-        (table["metric"] == SCORE) & (table["split"] == split) & (table["problem"] != POOLED)
-    ]
+    main = table[(table["metric"] == metric) & (table["split"] == split)]
     values = {node: np.empty((count + 1, len(tasks))) for node in nodes}
     used, dropped = {}, {}
     for column, task in enumerate(tasks):
@@ -93,6 +93,8 @@ def scores_of(
         wide = rows.pivot_table(index="node", columns="problem", values="value", dropna=False)
         scores = wide.reindex(nodes).to_numpy(dtype=float)
         complete = ~np.isnan(scores).any(0)
+        if metric == SCORE:
+            _check_scale(scores, split, task, nodes)
         used[task] = int(complete.sum())
         dropped[task] = int((~complete).sum())
         _check_overlap(scores, split, task, nodes)
@@ -113,6 +115,20 @@ def _check_overlap(
         raise ParamsError(
             f"only {int(known.all(0).sum())} of {known.shape[1]} {split} problems of {task} have a score at every "
             f"node, so arms cannot be compared in pairs; {worst} shares the fewest with the others: {_evaluate(worst)}"
+        )
+
+
+def _check_scale(
+    scores: Float[np.ndarray, "node problem"], split: str, task: str, nodes: list[str]
+) -> None:
+    """All tasks count alike in a mean, so all must be scored on the same scale."""
+    outside = (scores < 0) | (scores > 1)
+    if outside.any():
+        node = int(outside.any(1).argmax())
+        worst = float(scores[node][outside[node]][0])
+        raise ParamsError(
+            f"{paths.evaluation(nodes[node])} scores {task} ({split}) with {worst:g}, outside [0, 1]: tasks are averaged "
+            f"on one scale, so its grader must answer within it; then {_evaluate(nodes[node])}"
         )
 
 

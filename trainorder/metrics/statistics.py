@@ -7,6 +7,7 @@ Every checkpoint answers the same problems, so arms are compared in pairs: one d
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from scipy import special
 
 FEW_SEEDS = 5
-"""Below this number of seeds the bootstrap over seeds is too narrow, so the t-interval must agree with it."""
+"""Below this number of seeds their variance is hardly known, so an interval also covers Student's over the seeds."""
 ROUNDING = 1e-9
 """An interval that ends this close to a number touches it: equal scores may differ in their last bits."""
 
@@ -35,6 +36,8 @@ class Interval:
     bootstrap: Pair
     t: Pair | None
     """t-interval over the seeds' own values; None with one seed."""
+    p: float
+    """Two-sided p-value of the value being 0, from the same standard error as the interval."""
 
     @property
     def covers(self) -> str:
@@ -44,7 +47,7 @@ class Interval:
     def excludes(self, value: float = 0.0) -> bool:
         """Whether `value` lies outside.
 
-        >>> Interval(0.2, 0.1, 0.3, (0.2,), (0.1, 0.3), None).excludes(0.0)
+        >>> Interval(0.2, 0.1, 0.3, (0.2,), (0.1, 0.3), None, 0.01).excludes(0.0)
         True
         """
         return self.low > value + ROUNDING or self.high < value - ROUNDING
@@ -95,21 +98,71 @@ def interval(
     *,
     level: float = 0.95,
 ) -> Interval:
-    """Two-level bootstrap: percentiles of the mean over seeds, over draws of seeds and problems.
+    """Interval of the mean over seeds, from draws of problems that all seeds share.
 
-    Seeds share their problems, so one draw of problems serves all seeds (Owen's pigeonhole bootstrap, arXiv 0711.2390:
-    slightly wide, never too narrow as a nested one would be). With 2 to 4 seeds the interval is the hull of this one
-    and of the t-interval over seeds; with one seed it covers problems only.
+    One seed: percentiles over draws, for problems only. Two or more: value +- t(df) x standard error, whose variance is
+    that of the seeds' means / S plus that over problems, less the part that both contain; df by Satterthwaite, since
+    few seeds tell their variance badly. Below 5 seeds it is widened to Student's interval over the seeds' own values.
+    `bootstrap` holds the plain percentiles over draws of seeds and problems, to compare.
     """
     means = over_seeds(values, seeds)
     tails = [(1 - level) / 2, (1 + level) / 2]
-    low, high = (float(edge) for edge in np.quantile(means[1:], tails))
+    edges = np.quantile(means[1:], tails)
+    bootstrap = float(edges[0]), float(edges[1])
     by_seed = tuple(float(x) for x in values[:, 0])
-    t = t_interval(values[:, 0], level=level) if len(by_seed) > 1 else None
-    outer = (low, high)
-    if t is not None and len(by_seed) < FEW_SEEDS:
-        outer = (min(low, t[0]), max(high, t[1]))
-    return Interval(float(means[0]), *outer, by_seed, (low, high), t)
+    value = float(np.mean(by_seed))
+    if len(by_seed) == 1:
+        error = float(means[1:].std())
+        p = _two_sided(value, error, math.inf)
+        return Interval(value, bootstrap[0], bootstrap[1], by_seed, bootstrap, None, p)
+    error, freedom = mean_error(values)
+    half = float(special.stdtrit(freedom, (1 + level) / 2)) * error
+    t = t_interval(values[:, 0], level=level)
+    p = _two_sided(value, error, freedom)
+    low, high = value - half, value + half
+    if len(by_seed) < FEW_SEEDS:
+        low, high = min(low, t[0]), max(high, t[1])
+        p = max(p, _two_sided(value, standard_error(values[:, 0]), len(by_seed) - 1))
+    return Interval(value, low, high, by_seed, bootstrap, t, p)
+
+
+def mean_error(values: Float[np.ndarray, "seed draw"]) -> Pair:
+    """Standard error of the mean over two or more seeds and its degrees of freedom.
+
+    Seeds answer the same problems: the variance over draws of the mean holds what problems have in common, the variance
+    between seeds what runs differ in; the noise of a seed on a problem is in both and counted once.
+    """
+    num_seeds = len(values)
+    mean = values[:, 1:].mean(0)
+    of_seeds = float(values[:, 0].var(ddof=1)) / num_seeds
+    of_problems = float(mean.var())
+    shared = float((values[:, 1:] - mean).var(axis=1).sum()) / (num_seeds * (num_seeds - 1))
+    variance = max(of_seeds + of_problems - shared, of_seeds, of_problems)
+    if variance <= ROUNDING**2:
+        return 0.0, math.inf
+    weight = variance / of_seeds if of_seeds > 0 else math.inf
+    return math.sqrt(variance), min((num_seeds - 1) * weight**2, 1e9)
+
+
+def _two_sided(value: float, error: float, freedom: float) -> float:
+    if error <= ROUNDING:
+        return 0.0 if abs(value) > ROUNDING else 1.0
+    ratio = -abs(value) / error
+    return 2 * float(special.ndtr(ratio) if math.isinf(freedom) else special.stdtr(freedom, ratio))
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """Holm's adjusted p-values: below 1 - level for some name is a false claim in that share of families at most.
+
+    >>> holm({"a": .01, "b": .04, "c": .03})
+    {'a': 0.03, 'c': 0.06, 'b': 0.06}
+    """
+    adjusted: dict[str, float] = {}
+    largest = 0.0
+    for rank, (name, value) in enumerate(sorted(p.items(), key=lambda entry: entry[1])):
+        largest = max(largest, min(1.0, (len(p) - rank) * value))
+        adjusted[name] = largest
+    return adjusted
 
 
 def paired_bootstrap(
@@ -195,28 +248,3 @@ def minimum_detectable_effect(
     """
     quantiles = special.ndtri((1 + level) / 2) + special.ndtri(power)
     return float(quantiles) * math.sqrt(discordance / num_problems)
-
-
-def pearson(x: Float[np.ndarray, " item"], y: Float[np.ndarray, " item"]) -> float:
-    """Linear correlation; nan where one side does not vary.
-
-    >>> round(pearson(np.array([1.0, 2.0, 3.0]), np.array([1.0, 3.0, 2.0])), 4)
-    0.5
-    """
-    dx, dy = x - x.mean(), y - y.mean()
-    scale = math.sqrt(float(dx @ dx) * float(dy @ dy))
-    return float(dx @ dy) / scale if scale > 1e-15 else math.nan
-
-
-def spearman(x: Float[np.ndarray, " item"], y: Float[np.ndarray, " item"]) -> float:
-    """Rank correlation; equal values share their mean rank.
-
-    >>> round(spearman(np.array([1.0, 2.0, 90.0]), np.array([1.0, 2.0, 3.0])), 4)
-    1.0
-    """
-    return pearson(_ranks(x), _ranks(y))
-
-
-def _ranks(x: Float[np.ndarray, " item"]) -> Float[np.ndarray, " item"]:
-    _, group, counts = np.unique(x, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[group]

@@ -104,18 +104,23 @@ def forward_transfer_all(
     return _mean(ahead if base is None else ahead - base[..., later])
 
 
-def forgetting(scores: Float[Array, "*batch stage task"]) -> Measure:
+def forgetting(
+    scores: Float[Array, "*batch stage task"], base: Float[Array, "*batch task"] | None = None
+) -> Measure:
     """F: mean over all but the last task of max_{j<=l<T} R[l,j] - R[T,j] (Chaudhry et al., arXiv 1801.10112).
 
-    The maximum starts at the task's own stage (l >= j), as in the authors' code. A maximum of noisy scores is biased
-    upwards: identical models show a little "forgetting".
+    The maximum starts at the task's own stage (l >= j), as in the authors' code; with `base` it is over all stages
+    before the last and the base, as some papers have it. A maximum of noisy scores is biased upwards: identical models
+    show a little "forgetting".
 
-    >>> float(forgetting(EXAMPLE).round(4))
-    0.15
+    >>> float(forgetting(EXAMPLE).round(4)), float(forgetting(EXAMPLE, EXAMPLE_BASE).round(4))
+    (0.15, 0.15)
     """
     stages = scores.shape[-2]
-    own = np.tril(np.ones((stages, stages), dtype=bool))
+    own = np.tril(np.ones((stages, stages), dtype=bool)) if base is None else True
     best = np.where(own, scores, -np.inf)[..., :-1, :].max(-2, initial=-np.inf)
+    if base is not None:
+        best = np.maximum(best, base)
     return _mean((best - scores[..., -1, :])[..., :-1])
 
 

@@ -13,9 +13,9 @@ from trainorder.plan.compile import (
     compile_plan,
     load,
     measured,
-    pending,
     write,
 )
+from trainorder.plan.orders import pending
 from trainorder.plan.state import State, status
 
 __all__ = [

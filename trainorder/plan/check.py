@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
-from trainorder.config import MethodConfig, Params, ParamsError, PhaseConfig, Piece, did_you_mean
-from trainorder.plan.compile import single_phases
+from trainorder.config import (
+    DEFAULT,
+    EndpointConfig,
+    MethodConfig,
+    Params,
+    ParamsError,
+    Permutations,
+    PhaseConfig,
+    Piece,
+    RlConfig,
+    did_you_mean,
+)
+from trainorder.plan.orders import listed_orders, single_phases
 from trainorder.tasks import make_task
 
 PIECES = Path(__file__).parents[1] / "rl" / "pieces.py"
@@ -23,7 +36,11 @@ SLOT_OF = {
     "metric": "metric",
     "term": "terms",
 }
+SCHEDULING = PIECES.with_name("samplers.py")
+SLOT_OF_SCHEDULING = {"sampler": "sampler", "curriculum": "curriculum"}
 """Decorator in trainorder/rl/pieces.py -> key of `method:`."""
+MAX_PERMUTED = 5
+"""Phases of `{all: [...]}`: one more would be 720 orders."""
 WITH_COEF = ("reward", "terms")
 PAID_BY = {"structured": "verifier", "creative": "judge"}
 
@@ -34,20 +51,30 @@ def check(params: Params) -> None:
     Raises:
         ParamsError: names the key, what is allowed and the nearest match.
     """
-    rewarded_by = {
-        name: make_task(name, config).rewarded_by for name, config in params.tasks.items()
-    }
+    tasks = {name: make_task(name, config) for name, config in params.tasks.items()}
+    rewarded_by = {name: task.rewarded_by for name, task in tasks.items()}
+    for name, task in tasks.items():
+        for file in getattr(task, "files", ()):
+            if not file.is_file():
+                raise ParamsError(f"tasks.{name}.options: {file} not found; name a JSONL file of this project")
     _check_policy(params)
+    _check_backends(params)
     _check_seeds(params.seeds)
     _check_sft(params)
     _check_judge(params, rewarded_by)
     _check_method("rl.method", params.rl.method)
-    for name, phase in params.phases.items():
-        _check_phase(params, name, phase, rewarded_by)
+    for variant in params.variant_names():
+        changed = params.variant(variant)
+        where = "" if variant == DEFAULT else f"variants.{variant}: "
+        for name, phase in changed.phases.items():
+            _check_phase(changed, f"{where}phases.{name}", name, phase, rewarded_by)
     _check_orders(params)
     _check_merges(params)
+    _check_variants(params)
     if not params.allow_unequal_budgets:
-        _check_budgets(params)
+        for variant in params.variant_names():
+            where = "" if variant == DEFAULT else f"variants.{variant}: "
+            _check_budgets(params.variant(variant), where)
 
 
 def _check_policy(params: Params) -> None:
@@ -57,6 +84,23 @@ def _check_policy(params: Params) -> None:
             f"policy: hidden_size {width} over num_heads {heads} gives no even head size; "
             f"take a hidden_size that is a multiple of {2 * heads}"
         )
+
+
+def _check_backends(params: Params) -> None:
+    training = params.training
+    if training.backend == "local" and (training.ranks > 1 or training.hostfile is not None):
+        raise ParamsError(
+            "training: several ranks need `backend: deepspeed`; set it, or ranks: 1 and no hostfile"
+        )
+    several = training.ranks > 1 or training.hostfile is not None
+    if params.rollout.backend == "vllm" and training.backend == "deepspeed" and several:
+        raise ParamsError(
+            "rollout.backend vllm runs beside one training process, and training asks for several ranks: "
+            "set rollout.backend: torch (each rank samples its share), or training.ranks: 1"
+        )
+    for where, rl in [("rl", params.rl), *((f"phases.{n}.rl", params.phase_rl(n)) for n in params.phases)]:
+        for task in rl.task_lr:
+            _check_known(f"{where}.task_lr", "task", task, params.tasks)
 
 
 def _check_seeds(seeds: Sequence[int]) -> None:
@@ -78,8 +122,20 @@ def _check_sft(params: Params) -> None:
         )
 
 
+def _check_endpoint(config: EndpointConfig) -> None:
+    url = urlsplit(config.base_url)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ParamsError(
+            f"judge.endpoint.base_url: an address like http://127.0.0.1:8000/v1 is needed, got {config.base_url!r}"
+        )
+    if not config.model:
+        raise ParamsError("judge.endpoint.model: name the model that judges, got nothing")
+
+
 def _check_judge(params: Params, rewarded_by: Mapping[str, str]) -> None:
     task = params.judge.task
+    if params.judge.backend == "endpoint":
+        _check_endpoint(params.judge.endpoint)
     _check_known("judge.task", "task", task, params.tasks)
     if rewarded_by[task] != "judge":
         judged = [name for name, payer in rewarded_by.items() if payer == "judge"]
@@ -89,9 +145,8 @@ def _check_judge(params: Params, rewarded_by: Mapping[str, str]) -> None:
 
 
 def _check_phase(
-    params: Params, name: str, phase: PhaseConfig, rewarded_by: Mapping[str, str]
+    params: Params, where: str, name: str, phase: PhaseConfig, rewarded_by: Mapping[str, str]
 ) -> None:
-    where = f"phases.{name}"
     for task, weight in phase.tasks.items():
         _check_known(f"{where}.tasks", "task", task, params.tasks)
         if not weight > 0:
@@ -109,6 +164,19 @@ def _check_phase(
                 f"{where}: the judge is trained for {params.judge.task!r} (judge.task), not for {task!r}"
             )
     rl = params.phase_rl(name)
+    _check_piece(f"{where}.rl.sampler", "sampler", rl.sampler)
+    _check_piece(f"{where}.rl.curriculum", "curriculum", rl.curriculum)
+    order = {} if isinstance(rl.curriculum, str) else next(iter(rl.curriculum.values()))
+    if sorted(order.get("order") or phase.tasks) != sorted(phase.tasks):
+        raise ParamsError(
+            f"{where}.rl.curriculum: order must name each task of the phase once "
+            f"({', '.join(phase.tasks)}), got {', '.join(order['order'])}"
+        )
+    if rl.serial_tasks and rl.updates_per_batch > 1:
+        raise ParamsError(
+            f"{where}: rl.serial_tasks makes one update per task, got updates_per_batch {rl.updates_per_batch}; "
+            f"leave that at 1"
+        )
     if rl.prompts_per_step < len(phase.tasks):
         raise ParamsError(
             f"{where}: {rl.prompts_per_step} prompts per step cannot serve {len(phase.tasks)} tasks; "
@@ -132,13 +200,40 @@ def _check_orders(params: Params) -> None:
                     f"and there is no such order; add one"
                 )
             continue
-        for phase in order:
+        phases = order.all if isinstance(order, Permutations) else order
+        for phase in phases:
             _check_known(f"orders.{name}", "phase", phase, params.phases)
+        if isinstance(order, Permutations):
+            _check_permutations(params, name, phases)
+            continue
         if tuple(order) in seen:
             raise ParamsError(
                 f"orders.{name}: the same phases as orders.{seen[tuple(order)]}; remove one"
             )
         seen[tuple(order)] = name
+
+
+def _check_permutations(params: Params, name: str, phases: Sequence[str]) -> None:
+    if len(set(phases)) < len(phases) or len(phases) > MAX_PERMUTED:
+        raise ParamsError(
+            f"orders.{name}.all: each phase once and at most {MAX_PERMUTED} of them "
+            f"({MAX_PERMUTED} have 120 orders), got {', '.join(phases)}"
+        )
+    clash = sorted({"_".join(p) for p in itertools.permutations(phases)} & set(params.orders))
+    if clash:
+        raise ParamsError(
+            f"orders.{clash[0]}: orders.{name} gives one of its orders this name; rename one"
+        )
+
+
+def _check_variants(params: Params) -> None:
+    for name in params.variants:
+        for section in ("phases", "merges"):
+            if name in getattr(params, section):
+                raise ParamsError(
+                    f"variants.{name}: an entry of {section} has this name too, and both would be node s0--{name}; "
+                    f"rename one"
+                )
 
 
 def _check_merges(params: Params) -> None:
@@ -164,14 +259,20 @@ def _check_known(where: str, what: str, name: str, allowed: Mapping[str, Any]) -
 def budget(params: Params, phases: Sequence[str]) -> dict[str, float]:
     """What training on these phases spends: updates, rollouts, and prompts of every task.
 
-    A phase of weights w spends steps * prompts_per_step * w[task] / sum(w) prompts of a task.
+    A phase of weights w spends steps * prompts_per_step * w[task] / sum(w) prompts of a task. Where the phase decides
+    itself what to ask (a sampler or curriculum that looks at rewards), prompts are counted as `prompts of any task`.
     """
     spent: dict[str, float] = {"updates": 0, "rollouts": 0}
     for name in phases:
         phase, rl = params.phases[name], params.phase_rl(name)
         prompts = phase.steps * rl.prompts_per_step
-        spent["updates"] += phase.steps * rl.updates_per_batch
+        spent["updates"] += phase.steps * (
+            len(phase.tasks) if rl.serial_tasks else rl.updates_per_batch
+        )
         spent["rollouts"] += prompts * rl.group_size
+        if not _is_fixed(rl):
+            spent[ANY_TASK] = spent.get(ANY_TASK, 0) + prompts
+            continue
         total = sum(phase.tasks.values())
         for task, weight in phase.tasks.items():
             key = f"prompts of {task}"
@@ -179,19 +280,37 @@ def budget(params: Params, phases: Sequence[str]) -> dict[str, float]:
     return spent
 
 
-def _check_budgets(params: Params) -> None:
-    orders = {
-        name: single_phases(params) if isinstance(order, str) else order
-        for name, order in params.orders.items()
-    }
+ANY_TASK = "prompts of any task"
+
+
+def _is_fixed(rl: RlConfig) -> bool:
+    """Whether a task's share of the prompts is known beforehand."""
+    names = [next(iter(p)) if isinstance(p, dict) else p for p in (rl.sampler, rl.curriculum)]
+    return names[0] == "weights" and names[1] in ("together", "in_turn")
+
+
+def _comparable(first: dict[str, float], second: dict[str, float]) -> list[dict[str, float]]:
+    """Prompts are compared task by task, unless one of the two decides about them while it trains."""
+    if ANY_TASK not in {*first, *second}:
+        return [first, second]
+    kept = [{k: v for k, v in b.items() if not k.startswith("prompts")} for b in (first, second)]
+    for short, full in zip(kept, (first, second), strict=True):
+        short["prompts"] = sum(v for k, v in full.items() if k.startswith("prompts"))
+    return kept
+
+
+def _check_budgets(params: Params, where: str = "") -> None:
+    asked = [name for name, order in params.orders.items() if isinstance(order, str)]
+    orders = {**listed_orders(params), **dict.fromkeys(asked, single_phases(params))}
     first, *others = [(name, budget(params, phases)) for name, phases in orders.items()]
     for name, spent in others:
-        quantities = list(dict.fromkeys([*first[1], *spent]))
-        pairs = [(q, first[1].get(q, 0), spent.get(q, 0)) for q in quantities]
+        one, other = _comparable(first[1], spent)
+        quantities = list(dict.fromkeys([*one, *other]))
+        pairs = [(q, one.get(q, 0), other.get(q, 0)) for q in quantities]
         different = [f"{q} {a:g} and {b:g}" for q, a, b in pairs if a != b]
         if different:
             raise ParamsError(
-                f"orders: {first[0]} and {name} differ in budget: {', '.join(different)}; "
+                f"{where}orders: {first[0]} and {name} differ in budget: {', '.join(different)}; "
                 f"an order effect could be a budget effect. Make them equal, or set `allow_unequal_budgets: true`"
             )
 
@@ -208,7 +327,7 @@ def _check_piece(where: str, slot: str, piece: Piece) -> None:
             f"{where}: a piece is one name with its options, got {sorted(piece)}; make each a list item of its own"
         )
     name, given = (piece, {}) if isinstance(piece, str) else next(iter(piece.items()))
-    listed = pieces(PIECES)[slot]
+    listed = pieces(SCHEDULING if slot in ("sampler", "curriculum") else PIECES)[slot]
     _check_known(where, "piece", name, listed)
     allowed = sorted(listed[name])
     for option, value in given.items():
@@ -229,13 +348,14 @@ def _check_piece(where: str, slot: str, piece: Piece) -> None:
 @cache
 def pieces(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Slot -> piece -> option -> its type, read from the source: importing it would import torch."""
-    found: dict[str, dict[str, dict[str, Any]]] = {slot: {} for slot in SLOT_OF.values()}
+    slots = SLOT_OF_SCHEDULING if file == SCHEDULING else SLOT_OF
+    found: dict[str, dict[str, dict[str, Any]]] = {slot: {} for slot in slots.values()}
     for item in ast.parse(file.read_text(encoding="utf-8")).body:
         if not isinstance(item, ast.FunctionDef):
             continue
         for decorator in item.decorator_list:
             called = decorator.func if isinstance(decorator, ast.Call) else decorator
-            slot = SLOT_OF.get(called.id) if isinstance(called, ast.Name) else None
+            slot = slots.get(called.id) if isinstance(called, ast.Name) else None
             if slot:
                 options = {a.arg: _type(a.annotation) for a in item.args.kwonlyargs}
                 found[slot][item.name] = options | ({"coef": float} if slot in WITH_COEF else {})

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from trainorder import fingerprint, paths
-from trainorder.config import Params, ParamsError, load_params, read_yaml
+from trainorder.config import DEFAULT, Params, ParamsError, load_params, read_yaml
+from trainorder.files import write_text
+from trainorder.plan.orders import Resolved, order_phases, single_phases, usable
+from trainorder.tasks import make_task
 
 Kind = Literal["base", "structured", "creative", "mixed", "merge"]
-Resolved = Mapping[str, Sequence[str]]
 
 STAGE_OF = {
     "base": "sft_warmup",
@@ -46,6 +48,8 @@ class Node:
     """None for a base; base first, then the merged nodes, for a merge."""
     phase: str | None = None
     merge: str | None = None
+    variant: str = DEFAULT
+    """Whose settings it is made with; a base serves all variants."""
 
     @property
     def stage(self) -> str:
@@ -63,6 +67,8 @@ class Plan:
     """Order -> seed -> its nodes, first phase first. Orders that wait for a measurement are left out."""
     singles: dict[int, dict[str, str]]
     """Seed -> phase -> the node trained on it from the base: transfer and merges start from these."""
+    variants: dict[str, Arms]
+    """The same under every other variant."""
     resolved: dict[str, tuple[str, ...]]
     """What a measurement filled in: `recommended` -> phases."""
 
@@ -90,18 +96,30 @@ class Plan:
         }
         return {
             "resolved": {name: list(phases) for name, phases in self.resolved.items()},
-            "phases": {
-                name: {"kind": phase.kind, "tasks": dict(phase.tasks)}
-                for name, phase in self.params.phases.items()
-            },
             "train_judge": {"base": self.bases()[0].id, "task": self.params.judge.task},
             **groups,
-            "evaluate": {node.id: {"seed": node.seed} for node in self.nodes.values()},
+            "evaluate": {
+                node.id: {"seed": node.seed} | _tag(node.variant) for node in self.nodes.values()
+            },
+            **self.variant_data(DEFAULT),
+            "variants": {name: self.variant_data(name) for name in self.variants},
+            "evaluations": [str(paths.evaluation(node)) for node in self.nodes],
+        }
+
+    def variant_data(self, variant: str) -> dict[str, Any]:
+        """`phases`, `orders`, `singles` and `merges` of one variant: laid over plan.yaml's own, they describe its arms."""
+        params = self.params.variant(variant)
+        orders, singles = self.arms(variant)
+        return {
+            "phases": {
+                name: {"kind": phase.kind, "tasks": dict(phase.tasks)}
+                for name, phase in params.phases.items()
+            },
             "orders": {
                 name: {str(seed): list(nodes) for seed, nodes in by_seed.items()}
-                for name, by_seed in self.orders.items()
+                for name, by_seed in orders.items()
             },
-            "singles": {str(seed): dict(nodes) for seed, nodes in self.singles.items()},
+            "singles": {str(seed): dict(nodes) for seed, nodes in singles.items()},
             "merges": {
                 n.id: {
                     "base": n.parents[0],
@@ -109,22 +127,30 @@ class Plan:
                     "merge": n.merge,
                     "seed": n.seed,
                 }
+                | _tag(variant)
                 for n in self.nodes.values()
-                if n.kind == "merge"
+                if n.kind == "merge" and n.variant == variant
             },
-            "evaluations": [str(paths.evaluation(node)) for node in self.nodes],
         }
+
+    def arms(self, variant: str) -> Arms:
+        """Orders and singles of a variant."""
+        return (self.orders, self.singles) if variant == DEFAULT else self.variants[variant]
 
     def fingerprints(self) -> dict[str, str]:
         """Files of .fingerprints: what the code of every stage means, and params.json with the values it reads."""
         settings = json.dumps(self.settings(), indent=1) + "\n"
-        return {**fingerprint.compute(self.code()), "params.json": settings}
+        texts = fingerprint.compute(self.code())
+        for name, config in self.params.tasks.items():  # the user's own rows count as a part of the build
+            files = getattr(make_task(name, config), "files", ())
+            texts["build_data"] += "".join(f"{file} {_hash(file)}\n" for file in files)
+        return {**texts, "params.json": settings}
 
     def settings(self) -> dict[str, Any]:
         """params.yaml with its defaults filled in: stages depend on values, however they are written.
 
         A section that names tasks carries what these are (`tasks` -> kind, options, length of an answer), and a
-        phase its own `rl`.
+        phase its own `rl` and what samples and trains.
         """
         params = self.params
         sections = params.model_dump()
@@ -135,15 +161,22 @@ class Plan:
             },
             "sft": {**sections["sft"], "tasks": self._tasks(params.sft.gate)},
             "judge": {**sections["judge"], "tasks": self._tasks([params.judge.task])},
-            "phases": {
-                name: {
-                    **phase.model_dump(),
-                    "rl": params.phase_rl(name).model_dump(),
-                    "of": self._tasks(phase.tasks),
-                }
-                for name, phase in params.phases.items()
-            },
+            "phases": self._phases(DEFAULT),
+            "variants": {variant: self._phases(variant) for variant in params.variants},
             "merges": sections["merges"],
+        }
+
+    def _phases(self, variant: str) -> dict[str, Any]:
+        params = self.params.variant(variant)
+        return {
+            name: {
+                **phase.model_dump(),
+                "rl": params.phase_rl(name).model_dump(exclude={"alarms"}),
+                "rollout": params.rollout.results(),
+                "training": params.training.results(),
+                "of": self._tasks(phase.tasks),
+            }
+            for name, phase in params.phases.items()
         }
 
     def _tasks(self, names: Iterable[str]) -> dict[str, Any]:
@@ -164,15 +197,16 @@ class Plan:
             "build_data": list(tasks),
             "sft_warmup": list(self.params.sft.gate),
             "train_judge": [self.params.judge.task],
-            "merge": [],
+            "merge": list(tasks),
             "evaluate": list(tasks),
             "measure_bwt": [],
             "report": [],
         }
         modules = {name: f"stages.{name}" for name in loads}
-        for name, phase in self.params.phases.items():
-            loads[phase_code(name)] = list(phase.tasks)
-            modules[phase_code(name)] = "stages.rl"
+        for variant in self.params.variant_names():
+            for name, phase in self.params.variant(variant).phases.items():
+                loads[phase_code(name, variant)] = list(phase.tasks)
+                modules[phase_code(name, variant)] = "stages.rl"
         return {
             name: {
                 "module": modules[name],
@@ -190,20 +224,29 @@ class Plan:
                 "base": base,
                 "merge": node.merge,
                 "parents": ",".join(parents),
+                "tasks": ",".join(self._merged_tasks(node)),
                 "seed": node.seed,
-            }
+            } | _tag(node.variant)
         else:
-            entry = {"parent": node.parents[0], "phase": node.phase, "seed": node.seed}
+            assert node.phase is not None
+            section = "phases" if node.variant == DEFAULT else f"variants.{node.variant}"
+            entry = {
+                "parent": node.parents[0],
+                "phase": node.phase,
+                "variant": node.variant,
+                "seed": node.seed,
+                "code": phase_code(node.phase, node.variant),
+                "settings": f"{section}.{node.phase}",
+            }
         return {**entry, "inputs": self._inputs(node)}
 
     def _inputs(self, node: Node) -> list[str]:
         """What the node's stage reads beside what dvc.yaml spells out; the last one fills the spare slots."""
         slots = SLOTS[node.kind]
         files = list(self._reads(node))
-        if len(files) > slots and node.kind != "merge":  # coarser, but nothing is missed
-            files = [file for file in files if not file.startswith(f"{paths.TASK_DATA}/")] + [
-                str(paths.TASK_DATA)
-            ]
+        others = [file for file in files if not file.startswith(f"{paths.TASK_DATA}/")]
+        if len(files) > slots and len(others) < len(files):  # coarser, but nothing is missed
+            files = [*others, str(paths.TASK_DATA)]
         if len(files) > slots:
             raise ParamsError(
                 f"{node.id} merges {len(files)} checkpoints, and dvc.yaml has room for {slots}: use fewer phases, or "
@@ -211,15 +254,27 @@ class Plan:
             )
         return files + files[-1:] * (slots - len(files))
 
+    def _merged_tasks(self, node: Node) -> list[str]:
+        """What the merged nodes were trained on."""
+        params = self.params.variant(node.variant)
+        phases = [self.nodes[parent].phase for parent in node.parents[1:]]
+        return list(dict.fromkeys(t for phase in phases if phase for t in params.phases[phase].tasks))
+
     def _reads(self, node: Node) -> Iterator[str]:
         if node.kind == "merge":
             yield from (str(paths.checkpoint(parent)) for parent in node.parents[1:])
+            assert node.merge is not None
+            if isinstance(self.params.merges[node.merge].scale, list):
+                tasks = self._merged_tasks(node)
+                yield from (str(paths.TASK_DATA / task / "dev.jsonl") for task in tasks)
+                if self.params.judge.task in tasks:
+                    yield from (str(paths.JUDGE / name) for name in ("reward", "evaluation"))
         elif node.phase is None:
             path = self.params.policy.path
             yield path if path is not None and Path(path).is_dir() else str(paths.TOKENIZER)
             yield from (str(paths.TASK_DATA / task / "dev.jsonl") for task in self.params.sft.gate)
         else:
-            tasks = self.params.phases[node.phase].tasks
+            tasks = self.params.variant(node.variant).phases[node.phase].tasks
             if self.params.judge.task in tasks:
                 yield str(paths.JUDGE / "reward")
             yield from (str(paths.TASK_DATA / task / "train.jsonl") for task in tasks)
@@ -236,9 +291,28 @@ GROUPS: dict[str, Kind] = {
 these may be a key there."""
 
 
-def phase_code(phase: str) -> str:
-    """Name of a phase's fingerprint."""
-    return f"phase_{phase}"
+def _hash(file: Path) -> str:
+    if not file.is_file():
+        return "missing"
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+Arms = tuple[dict[str, dict[int, tuple[str, ...]]], dict[int, dict[str, str]]]
+"""Orders and singles, as `Plan.orders` and `Plan.singles`."""
+
+
+def _tag(variant: str) -> dict[str, str]:
+    return {} if variant == DEFAULT else {"variant": variant}
+
+
+def phase_code(phase: str, variant: str = DEFAULT) -> str:
+    """Name of a phase's fingerprint; a variant has its own, as it may train other tasks.
+
+    >>> phase_code("math"), phase_code("math", "half_lr")
+    ('phase_math', 'phase_math.half_lr')
+    """
+    return f"phase_{phase}" + ("" if variant == DEFAULT else f".{variant}")
 
 
 def compile_plan(params: Params, resolved: Resolved | None = None) -> Plan:
@@ -248,63 +322,59 @@ def compile_plan(params: Params, resolved: Resolved | None = None) -> Plan:
     is also trained from the base, for the transfer matrix and the merges. `resolved` fills `recommended`; one that
     is no permutation of today's phases is dropped.
     """
-    usable = _usable(params, resolved or {})
+    known = usable(params, resolved or {})
     nodes: dict[str, Node] = {}
-    orders: dict[str, dict[int, tuple[str, ...]]] = {}
-    singles: dict[int, dict[str, str]] = {}
+    arms: dict[str, Arms] = {variant: ({}, {}) for variant in params.variant_names()}
     for seed in params.seeds:
         base = f"s{seed}"
         nodes[base] = Node(base, "base", seed)
-        for name, phases in order_phases(params, usable).items():
-            orders.setdefault(name, {})[seed] = tuple(_grow(params, nodes, base, seed, phases))
-        phases = single_phases(params)
-        singles[seed] = {phase: _grow(params, nodes, base, seed, [phase])[0] for phase in phases}
-        for merge in params.merges:
-            parents = (base, *singles[seed].values())
-            nodes[f"{base}--{merge}"] = Node(
-                f"{base}--{merge}", "merge", seed, parents, merge=merge
-            )
-    return Plan(params, nodes, orders, singles, usable)
+        for variant, (orders, singles) in arms.items():
+            tree = _Branch(nodes, params.variant(variant), variant, seed)
+            for name, phases in order_phases(params, known).items():
+                orders.setdefault(name, {})[seed] = tuple(tree.grow(phases))
+            singles[seed] = {phase: tree.grow([phase])[0] for phase in single_phases(params)}
+            for merge in params.merges:
+                tree.merge(merge, tuple(singles[seed].values()))
+    orders, singles = arms.pop(DEFAULT)
+    return Plan(params, nodes, orders, singles, arms, known)
 
 
-def _grow(
-    params: Params, nodes: dict[str, Node], base: str, seed: int, phases: Sequence[str]
-) -> list[str]:
-    """Add the path base--phase--phase... to the tree; returns its nodes."""
-    path, parent = [], base
-    for phase in phases:
-        node = f"{parent}--{phase}"
-        nodes.setdefault(node, Node(node, params.phases[phase].kind, seed, (parent,), phase=phase))
-        path.append(node)
-        parent = node
-    return path
+@dataclass(frozen=True)
+class _Branch:
+    """The part of the tree that one variant grows on one seed's base."""
 
+    nodes: dict[str, Node]
+    params: Params
+    variant: str
+    seed: int
 
-def order_phases(params: Params, resolved: Resolved) -> dict[str, Sequence[str]]:
-    """Order -> phases, with `recommended` and `recommended_reverse` filled in where they are known."""
-    best = resolved.get("recommended")
-    known = {} if best is None else {"recommended": best, "recommended_reverse": best[::-1]}
-    filled = {k: known.get(v) if isinstance(v, str) else v for k, v in params.orders.items()}
-    return {name: phases for name, phases in filled.items() if phases is not None}
+    @property
+    def base(self) -> str:
+        return f"s{self.seed}"
 
+    @property
+    def root(self) -> str:
+        """What the names of the branch begin with."""
+        return self.base if self.variant == DEFAULT else f"{self.base}--{self.variant}"
 
-def pending(params: Params, resolved: Resolved | None = None) -> list[str]:
-    """Orders that wait for the measured transfer."""
-    known = order_phases(params, _usable(params, resolved or {}))
-    return [name for name in params.orders if name not in known]
+    def grow(self, phases: Sequence[str]) -> list[str]:
+        """Add the path root--phase--phase... to the tree; returns its nodes."""
+        path, parent, name = [], self.base, self.root
+        for phase in phases:
+            name = f"{name}--{phase}"
+            kind = self.params.phases[phase].kind
+            new = Node(name, kind, self.seed, (parent,), phase=phase, variant=self.variant)
+            self.nodes.setdefault(name, new)
+            path.append(name)
+            parent = name
+        return path
 
-
-def single_phases(params: Params) -> list[str]:
-    """Phases of the orders with two or more phases, as `phases` lists them: a reorder changes nothing here."""
-    explicit = [o for o in params.orders.values() if not isinstance(o, str) and len(o) > 1]
-    return [phase for phase in params.phases if any(phase in order for order in explicit)]
-
-
-def _usable(params: Params, resolved: Resolved) -> dict[str, tuple[str, ...]]:
-    best = tuple(resolved.get("recommended", ()))
-    asked = any(isinstance(order, str) for order in params.orders.values())
-    fits = sorted(best) == sorted(single_phases(params))
-    return {"recommended": best} if best and asked and fits else {}
+    def merge(self, merge: str, parents: tuple[str, ...]) -> None:
+        """Add a merge of these nodes."""
+        name = f"{self.root}--{merge}"
+        self.nodes[name] = Node(
+            name, "merge", self.seed, (self.base, *parents), merge=merge, variant=self.variant
+        )
 
 
 def load() -> Plan:
@@ -340,10 +410,5 @@ def write(plan: Plan) -> bool:
     text = plan.text()
     if paths.PLAN.is_file() and paths.PLAN.read_text(encoding="utf-8") == text:
         return False
-    temporary = paths.PLAN.with_name(f".{paths.PLAN.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(paths.PLAN)
+    write_text(paths.PLAN, text)
     return True

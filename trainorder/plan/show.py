@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainorder import lineage, paths
-from trainorder.plan.compile import Node, Plan, pending
+from trainorder.config import DEFAULT
+from trainorder.plan.compile import Node, Plan
+from trainorder.plan.orders import pending
 from trainorder.plan.state import State
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ def tree(plan: Plan, states: Mapping[str, State]) -> Tree:
 
 def _line(node: Node, state: State, time: float | None) -> str:
     name = node.phase or node.merge or f"{node.id}  SFT of seed {node.seed}"
+    if node.variant != DEFAULT and node.parents[0] == f"s{node.seed}":
+        name = f"[bold]{node.variant}[/] {name}"
     text = f"{name}  [dim]{node.kind}[/]" if node.parents else name
     cost = f"  {duration(time)}" if state == "stale" else ""
     return f"{text}  {WORDS[state]}{cost}"
@@ -62,8 +66,9 @@ def summary(plan: Plan, states: Mapping[str, State]) -> list[str]:
     waiting = pending(plan.params, plan.resolved)
     if waiting:
         longest = len(next(iter(plan.singles.values())))
+        each = "per seed and variant" if plan.variants else "per seed"
         lines.append(
-            f"{', '.join(waiting)}: once the transfer is measured, up to {longest - 1} more nodes each per seed"
+            f"{', '.join(waiting)}: once the transfer is measured, up to {longest - 1} more nodes each {each}"
         )
     return lines
 
@@ -84,15 +89,16 @@ def _node_seconds(plan: Plan, node: Node, per_step: Mapping[str | None, float]) 
     if node.kind == "merge":
         return STARTUP_SECONDS
     size = _size(plan)
-    steps = plan.params.sft.steps if node.phase is None else plan.params.phases[node.phase].steps
+    params = plan.params.variant(node.variant)
+    steps = params.sft.steps if node.phase is None else params.phases[node.phase].steps
     if node.phase in per_step:
         return per_step[node.phase] * steps
     if size is None:
         return None
     if node.phase is None:
-        lines = plan.params.sft.batch_size + plan.params.sft.drill_batch_size
+        lines = params.sft.batch_size + params.sft.drill_batch_size
         return STARTUP_SECONDS + steps * lines * SECONDS_PER_SFT_LINE * size
-    rl = plan.params.phase_rl(node.phase)
+    rl = params.phase_rl(node.phase)
     rollouts = steps * rl.prompts_per_step * rl.group_size
     return STARTUP_SECONDS + rollouts * SECONDS_PER_ROLLOUT * size
 

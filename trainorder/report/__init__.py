@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from trainorder import paths
-from trainorder.report import plots, records, tables, words
+from trainorder.files import write_text
+from trainorder.report import plots, records, study, tables, words
 from trainorder.report.words import Bwt
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -24,10 +25,7 @@ def write_report() -> Path:
             f"{paths.BWT} not found: nothing is measured yet; run `trainorder run`"
         )
     page = render(json.loads(paths.BWT.read_text(encoding="utf-8")))
-    paths.REPORT.parent.mkdir(parents=True, exist_ok=True)
-    temporary = paths.REPORT.with_name(f".{paths.REPORT.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(paths.REPORT)
+    write_text(paths.REPORT, page)
     return paths.REPORT
 
 
@@ -46,6 +44,7 @@ def content(bwt: Bwt) -> dict[str, Any]:
     names = records.nodes(bwt)
     found = records.manifests(names)
     arms, axis = tables.ranking(bwt)
+    shown, matrices = words.shown(bwt), tables.reward_matrices(bwt)
     later = [
         tables.transfer_later(bwt, "before_training", "On a phase not trained yet"),
         tables.transfer_later(bwt, "after_training", "On a phase trained before"),
@@ -61,7 +60,16 @@ def content(bwt: Bwt) -> dict[str, Any]:
         "arms": arms,
         "axis": axis,
         "by_task": tables.by_task(bwt),
-        "matrices": tables.reward_matrices(bwt),
+        "matrices": [heat for heat in matrices if heat.title in shown],
+        "more_matrices": [heat for heat in matrices if heat.title not in shown],
+        "many": len(bwt["orders"]) > words.MANY,
+        "variants": study.variants(bwt),
+        "survival": study.survival(bwt),
+        "across": bwt["across_variants"],
+        "two_stage": words.recommendation(bwt, "recommended_two_stage"),
+        "rules": study.rules(bwt),
+        "assumptions": words.assumptions(bwt),
+        "plasticity": study.plasticity(bwt),
         "scores": plots.along(bwt, "score", "score on test"),
         "entropy": plots.along(bwt, "entropy_own", "entropy, nats per token"),
         "from_base": tables.transfer_from_base(bwt),
@@ -72,6 +80,7 @@ def content(bwt: Bwt) -> dict[str, Any]:
         "judges": plots.judges(bwt),
         "rewards": plots.learning(bwt, "reward/mean", "reward"),
         "training_entropy": plots.learning(bwt, "rollout/entropy", "entropy, nats per token"),
+        "alarms": records.alarms(found),
         "costs": tables.costs(found),
         "provenance": tables.provenance(names, found),
         "versions": next(iter(found.values()), {}).get("versions", {}),

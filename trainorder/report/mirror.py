@@ -24,16 +24,23 @@ def mirror(bwt: Bwt) -> int:
 
 
 def order_records(bwt: Bwt) -> Iterator[OrderRecord]:
-    """One record per arm and seed; the positions of an order are steps, the base is step 0."""
+    """One record per arm, seed and variant; the positions of an order are steps, the base is step 0."""
+    for other in bwt.get("variants", {}).values():
+        yield from order_records(other)
+    variant = {} if bwt["variant"] == "default" else {"variant": bwt["variant"]}
     for row in bwt["ranking"]:
         for seed, node in row["nodes"].items():
             order = bwt["orders"].get(row["arm"])
             metrics = [*_along(bwt, order, seed)] if order else [*_final(row, seed)]
             path = order["nodes"][seed] if order else [node]
-            params = {"arm": row["arm"], "seed": seed}
+            if variant and row["kind"] == "base":
+                continue  # all variants start from the same bases
+            params = {"arm": row["arm"], "seed": seed, **variant}
             params |= {f"pos{i}": phase for i, phase in enumerate(row["phases"] or [], 1)}
             yield OrderRecord(
-                name=f"{row['arm']} s{seed}" if len(row["nodes"]) > 1 else row["arm"],
+                name=" ".join(
+                    [row["arm"], *variant.values(), *([f"s{seed}"] if len(row["nodes"]) > 1 else [])]
+                ),
                 params=params,
                 metrics=metrics,
                 tags={

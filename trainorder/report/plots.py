@@ -47,7 +47,7 @@ STYLE: dict[Any, Any] = {
 
 def along(bwt: Bwt, metric: str, label: str) -> str | None:
     """One panel per order: `metric` of every task at the base and after each phase; thin lines are seeds."""
-    orders = {n: o for n, o in words.orders(bwt).items() if o["along"].get(metric)}
+    orders = {n: o for n, o in words.shown(bwt).items() if o["along"].get(metric)}
     if not orders:
         return None
     wanted = [t for t in bwt["tasks"] if any(t in o["along"][metric] for o in orders.values())]
@@ -77,7 +77,7 @@ def judges(bwt: Bwt) -> str | None:
         ("score", "held-out judge"),
         ("gold", "hidden gold taste"),
     )
-    orders = {n: o for n, o in words.orders(bwt).items() if o["along"].get("gold")}
+    orders = {n: o for n, o in words.shown(bwt).items() if o["along"].get("gold")}
     if not orders or not bwt["judged"]:
         return None
     with _panels(len(orders), 2.3, share=True) as (figure, panels):
@@ -96,29 +96,47 @@ def judges(bwt: Bwt) -> str | None:
 
 
 def predicted(bwt: Bwt) -> str | None:
-    """Predicted against measured final mean, one point per order, with both intervals and the diagonal."""
-    orders = bwt["prediction"]["orders"] if bwt["prediction"] else {}
-    if not orders:
+    """Predicted against measured final mean, a panel per predictor and a point per order, with the diagonal.
+
+    Up to 7 orders have a colour each, and intervals; more are coloured by the phase they begin with.
+    """
+    orders = bwt["prediction"]["orders"]
+    known = {
+        name: [order for order, row in orders.items() if row["by"].get(name) is not None]
+        for name in bwt["prediction"]["predictors"]
+    }
+    known = {name: found for name, found in known.items() if found}
+    if not known:
         return None
-    with _panels(1, 3.3, width=5.4) as (figure, panels):
-        axes = panels[0]
-        ends = []
-        for number, (name, found) in enumerate(orders.items()):
-            x, y = found["predicted"], found["measured"]
-            axes.errorbar(
-                x["value"], y["value"], xerr=_reach(x), yerr=_reach(y), fmt=MARKERS[number % len(MARKERS)],
-                color=COLOURS[number % len(COLOURS)], elinewidth=1, capsize=2, markersize=6, label=name,
+    few = len(orders) <= len(COLOURS)
+    firsts = list(dict.fromkeys(bwt["orders"][order]["phases"][0] for order in orders))
+    groups = list(orders) if few else words.phases(bwt, firsts)
+    with _panels(len(known), 3.0, share=True) as (figure, panels):
+        for axes, (name, found) in zip(panels, known.items(), strict=False):
+            ends = []
+            for order in found:
+                x, y = orders[order]["by"][name], orders[order]["measured"]
+                number = groups.index(order if few else bwt["orders"][order]["phases"][0])
+                axes.errorbar(
+                    x["value"], y["value"], xerr=_reach(x) if few else None, yerr=_reach(y) if few else None,
+                    fmt=MARKERS[number % len(MARKERS)], color=COLOURS[number % len(COLOURS)], elinewidth=1,
+                    capsize=2, markersize=6 if few else 5, alpha=1 if few else 0.85,
+                )  # fmt: skip
+                ends += [x["value"], y["value"]]
+            axes.plot(
+                [min(ends), max(ends)], [min(ends), max(ends)], color=GREY, linewidth=1,
+                linestyle=(0, (4, 3)), zorder=0,
             )  # fmt: skip
-            ends += [v for i in (x, y) for v in (i["value"], i["low"], i["high"]) if v is not None]
-        low, high = min(ends) - 0.005, max(ends) + 0.005
-        axes.plot(
-            [low, high], [low, high], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0
-        )
-        axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-        axes.set_xlabel("predicted from the transfer matrix")
-        axes.set_ylabel("measured (test)")
-        figure.legend(loc="outside right upper", fontsize=9, handletextpad=0.3)
+            axes.set_title(name)
+            axes.set_xlabel(f"predicted\nSpearman {_spearman(bwt, name)}", fontsize=8)
+        panels[0].set_ylabel("measured (test)")
+        _legend(figure, [(g if few else f"{g} first", i, None) for i, g in enumerate(groups)])
         return _svg(figure, "predicted against measured")
+
+
+def _spearman(bwt: Bwt, predictor: str) -> str:
+    found = bwt["prediction"]["predictors"][predictor]
+    return "-" if found is None else words.correlation(found["spearman"], found["n"]).replace(" (", "\n(")
 
 
 def learning(bwt: Bwt, prefix: str, label: str) -> str | None:
@@ -144,12 +162,13 @@ def learning(bwt: Bwt, prefix: str, label: str) -> str | None:
                     COLOURS[bwt["tasks"].index(task)] if several else PLACES[depth % len(PLACES)]
                 )
                 steps, values = zip(*_smooth(curve), strict=True)
-                name = task if several else f"after {_before(key)}" if depth else "from the base"
+                place = f"after {_before(key)}" if len(lines) <= LEGEND else f"{depth} phases before it"
+                name = task if several else place if depth else "from the base"
                 axes.plot(
                     steps,
                     values,
                     color=colour,
-                    linewidth=1.4,
+                    linewidth=1.4 if len(lines) <= LEGEND else 0.9,
                     label=name,
                     linestyle=DASHES[depth % 4],
                 )
@@ -169,6 +188,8 @@ def learning(bwt: Bwt, prefix: str, label: str) -> str | None:
         return _svg(figure, f"{label} while training")
 
 
+LEGEND = 6
+"""Above this number of lines a legend names places in an order instead of the phases before."""
 PLACES = ("#1a1a1a", "#2b7bba", "#c2571a", "#8a8a8a")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1)), (0, (6, 1.5, 1.5, 1.5)))
 """Line styles by place in the order, so that lines are told apart without colour."""
@@ -236,17 +257,18 @@ def _log_axis(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend(figure: Figure, entries: Sequence[tuple[str, int, bool]]) -> None:
+def _legend(figure: Figure, entries: Sequence[tuple[str, int, bool | None]]) -> None:
+    """One entry per (name, colour, dashed); None for points without a line."""
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D(
             [], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)],
-            linestyle=(0, (3, 2)) if faint else "-", label=name,
+            linestyle="" if faint is None else (0, (3, 2)) if faint else "-", label=name,
         )
         for name, i, faint in entries
     ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), fontsize=9)
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 7), fontsize=9)
 
 
 @contextmanager

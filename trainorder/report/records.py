@@ -15,6 +15,7 @@ from trainorder.report.words import Bwt
 def nodes(bwt: Bwt) -> list[str]:
     """Every checkpoint that a number on the page comes from, shallow ones first."""
     found = [*bwt["base"]["nodes"].values()]
+    found += [node for other in bwt.get("variants", {}).values() for node in nodes(other)]
     found += [node for single in bwt["singles"].values() for node in single["nodes"].values()]
     found += [
         n for order in bwt["orders"].values() for path in order["nodes"].values() for n in path
@@ -27,6 +28,15 @@ def manifests(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Node -> manifest, of those that have one."""
     files = {name: paths.run(name) / "manifest.json" for name in names}
     return {n: json.loads(f.read_text(encoding="utf-8")) for n, f in files.items() if f.is_file()}
+
+
+def alarms(found: dict[str, dict[str, Any]]) -> list[str]:
+    """One sentence per alarm that sounded while a node was trained (trainorder/rl/guard.py)."""
+    return [
+        f"{node}: {name} from step {entry['first_step']} on, {entry['steps']} steps, last value {entry['value']:g}"
+        for node, manifest in found.items()
+        for name, entry in manifest.get("alarms", {}).items()
+    ]
 
 
 def curves(node: str) -> dict[str, list[tuple[int, float]]]:

@@ -51,7 +51,7 @@ def reward_matrices(bwt: Bwt) -> list[Heat]:
         rows = [
             (
                 label,
-                [_score_cell(v, task in now) for task, v in zip(bwt["tasks"], values, strict=True)],
+                [score_cell(v, task in now) for task, v in zip(bwt["tasks"], values, strict=True)],
             )
             for label, now, values in zip(labels, trained, order["R"]["test"], strict=True)
         ]
@@ -164,13 +164,13 @@ def ranking(bwt: Bwt) -> tuple[list[Arm], str]:
     arms = [
         Arm(
             name=row["arm"],
-            phases=words.path(row["phases"]),
+            phases="" if row["arm"] == "_".join(row["phases"] or ()) else words.path(row["phases"]) or row["kind"],
             kind=row["kind"],
             mean=words.score(row["mean"]["value"]),
             interval=words.interval(row["mean"]),
             whisker=_whisker(row, scale, best, level),
-            against_best=_difference(row["differences"]["best"]),
-            against_joint=_difference(row["differences"]["joint"]),
+            against_best=difference(row["differences"]["best"]),
+            against_joint=difference(row["differences"]["joint"]),
             best=row["arm"] == bwt["winner"]["best"],
             same_as=words.listed(row["same_as"]),
         )
@@ -182,14 +182,15 @@ def ranking(bwt: Bwt) -> tuple[list[Arm], str]:
 def by_task(bwt: Bwt) -> Heat:
     """Final test score of every arm on every task; the best of a column is outlined."""
     best = {t: max(row["tasks"][t]["value"] for row in bwt["ranking"]) for t in bwt["tasks"]}
+    small = len(bwt["ranking"]) <= 2 * words.MANY
     rows = []
     for row in bwt["ranking"]:
         cells = [
-            _score_cell(i["value"], i["value"] == best[t], words.interval(i))
+            score_cell(i["value"], i["value"] == best[t], words.interval(i) if small else "")
             for t, i in ((t, row["tasks"][t]) for t in bwt["tasks"])
         ]
         rows.append(
-            (row["arm"], [*cells, _score_cell(row["greedy"]), _score_cell(row["pass_at_k"])])
+            (row["arm"], [*cells, score_cell(row["greedy"]), score_cell(row["pass_at_k"])])
         )
     return Heat("", [*_columns(bwt), "greedy", "pass@k"], rows)
 
@@ -240,22 +241,23 @@ def _columns(bwt: Bwt) -> list[str]:
     return [f"{t} *" if t in bwt["held_out"] else t for t in bwt["tasks"]]
 
 
-def _score_cell(value: float | None, mark: bool = False, small: str = "") -> Cell:
+def score_cell(value: float | None, mark: bool = False, small: str = "") -> Cell:
+    """A score on the scale from LOW to HIGH."""
     if value is None:
         return Cell("")
-    return Cell(words.score(value), _fill(_mix(LOW, HIGH, min(max(value, 0.0), 1.0))), small, mark)
+    return Cell(words.score(value), fill(mix(LOW, HIGH, min(max(value, 0.0), 1.0))), small, mark)
 
 
 def _share_cell(value: float) -> Cell:
-    return Cell(f"{value:.0%}", _fill(_mix(LOW, HIGH, value)))
+    return Cell(f"{value:.0%}", fill(mix(LOW, HIGH, value)))
 
 
 def _change_cell(value: float | None, bound: float, small: str, mark: bool) -> Cell:
     if value is None:
         return Cell("")
     part = min(abs(value) / bound, 1.0)
-    colour = _mix(NEUTRAL, GAIN if value > 0 else LOSS, part**0.6)
-    return Cell(words.signed(value), _fill(colour), small, mark)
+    colour = mix(NEUTRAL, GAIN if value > 0 else LOSS, part**0.6)
+    return Cell(words.signed(value), fill(colour), small, mark)
 
 
 def _bound(values: Any) -> float:
@@ -263,11 +265,12 @@ def _bound(values: Any) -> float:
     return max([0.05, *(abs(v) for v in values if v is not None)])
 
 
-def _mix(a: Rgb, b: Rgb, part: float) -> Rgb:
+def mix(a: Rgb, b: Rgb, part: float) -> Rgb:
+    """The colour `part` of the way from a to b."""
     return tuple(round(x + (y - x) * part) for x, y in zip(a, b, strict=True))  # type: ignore[return-value]
 
 
-def _fill(colour: Rgb) -> str:
+def fill(colour: Rgb) -> str:
     """Background with a text colour that can be read on it (relative luminance of sRGB)."""
     red, green, blue = (c / 255 for c in colour)
     dark = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.18
@@ -334,5 +337,6 @@ def _axis(scale: Scale) -> str:
     return f'<svg class="axis" viewBox="0 0 {scale.width:.0f} 14">{labels}</svg>'
 
 
-def _difference(i: Mapping[str, Any] | None) -> str:
+def difference(i: Mapping[str, Any] | None) -> str:
+    """A paired difference with its interval, empty where there is none."""
     return "" if i is None else f"{words.signed(i['value'])} ({words.interval(i, sign=True)})"

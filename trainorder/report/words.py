@@ -39,6 +39,19 @@ def interval(i: Mapping[str, Any] | None, *, sign: bool = False) -> str:
     return f"{show(i['low'])} to {show(i['high'])}"
 
 
+def correlation(found: Mapping[str, Any] | None, n: int) -> str:
+    """A correlation with its interval and the number of items.
+
+    >>> correlation({"value": 0.5, "low": -0.1, "high": 0.8}, 24), correlation(None, 2)
+    ('+0.50 (-0.10 to +0.80, n = 24)', '- (n = 2)')
+    """
+    if found is None or found["value"] is None:
+        return f"- (n = {n})"
+    if found["low"] is None:
+        return f"{found['value']:+.2f} (n = {n})"
+    return f"{found['value']:+.2f} ({found['low']:+.2f} to {found['high']:+.2f}, n = {n})"
+
+
 def orders(bwt: Bwt) -> dict[str, Mapping[str, Any]]:
     """The orders, best first."""
     return {
@@ -46,6 +59,24 @@ def orders(bwt: Bwt) -> dict[str, Mapping[str, Any]]:
         for row in bwt["ranking"]
         if row["arm"] in bwt["orders"]
     }
+
+
+MANY = 9
+"""Above this number of orders the page draws some of them and folds the rest."""
+
+
+def shown(bwt: Bwt) -> dict[str, Mapping[str, Any]]:
+    """The orders that are drawn, best first: all, or of MANY the best and worst, the recommended, its reverse, joint."""
+    every = orders(bwt)
+    if len(every) <= MANY:
+        return every
+    names = list(every)
+    recommended = bwt["recommended"] or {"order": None, "reverse": None}
+    chosen = {*names[:4], *names[-2:]}
+    chosen |= {n for n in names if every[n]["kind"] == "joint"}
+    for wanted in (recommended["order"], recommended["reverse"]):
+        chosen |= set([n for n in names if every[n]["phases"] == wanted][:1])
+    return {name: order for name, order in every.items() if name in chosen}
 
 
 def phases(bwt: Bwt, names: Iterable[str]) -> list[str]:
@@ -156,16 +187,67 @@ def _difference(row: Mapping[str, Any], other: str) -> str:
     return "" if found is None else f"{signed(found['value'])} ({interval(found, sign=True)})"
 
 
-def recommendation(bwt: Bwt) -> list[str]:
-    """What the transfer matrix recommends and how sure that is, sentence by sentence."""
-    found = bwt["recommended"]
+def recommendation(bwt: Bwt, key: str = "recommended") -> list[str]:
+    """What a transfer matrix recommends and how sure that is, sentence by sentence."""
+    found = bwt[key]
     if found is None:
         return []
-    gap = found["gap"]
+    if found["order"] is None:
+        return [sentence(found["run"])]
+    gap, misfit = found["gap"], found["misfit"]
     sentences = [
         f"Recommended: {path(found['order'])} ({found['verdict']}).",
         f"It is the best order in {found['p_optimal']:.0%} of the resampled matrices; choosing it is expected to cost "
         f"{score(found['regret'])} against knowing the best one.",
         f"The matrix predicts {signed(gap['value'])} ({interval(gap, sign=True)}) against the reverse order.",
     ]
+    if misfit["sd"] is not None:
+        sentences.append(
+            f"The {misfit['orders']} measured orders of all phases spread by {score(misfit['sd'])} around their "
+            f"prediction, and this error of the model is in these numbers."
+        )
     return [*sentences, *map(sentence, found["reasons"])]
+
+
+def assumptions(bwt: Bwt) -> list[str]:
+    """What the measurement says about Omni-Thinker's assumptions, one sentence each, with what to run where it is silent."""
+    found = bwt["assumptions"]
+    moved, again, third = found["transfer"], found["saturation"], found["triples"]
+    lines = []
+    if moved["n"]:
+        told = sum(row["differs"] for row in moved["rows"])
+        lines.append(
+            f"Transfer does not depend on the start? After the target was trained a phase changes it by "
+            f"{_shift(moved)} more than from the base; {told} of {moved['n']} pairs differ, {moved['flips']} change sign."
+        )
+    if moved["run"]:
+        lines.append(f"Transfer from the base against after training: {moved['run']}.")
+    if again["n"]:
+        told = sum(row["differs"] for row in again["rows"])
+        lines.append(
+            f"Training restores the same score? Trained later, a phase brings its own tasks {_shift(again)} above where it "
+            f"brings them from the base; {told} of {again['n']} phases differ."
+        )
+    if again["run"]:
+        lines.append(f"Saturation from the base against from a later checkpoint: {again['run']}.")
+    if third["n"]:
+        told = sum(row["differs"] for row in third["rows"])
+        lines.append(
+            f"Pairs tell triples? A third phase shifts what one phase does to another by {_shift(third)} (root mean square "
+            f"{score(third['rms'])}); {told} of {third['n']} differ."
+        )
+    if third["run"]:
+        lines.append(f"Pairs against triples: {third['run']}.")
+    slopes = found["slopes"]
+    if slopes is not None:
+        lines.append(
+            f"Per point of the score a phase starts from, its change moves by {signed(slopes['own']['value'])} on its own "
+            f"tasks ({interval(slopes['own'], sign=True)}; assumed -1) and by {signed(slopes['other']['value'])} on others "
+            f"({interval(slopes['other'], sign=True)}; assumed 0)."
+        )
+    return lines
+
+
+def _shift(found: Mapping[str, Any]) -> str:
+    mean = found["mean_difference"]
+    return f"{signed(mean['value'])} ({interval(mean, sign=True)})"

@@ -14,6 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from trainorder.config import JudgeConfig
 from trainorder.policy import Policy, import_transformers, load_tokenizer
+from trainorder.process import fail_point
+from trainorder.resume import (
+    NOTHING,
+    Work,
+    model_tensors,
+    optimizer_tensors,
+    restore_model,
+    restore_optimizer,
+)
+from trainorder.rewards.endpoint import FILE, EndpointJudge
 from trainorder.streams import torch_stream
 
 if TYPE_CHECKING:
@@ -149,6 +159,11 @@ class Judge:
         return self.model.score(mean_over_answer(hidden, answer)).squeeze(-1)
 
 
+def load_judge(path: Path | str) -> Judge | EndpointJudge:
+    """The judge in a folder: weights, or the address of an endpoint."""
+    return EndpointJudge.load(path) if (Path(path) / FILE).is_file() else Judge.load(path)
+
+
 def mean_over_answer(
     hidden: Float[Tensor, "row token channel"], answer: Float[Tensor, "row token"]
 ) -> Float[Tensor, "row channel"]:
@@ -171,10 +186,12 @@ def fit(
     config: JudgeConfig,
     seed: int,
     log: Callable[[int, float], None] = lambda step, loss: None,
+    work: Work = NOTHING,
 ) -> None:
     """Minimise `bradley_terry` by AdamW with a learning rate falling linearly to 0.
 
     All comparisons of one prompt share a step, so each answer passes the model once (arXiv 2203.02155, section 3.5).
+    What a killed attempt left in `work` (under `judge<seed>`) is gone on from, to the same bytes.
     """
     import torch
 
@@ -184,8 +201,14 @@ def fit(
     optimiser = torch.optim.AdamW(
         weights, lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
+    name, done = f"judge{seed}", 0
+    saved = work.latest(name)
+    if saved is not None:
+        restore_model("model", judge.model, saved.tensors)
+        restore_optimizer("optimizer", optimiser, saved.tensors)
+        done = saved.state["step"]
     judge.model.train()
-    for step, batch in enumerate(_epochs(len(data), config, seed)):
+    for step, batch in list(enumerate(_epochs(len(data), config, seed)))[done:]:
         optimiser.param_groups[0]["lr"] = config.lr * (1 - step / steps)
         loss = _loss(judge, [rows[i] for i in batch], [data[i] for i in batch])
         loss.backward()
@@ -193,6 +216,14 @@ def fit(
         optimiser.step()
         optimiser.zero_grad()
         log(step + 1, loss.item())
+        fail_point("judge.step")
+        if work.due(name):
+            tensors = model_tensors("model", judge.model)
+            work.save(
+                name,
+                tensors | optimizer_tensors("optimizer", optimiser),
+                {"step": step + 1},
+            )
     judge.model.eval()
 
 

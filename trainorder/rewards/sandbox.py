@@ -4,8 +4,9 @@ One worker (`sandbox_worker.py`, a bare interpreter without site-packages and en
 and forks a child per program. The child gets only the source and the inputs; the expected outputs never leave this
 process, so there is nothing a program could print, raise or overwrite that passes for a right answer.
 
-This is no defence against a kernel exploit; it is one against loops, memory hogs, fork bombs, files, sockets in
-reach and reward tricks.
+How far the worker is cut off from the machine is its isolation level (`LEVELS`, lowest first): it depends on what the
+kernel allows, is reported, and a level below the wanted one is refused. This is no defence against a kernel exploit; it
+is one against loops, memory hogs, fork bombs, files, sockets, other processes and reward tricks.
 """
 
 from __future__ import annotations
@@ -23,12 +24,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from trainorder.rewards import sandbox_worker
+from trainorder.config import IsolationLevel, ParamsError
 
-WORKER = Path(sandbox_worker.__file__)
-"""Imported only for its path, so that the worker counts as a part of whatever uses the sandbox."""
+WORKER = Path(__file__).with_name("sandbox_worker.py")
+ISOLATION = Path(__file__).with_name("sandbox_isolation.py")
+"""Files of the worker's process; named here, they count as a part of whatever uses the sandbox."""
+LEVELS: tuple[IsolationLevel, ...] = ("process", "filtered", "namespaces")
+"""See LEVELS in sandbox_isolation.py."""
+CLOSE_SECONDS = 0.5
+"""What an idle worker gets to end by itself, before it is killed."""
+START_SECONDS = 60.0
+"""What the worker may take to start."""
 
 GRACE_SECONDS = 5.0
 """What the worker may take beyond a program's own clock time before it counts as dead."""
@@ -40,12 +48,14 @@ class Limits:
 
     cpu_seconds: float = 0.25
     """Processor time: what stops an endless loop, the same on a busy machine."""
-    wall_seconds: float = 5.0
-    """Clock time: what stops a sleeping program."""
+    wall_seconds: float = 20.0
+    """Clock time: what stops a sleeping program. Long, so that a busy machine costs no honest program its score."""
     memory_mb: int = 256
     """Address space."""
     output_bytes: int = 65536
     """Length of the outputs as JSON."""
+    processes: int = 0
+    """Processes it may start; above 0 only under `namespaces`, where what is left of them can be killed for certain."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,42 @@ class Result:
     """True: the sandbox failed, twice, not the program. Such a sample has no reward."""
 
 
-class Sandbox:
-    """The parent's side: one worker process, restarted when it dies, and the results of all programs seen so far."""
+class Isolation(NamedTuple):
+    """How far a sandbox is cut off, and what kept it from the next level."""
 
-    def __init__(self, limits: Limits | None = None, remember: int = 50_000) -> None:
+    level: IsolationLevel
+    missing: str = ""
+
+
+class IsolationError(ParamsError):
+    """The sandbox reaches less isolation here than params.yaml asks for."""
+
+
+class Sandbox:
+    """The parent's side: one worker process, restarted when it dies, and the results of all programs seen so far.
+
+    `language` is "expressions" (a whitelist: no imports, classes, attributes of types; enough to transform lists) or
+    "python" (everything, which needs the level `namespaces`). `highest` stops below what the kernel allows.
+
+    Raises (on the first program):
+        IsolationError: the level reached is below `minimum`.
+    """
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        remember: int = 50_000,
+        *,
+        language: Literal["expressions", "python"] = "expressions",
+        minimum: IsolationLevel = "process",
+        highest: IsolationLevel = "namespaces",
+    ) -> None:
         self.limits = limits or Limits()
+        self.language, self.highest = language, highest
+        free = language == "python" or self.limits.processes > 0
+        self.minimum: IsolationLevel = "namespaces" if free else minimum
+        self.isolation: Isolation | None = None
+        """Known once the worker has started."""
         self.restarts = 0
         self._remember = remember
         self._seen: dict[str, Result] = {}
@@ -89,12 +130,27 @@ class Sandbox:
                 del self._seen[next(iter(self._seen))]
         return results
 
+    def check(self) -> Isolation:
+        """Start the worker and return its level.
+
+        Raises:
+            IsolationError: the level is below the wanted one.
+        """
+        with self._lock:
+            self._start()
+        assert self.isolation is not None
+        return self.isolation
+
     def close(self) -> None:
         """End the worker and whatever it still runs."""
         worker, self._worker, self._buffer = self._worker, None, b""
         if worker is None:
             return
         if self._owner == os.getpid():
+            assert worker.stdin is not None
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                worker.stdin.close()  # an idle worker ends by itself
+                worker.wait(timeout=CLOSE_SECONDS)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(worker.pid, signal.SIGKILL)
             worker.wait()
@@ -148,19 +204,12 @@ class Sandbox:
         self.close()
         self._owner = os.getpid()
         limits = self.limits
+        numbers = (limits.cpu_seconds, limits.wall_seconds, limits.memory_mb)
+        numbers += (limits.output_bytes, limits.processes)
         self._worker = subprocess.Popen(
             # -I would ignore PYTHONHASHSEED, without which sets print in another order every time;
             # with this environment -P -s -S isolates as much.
-            [sys.executable, "-P", "-s", "-S", str(WORKER)]
-            + [
-                str(n)
-                for n in (
-                    limits.cpu_seconds,
-                    limits.wall_seconds,
-                    limits.memory_mb,
-                    limits.output_bytes,
-                )
-            ],
+            [sys.executable, "-P", "-s", "-S", str(WORKER), *map(str, numbers), self.language, self.highest],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -168,7 +217,22 @@ class Sandbox:
             cwd="/",
             start_new_session=True,
         )
+        self._greet(self._worker)
         return self._worker
+
+    def _greet(self, worker: subprocess.Popen[bytes]) -> None:
+        assert worker.stdout is not None
+        line = self._read_line(worker.stdout.fileno(), time.monotonic() + START_SECONDS)
+        if line is None:
+            return  # the first request meets a dead worker, and is tried once more
+        self.isolation = isolation = Isolation(**json.loads(line))
+        if LEVELS.index(isolation.level) < LEVELS.index(self.minimum):
+            self.close()
+            raise IsolationError(
+                f"grading.isolation: model-written programs must run at {self.minimum!r}, this machine reaches "
+                f"{isolation.level!r} ({isolation.missing}); allow what is missing, or accept less: there are "
+                f"{', '.join(LEVELS)}, weakest first"
+            )
 
 
 _DEFAULT: Sandbox | None = None
@@ -176,8 +240,13 @@ _DEFAULT: Sandbox | None = None
 
 def run_programs(programs: Sequence[tuple[str, Sequence[Any]]]) -> list[Result]:
     """`Sandbox.run` in this process's one shared sandbox."""
+    return shared_sandbox().run(programs)
+
+
+def shared_sandbox() -> Sandbox:
+    """This process's one sandbox for the whitelist language."""
     global _DEFAULT
     if _DEFAULT is None:
         _DEFAULT = Sandbox()
         atexit.register(_DEFAULT.close)
-    return _DEFAULT.run(programs)
+    return _DEFAULT

@@ -1,13 +1,15 @@
 """The training forward: log p and entropy of response tokens, for any Hugging Face causal LM.
 
-Prompt and response are padded on the right, where causal attention never looks, so no attention
-mask is needed and padding cannot change a number. The LM head runs on response tokens only, in
-chunks that are recomputed in the backward pass: a [row, token, vocabulary] tensor never exists.
+A prompt is computed once for all its rows (`prefix.Layout`), and no matrix product sees padding. Small Llama models on a
+CPU go through `llama.training`; other models through their own modules with our attention; models whose attention cannot
+be replaced through padded rows. The LM head runs on response tokens only, in chunks that are recomputed in the backward
+pass: a [row, token, vocabulary] tensor never exists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,10 +17,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from trainorder import llama
+from trainorder.llama import training
+from trainorder.prefix import Layout, shares_prefixes, using_prefix_attention
 from trainorder.rl.types import Live, Roll
 
-CHUNK_ENTRIES = 2**20
-"""Logits alive at one time (4 MiB in float32): stays in cache, small beside the activations."""
+CHUNK_ENTRIES = 2**21
+"""Logits alive at one time (8 MiB in float32): about a cache, small beside the activations."""
 
 
 def forward(
@@ -34,14 +39,20 @@ def forward(
     Masked positions are 0. Has grad wherever torch's grad mode is on.
     """
     device = model.get_input_embeddings().weight.device
-    lengths = roll.lengths().tolist()
-    hidden = _backbone(model)(input_ids=_inputs(roll, lengths).to(device), use_cache=False)[0]
+    batch = _flatten(roll)
     row, place = (roll.mask > 0).nonzero(as_tuple=True)
-    starts = torch.tensor([len(p) - 1 for p in roll.prompt])
-    flat = (row * hidden.shape[1] + starts[row] + place).to(device)
-    states = hidden.flatten(0, 1).index_select(0, flat)
+    at = torch.where(place == 0, batch.last[row], batch.first[row] + place - 1).to(device)
     targets = roll.ids[row, place].to(device)
-    logps, entropies = _head(model, states, targets, temperature, entropy, chunk_entries)
+    kernels = llama.kernels_for(model)
+    if kernels is not None:
+        states = training.hidden_states(model, kernels, batch.ids, batch.layout(device))[at]
+        weight = model.lm_head.weight
+        logps, entropies = training.log_probs(
+            kernels, states, weight, targets, temperature, entropy, chunk_entries
+        )
+    else:
+        states = _hidden_states(model, batch, device)[at]
+        logps, entropies = _head(model, states, targets, temperature, entropy, chunk_entries)
 
     def spread(values: Tensor) -> Tensor:
         return values.new_zeros(roll.mask.shape).index_put((row, place), values)
@@ -50,21 +61,111 @@ def forward(
     return Live(spread(logps.cpu()), x)
 
 
-def micro_batches(roll: Roll, budget: int) -> Iterator[list[int]]:
-    """Rows in order of length, cut so that rows x longest stays within `budget` tokens.
+def flat_tokens(roll: Roll) -> int:
+    """Tokens that `forward` computes for these rows: each prompt once, each answer without its last token."""
+    prompts = {tuple(prompt) for prompt in roll.prompt}
+    if not prompts:
+        return 0
+    return sum(map(len, prompts)) + int((roll.lengths() - 1).clamp(min=0).sum())
 
-    At least one row each. Rows without a token to learn from are left out.
+
+def micro_batches(roll: Roll, budget: int) -> Iterator[list[int]]:
+    """Rows in order of length, cut so that they stay within `budget` tokens, a shared prompt counted once.
+
+    The rows of a prompt stay together as long as they fit. At least one row each. Rows without a token to learn from are
+    left out.
     """
-    sizes = [len(p) + n for p, n in zip(roll.prompt, roll.lengths().tolist(), strict=True)]
-    alive = [i for i, n in enumerate(roll.lengths().tolist()) if n]
+    lengths = roll.lengths().tolist()
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, (prompt, length) in enumerate(zip(roll.prompt, lengths, strict=True)):
+        if length:
+            groups.setdefault(tuple(prompt), []).append(i)
+
+    def tokens(rows: list[int]) -> int:
+        """Rows padded to the longest, behind one prompt."""
+        return len(roll.prompt[rows[0]]) + len(rows) * max(lengths[i] for i in rows)
+
+    pieces = []
+    for rows in groups.values():
+        size = len(rows)
+        while size > 1 and tokens(rows[:size]) > budget:
+            size -= 1
+        pieces += [rows[i : i + size] for i in range(0, len(rows), size)]
     batch: list[int] = []
-    for i in sorted(alive, key=lambda i: (sizes[i], i)):
-        if batch and (len(batch) + 1) * sizes[i] > budget:
+    used = 0
+    for rows in sorted(pieces, key=lambda rows: (tokens(rows), rows)):
+        if batch and used + tokens(rows) > budget:
             yield batch
-            batch = []
-        batch.append(i)
+            batch, used = [], 0
+        batch = batch + rows
+        used += tokens(rows)
     if batch:
         yield batch
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Some rows as flat tokens: first those of their prompts, then each row without its last, which predicts nothing."""
+
+    ids: Int[Tensor, " token"]
+    prompt_lengths: list[int]
+    row_lengths: list[int]
+    owners: list[int]
+    last: Int[Tensor, " row"]
+    """Flat place of the last token of a row's prompt."""
+    first: Int[Tensor, " row"]
+    """Flat place of a row's first token."""
+
+    def layout(self, device: torch.device) -> Layout:
+        return Layout.of(self.prompt_lengths, self.row_lengths, self.owners, device)
+
+
+def _flatten(roll: Roll) -> _Batch:
+    lengths = [max(n - 1, 0) for n in roll.lengths().tolist()]
+    numbers: dict[tuple[int, ...], int] = {}
+    keys = [tuple(prompt) for prompt in roll.prompt]
+    owners = [numbers.setdefault(key, len(numbers)) for key in keys]
+    ids = [token for prompt in numbers for token in prompt]
+    ends = torch.tensor([len(prompt) for prompt in numbers]).cumsum(0)
+    total = len(ids)
+    for row, length in zip(roll.ids.tolist(), lengths, strict=True):
+        ids += row[:length]
+    starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths) + total
+    return _Batch(
+        torch.tensor(ids), [len(p) for p in numbers], lengths, owners, ends[owners] - 1, starts
+    )
+
+
+def _hidden_states(
+    model: Any, batch: _Batch, device: torch.device
+) -> Float[Tensor, "token hidden"]:
+    """The states behind the last norm, of all flat tokens, by the model's own modules."""
+    ids = batch.ids.to(device)
+    longest = max(batch.prompt_lengths) + max(batch.row_lengths)
+    if shares_prefixes(model, longest):
+        layout = batch.layout(device)
+        with using_prefix_attention(model):
+            return _backbone(model)(
+                input_ids=ids[None],
+                position_ids=layout.positions[None],
+                use_cache=False,
+                layout=layout,
+            )[0][0]
+    # Padded on the right, where causal attention never looks: no mask is needed, no number can change.
+    total = sum(batch.prompt_lengths)
+    prompts = batch.ids[:total].split(batch.prompt_lengths)
+    answers = batch.ids[total:].split(batch.row_lengths)
+    rows = [torch.cat([prompts[o], a]) for o, a in zip(batch.owners, answers, strict=True)]
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+    hidden = _backbone(model)(input_ids=padded, use_cache=False)[0]
+    first = {o: i for i, o in reversed(list(enumerate(batch.owners)))}
+    sizes = batch.prompt_lengths
+    parts = [hidden[first[o], :n] for o, n in enumerate(sizes)]
+    parts += [
+        hidden[i, sizes[o] - 1 :][1 : 1 + n]
+        for i, (o, n) in enumerate(zip(batch.owners, batch.row_lengths, strict=True))
+    ]
+    return torch.cat(parts)
 
 
 def check_forward(model: Any) -> None:
@@ -82,17 +183,6 @@ def check_forward(model: Any) -> None:
             f"{type(model).__name__} computes its logits in a way trainorder/rl/forward.py "
             f"does not know (off by {(ours - theirs).abs().max():.2g}): teach `_logits` its head"
         )
-
-
-def _inputs(roll: Roll, lengths: Sequence[int]) -> Int[Tensor, "row position"]:
-    """Prompt and response without its last token, which predicts nothing; padded on the right."""
-    ids = roll.ids.tolist()
-    rows = [
-        p + ids[i][: max(n - 1, 0)]
-        for i, (p, n) in enumerate(zip(roll.prompt, lengths, strict=True))
-    ]
-    width = max(map(len, rows))
-    return torch.tensor([row + [0] * (width - len(row)) for row in rows])
 
 
 def _head(

@@ -83,6 +83,36 @@ def finished_only(roll: Roll, state: State) -> Float[Tensor, " row"]:
     return roll.part["finished"]
 
 
+@weight
+def truncated_importance(
+    roll: Roll, state: State, *, cap: float = 2.0, level: Literal["token", "sequence"] = "token"
+) -> Float[Tensor, "row token"]:
+    """min(p_trainer / p_sampler, cap): makes up for an engine that computes otherwise than the trainer.
+
+    Both before the update, as the engine reported and as the trainer recomputed; 1 where they are one
+    (Yao et al. 2025, fengyao.notion.site/off-policy-rl; cap 2 as in verl, 3 in TRL). `sequence` takes
+    the product over a row's tokens: unbiased where it is not capped, and noisier.
+    """
+    d = log_ratio(roll.x["logp"], roll.x["sampler"], roll.mask)
+    if level == "sequence":
+        d = d.sum(1, keepdim=True).expand_as(d)
+    return safe_exp(d).clamp(max=cap)
+
+
+@weight
+def sequence_mask(
+    roll: Roll, state: State, *, low: float = 0.99, high: float = 1.01
+) -> Float[Tensor, " row"]:
+    """0 for rows whose geometric mean of p_trainer / p_sampler leaves [low, high], else 1.
+
+    Drops whole answers that sampler and trainer do not agree on, where token weights would only damp
+    them (sequence rejection of verl, which takes 0.999 to 1.001 for long answers; Liu et al. 2025).
+    """
+    d = log_ratio(roll.x["logp"], roll.x["sampler"], roll.mask)
+    mean = safe_exp(d.sum(1) / roll.mask.sum(1).clamp(min=1))
+    return ((mean >= low) & (mean <= high)).to(roll.mask.dtype)
+
+
 @metric
 def reward_spread(roll: Roll, state: State) -> dict[str, float]:
     """Mean over rows of the group's reward standard deviation: what there is to learn from."""

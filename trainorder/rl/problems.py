@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from trainorder import paths
-from trainorder.rl.types import State
+from trainorder.rewards import grading
+from trainorder.rl.samplers import Moment, Scheduler, Seen
+from trainorder.rl.types import Roll, State
 from trainorder.streams import stream
 from trainorder.tasks.base import Problem, Task
 
@@ -18,8 +21,8 @@ class Judge(Protocol):
 
     def win_probability(
         self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]
-    ) -> list[float]:
-        """P(answer beats reference), per row."""
+    ) -> Sequence[float | None]:
+        """P(answer beats reference), per row; None without a verdict."""
         ...
 
 
@@ -34,10 +37,12 @@ class TaskSet:
     max_new_tokens: Mapping[str, int]
     judge: Judge | None = None
     """Pays where `rewarded_by` is judge: P(answer beats the problem's reference)."""
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    """Whose turn it is."""
     _order: dict[tuple[int, str, int], list[int]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def load(cls, weights: Mapping[str, float]) -> TaskSet:
+    def load(cls, weights: Mapping[str, float], scheduler: Scheduler | None = None) -> TaskSet:
         """The built tasks; the judge is loaded only if one of them needs it."""
         from trainorder.tasks import load_problems, load_task
 
@@ -49,24 +54,21 @@ class TaskSet:
             {name: load_problems(name, "train") for name in weights},
             {name: _max_new_tokens(name) for name in weights},
             _load_judge() if judged else None,
+            scheduler or Scheduler(),
         )
 
-    def share(self, prompts: int, state: State) -> dict[str, int]:
-        """Split a step's prompts over the tasks in proportion to their weights.
+    def share(self, prompts: int, state: State, *key: str | int) -> dict[str, int]:
+        """Split a step's prompts over the tasks, as the phase's sampler and curriculum say; once per step.
 
-        Largest remainder, with what a task did not get carried to the next step: a task of weight 1
-        in 100 is asked once in 100 prompts, not never. Ties go to the task named first.
+        `key` names the stream of samplers that draw: seed and phase.
         """
-        total = sum(self.weights.values())
-        owed = state.mem.setdefault("owed", dict.fromkeys(self.weights, 0.0))
-        for name, weight in self.weights.items():
-            owed[name] += prompts * weight / total
-        counts = dict.fromkeys(self.weights, 0)
-        for _ in range(prompts):
-            name = max(owed, key=lambda name: owed[name])
-            counts[name] += 1
-            owed[name] -= 1
-        return counts
+        now = Moment(state.step, state.total, self.weights, state.mem.get("seen", {}))
+        mem = state.mem.setdefault("scheduler", {})
+        return self.scheduler.counts(now, mem, prompts, (*key, state.step))
+
+    def observe(self, sampled: Sequence[Roll], credited: Roll, state: State) -> None:
+        """Note for the next `share` what this step showed of each task: `sampled` before edits, `credited` after."""
+        state.mem["seen"] = see(sampled, credited)
 
     def draw(self, counts: Mapping[str, int], state: State, seed: int) -> list[Problem]:
         """The next problems of each task.
@@ -97,10 +99,12 @@ class TaskSet:
     ) -> Sequence[float | None]:
         task = self.tasks[name]
         if task.rewarded_by == "verifier":
-            return [reward.value for reward in task.grade(answers, problems)]
+            return [reward.value for reward in grading.grade(task, answers, problems)]
         assert self.judge is not None, f"task {name!r} is judged, and there is no judge"
         references = [p.reference for p in problems]
-        return self.judge.win_probability([p.prompt for p in problems], answers, references)
+        paid = self.judge.win_probability([p.prompt for p in problems], answers, references)
+        grading.shared().unscored.note(name, paid, getattr(self.judge, "failures", ()))
+        return paid
 
     def _problem(self, name: str, number: int, seed: int) -> Problem:
         problems = self.problems[name]
@@ -111,12 +115,44 @@ class TaskSet:
         return problems[self._order[key][place]]
 
 
+def see(sampled: Sequence[Roll], credited: Roll) -> dict[str, Seen]:
+    """Task -> what the rolls of a step showed; rows that an edit dropped count with advantage 0."""
+    lengths = credited.mask.sum(1).clamp(min=1)
+    absadv = ((credited.a.abs() * credited.mask).sum(1) / lengths).tolist()
+    total: dict[str, float] = {}
+    for problem, value in zip(credited.problem, absadv, strict=True):
+        total[problem.task] = total.get(problem.task, 0.0) + value
+    facts: dict[str, list[tuple[float, float, float]]] = {}
+    for roll in sampled:
+        entropy, tokens = (roll.x["H"] * roll.mask).sum(1).tolist(), roll.mask.sum(1).tolist()
+        rows = zip(roll.problem, roll.scored.tolist(), roll.reward.tolist(), entropy, tokens, strict=True)
+        for problem, scored, reward, nats, count in rows:
+            if scored:
+                facts.setdefault(problem.task, []).append((reward, nats, count))
+    return {
+        task: Seen(
+            rollouts=len(rows),
+            absadv=total.get(task, 0.0) / len(rows),
+            reward=math.fsum(reward for reward, _, _ in rows) / len(rows),
+            entropy=math.fsum(n for _, n, _ in rows) / max(1.0, math.fsum(c for _, _, c in rows)),
+        )
+        for task, rows in facts.items()
+    }
+
+
+def split_by_task(roll: Roll, *key: str | int) -> list[list[int]]:
+    """Rows of each task, the tasks in random order: the parts of a serial multi-task step."""
+    tasks = sorted({problem.task for problem in roll.problem})
+    stream("serial", *key).shuffle(tasks)
+    return [[i for i, p in enumerate(roll.problem) if p.task == task] for task in tasks]
+
+
 def _max_new_tokens(task: str) -> int:
     card = json.loads((paths.TASK_DATA / task / "task.json").read_text(encoding="utf-8"))
     return int(card["max_new_tokens"])
 
 
 def _load_judge() -> Judge:
-    from trainorder.rewards.judge import Judge as BradleyTerry
+    from trainorder.rewards.judge import load_judge
 
-    return BradleyTerry.load(paths.JUDGE / "reward")
+    return load_judge(paths.JUDGE / "reward")

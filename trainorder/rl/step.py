@@ -3,9 +3,11 @@
     plan -> generate -> reward -> edit -> advantage -> weight
          -> updates x (micro-batches x (term -> reduce) -> AdamW)
 
-Everything up to the weights sees the whole step batch, without grad. It departs from the GRPO paper
+Everything up to the weights sees the whole step batch, without grad. With several ranks each samples,
+grades and trains its share of the prompts and holds all of the batch (backend.py). It departs from the GRPO paper
 in this: prompts of equal rewards cost no forward (their gradient is zero) but stay in the
-denominators; old log-probabilities are those captured while sampling; and answers that cannot be
+denominators; old log-probabilities are those captured while sampling, unless the engine computes
+otherwise than the trainer (vLLM, bf16), when they are recomputed; and answers that cannot be
 graded get advantage 0 and leave their group's statistics.
 """
 
@@ -13,9 +15,10 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,12 +26,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trainorder.config import RlConfig
-from trainorder.rl.forward import forward, micro_batches
-from trainorder.rl.helpers import flat, k3, log_ratio, mmean
+from trainorder.resume import model_tensors, restore_model
+from trainorder.rl import guard
+from trainorder.rl.backend import Backend, in_order, slice_of
+from trainorder.rl.forward import flat_tokens, forward
+from trainorder.rl.helpers import k3, log_ratio
 from trainorder.rl.method import Method
-from trainorder.rl.problems import TaskSet
+from trainorder.rl.problems import TaskSet, split_by_task
+from trainorder.rl.records import describe
 from trainorder.rl.reduce import reduction_shares
+from trainorder.rl.speed import rates
 from trainorder.rl.types import Roll, State
+from trainorder.rollout.base import cut
 from trainorder.streams import torch_stream
 from trainorder.tasks.base import Problem
 
@@ -39,18 +48,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Learner:
-    """What the steps of a phase share; only the weights in policy and optimizer change."""
+    """What the steps of a phase share; only the weights and the optimiser's state change."""
 
     policy: Policy
     engine: Engine
     task_set: TaskSet
     method: Method
     config: RlConfig
-    optimizer: torch.optim.Optimizer
+    backend: Backend
     reference: Any
     """Frozen copy of the phase's parent, or None where no term needs it."""
     phase: str
     seed: int
+    push: Callable[[Iterable[tuple[str, Tensor]]], None] | None = None
+    """Gives the engine the trainer's weights; None where it samples from them directly."""
+    exact: bool = True
+    """Whether the engine's log-probabilities are the trainer's, to rounding."""
+    dumps: Path | None = None
+    """Where refused updates are left for replay; None: nowhere."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that steps change, or that a piece may: weights, optimiser, reference."""
+        found = self.backend.tensors()
+        if self.reference is not None:
+            found |= model_tensors("reference", self.reference)
+        return found
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `tensors` took; settings stay those of this learner."""
+        self.backend.restore(tensors)
+        if self.reference is not None:
+            restore_model("reference", self.reference, tensors)
 
 
 def rl_step(learner: Learner, state: State) -> dict[str, float]:
@@ -58,26 +86,37 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
     method, config, task_set = learner.method, learner.config, learner.task_set
     generator = torch_stream("rollout", learner.seed, learner.phase, state.step)
     clock: dict[str, float] = defaultdict(float)
-    groups, tokens = 0, 0.0
+    groups, tokens, sampled = 0, 0.0, list[Roll]()
 
     def sample(counts: Mapping[str, int]) -> Roll:
         nonlocal groups, tokens
         problems = task_set.draw(counts, state, learner.seed)
         with _timed(clock, "generate"):
-            roll = generate(learner, problems, generator)
+            part = generate(learner, problems, generator)
         with _timed(clock, "grade"):
-            roll = pay(roll, task_set.grade(roll.problem, roll.text), method, state)
+            paid = [] if part is None else task_set.grade(part.problem, part.text)
+        with _timed(clock, "generate"):
+            parts, grades = zip(*learner.backend.gather((part, paid)), strict=True)
+            roll = add_old_logps(in_order(parts), learner)
+        roll = pay(roll, [value for paid in grades for value in paid], method, state)
         roll = replace(roll, group=roll.group + groups)
         groups += len(problems)
         tokens += float(roll.mask.sum())
+        sampled.append(roll)
         return roll
 
     with _timed(clock, "step"), torch.no_grad():
-        roll = sample(task_set.share(config.prompts_per_step, state))
+        if learner.push is not None:
+            with _timed(clock, "push"):
+                learner.push(learner.backend.weights())
+        roll = sample(
+            task_set.share(config.prompts_per_step, state, learner.seed, learner.phase)
+        )
         log = describe(roll)
         for edit in method.edit:
             roll = edit(roll, state, sample)
         roll = give_credit(roll, method, state)
+        task_set.observe(sampled, roll, state)
         for metric in method.metric:
             log |= {f"rl/{name}": value for name, value in metric(roll, state).items()}
         with _timed(clock, "train"):
@@ -85,37 +124,85 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
             log |= update(learner, roll, state)
     state.step += 1
     log["rollout/tokens"] = tokens
+    read = sum(len(prompt) for roll in sampled for prompt in roll.prompt) / config.group_size
+    log |= rates(learner.policy.model, clock, read, tokens, log.get("rl/forward_tokens", 0.0))
     return log | {f"time/{name}_seconds": seconds for name, seconds in clock.items()}
 
 
-def generate(learner: Learner, problems: Sequence[Problem], generator: torch.Generator) -> Roll:
-    """Sample a group of answers per problem. Nothing is paid yet."""
+def generate(
+    learner: Learner, problems: Sequence[Problem], generator: torch.Generator
+) -> Roll | None:
+    """Sample a group of answers per problem of this rank's share; None where it has none.
+
+    All ranks together sample what one alone would: the engine draws a table of noise, of which a
+    rank's rows are a slice. Nothing is paid yet.
+    """
     size, policy = learner.config.group_size, learner.policy
-    prompts = [policy.encode_prompt(problem.prompt) for problem in problems]
-    done = learner.engine.generate(
-        prompts,
-        samples=size,
-        max_new_tokens=[learner.task_set.max_new_tokens[problem.task] for problem in problems],
-        temperature=learner.config.temperature,
-        generator=generator,
-    )
-    rows = [i for i in range(len(problems)) for _ in range(size)]
+    rooms = [learner.task_set.max_new_tokens[problem.task] for problem in problems]
+    first, end = slice_of(len(problems), learner.backend.rank, learner.backend.world)
+    width = max(rooms)
+    torch.rand((first * size, width), generator=generator)  # the noise of the ranks before
+    if first == end:
+        done, prompts = None, []
+    else:
+        prompts = [policy.encode_prompt(problem.prompt) for problem in problems[first:end]]
+        done = learner.engine.generate(
+            prompts,
+            samples=size,
+            max_new_tokens=[*rooms[first : end - 1], width],  # so that its table is as wide
+            temperature=learner.config.temperature,
+            generator=generator,
+        )
+    torch.rand(((len(problems) - end) * size, width), generator=generator)
+    if done is None:
+        return None
+    rows = [i for i in range(end - first) for _ in range(size)]
+    done = cut(done, [rooms[first + i] for i in rows], policy)
     mask = done.mask.cpu()
     unpaid = mask.new_zeros(len(rows))
+    entropies = {} if done.entropies is None else {"H": done.entropies.cpu()}
     return Roll(
         prompt=[prompts[i] for i in rows],
         ids=done.ids.cpu(),
         mask=mask,
-        group=torch.tensor(rows),
+        group=first + torch.tensor(rows),
         reward=unpaid,
         scored=torch.zeros(len(rows), dtype=torch.bool),
         a=torch.zeros_like(mask),
         w=torch.ones_like(mask),
-        problem=[problems[i] for i in rows],
+        problem=[problems[first + i] for i in rows],
         text=list(done.texts),
         part={"finished": done.finished.cpu().to(mask.dtype)},
-        x={"logp": done.logps.cpu(), "H": done.entropies.cpu()},
+        x={"sampler": done.logps.cpu(), **entropies},
     )
+
+
+def add_old_logps(roll: Roll, learner: Learner) -> Roll:
+    """The trainer's own log-probabilities and entropies before the update, beside the sampler's."""
+    if learner.exact:
+        return replace(roll, x={**roll.x, "logp": roll.x["sampler"]})
+    logps, entropies = score(learner.policy.model, roll, learner, entropy=True)
+    return replace(roll, x={**roll.x, "logp": logps, "H": entropies})
+
+
+def score(
+    model: Any, roll: Roll, learner: Learner, *, entropy: bool = False
+) -> tuple[Float[Tensor, "row token"], Float[Tensor, "row token"]]:
+    """Log p and entropy (0 unless asked for) of all tokens under `model`, each rank on its share."""
+    backend, config = learner.backend, learner.config
+    parts = []
+    for rows in backend.deal(roll, config.micro_batch_tokens):
+        part = roll.rows(rows or _any_row(roll))
+        with backend.computing():
+            live = forward(model, part, temperature=config.temperature, entropy=entropy)
+        if rows:
+            parts.append((rows, live.logp.float(), live.x["H"].float() if entropy else None))
+    logps, entropies = torch.zeros_like(roll.mask), torch.zeros_like(roll.mask)
+    for rows, logp, h in (item for share in backend.gather(parts) for item in share):
+        logps[rows] = logp.to(logps.dtype)
+        if h is not None:
+            entropies[rows] = h.to(logps.dtype)
+    return logps, entropies
 
 
 def pay(roll: Roll, paid: Sequence[float | None], method: Method, state: State) -> Roll:
@@ -143,40 +230,49 @@ def add_reference(roll: Roll, learner: Learner) -> Roll:
     """The reference's log-probabilities, if a term needs them."""
     if learner.reference is None:
         return roll
-    logps, config = torch.zeros_like(roll.mask), learner.config
-    for rows in micro_batches(roll, config.micro_batch_tokens):
-        part = roll.rows(rows)
-        live = forward(learner.reference, part, temperature=config.temperature)
-        logps[rows] = live.logp.to(logps.dtype)
+    logps, _ = score(learner.reference, roll, learner)
     return replace(roll, x={**roll.x, "ref": logps})
 
 
 def update(learner: Learner, roll: Roll, state: State) -> dict[str, float]:
     """One or several AdamW updates on the step's rows, each on its own share of the prompts."""
-    config, model = learner.config, learner.policy.model
+    config, backend = learner.config, learner.backend
     log: dict[str, float] = defaultdict(float)
-    for i, rows in enumerate(split_by_prompt(roll, config.updates_per_batch)):
+    if config.serial_tasks:
+        parts = split_by_task(roll, learner.seed, learner.phase, state.step)
+    else:
+        parts = split_by_prompt(roll, config.updates_per_batch)
+    for i, rows in enumerate(parts):
+        part = roll.rows(rows)
+        alone, factor = task_factors(part, config)
         sums = accumulate(
-            model,
-            roll.rows(rows),
+            learner.policy.model,
+            part,
             learner.method,
             state,
             budget=config.micro_batch_tokens,
             temperature=config.temperature,
             max_length=max(learner.task_set.max_new_tokens.values()),
+            backend=backend,
+            factor=factor,
         )
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        if not norm.isfinite():
-            raise FloatingPointError(
-                f"gradient norm is {float(norm)} at step {state.step} of phase {learner.phase!r}; "
-                "nothing was saved: lower rl.lr or rl.max_grad_norm"
-            )
-        lr = learning_rate(config, state.step * config.updates_per_batch + i)
-        for group in learner.optimizer.param_groups:
-            group["lr"] = lr
-        learner.optimizer.step()
-        for name, value in {**sums, "grad_norm": float(norm), "lr": lr}.items():
-            log[f"rl/{name}"] += value / config.updates_per_batch
+        lr, norm = learning_rate(config, state.step * len(parts) + i) * alone, 0.0
+        wrong = guard.broken({"loss": sums["loss"]}, part)
+        if not wrong:
+            norm = backend.step(lr)
+            wrong = guard.broken({"grad_norm": norm}, part)
+        if wrong:
+            guard.refuse(learner, part, state, wrong)
+            log["rl/refused"] += 1
+            continue
+        state.mem["refused_in_a_row"] = 0
+        log["rl/forward_tokens"] += sums.pop("forward_tokens")
+        gap = {name: sums.pop(name) for name in ("mismatch_mean", "mismatch_max") if name in sums}
+        if i == 0 and learner.exact:  # later updates have moved on from the policy that sampled
+            log |= {f"rollout/{name}": value for name, value in gap.items()}
+            log["rollout/mismatch_kl"] = sums.get("kl_old", 0.0)
+        for name, value in {**sums, "grad_norm": norm, "lr": lr}.items():
+            log[f"rl/{name}"] += value / len(parts)
     return log
 
 
@@ -189,14 +285,15 @@ def accumulate(
     budget: int,
     temperature: float,
     max_length: int,
+    backend: Backend,
+    factor: Tensor | float = 1.0,
 ) -> dict[str, float]:
-    """Put the gradient of one update's loss into `.grad`; returns the loss and the logged means.
+    """Add up the gradient of one update's loss; returns the loss and the logged means.
 
     The loss is a sum over tokens with shares fixed beforehand, so how rows fall into micro-batches
-    changes nothing.
+    and ranks changes nothing. `factor`, [row, 1], multiplies each row's shares.
     """
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+    backend.zero_grad()
     shares = reduction_shares(
         roll.w,
         roll.mask,
@@ -205,26 +302,55 @@ def accumulate(
         denominator=method.denominator,
         max_length=max_length,
     )
+    shares = shares * factor
     learning = torch.ones(len(roll), dtype=torch.bool)
     if method.skips_rows_without_credit:
         learning = (roll.a * shares != 0).any(1)
     kept = learning.nonzero().flatten().tolist()
-    roll, shares = roll.rows(kept), shares[kept]
-    total, sums, tokens = 0.0, defaultdict[str, float](float), float(roll.mask.sum())
-    for rows in micro_batches(roll, budget):
-        part = roll.rows(rows)
+    idle = _any_row(roll)
+    whole, roll, shares = roll, roll.rows(kept), shares[kept]
+    sums, tokens, gap = defaultdict[str, float](float), float(roll.mask.sum()), 0.0
+    batches = backend.deal(roll, budget)
+    for i, rows in enumerate(batches):
+        part = roll.rows(rows) if rows else whole.rows(idle)
         with torch.enable_grad():
-            live = forward(model, part, temperature=temperature, entropy="H" in method.needs)
-            losses = [
-                term.coef * (term(live, part, state) * shares[rows]).sum() for term in method.terms
-            ]
-            loss = torch.stack(losses).sum()
-            loss.backward()
-        total += float(loss.detach())
+            with backend.computing():
+                live = forward(model, part, temperature=temperature, entropy="H" in method.needs)
+            if rows:
+                losses = [
+                    term.coef * (term(live, part, state) * shares[rows]).sum()
+                    for term in method.terms
+                ]
+                loss = torch.stack(losses).sum()
+            else:  # another rank has more micro-batches: keep it company
+                loss = 0.0 * live.logp.sum()
+            backend.backward(loss, last=i == len(batches) - 1)
+        if not rows:
+            continue
+        sums["loss"] += float(loss.detach())
         live.log["kl_old"] = kl_old(live.logp.detach(), part)
+        apart = log_ratio(live.logp.detach(), part.x["logp"], part.mask).abs()
+        live.log["mismatch_mean"], gap = apart, max(gap, float(apart.max()))
         for name, values in live.log.items():
             sums[name] += float((values * part.mask).sum()) / tokens
-    return {"loss": total, **sums}
+    ranks = backend.gather((dict(sums), gap))
+    names = dict.fromkeys(name for found, _ in ranks for name in found)
+    log = {name: sum(found.get(name, 0.0) for found, _ in ranks) for name in names}
+    if "mismatch_mean" in log:
+        log["mismatch_max"] = max(gap for _, gap in ranks)
+    return {"loss": 0.0, **log, "forward_tokens": float(flat_tokens(roll))}
+
+
+def task_factors(roll: Roll, config: RlConfig) -> tuple[float, Float[Tensor, "row 1"]]:
+    """Factor on the learning rate, and on each row's share of the loss, that `task_lr` asks for.
+
+    One task: its factor on the rate. Several: each its factor on the loss.
+    """
+    tasks = [problem.task for problem in roll.problem]
+    factors = [config.task_lr.get(task, 1.0) for task in tasks]
+    if len(set(tasks)) == 1:
+        return factors[0], torch.ones_like(roll.mask[:, :1])
+    return 1.0, roll.mask.new_tensor(factors)[:, None]
 
 
 def kl_old(logps: Float[Tensor, "row token"], roll: Roll) -> Float[Tensor, "row token"]:
@@ -250,27 +376,9 @@ def learning_rate(config: RlConfig, update: int) -> float:
     return config.lr * min(1.0, (update + 1) / max(1, config.warmup_steps))
 
 
-def describe(roll: Roll) -> dict[str, float]:
-    """What was sampled and paid, overall and per task, before any edit."""
-    lengths = roll.mask.sum(1)
-    log = {
-        "reward/mean": _mean_scored(roll),
-        "rollout/length": float(lengths.mean()),
-        "rollout/entropy": float(mmean(roll.x["H"], roll.mask)),
-        "rollout/finished": float(roll.part["finished"].mean()),
-        "rollout/flat_groups": float(flat(roll.reward, roll.group, roll.scored).float().mean()),
-    }
-    for task in dict.fromkeys(problem.task for problem in roll.problem):
-        own = roll.rows([i for i, problem in enumerate(roll.problem) if problem.task == task])
-        log[f"reward/mean/{task}"] = _mean_scored(own)
-        log[f"reward/unscored/{task}"] = float((~own.scored).sum())
-        log[f"rollout/entropy/{task}"] = float(mmean(own.x["H"], own.mask))
-    return log
-
-
-def _mean_scored(roll: Roll) -> float:
-    """Mean reward over scored rows; nan, logged as null, where there is none."""
-    return float(roll.reward[roll.scored].mean())
+def _any_row(roll: Roll) -> list[int]:
+    """A row with a token, for a forward whose result is not used."""
+    return [int(roll.lengths().argmax())]
 
 
 def _per_token(values: Tensor, roll: Roll) -> Float[Tensor, "row token"]:

@@ -5,19 +5,33 @@ from __future__ import annotations
 import copy
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from trainorder.config import ParamsError, PhaseConfig, RlConfig
+from trainorder import paths
+from trainorder.config import ParamsError, PhaseConfig, RlConfig, RolloutConfig, TrainingConfig
 from trainorder.policy import Policy
+from trainorder.prefix import recomputing_alike
+from trainorder.process import fail_point
+from trainorder.resume import NOTHING, Work
+from trainorder.rl.adapters import add_adapters, copy_weights
+from trainorder.rl.backend import Backend, LocalBackend
 from trainorder.rl.forward import check_forward
+from trainorder.rl.guard import watch
 from trainorder.rl.method import Method
 from trainorder.rl.problems import TaskSet
+from trainorder.rl.samplers import Scheduler
+from trainorder.rl.speed import Trace
 from trainorder.rl.step import Learner, rl_step
 from trainorder.rl.types import State
-from trainorder.rollout import TorchEngine
+from trainorder.rollout import make_engine
+
+SAMPLING, PLAIN = RolloutConfig(), TrainingConfig()
+"""The defaults: the torch engine, plain torch."""
 
 
 class Log(Protocol):
@@ -25,6 +39,14 @@ class Log(Protocol):
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record one step."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What was logged, as plain data."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on behind what `state` holds."""
         ...
 
 
@@ -36,29 +58,55 @@ def train_phase(
     rl: RlConfig,
     seed: int,
     tracker: Log,
+    work: Work = NOTHING,
+    *,
+    rollout: RolloutConfig = SAMPLING,
+    training: TrainingConfig = PLAIN,
 ) -> dict[str, Any]:
     """Train `parent` through a phase and save the result as `out`.
 
     A pure function of its arguments and the built data: every draw comes from a stream keyed by
-    seed, phase and step, and the optimiser starts fresh.
+    seed, phase and step, and the optimiser starts fresh. What a killed attempt left in `work` is
+    gone on from, to the same bytes.
 
     Returns:
-        `steps`, `tokens` sampled, `seconds`, `tasks`, whether any was `judged`, and `last`, the
-        metrics of the last step.
+        `steps`, `tokens` sampled, `seconds`, `tasks`, whether any was `judged`, `last`, the
+        metrics of the last step, and the `alarms` that sounded (trainorder/rl/guard.py).
 
     Raises:
         ParamsError: an unknown piece or option, or more updates than prompts.
+        NonFiniteError: an update was not finite and was refused; see `rl.on_nonfinite`.
     """
     start = time.perf_counter()
-    learner = make_learner(parent, phase_name, phase, rl, seed)
+    learner = make_learner(parent, phase_name, phase, rl, seed, rollout=rollout, training=training)
+    if learner.backend.rank == 0:
+        learner = replace(learner, dumps=paths.DUMPS / out.name)
     state = State(total=phase.steps)
     tokens, metrics = 0.0, dict[str, float]()
-    for step in _progress(phase_name, phase.steps):
+    backend = learner.backend
+    saved = backend.gather(work.latest("rl"))[0]  # the first rank's, for all
+    if saved is not None:
+        learner.restore(saved.tensors)
+        state = State.from_state_dict(saved.state["state"])
+        tokens, metrics = saved.state["tokens"], saved.state["metrics"]
+        tracker.restore(saved.state["log"])
+    trace = Trace(out.name)
+    for step in _progress(phase_name, state.step, phase.steps):
+        trace.before(step)
         metrics = rl_step(learner, state)
+        trace.after(step, last=step + 1 == phase.steps)
+        metrics |= watch(metrics, state, rl.alarms, rl.prompts_per_step * rl.group_size)
         tokens += metrics["rollout/tokens"]
         tracker.log(step, metrics)
-    learner.policy.save(out)
-    seconds = time.perf_counter() - start
+        fail_point("rl.step")
+        if backend.gather(work.due("rl"))[0]:
+            facts = {"state": state.state_dict(), "tokens": tokens, "metrics": metrics}
+            tensors = learner.tensors()
+            if backend.rank == 0:
+                work.save("rl", tensors, {**facts, "log": tracker.state()})
+    fail_point("rl.end")
+    save(learner, out)
+    seconds = time.perf_counter() - start + work.earlier
     return {
         "steps": phase.steps,
         "tokens": int(tokens),
@@ -66,40 +114,133 @@ def train_phase(
         "tasks": list(phase.tasks),
         "judged": learner.task_set.judge is not None,
         "last": metrics,
+        "alarms": state.mem.get("alarms", {}),
     }
 
 
 def make_learner(
-    parent: Path, phase_name: str, phase: PhaseConfig, rl: RlConfig, seed: int
+    parent: Path,
+    phase_name: str,
+    phase: PhaseConfig,
+    rl: RlConfig,
+    seed: int,
+    *,
+    rollout: RolloutConfig = SAMPLING,
+    training: TrainingConfig = PLAIN,
 ) -> Learner:
-    """Load everything a phase needs; settings are checked before anything slow is loaded."""
+    """Load everything a phase needs; settings are checked before anything slow is loaded.
+
+    Raises:
+        ParamsError: an unknown piece or option, a package or device that is not there.
+    """
     method = Method.from_config(rl.method)
     if rl.updates_per_batch > rl.prompts_per_step:
         raise ParamsError(
             f"rl.updates_per_batch is {rl.updates_per_batch}, but a step has only "
             f"{rl.prompts_per_step} prompts to split: raise prompts_per_step or lower it"
         )
-    task_set = TaskSet.load(phase.tasks)
+    task_set = TaskSet.load(phase.tasks, Scheduler.from_config(rl))
+    device = device_of(training.device)
+    if training.backend == "deepspeed":
+        from trainorder.rl.deepspeed_backend import join
+
+        join(device)
     policy = Policy.load(parent)
     policy.model.eval()  # no dropout: the policy that samples is the policy that is trained
+    move: Any = policy.model.to
+    move(device)
     check_forward(policy.model)
     reference = copy.deepcopy(policy.model).requires_grad_(False) if "ref" in method.needs else None
-    optimizer = torch.optim.AdamW(
-        policy.model.parameters(),
-        lr=rl.lr,
-        betas=(rl.betas[0], rl.betas[1]),
-        weight_decay=rl.weight_decay,
-        fused=True,
+    # the torch engine samples from the live weights, unless these are adapted or split over ranks
+    apart = training.lora is not None or (
+        training.backend == "deepspeed" and training.zero_stage == 3
     )
-    engine = TorchEngine(policy)
-    return Learner(policy, engine, task_set, method, rl, optimizer, reference, phase_name, seed)
+    sampler = policy
+    if apart or rollout.backend != "torch":
+        shadow = copy.deepcopy(policy.model) if rollout.backend == "torch" else policy.model
+        sampler = Policy(shadow.requires_grad_(False), policy.tokenizer)
+    if rollout.backend == "torch":
+        engine, push = make_engine("torch", sampler), None
+        if apart:
+            push = partial(copy_weights, sampler.model)
+    else:
+        engine = make_engine(rollout.backend, sampler, config=rollout, dtype=training.dtype)
+        push = getattr(engine, "push")  # noqa: B009  part of no protocol: the torch engine needs none
+        policy.model.requires_grad_(True)
+    if training.lora is not None:
+        add_adapters(policy.model, training.lora, seed)
+    if training.gradient_checkpointing:
+        policy.model.gradient_checkpointing_enable(
+            {"use_reentrant": False, "context_fn": recomputing_alike(policy.model)}
+        )
+        _drop_dropout(policy.model)
+    return Learner(
+        policy,
+        engine,
+        task_set,
+        method,
+        rl,
+        make_backend(policy.model, rl, training),
+        reference,
+        phase_name,
+        seed,
+        push=push,
+        exact=rollout.backend == "torch" and training.dtype == "fp32",
+    )
 
 
-def _progress(name: str, steps: int) -> Any:
-    """The step numbers, with a bar and an estimate where stderr is a terminal."""
+def make_backend(model: Any, rl: RlConfig, training: TrainingConfig) -> Backend:
+    """What computes the updates of `model`."""
+    if training.backend == "local":
+        return LocalBackend(model, rl, training)
+    from trainorder.rl.deepspeed_backend import DeepSpeedBackend
+
+    return DeepSpeedBackend(model, rl, training)
+
+
+def save(learner: Learner, out: Path) -> None:
+    """Write the policy as an ordinary Hugging Face folder: adapters merged, parts of all ranks joined."""
+    policy, backend = learner.policy, learner.backend
+    if learner.push is not None:  # the weights are not, or not as they are, in the model
+        weights = {name: weight.detach().cpu() for name, weight in backend.weights()}
+        if backend.rank == 0:
+            with torch.device("meta"):
+                whole = type(policy.model)(policy.model.config)
+            whole.load_state_dict(weights, assign=True)
+            whole.tie_weights()
+            whole.generation_config = policy.model.generation_config
+            policy = Policy(whole.eval(), policy.tokenizer)
+    if backend.rank == 0:
+        policy.save(out)
+    backend.gather(None)  # no rank goes on before it is written
+
+
+def device_of(wanted: str) -> str:
+    """`auto` is a GPU where there is one.
+
+    Raises:
+        ParamsError: cuda is asked for and there is none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ParamsError("training.device is cuda, and torch sees no GPU: set it to auto or cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+def _drop_dropout(model: Any) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "hidden_dropout"):
+        for module in [model, *model.modules()]:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _progress(name: str, first: int, steps: int) -> Any:
+    """The numbers of the steps left, with a bar and an estimate where stderr is a terminal."""
     if not sys.stderr.isatty():
-        return range(steps)
+        return range(first, steps)
     from rich.console import Console
     from rich.progress import track
 
-    return track(range(steps), description=f"RL {name}", console=Console(stderr=True))
+    return track(range(first, steps), total=steps, completed=first, description=f"RL {name}", console=Console(stderr=True))

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from trainorder.llama.kernels import Kernels
+from trainorder.llama.kernels import load as load_kernels
 from trainorder.policy import Policy
 from trainorder.rollout.base import Completions
 from trainorder.rollout.decoders import Decoder, make_decoder
@@ -77,7 +79,8 @@ class TorchEngine:
         shape = (len(room), max(rooms))
         noise = torch.rand(shape, generator=generator, device=generator.device).to(device)
         draws = _Draws.empty(shape, device)
-        decoder = make_decoder(self.policy.model)
+        longest = max(len(prompt) + room for prompt, room in zip(prompts, rooms, strict=True))
+        decoder = make_decoder(self.policy.model, longest)
         for batch in _batches(prompts, samples, self.max_rows):
             ids, real = _pad_left([prompts[i] for i in batch], self.policy.pad_id, device)
             rows = (
@@ -151,6 +154,9 @@ def _draw(
     logits: Float[Tensor, "row vocabulary"], temperature: float, noise: Float[Tensor, " row"]
 ) -> _Draws:
     """One token per row: the first whose cumulative probability exceeds the noise; temperature 0: the likeliest."""
+    kernels, _ = load_kernels()
+    if kernels is not None and logits.device.type == "cpu":
+        return _draw_by_kernel(kernels, logits.contiguous(), temperature, noise)
     if temperature not in (0.0, 1.0):
         logits = logits / temperature
     log_probs = logits.log_softmax(-1)
@@ -162,6 +168,25 @@ def _draw(
     else:
         ids = logits.argmax(-1, keepdim=True)
     return _Draws(ids[:, 0], log_probs.gather(1, ids)[:, 0], -torch.linalg.vecdot(probs, log_probs))
+
+
+def _draw_by_kernel(kernels: Kernels, logits: Tensor, temperature: float, noise: Tensor) -> _Draws:
+    """`_draw` in one pass over the logits."""
+    rows, vocabulary = logits.shape
+    draws = _Draws(torch.empty(rows, dtype=torch.long), torch.empty(rows), torch.empty(rows))
+    scratch, factor = torch.empty(vocabulary), 1 / temperature if temperature else 0.0
+    kernels.sample(
+        logits,
+        noise.contiguous(),
+        draws.ids,
+        draws.logps,
+        draws.entropies,
+        scratch,
+        rows,
+        vocabulary,
+        factor,
+    )
+    return draws
 
 
 def _batches(prompts: Sequence[Sequence[int]], samples: int, max_rows: int) -> list[list[int]]:

@@ -20,6 +20,7 @@ TASKS: dict[str, str] = {
     "qa": "trainorder.tasks.qa:Qa",
     "constraints": "trainorder.tasks.constraints:Constraints",
     "creative": "trainorder.tasks.creative:Creative",
+    "jsonl": "trainorder.tasks.jsonl:Jsonl",
 }
 """Kind -> class. By name, so that one task's code is no dependency of another task's phases."""
 

@@ -45,7 +45,10 @@ class Reward:
 
 
 class Task(Protocol):
-    """Frozen dataclass whose fields are the task's options; `version` rises whenever a prompt or a score changes."""
+    """Frozen dataclass whose fields are the task's options; `version` rises whenever a prompt or a score changes.
+
+    Two marks are optional: `sandboxed = True`, it runs model-written programs; `files`, the user's files it reads.
+    """
 
     version: int
     rewarded_by: Literal["verifier", "judge"]
@@ -88,8 +91,8 @@ def split_of(problem_id: str) -> Split:
     return "test" if bucket < 2 else "dev" if bucket < 4 else "train"
 
 
-def exact(completion: str, answer: str) -> Reward:
+def exact(completion: str, answer: str, *, answer_first: bool = False) -> Reward:
     """1 for the strict format with exactly this answer, else 0; part `format` tells which of the two failed."""
-    parsed = format.parse(completion)
+    parsed = format.parse(completion, answer_first=answer_first)
     value = float(parsed is not None and parsed.answer == answer)
     return Reward(value, {"format": float(parsed is not None), "answer": value})

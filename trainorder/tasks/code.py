@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from trainorder.rewards import format
 from trainorder.rewards.sandbox import Result, run_programs
@@ -24,6 +24,8 @@ class Code:
     """Share of problems stated by two examples instead of a request."""
     version: int = field(default=1, init=False)
     rewarded_by: Literal["verifier", "judge"] = field(default="verifier", init=False)
+    sandboxed: ClassVar[bool] = True
+    """Runs model-written programs: `grading.isolation` applies."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.tests <= 20:

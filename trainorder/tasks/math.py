@@ -29,6 +29,9 @@ class Math:
     max_operations: int = 3
     stories: float = 0.5
     """Share of problems told as a story; the others are expressions."""
+    answer_first: bool = False
+    """True: the answer must come before the steps. The same problems, the same prompts, a format that excludes the
+    usual one: together with a task without this option, a pair that conflicts by construction."""
     version: int = field(default=1, init=False)
     rewarded_by: Literal["verifier", "judge"] = field(default="verifier", init=False)
 
@@ -49,7 +52,7 @@ class Math:
         chain = self._chain(rng)
         prompt = _story(chain, rng) if rng.random() < self.stories else _expression(chain)
         answer = sum(chain)
-        gold = format.render(_steps(chain), str(answer))
+        gold = self._render(_steps(chain), answer)
         meta = {"chain": chain, "answer": str(answer)}
         return Problem(content_id("math", *chain), "math", prompt, gold, gold, meta)
 
@@ -62,10 +65,10 @@ class Math:
                 result = _slip(total + operand, rng) if rng.random() < 0.07 else total + operand
                 steps.append(_step(total, operand, result))
                 total = result
-            return format.render(" ; ".join(steps), str(total))
+            return self._render(" ; ".join(steps), total)
         answer = sum(chain)
-        return format.render(
-            rng.choice(HASTY), str(_slip(answer, rng) if rng.random() < 0.5 else answer)
+        return self._render(
+            rng.choice(HASTY), _slip(answer, rng) if rng.random() < 0.5 else answer
         )
 
     def drill(self, rng: random.Random) -> str | None:
@@ -75,9 +78,12 @@ class Math:
     def grade(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[Reward]:
         """Strict format, exact number."""
         return [
-            exact(text, problem.meta["answer"])
+            exact(text, problem.meta["answer"], answer_first=self.answer_first)
             for text, problem in zip(completions, problems, strict=True)
         ]
+
+    def _render(self, steps: str, answer: int) -> str:
+        return format.render(steps, str(answer), answer_first=self.answer_first)
 
     def _chain(self, rng: random.Random, operations: int | None = None) -> Chain:
         count = operations or rng.randint(self.min_operations, self.max_operations)

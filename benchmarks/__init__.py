@@ -1,0 +1,1 @@
+"""Measurements that are too slow or too machine-dependent for the tests; each module is a command."""

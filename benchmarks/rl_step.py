@@ -1,0 +1,205 @@
+"""Our RL step beside TRL's GRPOTrainer, Hugging Face `generate` and vLLM: same weights, prompts, lengths, threads, dtype.
+
+    python -m benchmarks.rl_step --check            # correctness only
+    python -m benchmarks.rl_step                    # correctness, then speed: ratios with spread
+
+Work: 16 prompts x 8 answers, 32 + 48 tokens, vocabulary 1024; model S is 128 wide with 4 layers, M 256 with 6. Every side runs
+in a process of its own, in turns (A B B A), so that a slow minute of the machine falls on all. The unit is CPU seconds;
+wall-clock ratios are printed only if the machine was idle before and the steps repeat. One JSON line per result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+SIZES = {"S": (128, 4), "M": (256, 6)}
+VOCABULARY, EOS, PAD = 1024, 1, 0
+PROMPTS, GROUP, PROMPT_TOKENS, NEW_TOKENS = 16, 8, 32, 48
+EOS_RATE = {"fixed": 0.0, "natural": 0.045}
+"""Probability of the end token at each step: answers of 48 tokens, or of about 20 on average."""
+
+TRL = {
+    "trl stock": {},
+    "trl eager": {"attention": "eager"},
+    "trl eager, oneDNN": {"attention": "eager", "gemm": "onednn"},
+    "trl micro-batches": {"accumulation": 4},
+}
+"""Flags of TRL's trainer; the fastest of them, as measured, is its best."""
+
+TARGETS = {  # (work, ours, theirs): must, aim; memory: at most
+    ("step fixed", "ours", "trl stock"): (2.5, 4.0),
+    ("step fixed", "ours", "trl best"): (2.0, 3.0),
+    ("step natural", "ours", "trl stock"): (4.0, 6.0),
+    ("generate fixed", "ours", "hf generate"): (2.0, 3.5),
+    ("generate fixed", "ours", "vllm"): (1.5, 2.0),
+}
+MEMORY_TARGET = (0.75, 0.5)
+QUIET_LOAD, STEADY_IQR = 0.5, 0.10
+"""A wall-clock ratio needs a load average below the first before the start, and IQR / median below the second."""
+
+
+def main() -> int:
+    """Exit code 1 if a correctness check fails or a ratio misses its target."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rl_step", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="correctness only")
+    parser.add_argument("--models", default="S,M", help="S, M or both")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of every side")
+    parser.add_argument("--steps", type=int, default=5, help="measured steps per turn")
+    parser.add_argument("--turns", type=int, default=2, help="turns of every side")
+    parser.add_argument("--sides", default="", help="only these, e.g. `ours,trl stock`")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--lengths", default="fixed", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        from benchmarks import rl_step_sides
+
+        rl_step_sides.run(arguments.side, arguments.folder, arguments.lengths, arguments.steps)
+        return 0
+    fine = True
+    with tempfile.TemporaryDirectory() as scratch:
+        for model in arguments.models.split(","):
+            folders = {}
+            for lengths in EOS_RATE:
+                folders[lengths] = Path(scratch) / f"{model}-{lengths}"
+                _run("weights", folders[lengths], lengths, arguments, model=model)
+            for line in _run("check", folders["natural"], "natural", arguments):
+                print(json.dumps({"model": model, **line}), flush=True)
+                fine &= line["passed"]
+            if fine and not arguments.check:
+                fine &= _compare(model, folders, arguments)
+    return 0 if fine else 1
+
+
+def _compare(model: str, folders: dict[str, Path], arguments: argparse.Namespace) -> bool:
+    """All sides in turns; prints what each took and the ratios. Whether every target was met."""
+    load = os.getloadavg()[0]
+    jobs = [("ours", "fixed"), *((name, "fixed") for name in TRL), ("hf generate", "fixed")]
+    jobs += [("vllm", "fixed"), ("ours", "natural"), ("trl stock", "natural")]
+    wanted = [name.strip() for name in arguments.sides.split(",") if name.strip()]
+    jobs = [job for job in jobs if not wanted or job[0] in wanted]
+    taken: dict[tuple[str, str], list[dict[str, Any]]] = {job: [] for job in jobs}
+    for turn in range(arguments.turns):
+        for job in jobs if turn % 2 == 0 else reversed(jobs):
+            taken[job] += _run(job[0], folders[job[1]], job[1], arguments)
+    for (side, lengths), lines in taken.items():
+        for part in ("step", "generate"):
+            values = [line[part] for line in lines if part in line]
+            if values:
+                result = {"side": side, "work": f"{part} {lengths}", **_spread(values)}
+                result |= {"wall": _spread([line[f"{part}_wall"] for line in lines])["median"]}
+                result |= {
+                    key: lines[-1][key] for key in ("added_mib", "mean_length") if key in lines[-1]
+                }
+                print(
+                    json.dumps({"model": model, "threads": arguments.threads, **result}), flush=True
+                )
+    quiet = load < QUIET_LOAD
+    return all([_ratio(model, taken, *key, *target, quiet) for key, target in TARGETS.items()]
+               + [_memory(model, taken)])  # fmt: skip
+
+
+def _ratio(
+    model: str,
+    taken: dict[Any, Any],
+    work: str,
+    ours: str,
+    theirs: str,
+    must: float,
+    aim: float,
+    quiet: bool,
+) -> bool:
+    part, lengths = work.split()
+    if theirs == "trl best":
+        theirs = _fastest(lengths, taken)
+    mine, other = taken.get((ours, lengths)), taken.get((theirs, lengths))
+    if not mine or not other:
+        return True
+    result: dict[str, Any] = {"model": model, "ratio": f"{work}: {theirs} / {ours}"}
+    for unit in ("", "_wall"):
+        a, b = ([line[f"{part}{unit}"] for line in lines] for lines in (other, mine))
+        steady = all(_spread(x)["iqr"] <= STEADY_IQR for x in (a, b))
+        if unit and not (quiet and steady):
+            result["wall"] = "refused: the machine was busy or its timings did not repeat"
+            continue
+        low, high = (
+            statistics.quantiles(a, n=4)[0] / statistics.quantiles(b, n=4)[2],
+            (statistics.quantiles(a, n=4)[2] / statistics.quantiles(b, n=4)[0]),
+        )
+        middle = statistics.median(a) / statistics.median(b)
+        result["wall" if unit else "cpu"] = {
+            "ratio": round(middle, 2),
+            "quartiles": [round(low, 2), round(high, 2)],
+        }
+        if not unit:
+            result |= {"must": must, "aim": aim, "met": middle >= must, "aim_met": middle >= aim}
+            result["steady"] = steady
+    print(json.dumps(result), flush=True)
+    return result["met"]
+
+
+def _fastest(lengths: str, taken: dict[Any, Any]) -> str:
+    """TRL's best flags, as measured."""
+    steps = {name: [line["step"] for line in taken.get((name, lengths), [])] for name in TRL}
+    measured = [name for name, values in steps.items() if values]
+    return min(measured, key=lambda name: statistics.median(steps[name]), default="")
+
+
+def _memory(model: str, taken: dict[Any, Any]) -> bool:
+    """Memory added by the steps, against TRL with the same rows per micro-batch."""
+    mine, other = taken.get(("ours", "fixed")), taken.get(("trl micro-batches", "fixed"))
+    if not mine or not other:
+        return True
+    ratio = min(x["added_mib"] for x in mine) / min(x["added_mib"] for x in other)
+    must, aim = MEMORY_TARGET
+    line = {
+        "model": model,
+        "ratio": "memory added: ours / trl micro-batches",
+        "value": round(ratio, 2),
+    }
+    print(
+        json.dumps(
+            {**line, "must": must, "aim": aim, "met": ratio <= must, "aim_met": ratio <= aim}
+        ),
+        flush=True,
+    )
+    return ratio <= must
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return {
+        "median": round(middle, 4),
+        "min": round(min(values), 4),
+        "iqr": round((high - low) / middle, 3),
+    }
+
+
+def _run(
+    side: str, folder: Path, lengths: str, arguments: argparse.Namespace, **more: str
+) -> list[dict[str, Any]]:
+    """One turn of a side, in a process of its own: a line per measured step."""
+    threads = str(arguments.threads)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "HF_HUB_OFFLINE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1",
+        "TOKENIZERS_PARALLELISM": "false", **{f"BENCH_{k.upper()}": v for k, v in more.items()},
+    }  # fmt: skip
+    command = [sys.executable, "-m", "benchmarks.rl_step", "--side", side, "--folder", str(folder)]
+    command += ["--lengths", lengths, "--threads", threads, "--steps", str(arguments.steps)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

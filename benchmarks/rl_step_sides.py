@@ -1,0 +1,323 @@
+"""The sides of `benchmarks.rl_step`, each run in its own process; prints one JSON line per measured step."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.rl_step import (
+    EOS,
+    EOS_RATE,
+    GROUP,
+    NEW_TOKENS,
+    PAD,
+    PROMPT_TOKENS,
+    PROMPTS,
+    SIZES,
+    TRL,
+    VOCABULARY,
+)  # fmt: skip
+from trainorder import machine
+from trainorder.config import RlConfig, TrainingConfig
+from trainorder.policy import Policy, import_transformers
+from trainorder.tasks.base import Problem, Reward
+
+
+def run(side: str, folder: Path, lengths: str, steps: int) -> None:
+    """Run one side."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if side in TRL:
+        _trl(folder, steps, **TRL[side])
+    else:
+        sides: dict[str, Callable[[], None]] = {
+            "weights": lambda: _write_weights(folder, os.environ["BENCH_MODEL"], lengths),
+            "check": lambda: _check(folder),
+            "ours": lambda: _ours(folder, steps),
+            "hf generate": lambda: _hf_generate(folder, steps),
+            "vllm": lambda: _vllm(folder, steps),
+        }
+        sides[side]()
+
+
+def prompts(seed: int) -> list[str]:
+    """The prompts of step `seed`, the same on every side."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, VOCABULARY, (PROMPTS, PROMPT_TOKENS), generator=generator)
+    return [" ".join(f"w{i:04d}" for i in row) for row in ids.tolist()]
+
+
+def reward(answer: str) -> float:
+    """Something that differs between any two answers, so that no group is left out, and costs nothing."""
+    return zlib.crc32(answer.encode()) / 2**32
+
+
+class Meter:
+    """CPU and wall seconds of steps and of the generation within them; memory added since the start."""
+
+    def __init__(self, warm_up: int = 2) -> None:
+        self.left, self.line = warm_up, dict[str, float]()
+        self.before = _resident()
+
+    def timed(self, part: str, function: Callable[[], Any]) -> Any:
+        """Add what the call takes to the current line."""
+        cpu, wall = time.process_time(), time.perf_counter()
+        result = function()
+        for name, value in (
+            (part, time.process_time() - cpu),
+            (f"{part}_wall", time.perf_counter() - wall),
+        ):
+            self.line[name] = self.line.get(name, 0.0) + value
+        return result
+
+    def end(self, **more: float) -> None:
+        """Print the line unless it was warm-up."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        if self.left <= 0:
+            print(json.dumps({**self.line, **more, "added_mib": peak - self.before}), flush=True)
+        self.left, self.line = self.left - 1, {}
+
+
+def _resident() -> float:
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _write_weights(folder: Path, model: str, lengths: str) -> None:
+    """A random Llama whose first hidden entry is constant and decides how likely the end token is."""
+    transformers = import_transformers()
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(
+        models.WordLevel({f"w{i:04d}": i for i in range(VOCABULARY)}, unk_token="w0002")
+    )
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token=f"w{PAD:04d}",
+        eos_token=f"w{EOS:04d}",
+        unk_token="w0002",
+        padding_side="left",
+    ).save_pretrained(folder)
+    width, layers = SIZES[model]
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
+        num_attention_heads=width // 32, tie_word_embeddings=False, max_position_embeddings=256,
+        pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    llama = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        llama.model.embed_tokens.weight[:, 0] = 1.0
+        states = llama.model(input_ids=torch.arange(3, 103)[None], use_cache=False)[0][0]
+        level, rate = float(states[:, 0].mean()), EOS_RATE[lengths]
+        wanted = torch.tensor(rate * VOCABULARY / (1 - rate)).log().item() if rate else -60.0
+        llama.lm_head.weight[:, 0] = 0.0
+        llama.lm_head.weight[EOS, 0] = wanted / level
+        llama.lm_head.weight[PAD, 0] = -60.0 / level
+    llama.save_pretrained(folder)
+
+
+class Counting:
+    """A task whose verifier is `reward`."""
+
+    rewarded_by = "verifier"
+
+    def grade(self, answers: Sequence[str], problems: Sequence[Problem]) -> list[Reward]:
+        """See Task."""
+        return [Reward(reward(answer)) for answer in answers]
+
+
+def _learner(folder: Path) -> Any:
+    """Our step on this work: the real engine, the real step, an in-memory task."""
+    from trainorder.rl.backend import LocalBackend
+    from trainorder.rl.method import Method
+    from trainorder.rl.problems import TaskSet
+    from trainorder.rl.step import Learner
+    from trainorder.rollout import TorchEngine
+    from trainorder.tasks.base import Problem
+
+    policy = Policy.load(folder)
+    problems = [
+        Problem(f"bench/{i}", "bench", text, "", "")
+        for i, text in enumerate(text for seed in range(40) for text in prompts(seed))
+    ]
+    config = RlConfig(prompts_per_step=PROMPTS, group_size=GROUP, lr=1e-6)
+    task_set = TaskSet(
+        {"bench": 1.0}, {"bench": Counting()}, {"bench": problems}, {"bench": NEW_TOKENS}
+    )  # type: ignore[dict-item]
+    method = Method.from_config(config.method)
+    backend = LocalBackend(policy.model, config, TrainingConfig())
+    return Learner(
+        policy, TorchEngine(policy), task_set, method, config, backend, None, "bench", 0
+    )
+
+
+def _ours(folder: Path, steps: int) -> None:
+    machine.prepare(torch.get_num_threads(), folder)
+    from trainorder.rl.step import rl_step
+    from trainorder.rl.types import State
+
+    learner, state = _learner(folder), State(total=steps + 2)
+    meter, engine = Meter(), learner.engine
+    generate = engine.generate
+    engine.generate = lambda *a, **k: meter.timed("generate", lambda: generate(*a, **k))
+    for _ in range(steps + 2):
+        log = meter.timed("step", lambda: rl_step(learner, state))
+        meter.end(mean_length=log["rollout/length"])
+
+
+def _trl(
+    folder: Path, steps: int, attention: str = "sdpa", gemm: str = "", accumulation: int = 1
+) -> None:
+    if gemm == "onednn":
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
+    transformers = import_transformers()
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    meter = Meter()
+
+    class Trainer(GRPOTrainer):
+        def _generate(self, *arguments: Any, **options: Any) -> Any:
+            return meter.timed(
+                "generate", lambda: super(Trainer, self)._generate(*arguments, **options)
+            )
+
+    class Clock(transformers.TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.start = time.process_time(), time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            meter.line["step"] = time.process_time() - self.start[0]
+            meter.line["step_wall"] = time.perf_counter() - self.start[1]
+            meter.end()
+
+    policy = transformers.AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=torch.float32, attn_implementation=attention
+    )
+    meter.before = _resident()
+    options = GRPOConfig(
+        output_dir=str(folder / "trl"), per_device_train_batch_size=PROMPTS * GROUP // accumulation,
+        gradient_accumulation_steps=accumulation, num_generations=GROUP, max_completion_length=NEW_TOKENS,
+        max_steps=steps + 2, use_cpu=True, beta=0.0, report_to=[], save_strategy="no", bf16=False, learning_rate=1e-6,
+        gradient_checkpointing=False, optim="adamw_torch_fused", disable_tqdm=True, logging_steps=10**6,
+    )  # fmt: skip
+    rows = Dataset.from_list(
+        [{"prompt": text} for seed in range(steps + 2) for text in prompts(seed)]
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+    trainer = Trainer(
+        model=policy, reward_funcs=lambda completions, **_: [reward(c) for c in completions], args=options,
+        train_dataset=rows, processing_class=tokenizer, callbacks=[Clock()],
+    )  # fmt: skip
+    trainer.train()
+
+
+def _hf_generate(folder: Path, steps: int) -> None:
+    policy = Policy.load(folder)
+    options = {"max_new_tokens": NEW_TOKENS, "do_sample": True, "top_k": 0, "pad_token_id": PAD}
+    meter = Meter()
+    for seed in range(steps + 2):
+        ids = torch.tensor(
+            [policy.encode_prompt(text) for text in prompts(seed)]
+        ).repeat_interleave(GROUP, 0)
+        with torch.no_grad():
+            meter.timed("generate", lambda ids=ids: policy.model.generate(ids, **options))  # type: ignore[operator]
+        meter.end()
+
+
+def _vllm(folder: Path, steps: int) -> None:
+    from vllm import LLM, SamplingParams
+
+    engine = LLM(
+        str(folder),
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=256,
+        max_num_seqs=256,
+        disable_log_stats=True,
+    )
+    meter = Meter()
+    for seed in range(steps + 2):
+        sampling = SamplingParams(
+            n=GROUP, max_tokens=NEW_TOKENS, temperature=1.0, logprobs=0, seed=seed, detokenize=False
+        )
+        meter.timed(
+            "generate",
+            lambda sampling=sampling, seed=seed: engine.generate(
+                prompts(seed), sampling, use_tqdm=False
+            ),
+        )
+        meter.end()
+
+
+def _check(folder: Path) -> None:
+    """Rollout and training log p against the model's own, the gradient, and the sampler's distribution."""
+    from trainorder.rl.forward import forward
+    from trainorder.rl.step import add_old_logps, generate
+
+    learner = _learner(folder)
+    policy, model = learner.policy, learner.policy.model
+    problems = learner.task_set.problems["bench"][:PROMPTS]
+    roll = generate(learner, problems, torch.Generator().manual_seed(0))
+    assert roll is not None
+    roll = add_old_logps(roll, learner)
+    live = forward(model, roll, entropy=True)
+    (live.logp * roll.mask).sum().backward()
+    ours = torch.cat([p.grad.flatten() for p in model.parameters()])
+    model.zero_grad()
+    ids = torch.cat([torch.tensor(roll.prompt), roll.ids], 1)
+    logits = model(input_ids=ids, use_cache=False).logits[:, PROMPT_TOKENS - 1 : -1]
+    table = logits.log_softmax(-1)
+    logp = table.gather(-1, roll.ids[..., None])[..., 0] * roll.mask
+    entropy = -(table.exp() * table).sum(-1) * roll.mask
+    logp.sum().backward()
+    theirs = torch.cat([p.grad.flatten() for p in model.parameters()])
+    for name, value, bound in (
+        ("rollout log p", (roll.x["logp"] - logp).abs().max(), 1e-4),
+        ("rollout entropy", (roll.x["H"] - entropy).abs().max(), 1e-4),
+        ("training log p", (live.logp - logp).abs().max(), 1e-4),
+        ("training entropy", (live.x["H"] - entropy).abs().max(), 1e-4),
+        ("gradient, relative", (ours - theirs).norm() / theirs.norm(), 1e-4),
+        ("sampler chi2, p-value below", _sampler_p_value(policy), None),
+    ):
+        passed = float(value) <= bound if bound else float(value) >= 1e-3
+        print(
+            json.dumps(
+                {"check": name, "value": float(value), "bound": bound or 1e-3, "passed": passed}
+            )
+        )
+
+
+def _sampler_p_value(policy: Policy) -> float:
+    """Smallest of 30 seeds' p-values, times 30: first tokens of 2,048 answers against the model's distribution."""
+    from scipy.stats import chi2
+
+    from trainorder.rollout import TorchEngine
+
+    prompt = policy.encode_prompt(prompts(0)[0])
+    with torch.no_grad():
+        p = policy.model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
+    bins = 32
+    edges = torch.arange(VOCABULARY) * bins // VOCABULARY
+    expected = torch.zeros(bins, dtype=torch.float64).index_add(0, edges, p) * 2048
+    values = []
+    for seed in range(30):
+        done = TorchEngine(policy).generate(
+            [prompt],
+            samples=2048,
+            max_new_tokens=1,
+            temperature=1.0,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        counts = torch.bincount(edges[done.ids[:, 0]], minlength=bins)
+        values.append(float(chi2.sf(float(((counts - expected) ** 2 / expected).sum()), bins - 1)))
+    return min(1.0, 30 * min(values))

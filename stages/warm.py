@@ -1,0 +1,58 @@
+"""Borrowing a process that has torch and transformers imported already: the flow keeps one (flows/warm.py).
+
+Importing them takes longer than many a stage computes. Where TRAINORDER_WARM names the flow's socket, `python -m stages.X`
+asks there for a forked child that runs the same module with the same arguments, folder, environment and output,
+waits for it, and ends with its exit code. Without a socket, or with a dead one, the stage runs where it was started: the
+bytes are the same. If this process is killed, so is the child.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+
+from trainorder.process import die_with_parent
+
+VARIABLE = "TRAINORDER_WARM"
+HEAVY = ("sft_warmup", "train_judge", "rl", "merge", "evaluate", "measure_bwt", "report")
+LOST = 70
+"""Exit code where the child ended without giving one (killed, out of memory)."""
+
+
+def borrow() -> None:
+    """Run this `python -m stages.X` in the flow's child and exit with its code; return where that is not possible."""
+    address, module = os.environ.get(VARIABLE), _module()
+    if not address or module is None or "RANK" in os.environ:
+        return
+    die_with_parent()
+    request = {
+        "module": module,
+        "argv": sys.orig_argv[3:],
+        "cwd": os.getcwd(),  # noqa: PTH109
+        "env": {name: value for name, value in os.environ.items() if name != VARIABLE},
+    }
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.connect(address)
+            text = json.dumps(request).encode()
+            socket.send_fds(connection, [len(text).to_bytes(4, "big")], [1, 2])
+            connection.sendall(text)
+        except OSError:
+            return
+        code = connection.recv(1)
+    if not code:
+        print(
+            f"error: the process that ran {module} ended without a word: killed?", file=sys.stderr
+        )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code[0] if code else LOST)
+
+
+def _module() -> str | None:
+    """`stages.X` of `python -m stages.X ...`, for the stages that are worth it."""
+    words = sys.orig_argv[1:3]
+    heavy = [f"stages.{name}" for name in HEAVY]
+    return words[1] if len(words) == 2 and words[0] == "-m" and words[1] in heavy else None

@@ -1,0 +1,92 @@
+"""A folder with a built task and a random parent, for tests that train real steps; also run as a rank by a launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainorder.config import PhaseConfig, PolicyConfig, RlConfig, TrainingConfig, parse_params
+from trainorder.data import build
+from trainorder.policy import Policy
+from trainorder.rl.registry import REWARDS, Entry
+from trainorder.rl.step import Learner, rl_step
+from trainorder.rl.trainer import make_learner, save
+from trainorder.rl.types import Roll, State
+
+PARENT = Path("checkpoints/s0")
+TASK = {"train": 12, "dev": 2, "test": 2, "demonstrations": 5}
+SIZE = PolicyConfig(hidden_size=64, num_layers=2, num_heads=2, mlp_size=32, max_positions=160)
+
+
+def says_seven(roll: Roll, state: State) -> torch.Tensor:
+    """Share of the answer's tokens that are ` 7`: a random policy never solves a problem, it can learn to say 7."""
+    return torch.tensor([text.split(" ").count("7") / 6 for text in roll.text])
+
+
+def even_tokens(roll: Roll, state: State) -> torch.Tensor:
+    """Share of even token numbers: differs between the rows of any model."""
+    return ((roll.ids % 2 == 0) * roll.mask).sum(1) / roll.mask.sum(1)
+
+
+for _reward in (says_seven, even_tokens):
+    REWARDS[_reward.__name__] = Entry("reward", _reward.__name__, _reward)
+
+
+def make_parent() -> None:
+    """Data and a random Llama in the current folder; two tasks with answers of different lengths."""
+    tasks = {"math": {**TASK, "max_new_tokens": 32}, "qa": {**TASK, "max_new_tokens": 40}}
+    phase = {"kind": "structured", "tasks": {"math": 1.0}, "steps": 1}
+    build(parse_params({"tasks": tasks, "phases": {"math": phase}, "orders": {"one": ["math"]}}))
+    Policy.build_tiny(SIZE, "data/tokenizer", 0).save(PARENT)
+
+
+def settings(**changes: Any) -> RlConfig:
+    """Steps that learn to say 7 quickly."""
+    method = {"reward": ["says_seven"], "terms": ["clipped_surrogate", {"kl": {"coef": 0.01}}]}
+    small = {"prompts_per_step": 5, "group_size": 4, "lr": 0.01, "warmup_steps": 0, "method": method}
+    return RlConfig.model_validate({**small, **changes})
+
+
+def learner_of(parent: Path = PARENT, rl: RlConfig | None = None, **backends: Any) -> Learner:
+    """A learner on both tasks."""
+    phase = PhaseConfig(kind="structured", tasks={"math": 1.0, "qa": 1.0}, steps=9)
+    return make_learner(parent, "math", phase, rl or settings(), 0, **backends)
+
+
+def steps(learner: Learner, state: State, count: int) -> list[dict[str, float]]:
+    """What `count` steps log."""
+    return [rl_step(learner, state) for _ in range(count)]
+
+
+def main() -> None:
+    """One rank: train some steps from the start or from a saved state, then write log, state and checkpoint."""
+    torch.set_num_threads(1)
+    job = json.loads(sys.argv[1])
+    learner = learner_of(
+        rl=settings(**job.get("rl", {})), training=TrainingConfig.model_validate(job["training"])
+    )
+    state, begin = State(total=9), job.get("resume")
+    if begin:
+        found = torch.load(f"{begin}.pt", weights_only=True)
+        learner.backend.restore(found["tensors"])
+        state = State.from_state_dict(found["state"])
+    log = steps(learner, state, job["steps"])
+    tensors = learner.backend.tensors()
+    if learner.backend.rank == 0:
+        out = Path(job["out"])
+        out.with_suffix(".json").write_text(json.dumps(log))
+        torch.save({"tensors": tensors, "state": state.state_dict()}, f"{out}.pt")
+    save(learner, Path("checkpoints") / job["out"])
+    if "RANK" in os.environ:
+        from trainorder.rl.deepspeed_backend import leave
+
+        leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Verifiers in a process of their own: what a bad one costs, what a good one pays, and when the stage stops."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from trainorder.config import GradingConfig, ParamsError, TaskConfig
+from trainorder.rewards.grading import Grader, GradingError, Unscored, reached
+from trainorder.rl.problems import TaskSet
+from trainorder.streams import stream
+from trainorder.tasks import TASKS as KINDS
+from trainorder.tasks import make_task
+from trainorder.tasks.base import Problem, Reward
+
+TASKS = tuple(kind for kind in KINDS if kind != "jsonl")  # it reads files: tests/unit/test_jsonl.py
+ROOT = Path(__file__).parents[2]
+PROBLEM = Problem("odd/1", "odd", "p", "g", "g")
+
+
+@dataclass(frozen=True)
+class Odd:
+    """Does what the answer says."""
+
+    version: int = 1
+    rewarded_by: str = "verifier"
+
+    def grade(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[Reward]:
+        return [Reward(self.pay(text)) for text in completions]
+
+    def pay(self, text: str) -> float | None:
+        if text == "hang":
+            while True:
+                pass
+        if text == "hang in C":
+            re.fullmatch("(a+)+", "a" * 64 + "b")
+        if text == "crash":
+            ctypes.string_at(0)
+        if text == "exit":
+            os._exit(0)
+        if text == "raise":
+            raise ValueError("no such unit")
+        if text == "recurse":
+            return self.pay(text)
+        if text == "memory":
+            return float(len(bytearray(1 << 40)))
+        if text == "print":
+            print('{"row": 0, "value": 1.0}')
+        if text == "environment":
+            return float(any("canary" in value for value in os.environ.values()))
+        return {"nan": math.nan, "none": None}.get(text, float(len(text) % 2))
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Grader]:
+    made = Grader(GradingConfig(seconds=1.0, max_unscored=1.0))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def grader(running: Grader) -> Grader:
+    """One grader for all tests: whatever happened to its worker before must not matter."""
+    running.unscored = Unscored(1.0)
+    return running
+
+
+def values(grader: Grader, *texts: str) -> list[float | None]:
+    return [r.value for r in grader.grade(Odd(), texts, [PROBLEM] * len(texts))]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("hang", "the verifier took over 1 s"),
+        ("hang in C", "the verifier took over 1 s"),
+        ("crash", "the verifier's process died twice"),
+        ("exit", "the verifier's process died twice"),
+        ("raise", "ValueError: no such unit"),
+        ("recurse", "RecursionError"),
+        ("memory", "MemoryError"),
+        ("nan", "the verifier gave no grade"),
+        ("none", "the verifier gave no grade"),
+    ],
+)
+def test_a_bad_grade_costs_one_answer(grader: Grader, text: str, reason: str) -> None:
+    assert values(grader, "a", "aa", text, "aaa") == [1.0, 0.0, None, 1.0]
+    [(given, times)] = grader.unscored.reasons["odd"].items()
+    assert given.startswith(reason)
+    assert times == 1
+
+
+def test_several_bad_grades_in_one_batch(grader: Grader) -> None:
+    texts = ["hang", "a", "crash", "raise", "hang", "aa"]
+    assert values(grader, *texts) == [None, 1.0, None, None, None, 0.0]
+
+
+def test_what_a_verifier_prints_is_no_grade(grader: Grader) -> None:
+    assert values(grader, "aa", "print") == [0.0, 1.0]  # five letters
+
+
+def test_a_worker_killed_from_outside_costs_nothing(grader: Grader) -> None:
+    assert values(grader, "a") == [1.0]
+    assert grader._worker is not None
+    os.kill(grader._worker.pid, signal.SIGKILL)
+    assert values(grader, "a", "aa") == [1.0, 0.0]
+    assert not grader.unscored.reasons
+
+
+def test_a_stopped_worker_costs_one_answer_and_time(grader: Grader) -> None:
+    assert values(grader, "a") == [1.0]
+    assert grader._worker is not None
+    os.kill(grader._worker.pid, signal.SIGSTOP)
+    assert values(grader, "a", "aa") == [None, 0.0]
+
+
+def test_a_verifier_sees_no_key(grader: Grader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-canary")
+    grader.close()  # the next worker starts in an environment with the key
+    assert values(grader, "environment") == [0.0]
+
+
+def test_too_many_unscored_answers_stop_the_stage_with_the_reason() -> None:
+    grader = Grader(GradingConfig(max_unscored=0.2))
+    assert values(grader, *["a"] * 26, *["raise"] * 6).count(None) == 6  # 19 % of 32
+    with pytest.raises(GradingError, match=r"26% of the last 35 answers of task 'odd'.*allows 20%: 9 x ValueError: no such unit"):
+        values(grader, *["raise"] * 3)
+    grader.close()
+
+
+def test_few_answers_stop_nothing() -> None:
+    grader = Grader(GradingConfig(max_unscored=0.0))
+    assert values(grader, "raise") == [None]
+    grader.close()
+
+
+def test_a_task_that_cannot_be_sent_is_refused(grader: Grader) -> None:
+    class Local(Odd):
+        pass
+
+    with pytest.raises(ParamsError, match="Local cannot be sent"):
+        grader.grade(Local(), ["a"], [PROBLEM])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_worker_pays_what_the_task_pays(grader: Grader, name: str) -> None:
+    task, rng = make_task(name, TaskConfig()), stream("grading", name)
+    problems = [task.draw(rng) for _ in range(40)]
+    texts = [task.demonstrate(p, rng) for p in problems] + ["", "\ud800 \x00", "x" * 300_000]
+    problems += problems[:3]
+    assert grader.grade(task, texts, problems) == task.grade(texts, problems)
+
+
+def test_a_phase_grades_through_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    grader = Grader(GradingConfig(seconds=1.0))
+    monkeypatch.setattr("trainorder.rewards.grading._SHARED", grader)
+    tasks = TaskSet({"odd": 1.0}, {"odd": Odd()}, {"odd": [PROBLEM]}, {"odd": 4})  # type: ignore[dict-item]
+    assert tasks.grade([PROBLEM] * 3, ["a", "crash", "aa"]) == [1.0, None, 0.0]
+    grader.close()
+
+
+def test_programs_below_the_wanted_isolation_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainorder.rewards.sandbox.LEVELS", ("process", "filtered", "namespaces", "machine"))
+    with pytest.raises(ParamsError, match=r"grading\.isolation: .*'machine', this machine reaches '(filtered|namespaces)'"):
+        reached("machine")
+
+
+def test_the_overhead_is_small(grader: Grader) -> None:
+    values(grader, "a")
+    started = time.perf_counter()
+    values(grader, *["a" * (n % 50) for n in range(2000)])
+    assert (time.perf_counter() - started) / 2000 < 0.002  # measured 0.00004 s
+
+
+def test_no_worker_is_left() -> None:
+    grader = Grader(GradingConfig())
+    values(grader, "a")
+    assert grader._worker is not None
+    pid = grader._worker.pid
+    grader.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)

@@ -1,0 +1,90 @@
+"""The probe of the machine: measured once, kept, and applied."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainorder import machine
+from trainorder.config import ParamsError
+from trainorder.llama import kernels
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    yield tmp_path / "trainorder"
+    torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+def wide(folder: Path, width: int) -> Path:
+    """A checkpoint that says how wide it is."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"hidden_size": width}), encoding="utf-8")
+    return folder
+
+
+def test_a_machine_is_measured_once(cache):
+    first = machine.measured(64)
+    assert first["gemm"] in ("default", "onednn")
+    assert first["peak_gflops"] == max(first["speed"].values()) > 0
+    assert 0 < first["error"]["default"] < 1e-5
+    (file,) = cache.glob("machine-*.json")
+    file.write_text(json.dumps({**first, "gemm": "onednn"}), encoding="utf-8")
+    assert machine.measured(64)["gemm"] == "onednn"
+    machine.prepare(1, wide(cache, 64))
+    assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+
+
+def test_the_path_can_be_pinned(cache, monkeypatch):
+    monkeypatch.setenv("TRAINORDER_GEMM", "onednn")
+    assert machine.prepare(1, wide(cache, 64))["gemm"] == machine.chosen()["gemm"] == "onednn"
+    monkeypatch.setenv("TRAINORDER_GEMM", "mkl")
+    with pytest.raises(ParamsError, match="default and onednn"):
+        machine.prepare(1, wide(cache, 64))
+
+
+def test_a_torn_cache_is_measured_again(cache):
+    machine.measured(64)
+    (file,) = cache.glob("machine-*.json")
+    file.write_text("{", encoding="utf-8")
+    assert "gemm" in machine.measured(64)
+    assert json.loads(file.read_text(encoding="utf-8"))["gemm"] in ("default", "onednn")
+
+
+def test_kernels_are_built_once_and_a_wrong_one_is_refused(cache, monkeypatch):
+    kernels.load.cache_clear()
+    try:
+        found, text = kernels.load()
+        assert found is not None, text
+        (library,) = cache.glob("kernels-*.so")
+        built = library.stat().st_mtime_ns
+        kernels.load.cache_clear()
+        assert kernels.load()[0] is not None
+        assert library.stat().st_mtime_ns == built
+        # the same library with another log: the comparison with torch notices
+        source = kernels.SOURCE.read_text(encoding="utf-8").replace("logf(s)", "log2f(s)")
+        (cache / "wrong.c").write_text(source, encoding="utf-8")
+        monkeypatch.setattr(kernels, "SOURCE", cache / "wrong.c")
+        kernels.load.cache_clear()
+        found, text = kernels.load()
+        assert found is None
+        assert "differ" in text
+    finally:
+        kernels.load.cache_clear()
+
+
+def test_a_machine_without_a_compiler_says_what_to_do(cache, monkeypatch):
+    monkeypatch.setenv("PATH", str(cache))
+    monkeypatch.delenv("CC", raising=False)
+    kernels.load.cache_clear()
+    try:
+        found, text = kernels.load()
+        assert found is None
+        assert "install gcc" in text
+    finally:
+        kernels.load.cache_clear()

@@ -1,0 +1,367 @@
+"""Killed anywhere and started again, every stage leaves the bytes of the run that was not killed.
+
+Real stages in real processes on a policy of a few thousand weights; a fail-point is a SIGKILL at a named place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Project, make_project
+from stage_runner import StageRunner
+
+from trainorder.process import Busy, exclusive
+from trainorder.resume import Saved, Work, working
+
+PARAMS = """
+policy: {hidden_size: 16, num_layers: 1, num_heads: 2, mlp_size: 16, max_positions: 96}
+tasks:
+  math:     {train: 20, dev: 4, test: 4, max_new_tokens: 48, demonstrations: 60, drills: 40}
+  creative: {train: 130, dev: 4, test: 4, max_new_tokens: 48, demonstrations: 60}
+sft: {steps: 6, extension: 3, max_steps: 9, gate: {math: 0.0}, batch_size: 8, drill_batch_size: 4, warmup_steps: 2, threads: 2}
+judge: {task: creative, prompts: 40, answers: 4, heldout_prompts: 20, epochs: 3, batch_size: 8, min_agreement: 0.5}
+rl:
+  prompts_per_step: 4
+  group_size: 3
+  lr: 5.0e-3
+  warmup_steps: 3
+  updates_per_batch: 2
+  method:
+    edit: [{dynamic_sampling: {max_rounds: 2}}]
+    advantage: [dr_grpo]
+    terms: [clipped_surrogate, {kl: {coef: 0.1}}]
+phases:
+  math:     {kind: structured, tasks: {math: 1}, steps: 4}
+  creative: {kind: creative, tasks: {creative: 1}, steps: 4}
+  joint:    {kind: mixed, tasks: {math: 1, creative: 2}, steps: 8}
+orders: {one: [math, creative], joint: [joint]}
+merges: {dare: {method: dare, density: 0.5}}
+evaluation: {samples: 2}
+measure: {bootstrap: 100}
+flow: {checkpoint_seconds: 0}
+allow_unequal_budgets: true
+"""
+RL = ("--seed", "0", "--parent", "s0")
+STAGES = {
+    "sft_warmup": ("--node", "s0", "--seed", "0"),
+    "train_judge": ("--base", "s0"),
+    "rl": ("--node", "s0--joint", "--phase", "joint", "--variant", "default", *RL),
+    "evaluate": ("--node", "s0", "--seed", "0"),
+}
+OUTPUTS = {
+    "sft_warmup": ("checkpoints/s0/*", "runs/s0/metrics.jsonl"),
+    "train_judge": ("checkpoints/judge/**/*",),
+    "rl": ("checkpoints/s0--joint/*",),
+    "evaluate": ("evaluations/s0.parquet",),
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project in which every stage of STAGES ran once, undisturbed."""
+    project = make_project(tmp_path_factory.mktemp("resume") / "project")
+    (project.root / "params.yaml").write_text(PARAMS)
+    project.cli("plan")
+    return project
+
+
+@pytest.fixture(scope="module")
+def run(project: Project) -> Iterator[StageRunner]:
+    runner = StageRunner(project)
+    try:
+        for stage, arguments in {"fingerprint": (), "build_data": (), **STAGES}.items():
+            assert runner(stage, *arguments) == 0, runner.said()
+        yield runner
+    finally:
+        runner.close()
+
+
+def content(project: Project, stage: str) -> dict[str, str]:
+    found = [p for pattern in OUTPUTS[stage] for p in sorted(project.root.glob(pattern)) if p.is_file()]
+    assert found
+    return {str(p.relative_to(project.root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
+
+
+def remove_outputs(project: Project, stage: str) -> None:
+    """As DVC does before it runs a stage."""
+    for pattern in OUTPUTS[stage]:
+        for path in project.root.glob(pattern):
+            if path.is_file():
+                path.unlink()
+
+
+def metrics(project: Project, node: str) -> list[dict]:
+    lines = (project.root / "runs" / node / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith(("time/", "perf/"))} for line in lines]
+
+
+KILLS = [
+    ("sft_warmup", ["sft.step:1", "sft.step:3"]),
+    ("sft_warmup", ["sft.gate"]),
+    ("sft_warmup", ["resume.torn:3", "folder.rename:2"]),
+    ("train_judge", ["judge.answers"]),
+    ("train_judge", ["judge.step:5", "judge.step:3"]),
+    ("rl", ["rl.step:1", "rl.step:3", "resume.saved:2"]),
+    ("rl", ["resume.torn:4", "rl.end"]),
+    ("evaluate", ["resume.part:3", "resume.part:4", "file.rename:3"]),
+]
+
+
+@pytest.mark.parametrize(("stage", "kills"), KILLS, ids=lambda value: str(value))
+def test_killed_and_started_again_it_leaves_the_same_bytes(project, run, stage, kills):
+    before = content(project, stage)
+    lines = metrics(project, "s0--joint") if stage == "rl" else None
+    shutil.rmtree(project.root / ".resume", ignore_errors=True)
+    for kill in kills:
+        remove_outputs(project, stage)
+        assert run(stage, *STAGES[stage], fail_at=kill) == -9, run.said()
+    remove_outputs(project, stage)
+    assert run(stage, *STAGES[stage]) == 0, run.said()
+    assert content(project, stage) == before
+    if lines is not None:
+        assert metrics(project, "s0--joint") == lines
+
+
+def test_a_resumed_stage_does_not_begin_anew(project, run):
+    shutil.rmtree(project.root / ".resume", ignore_errors=True)
+    assert run("rl", *STAGES["rl"], fail_at="rl.step:6") == -9
+    # 5 steps are saved; of the 8 only 3 are left
+    assert run("rl", *STAGES["rl"], fail_at="rl.step:4") == 0
+
+
+@pytest.mark.parametrize("damage", ["tensors cut off", "one bit of the state"])
+def test_a_damaged_step_checkpoint_is_skipped_for_the_one_before(project, run, damage):
+    before = content(project, "rl")
+    shutil.rmtree(project.root / ".resume", ignore_errors=True)
+    assert run("rl", *STAGES["rl"], fail_at="rl.step:5") == -9
+    newest = max(project.root.glob(".resume/s0--joint/*/rl/0*"))
+    file = newest / ("tensors.safetensors" if damage == "tensors cut off" else "state.json")
+    data = bytearray(file.read_bytes())
+    if damage == "tensors cut off":
+        data = data[: len(data) // 2]
+    else:
+        data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert run("rl", *STAGES["rl"]) == 0, run.said()
+    assert f"{newest.relative_to(project.root)} is damaged" in run.said()
+    assert content(project, "rl") == before
+
+
+def test_a_changed_setting_never_goes_on_from_a_stale_state(project, run):
+    shutil.rmtree(project.root / ".resume", ignore_errors=True)
+    params = (project.root / "params.yaml").read_text()
+    changed = params.replace("lr: 5.0e-3", "lr: 4.0e-3")
+    (project.root / "params.yaml").write_text(changed)
+    assert run("rl", *STAGES["rl"]) == 0
+    expected = content(project, "rl")
+    shutil.rmtree(project.root / ".resume", ignore_errors=True)
+    (project.root / "params.yaml").write_text(params)
+    assert run("rl", *STAGES["rl"], fail_at="rl.step:4") == -9
+    stale = set(project.root.glob(".resume/s0--joint/*"))
+    (project.root / "params.yaml").write_text(changed)
+    assert run("rl", *STAGES["rl"]) == 0
+    (project.root / "params.yaml").write_text(params)
+    assert content(project, "rl") == expected
+    assert not stale & set(project.root.glob(".resume/s0--joint/*"))
+
+
+def test_what_the_next_stage_reads_is_no_longer_kept(project, run):
+    (project.root / ".resume" / "s0" / "key").mkdir(parents=True, exist_ok=True)
+    assert run("evaluate", *STAGES["evaluate"]) == 0
+    assert not (project.root / ".resume" / "s0").exists()
+
+
+def test_after_a_kill_the_same_mlflow_run_goes_on_without_a_doubled_or_lost_step(project, run):
+    from mlflow import MlflowClient
+
+    shutil.rmtree(project.root / ".resume", ignore_errors=True)
+    arguments = ("--node", "s0--math", "--phase", "math", "--variant", "default", *RL)
+    assert run("rl", *arguments, fail_at="rl.step:3") == -9
+    assert run("rl", *arguments) == 0, run.said()
+    client = MlflowClient(f"sqlite:///{project.root}/mlflow.db")
+    experiment = client.get_experiment_by_name("nodes")
+    found = [r for r in client.search_runs([experiment.experiment_id]) if r.data.tags["node"] == "s0--math"]
+    assert [r.info.status for r in found] == ["FINISHED"]
+    run_file = json.loads((project.root / "runs/s0--math/run.json").read_text())
+    assert run_file["run_id"] == found[0].info.run_id
+    for name in ("reward/mean", "rl/loss"):
+        history = client.get_metric_history(found[0].info.run_id, name)
+        assert sorted(m.step for m in history) == [0, 1, 2, 3], name
+
+
+def test_a_second_process_never_makes_the_same_node(project, run):
+    remove_outputs(project, "rl")
+    with exclusive(project.root / ".resume" / "s0--joint.lock", "makes s0--joint"):
+        assert run("rl", *STAGES["rl"], TRAINORDER_PATIENCE="0.5") == 1
+    assert "makes s0--joint; waiting for it" in run.said()
+    assert "wait for it or end it" in run.said()
+    assert not list((project.root / "checkpoints" / "s0--joint").glob("*.safetensors"))
+    assert run("rl", *STAGES["rl"]) == 0, run.said()
+
+
+# The module itself
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path):
+    work = Work(tmp_path, 0)
+    tensors = {"a": torch.tensor([0.1, float("nan")]), "step": torch.tensor(3.0), "b": torch.arange(3)}
+    state = {"x": 0.1 + 0.2, "nested": [{"y": None}], "order": {"b": 1, "a": 2}}
+    work.save("loop", tensors, state)
+    found = Work(tmp_path, 0).latest("loop")
+    assert found is not None
+    assert found.state == state
+    assert list(found.state["order"]) == ["b", "a"]
+    for name, value in tensors.items():
+        assert found.tensors[name].dtype == value.dtype
+        torch.testing.assert_close(found.tensors[name], value, rtol=0, atol=0, equal_nan=True)
+
+
+def test_tensors_that_share_memory_are_saved_apart(tmp_path: Path):
+    weight = torch.arange(4.0)
+    Work(tmp_path, 0).save("loop", {"one": weight, "tied": weight}, {})
+    found = Work(tmp_path, 0).latest("loop")
+    assert found is not None
+    assert torch.equal(found.tensors["one"], found.tensors["tied"])
+
+
+@pytest.mark.parametrize("state", [{1: 2}, {"a": (1, 2)}, {"a": {2}}])
+def test_a_state_that_json_would_change_is_refused(tmp_path: Path, state):
+    with pytest.raises(ValueError, match="does not survive JSON"):
+        Work(tmp_path, 0).save("loop", {}, state)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_checkpoints_are_kept_and_nothing_is_due_too_early(tmp_path: Path):
+    work = Work(tmp_path, 0)
+    for step in range(5):
+        work.save("loop", {}, {"step": step})
+    assert sorted(p.name for p in (tmp_path / "loop").iterdir()) == ["000004", "000005"]
+    assert work.due("loop")
+    assert not Work(tmp_path, 1000).due("loop")
+    assert not Work(None, 0).due("loop")
+
+
+def test_all_checkpoints_damaged_means_from_the_beginning(tmp_path: Path):
+    Work(tmp_path, 0).save("loop", {}, {"step": 1})
+    (tmp_path / "loop/000001/state.json").write_text("{")
+    with pytest.warns(RuntimeWarning, match="is damaged"):
+        assert Work(tmp_path, 0).latest("loop") is None
+    assert not list((tmp_path / "loop").iterdir())
+
+
+def test_parts_are_made_once(tmp_path: Path):
+    made = []
+
+    def make() -> Saved:
+        made.append(1)
+        return Saved({}, {"value": len(made)})
+
+    assert [Work(tmp_path, 0).part("p", make).state["value"] for _ in range(3)] == [1, 1, 1]
+    assert Work(None).part("p", make).state["value"] == 2
+
+
+def test_finished_shards_are_not_made_again_unless_damaged(tmp_path: Path):
+    made = []
+
+    def make(path: Path) -> None:
+        made.append(path.name)
+        path.write_bytes(b"weights")
+
+    for _ in range(2):
+        Work(tmp_path, 0).file("shard", make)
+    assert made == ["shard"]
+    (tmp_path / "files" / "shard").write_bytes(b"weightz")
+    Work(tmp_path, 0).file("shard", make)
+    assert made == ["shard", "shard"]
+
+
+def test_a_lock_goes_with_its_holder_and_other_settings_are_swept(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with working("s0", {"lr": 1}, 0) as work:
+        work.save("loop", {}, {})
+        with pytest.raises(Busy), exclusive(Path(".resume/s0.lock"), "makes s0"):
+            pass
+    with warnings.catch_warnings(), working("s0", {"lr": 2}, 0) as work:
+        assert work.latest("loop") is None
+    with working("s0", {"lr": 1}, 0) as work:
+        assert work.latest("loop") is None  # swept: two settings of a node never lie side by side
+    with working("s0", None, 0) as work:
+        assert not work.due("loop")
+
+
+# A full disk
+
+
+def mounted(place: Path, kilobytes: int) -> bool:
+    """A small disk of its own at `place`; False where this user may not mount."""
+    place.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("full", [".resume", "checkpoints"])
+def test_a_disk_that_fills_in_the_middle_is_said_and_after_making_room_it_goes_on(project, run, full):
+    before = content(project, "rl")
+    remove_outputs(project, "rl")
+    place, aside = project.root / full, project.root / "aside"
+    if full == ".resume":
+        shutil.rmtree(place)
+    else:
+        place.rename(aside)
+    kilobytes = 400  # of step checkpoints two fit, of checkpoints all but the last
+    if full == "checkpoints":
+        sizes = [f.stat().st_size for f in aside.rglob("*") if f.is_file()]
+        kilobytes = sum(-(-size // 4096) * 4 for size in sizes) + 24
+    if not mounted(place, kilobytes):
+        if full == "checkpoints":
+            aside.rename(place)
+        pytest.skip("this user may not mount a small disk; the file size limit below is tested everywhere")
+    try:
+        if full == "checkpoints":
+            shutil.copytree(aside, place, dirs_exist_ok=True)
+        assert run("rl", *STAGES["rl"]) == 1
+        assert "no space left on the disk" in run.said()
+        assert "run the same command again" in run.said()
+        assert "Traceback" not in run.said()
+        assert not list((project.root / "checkpoints").glob(".*.tmp"))
+        assert not list((project.root / "checkpoints/s0--joint").glob("*.safetensors"))
+        subprocess.run(["mount", "-o", "remount,size=50m", str(place)], check=True)
+        assert run("rl", *STAGES["rl"], fail_at="rl.step:8") == 0, run.said()  # not from the beginning
+        assert content(project, "rl") == before
+        if full == "checkpoints":
+            shutil.rmtree(aside)
+            shutil.copytree(place, aside)
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+        if full == "checkpoints":
+            place.rmdir()
+            aside.rename(place)
+    if full == ".resume":
+        return
+    assert content(project, "rl") == before
+
+
+def test_a_file_that_may_not_grow_leaves_the_one_before_and_no_traceback(project, run):
+    before = content(project, "rl")
+    remove_outputs(project, "rl")
+    shutil.rmtree(project.root / ".resume", ignore_errors=True)
+    assert run("rl", *STAGES["rl"], fail_at="rl.step:3") == -9
+    newest = sorted(p.name for p in project.root.glob(".resume/s0--joint/*/rl/*"))
+    elsewhere = {"MLFLOW_TRACKING_URI": "sqlite:////proc/nowhere/mlflow.db"}
+    assert run("rl", *STAGES["rl"], TEST_FILE_SIZE="9000", **elsewhere) == 1, run.said()
+    assert "no space left on the disk" in run.said()
+    assert "Traceback" not in run.said()
+    assert sorted(p.name for p in project.root.glob(".resume/s0--joint/*/rl/*")) == newest
+    assert run("rl", *STAGES["rl"]) == 0
+    assert content(project, "rl") == before

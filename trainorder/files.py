@@ -1,0 +1,103 @@
+"""Writing so that nothing is ever half there: to a temporary name, synced, renamed.
+
+A reader sees the old content or the whole new one, whatever is killed or fails in between; what a killed writer left
+under a temporary name is overwritten by the next.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from trainorder.process import fail_point
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 with Unix line ends; missing folders are made."""
+    with writing(path) as stream:
+        stream.write(text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Write a value as JSON."""
+    write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """A binary stream that becomes `path` if the block ends well, and leaves no trace otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        fail_point("file.rename")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """An empty folder that becomes `path` if the block ends well; an old `path` stays until then."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        new, old = scratch / "new", scratch / "old"
+        new.mkdir(parents=True)
+        yield new
+        for file in new.rglob("*"):
+            if file.is_file():
+                file.chmod(0o644)
+            sync(file)
+        sync(new)
+        fail_point("folder.rename")
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Make sure the disk has a file, or a folder's entries."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, says that the disk, the quota or the file size limit is exhausted.
+
+    >>> is_disk_full(OSError(errno.ENOSPC, "No space left on device")), is_disk_full(OSError("other"))
+    (True, False)
+    """
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    while error is not None:
+        if getattr(error, "errno", None) in full:
+            return True
+        if any(f"(os error {number})" in str(error) for number in full):  # safetensors, in words
+            return True
+        error = error.__cause__ or error.__context__
+    return False

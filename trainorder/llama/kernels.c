@@ -1,0 +1,345 @@
+/* What small models on a CPU spend their time in besides matrix products: one pass over memory each, float32.
+
+   Plain C without any header of torch, so that building takes a second; __init__.py builds, loads and explains it.
+   Arrays are contiguous unless a stride is given. Nothing here allocates, locks or starts threads: callers may run these
+   functions side by side on different arrays. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define SIMD(...) _Pragma(#__VA_ARGS__)
+
+/* exp(x) to 2 ulp by range reduction and a polynomial (Cephes); vectorises, and gives the same bits with every libm. */
+static inline float exp_(float x) {
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    const float n = rintf(x * 1.44269504088896341f);
+    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    union { int32_t i; float f; } scale = { .i = ((int32_t)n + 127) << 23 };
+    return p * scale.f;
+}
+
+static inline float max_of(const float *x, long n, float m) {
+    SIMD(omp simd reduction(max:m))
+    for (long i = 0; i < n; i++) m = x[i] > m ? x[i] : m;
+    return m;
+}
+
+/* x <- exp(x - m); returns the sum */
+static inline float exp_sum(float *x, long n, float m) {
+    float s = 0;
+    SIMD(omp simd reduction(+:s))
+    for (long i = 0; i < n; i++) { x[i] = exp_(x[i] - m); s += x[i]; }
+    return s;
+}
+
+static inline void scale(float *x, long n, float a) {
+    SIMD(omp simd)
+    for (long i = 0; i < n; i++) x[i] *= a;
+}
+
+static inline float dot(const float *x, const float *y, long n) {
+    float s = 0;
+    SIMD(omp simd reduction(+:s))
+    for (long i = 0; i < n; i++) s += x[i] * y[i];
+    return s;
+}
+
+/* y = x / rms(x) * w (w NULL: 1), r = 1 / rms(x); rows of h */
+void rms_norm(const float *x, const float *w, float *y, float *r, long rows, long h, float eps) {
+    for (long i = 0; i < rows; i++, x += h, y += h) {
+        const float inv = 1.0f / sqrtf(dot(x, x, h) / h + eps);
+        if (r) r[i] = inv;
+        if (w) {
+            SIMD(omp simd)
+            for (long j = 0; j < h; j++) y[j] = x[j] * inv * w[j];
+        } else {
+            SIMD(omp simd)
+            for (long j = 0; j < h; j++) y[j] = x[j] * inv;
+        }
+    }
+}
+
+/* dx of rms_norm; dw is added to */
+void rms_norm_backward(const float *dy, const float *x, const float *w, const float *r, float *dx, float *dw,
+                       long rows, long h) {
+    for (long i = 0; i < rows; i++, x += h, dy += h, dx += h) {
+        const float inv = r[i];
+        float c = 0;
+        SIMD(omp simd reduction(+:c))
+        for (long j = 0; j < h; j++) c += dy[j] * w[j] * x[j];
+        c *= inv * inv / h;
+        SIMD(omp simd)
+        for (long j = 0; j < h; j++) {
+            dw[j] += dy[j] * x[j] * inv;
+            dx[j] = (dy[j] * w[j] - x[j] * c) * inv;
+        }
+    }
+}
+
+/* y = silu(gate) * up; gate and up have row stride `stride` */
+void swiglu(const float *gate, const float *up, float *y, long rows, long n, long stride) {
+    for (long i = 0; i < rows; i++, gate += stride, up += stride, y += n) {
+        SIMD(omp simd)
+        for (long j = 0; j < n; j++) y[j] = gate[j] / (1.0f + exp_(-gate[j])) * up[j];
+    }
+}
+
+void swiglu_backward(const float *dy, const float *gate, const float *up, float *dgate, float *dup, long n) {
+    SIMD(omp simd)
+    for (long j = 0; j < n; j++) {
+        const float s = 1.0f / (1.0f + exp_(-gate[j])), g = gate[j] * s;
+        dup[j] = dy[j] * g;
+        dgate[j] = dy[j] * up[j] * (s + g * (1.0f - s));
+    }
+}
+
+/* Heads of flat tokens, [token, heads * d], into the padded array that batched products want, [group, kv, seat, member, t, d]
+   with heads = kv * members: place = (group * seats + seat) * t + position. Pairs (i, i + d/2) are rotated on the way by
+   cos, sin [token, d/2] (cos NULL: no rotation). */
+void pack(const float *x, const float *cos, const float *sin, const int64_t *place, float *out,
+          long tokens, long heads, long members, long seats, long t, long d) {
+    const long half = d / 2, kvs = heads / members;
+    for (long i = 0; i < tokens; i++, x += heads * d) {
+        const long block = place[i] / t, group = block / seats, seat = block % seats, position = place[i] % t;
+        const float *c = cos + i * half, *s = sin + i * half;
+        for (long h = 0; h < heads; h++) {
+            const float *from = x + h * d;
+            float *to = out + ((((group * kvs + h / members) * seats + seat) * members + h % members) * t + position) * d;
+            if (!cos) { memcpy(to, from, d * sizeof(float)); continue; }
+            SIMD(omp simd)
+            for (long j = 0; j < half; j++) {
+                to[j] = from[j] * c[j] - from[j + half] * s[j];
+                to[j + half] = from[j + half] * c[j] + from[j] * s[j];
+            }
+        }
+    }
+}
+
+/* The way back of `pack`, with the inverse rotation. */
+void unpack(const float *x, const float *cos, const float *sin, const int64_t *place, float *out,
+            long tokens, long heads, long members, long seats, long t, long d) {
+    const long half = d / 2, kvs = heads / members;
+    for (long i = 0; i < tokens; i++, out += heads * d) {
+        const long block = place[i] / t, group = block / seats, seat = block % seats, position = place[i] % t;
+        const float *c = cos + i * half, *s = sin + i * half;
+        for (long h = 0; h < heads; h++) {
+            const float *from = x + ((((group * kvs + h / members) * seats + seat) * members + h % members) * t + position) * d;
+            float *to = out + h * d;
+            if (!cos) { memcpy(to, from, d * sizeof(float)); continue; }
+            SIMD(omp simd)
+            for (long j = 0; j < half; j++) {
+                to[j] = from[j] * c[j] + from[j + half] * s[j];
+                to[j + half] = from[j + half] * c[j] - from[j] * s[j];
+            }
+        }
+    }
+}
+
+/* One softmax over two blocks of scores, in place: a row sees `seen[i / per]` of `width` prefix keys, and of the t keys of
+   its own sequence those up to its own position i % t. prefix NULL: no prefix. */
+void softmax(float *prefix, float *own, const int64_t *seen, long rows, long per, long width, long t, float factor) {
+    for (long i = 0; i < rows; i++, own += t) {
+        const long n = prefix ? seen[i / per] : 0, k = i % t + 1;
+        float *p = prefix + i * width;
+        const float m = max_of(own, k, n ? max_of(p, n, -INFINITY) : -INFINITY) * factor;
+        float s = 0;
+        SIMD(omp simd reduction(+:s))
+        for (long j = 0; j < n; j++) { p[j] = exp_(p[j] * factor - m); s += p[j]; }
+        SIMD(omp simd reduction(+:s))
+        for (long j = 0; j < k; j++) { own[j] = exp_(own[j] * factor - m); s += own[j]; }
+        if (prefix) { scale(p, n, 1.0f / s); memset(p + n, 0, (width - n) * sizeof(float)); }
+        scale(own, k, 1.0f / s);
+        memset(own + k, 0, (t - k) * sizeof(float));
+    }
+}
+
+/* Gradient of `softmax` from probabilities and their gradients, which it replaces. */
+void softmax_backward(const float *prefix, const float *own, float *dprefix, float *down, const int64_t *seen,
+                      long rows, long per, long width, long t, float factor) {
+    for (long i = 0; i < rows; i++, own += t, down += t) {
+        const long n = prefix ? seen[i / per] : 0, k = i % t + 1;
+        const float *p = prefix + i * width;
+        float *dp = dprefix + i * width;
+        const float c = dot(own, down, k) + (n ? dot(p, dp, n) : 0.0f);
+        SIMD(omp simd)
+        for (long j = 0; j < n; j++) dp[j] = p[j] * (dp[j] - c) * factor;
+        if (prefix) memset(dp + n, 0, (width - n) * sizeof(float));
+        SIMD(omp simd)
+        for (long j = 0; j < k; j++) down[j] = own[j] * (down[j] - c) * factor;
+        memset(down + k, 0, (t - k) * sizeof(float));
+    }
+}
+
+/* log p of the targets and the entropy (NULL: not wanted) of softmax(logits * factor); lse for the way back. */
+void log_prob(const float *logits, const int64_t *target, float *logp, float *entropy, float *lse,
+              long rows, long n, float factor) {
+    for (long i = 0; i < rows; i++, logits += n) {
+        const float m = max_of(logits, n, -INFINITY) * factor;
+        float s = 0, e = 0;
+        if (entropy) {
+            SIMD(omp simd reduction(+:s, e))
+            for (long j = 0; j < n; j++) {
+                const float z = logits[j] * factor - m, x = exp_(z);
+                s += x;
+                e += x * z;
+            }
+            entropy[i] = logf(s) - e / s;
+        } else {
+            SIMD(omp simd reduction(+:s))
+            for (long j = 0; j < n; j++) s += exp_(logits[j] * factor - m);
+        }
+        lse[i] = m + logf(s);
+        logp[i] = logits[target[i]] * factor - lse[i];
+    }
+}
+
+/* logits <- gradient: g (1[target] - p) from log p, and -dh p (log p + H) from the entropy (NULL: none). */
+void log_prob_backward(float *logits, const int64_t *target, const float *lse, const float *g, const float *dh,
+                       const float *entropy, long rows, long n, float factor) {
+    for (long i = 0; i < rows; i++, logits += n) {
+        const float gi = g[i] * factor, hi = dh ? dh[i] * factor : 0.0f, shift = lse[i] - (dh ? entropy[i] : 0.0f);
+        const float top = lse[i];
+        SIMD(omp simd)
+        for (long j = 0; j < n; j++) {
+            const float z = logits[j] * factor, p = exp_(z - top);
+            logits[j] = -p * (gi + hi * (z - shift));
+        }
+        logits[target[i]] += gi;
+    }
+}
+
+/* One token per row by inverse CDF: the first whose cumulative probability exceeds noise * total; factor 0: the likeliest,
+   scored at temperature 1. scratch holds n floats. */
+void sample(const float *logits, const float *noise, int64_t *id, float *logp, float *entropy, float *scratch,
+            long rows, long n, float factor) {
+    const float f = factor > 0 ? factor : 1.0f;
+    for (long i = 0; i < rows; i++, logits += n) {
+        const float m = max_of(logits, n, -INFINITY) * f;
+        float s = 0, e = 0;
+        SIMD(omp simd reduction(+:s, e))
+        for (long j = 0; j < n; j++) {
+            const float z = logits[j] * f - m, x = exp_(z);
+            scratch[j] = x;
+            s += x;
+            e += x * z;
+        }
+        long k = 0;
+        if (factor > 0) {
+            double left = (double)noise[i] * s;
+            enum { BLOCK = 32 };
+            for (; k + BLOCK < n; k += BLOCK) {
+                float b = 0;
+                SIMD(omp simd reduction(+:b))
+                for (long j = 0; j < BLOCK; j++) b += scratch[k + j];
+                if (b > left) break;
+                left -= b;
+            }
+            for (; k < n - 1 && scratch[k] <= left; k++) left -= scratch[k];
+            while (k > 0 && scratch[k] == 0) k--;
+        } else {
+            while (logits[k] * f != m) k++;
+        }
+        id[i] = k;
+        logp[i] = logits[k] * f - m - logf(s);
+        entropy[i] = logf(s) - e / s;
+    }
+}
+
+enum { LANES = 16 };
+
+/* p[c] = sum_j q[j] keys[j, c] for c < n; writes, and reads keys, up to the next multiple of LANES */
+static inline void scores(const float *q, const float *keys, long stride, float *p, long n, long d) {
+    for (long c = 0; c < n; c += LANES) {
+        float even[LANES] = {0}, odd[LANES] = {0};
+        for (long j = 0; j < d; j += 2) {
+            const float *a = keys + j * stride + c, *b = a + stride;
+            SIMD(omp simd)
+            for (long l = 0; l < LANES; l++) { even[l] += q[j] * a[l]; odd[l] += q[j + 1] * b[l]; }
+        }
+        SIMD(omp simd)
+        for (long l = 0; l < LANES; l++) p[c + l] = even[l] + odd[l];
+    }
+}
+
+/* y[j] += sum_c p[c] values[c, j] for c < n */
+static inline void mix(const float *p, const float *values, float *y, long n, long d) {
+    for (long j = 0; j < d; j += LANES) {
+        const long m = d - j < LANES ? d - j : LANES;
+        float even[LANES] = {0}, odd[LANES] = {0};
+        long c = 0;
+        for (; c + 1 < n; c += 2) {
+            const float *a = values + c * d + j, *b = a + d;
+            if (m == LANES) {
+                SIMD(omp simd)
+                for (long l = 0; l < LANES; l++) { even[l] += p[c] * a[l]; odd[l] += p[c + 1] * b[l]; }
+            } else {
+                for (long l = 0; l < m; l++) { even[l] += p[c] * a[l]; odd[l] += p[c + 1] * b[l]; }
+            }
+        }
+        if (c < n) for (long l = 0; l < m; l++) even[l] += p[c] * values[c * d + j + l];
+        for (long l = 0; l < m; l++) y[j + l] += even[l] + odd[l];
+    }
+}
+
+static inline __attribute__((always_inline)) void attend_(
+    float *mixed, const float *cos, const float *sin, const float *prefix_keys, const float *prefix_values,
+    float *own_keys, float *own_values, const int64_t *prompt, const int64_t *skip, float *out, float *scratch,
+    long rows, long heads, long kv, long width, long width_stride, long room, long filled, const long d) {
+    const long group = heads / kv, half = d / 2, present = filled + 1;
+    for (long i = 0; i < rows; i++, mixed += (heads + 2 * kv) * d) {
+        for (long h = 0; h < heads + kv; h++) {
+            float *x = mixed + h * d;
+            for (long j = 0; j < half; j++) {
+                const float a = x[2 * j], b = x[2 * j + 1];
+                x[2 * j] = a * cos[j] - b * sin[j];
+                x[2 * j + 1] = b * cos[j] + a * sin[j];
+            }
+        }
+        const long first = skip[prompt[i]], n = width - first;
+        for (long k = 0; k < kv; k++) {
+            const float *key = mixed + (heads + k) * d, *value = mixed + (heads + kv + k) * d;
+            float *keys = own_keys + (i * kv + k) * d * room, *values = own_values + (i * kv + k) * d * room;
+            for (long j = 0; j < d; j++) keys[j * room + filled] = key[j];
+            memcpy(values + filled * d, value, d * sizeof(float));
+            const float *pk = prefix_keys + (prompt[i] * kv + k) * d * width_stride + first;
+            const float *pv = prefix_values + ((prompt[i] * kv + k) * width + first) * d;
+            for (long g = 0; g < group; g++) {
+                const float *q = mixed + (k * group + g) * d;
+                float *o = scratch + n, *y = out + ((i * kv + k) * group + g) * d;
+                scores(q, pk, width_stride, scratch, n, d);
+                scores(q, keys, room, o, present, d);
+                const float s = exp_sum(scratch, n + present, max_of(scratch, n + present, -INFINITY));
+                memset(y, 0, d * sizeof(float));
+                mix(scratch, pv, y, n, d);
+                mix(o, values, y, present, d);
+                scale(y, d, 1.0f / s);
+            }
+        }
+    }
+}
+
+/* One decoding step of attention. mixed [rows, (heads + 2 kv) d]: queries and keys in rotation order (pairs side by side),
+   turned here by cos, sin [d/2]. Prefix keys [prompt, kv, d, width_stride], values [prompt, kv, width, d], of which a
+   prompt's first `skip` are padding; own keys [row, kv, d, room], values [row, kv, room, d], `filled` of them present before
+   the step. Row i belongs to prompt[i]. width_stride >= width + LANES; room is a multiple of LANES; scratch holds
+   width + room + 2 LANES. */
+void attend(float *mixed, const float *cos, const float *sin, const float *prefix_keys, const float *prefix_values,
+            float *own_keys, float *own_values, const int64_t *prompt, const int64_t *skip, float *out, float *scratch,
+            long rows, long heads, long kv, long d, long width, long width_stride, long room, long filled) {
+#define ATTEND(D) attend_(mixed, cos, sin, prefix_keys, prefix_values, own_keys, own_values, prompt, skip, out, scratch, \
+                          rows, heads, kv, width, width_stride, room, filled, D)
+    switch (d) { /* a known size keeps sums in registers */
+        case 32: ATTEND(32); break;
+        case 64: ATTEND(64); break;
+        case 128: ATTEND(128); break;
+        default: ATTEND(d);
+    }
+}

@@ -1,0 +1,133 @@
+"""kernels.c, built once per machine with its C compiler and called through ctypes.
+
+A machine without a compiler, or on which the built kernels do not agree with torch, works without them: every caller has
+a way in plain torch. `TRAINORDER_KERNELS=0` turns them off.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from ctypes import c_float, c_long, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainorder.machine import cache_folder, processor
+
+SOURCE = Path(__file__).with_name("kernels.c")
+FLAGS = [
+    "-O3",
+    "-march=native",
+    "-fopenmp-simd",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fPIC",
+    "-shared",
+]
+LANES = 16
+"""Floats that kernels.c takes at a time; some arrays have to be that much longer."""
+TOLERANCE = 1e-5
+"""Largest difference from torch, relative to the largest value, at which the kernels are used."""
+
+_POINTERS = {  # name -> pointers, longs, floats, in the order of kernels.c
+    "rms_norm": (4, 2, 1),
+    "rms_norm_backward": (6, 2, 0),
+    "swiglu": (3, 3, 0),
+    "swiglu_backward": (5, 1, 0),
+    "pack": (5, 6, 0),
+    "unpack": (5, 6, 0),
+    "softmax": (3, 4, 1),
+    "softmax_backward": (5, 4, 1),
+    "log_prob": (5, 2, 1),
+    "log_prob_backward": (6, 2, 1),
+    "sample": (6, 2, 1),
+    "attend": (11, 8, 0),
+}
+
+
+class Kernels:
+    """The functions of kernels.c; a tensor is passed as itself, contiguous, float32 or int64, None as NULL."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        for name, (pointers, longs, floats) in _POINTERS.items():
+            function = getattr(library, name)
+            function.restype = None
+            function.argtypes = [c_void_p] * pointers + [c_long] * longs + [c_float] * floats
+            setattr(self, f"_{name}", function)
+
+    def __getattr__(self, name: str) -> functools.partial[None]:
+        if name not in _POINTERS:
+            raise AttributeError(name)
+        function, pointers = getattr(self, f"_{name}"), _POINTERS[name][0]
+        call = functools.partial(_call, function, pointers)
+        setattr(self, name, call)
+        return call
+
+
+def _call(
+    function: Callable[..., None], pointers: int, *arguments: Tensor | int | float | None
+) -> None:
+    function(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
+
+
+@functools.cache
+def load() -> tuple[Kernels | None, str]:
+    """The kernels and a line that says which, or None and why there are none. Built at the first call ever, about 1 s."""
+    if os.environ.get("TRAINORDER_KERNELS") == "0":
+        return None, "torch (TRAINORDER_KERNELS=0)"
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        return None, "torch (no C compiler: set CC or install gcc for about twice the speed)"
+    try:
+        kernels = Kernels(_built(compiler))
+    except (OSError, subprocess.CalledProcessError) as error:
+        return None, f"torch (kernels could not be built with {compiler}: {error})"
+    difference = _difference(kernels)
+    if not difference <= TOLERANCE:
+        return None, f"torch (kernels differ from it by {difference:.1e}, more than {TOLERANCE:g})"
+    return kernels, f"C kernels (within {difference:.0e} of torch)"
+
+
+def _built(compiler: str) -> Path:
+    source = SOURCE.read_bytes()
+    machine = [compiler, *FLAGS, processor()]
+    key = hashlib.sha256(source + "\0".join(machine).encode()).hexdigest()[:16]
+    cache = cache_folder()
+    library = cache / f"kernels-{key}.so"
+    if not library.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            new = Path(scratch) / library.name
+            command = [compiler, *FLAGS, str(SOURCE), "-o", str(new), "-lm"]
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
+            new.rename(library)
+    return library
+
+
+def _difference(kernels: Kernels) -> float:
+    """Largest relative difference from torch on a small softmax, norm and gated unit, which use every building block."""
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(n, 48, generator=generator) * 3 for n in (7, 1))
+    ids = torch.arange(7)
+    logp, entropy, lse, r = (torch.empty(7) for _ in range(4))
+    normed, gated = torch.empty_like(x), torch.empty_like(x)
+    kernels.log_prob(x, ids, logp, entropy, lse, 7, 48, 0.7)
+    kernels.rms_norm(x, w, normed, r, 7, 48, 1e-6)
+    kernels.swiglu(x, normed, gated, 7, 48, 48)
+    true = (x * 0.7).log_softmax(-1)
+    pairs = [
+        (logp, true[ids, ids]),
+        (entropy, -(true.exp() * true).sum(-1)),
+        (normed, torch.nn.functional.rms_norm(x, (48,), w[0], 1e-6)),
+        (gated, torch.nn.functional.silu(x) * normed),
+    ]
+    return max(float((ours - theirs).abs().max() / theirs.abs().max()) for ours, theirs in pairs)

@@ -1,0 +1,68 @@
+"""What `trainorder recommend` and `trainorder table` read: reports/bwt.json, checked against what is asked of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from trainorder import paths
+from trainorder.config import ParamsError, did_you_mean
+from trainorder.measure import VERSION
+from trainorder.measure.apply import apply
+
+
+def load() -> dict[str, Any]:
+    """The content of reports/bwt.json.
+
+    Raises:
+        ParamsError: nothing was measured yet, or an older version of the program measured it.
+    """
+    if not paths.BWT.is_file():
+        raise ParamsError(f"{paths.BWT} not found: nothing is measured yet; run `trainorder run`")
+    bwt = json.loads(paths.BWT.read_text(encoding="utf-8"))
+    if bwt.get("version") != VERSION:
+        raise ParamsError(
+            f"{paths.BWT} is of version {bwt.get('version')}, this program reads {VERSION}: run `dvc repro measure_bwt`"
+        )
+    return bwt
+
+
+def recommendation(*, two_stage: bool, variant: str, rule: str) -> tuple[dict[str, Any], str]:
+    """The measurement under a variant, and the key of the recommendation in it.
+
+    Raises:
+        ParamsError: no such variant or rule, or nothing was measured.
+    """
+    bwt = load()
+    known = ["default", *bwt["variants"]]
+    if variant not in known:
+        raise ParamsError(
+            f"no variant {variant!r} was measured; there are {', '.join(known)}{did_you_mean(variant, known)}"
+        )
+    chosen = bwt if variant == "default" else bwt["variants"][variant]
+    key = "recommended_two_stage" if two_stage else "recommended"
+    rules = list((chosen[key] or {}).get("rules", {}))
+    if rules and rule not in rules:
+        raise ParamsError(
+            f"no rule {rule!r} for an order; there are {', '.join(rules)}{did_you_mean(rule, rules)}"
+        )
+    return chosen, key
+
+
+def apply_order(found: Mapping[str, Any] | None, rule: str) -> str:
+    """Add the rule's order to params.yaml; returns what was done, in a sentence.
+
+    Raises:
+        ParamsError: there is no order to add.
+    """
+    if found is None or found["order"] is None:
+        raise ParamsError(
+            f"no order to add: {found['run'] if found else 'no phase was trained alone'}"
+        )
+    name = "best" if rule == "exact" else rule
+    name += "" if found["source"] == "from_base" else "_two_stage"
+    name, changed = apply(paths.PARAMS, name, found["rules"][rule]["order"])
+    if not changed:
+        return f"params.yaml has this order already: {name}"
+    return f"params.yaml: order {name} added; `trainorder plan` shows what it costs"

@@ -1,0 +1,225 @@
+"""Two arms side by side: paired differences by task, position and variant, and whether they can be told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from trainorder import paths
+from trainorder.config import MeasureConfig, ParamsError, did_you_mean
+from trainorder.measure.across import EVERY, survives
+from trainorder.measure.design import Arm, BySeed, Design
+from trainorder.measure.evidence import as_json
+from trainorder.measure.scores import POOLED, SCORE, Scores, scores_of, tasks_of
+from trainorder.metrics import statistics
+from trainorder.streams import numpy_stream
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = np.ndarray
+MEAN, IDENTIFIED = "mean", "identified"
+
+
+def compare(
+    designs: Mapping[str, Design],
+    a: str,
+    b: str,
+    config: MeasureConfig,
+    *,
+    metric: str = SCORE,
+    split: str = "test",
+) -> dict[str, Any]:
+    """Everything about A minus B; reads the evaluations of their checkpoints only.
+
+    An arm is an order, a merge, `base`, or a phase (trained alone from the base). Within a variant, `mean` is the main
+    question, the mean over the trained tasks: its checkpoints differ if its interval excludes 0, and the arms are
+    identified as different if that interval also covers seeds. With one seed it does not: another training run may
+    differ by more, so the verdict stays `not identified`. Single tasks are told apart with Holm's correction over them.
+    Positions only describe: they carry intervals and no verdict.
+
+    `variants` maps each variant to {mean, tasks, positions, verdict, note, seeds}; a row is {a, b, difference, p,
+    differs}. `verdict` is that of all variants: identified in every one with the same sign, else `not identified`.
+
+    Raises:
+        ParamsError: no such arm, metric, or evaluation; says which there are.
+    """
+    if a == b:
+        raise ParamsError(f"{a} is compared with itself: name two arms")
+    found = {v: _variant(design, a, b, config, metric, split) for v, design in designs.items()}
+    verdicts = {
+        v: {"value": f[MEAN]["difference"]["value"], "identified": f["verdict"] == IDENTIFIED}
+        for v, f in found.items()
+    }
+    survived = survives(verdicts)
+    return {
+        "a": a,
+        "b": b,
+        "metric": metric,
+        "split": split,
+        "level": config.level,
+        "variants": found,
+        "survives": survived if len(found) > 1 else None,
+        "verdict": IDENTIFIED if survived == EVERY else "not identified",
+    }
+
+
+def arms_of(design: Design) -> dict[str, Arm]:
+    """What can be compared, by name; an order hides a phase of the same name."""
+    singles = [Arm(phase, "single", nodes, (phase,)) for phase, nodes in design.singles.items()]
+    return {arm.name: arm for arm in [*singles, *design.arms()]}
+
+
+def _variant(
+    design: Design, a: str, b: str, config: MeasureConfig, metric: str, split: str
+) -> dict[str, Any]:
+    arms = arms_of(design)
+    for name in (a, b):
+        if name not in arms:
+            raise ParamsError(
+                f"no arm {name!r} in plan.yaml; there are {', '.join(arms)}{did_you_mean(name, list(arms))}"
+            )
+    first, second = arms[a], arms[b]
+    chains = [_chain(design, first), _chain(design, second)]
+    steps = list(zip(*chains, strict=False)) if len(chains[0]) == len(chains[1]) else []
+    nodes = [first.final, second.final, *(nodes for step in steps for nodes in step)]
+    names = list(dict.fromkeys(n for by_seed in nodes for n in by_seed.values()))
+    table = _read(names, metric, split)
+    tasks = tuple(t for t in tasks_of(table, design.trained) if _known(table, t, names))
+    if not tasks:
+        raise ParamsError(_unknown_metric(names, metric, split))
+    scores = scores_of(
+        table, split, names, tasks, count=config.bootstrap, seed=config.seed, metric=metric
+    )
+    rng = numpy_stream("measure", config.seed, "seeds")
+    draws = statistics.draw_seeds(len(design.seeds), config.bootstrap, rng)
+    pooled = bool((table["problem"] == POOLED).any())
+    pairs = Pairs(scores, design.seeds, draws, config.level, pooled)
+    trained = [i for i, t in enumerate(tasks) if t in design.trained] or list(range(len(tasks)))
+    rows = {task: pairs.row(first.final, second.final, [i]) for i, task in enumerate(tasks)}
+    mean = pairs.row(first.final, second.final, trained)
+    adjusted = statistics.holm({task: row["p"] for task, row in rows.items()})
+    for task, row in rows.items():
+        row["p_holm"] = adjusted[task]
+        row["differs"] = row["differs"] and adjusted[task] < 1 - config.level
+        row["trained"] = task in design.trained
+    return {
+        "seeds": list(design.seeds),
+        "covers": statistics.covers(len(design.seeds)),
+        "nodes": {a: _names(first.final), b: _names(second.final)},
+        "mean_over": [tasks[i] for i in trained],
+        "problems": scores.used,
+        MEAN: mean,
+        "tasks": rows,
+        "positions": [
+            {
+                "position": i,
+                "a_phase": first.phases[i - 1] if i and first.phases else "base",
+                "b_phase": second.phases[i - 1] if i and second.phases else "base",
+                **pairs.row(x, y, trained),
+                "tasks": {
+                    t: pairs.row(x, y, [c])["difference"]["value"] for c, t in enumerate(tasks)
+                },
+            }
+            for i, (x, y) in enumerate(steps)
+        ],
+        "verdict": IDENTIFIED if mean["differs"] and len(design.seeds) > 1 else "not identified",
+        "note": pairs.note(first.final == second.final, mean["differs"]),
+    }
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Paired differences of two sets of checkpoints over one set of draws."""
+
+    scores: Scores
+    seeds: tuple[int, ...]
+    draws: Float[Array, "draw seed"]
+    level: float
+    pooled: bool = False
+    """Whether the metric is one number per checkpoint and task."""
+
+    def row(self, a: BySeed, b: BySeed, columns: Iterable[int]) -> dict[str, Any]:
+        """Means of both, the paired difference with its interval, its p-value, and whether it is not 0."""
+        at = list(columns)
+        x, y = (self.scores.of(nodes)[..., at].mean(-1) for nodes in (a, b))
+        found = statistics.interval(x - y, self.draws, level=self.level)
+        difference = as_json(found, self.seeds)
+        told = found.excludes(0.0)
+        if self.pooled and len(self.seeds) == 1:  # one number per checkpoint: nothing was resampled
+            difference |= {"low": None, "high": None}
+            told = False
+        return {
+            "a": _mean(x),
+            "b": _mean(y),
+            "difference": difference,
+            "p": found.p if told or not self.pooled else 1.0,
+            "differs": told,
+        }
+
+    def note(self, same: bool, differs: bool) -> str:
+        """What the intervals cover and what that leaves open, in a sentence."""
+        count = len(self.seeds)
+        if same:
+            return "both arms end in the same checkpoint"
+        if self.pooled and count == 1:
+            return "one number per checkpoint and one seed: no interval"
+        if count == 1:
+            start = (
+                "these two checkpoints differ"
+                if differs
+                else "the two checkpoints are not told apart"
+            )
+            return f"{start}; with one seed the intervals cover problems only, and another run may differ by more: add seeds"
+        few = ", widened to a t-interval over the seeds" if count < statistics.FEW_SEEDS else ""
+        return f"the intervals cover problems and {count} seeds{few}"
+
+
+def _mean(values: Float[Array, "seed draw"]) -> float:
+    return float(values[:, 0].mean())
+
+
+def _names(nodes: BySeed) -> dict[str, str]:
+    return {str(seed): node for seed, node in nodes.items()}
+
+
+def _chain(design: Design, arm: Arm) -> list[BySeed]:
+    """The checkpoints an arm runs through, the base first; nothing for a merge or the base."""
+    if arm.kind in ("order", "joint"):
+        return [design.position(arm.name, i) for i in range(len(design.order_phases[arm.name]) + 1)]
+    return [design.bases, arm.final] if arm.kind == "single" else []
+
+
+def _read(names: Iterable[str], metric: str, split: str) -> pd.DataFrame:
+    import pandas as pd
+
+    frames = []
+    columns = ["node", "split", "task", "problem", "metric", "value"]
+    for name in names:
+        file = paths.evaluation(name)
+        if not file.is_file():
+            raise ParamsError(f"{file} not found: run `dvc repro evaluate@{name}`")
+        wanted = [("metric", "==", metric), ("split", "==", split)]
+        frames.append(pd.read_parquet(file, columns=columns, filters=wanted))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _known(table: pd.DataFrame, task: str, names: list[str]) -> bool:
+    """Whether every checkpoint has the metric on the task."""
+    rows = table[(table["task"] == task) & table["value"].notna()]
+    return set(rows["node"]) >= set(names)
+
+
+def _unknown_metric(names: list[str], metric: str, split: str) -> str:
+    import pandas as pd
+
+    file: Path = paths.evaluation(names[0])
+    known = sorted(pd.read_parquet(file, columns=["metric"])["metric"].unique())
+    if metric in known:
+        return f"no task has the metric {metric!r} on {split} at every checkpoint of both arms"
+    return f"no metric {metric!r} on {split}; there are {', '.join(known)}{did_you_mean(metric, known)}"

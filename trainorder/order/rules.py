@@ -1,0 +1,120 @@
+"""Named ways to choose an order from a measured transfer matrix; RULES lists them.
+
+`change[k, j]` is what training phase k does to the tasks of phase j, in points of the final mean: the transpose of
+`gains`; the diagonal counts for nothing. A rule sees that matrix alone, so all rules can be compared on the same
+measurement. To add one, write a function and list it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from trainorder.order.search import best_order, heuristic_order
+
+Array = np.ndarray
+Rule = Callable[[Float[Array, "phase phase"]], tuple[int, ...]]
+
+
+def exact(change: Float[Array, "phase phase"]) -> tuple[int, ...]:
+    """The best order under additive effects (a linear ordering problem): the later phases harm the earlier least.
+
+    >>> exact(HAND)
+    (0, 1, 2)
+    """
+    return best_order(change.T)
+
+
+def becker(change: Float[Array, "phase phase"]) -> tuple[int, ...]:
+    """Becker's ratio rule with insertion (what `exact` does beyond 12 phases, without its restarts)."""
+    return heuristic_order(change.T)
+
+
+def borda(change: Float[Array, "phase phase"]) -> tuple[int, ...]:
+    """First the phase that harms the others most and suffers least from them: the largest difference of sums.
+
+    >>> borda(HAND)
+    (0, 1, 2)
+    """
+    suffers, does = _off_diagonal(change).sum(0), _off_diagonal(change).sum(1)
+    return _descending(suffers - does)
+
+
+def omni_greedy(change: Float[Array, "phase phase"]) -> tuple[int, ...]:
+    """Omni-Thinker's scheduler as its reviewers describe it: greedy on the mean score of the tasks that remain.
+
+    Of the phases left, next comes the one whose training raises the others left the most (or costs them the least).
+    The paper (arXiv 2507.14783) does not spell the rule out, so this reading is ours.
+
+    >>> omni_greedy(HAND)
+    (2, 1, 0)
+    """
+    left, order = list(range(len(change))), []
+    while left:
+        means = [_mean([change[k, j] for j in left if j != k]) for k in left]
+        order.append(left.pop(int(np.argmax(means))))
+    return tuple(order)
+
+
+def least_forgettable_first(change: Float[Array, "phase phase"]) -> tuple[int, ...]:
+    """Forgettability of j: what the other phases cost it on average; the least forgettable is trained first.
+
+    What is forgotten easily then comes last, where little follows it (Omni-Thinker's argument for writing last).
+
+    >>> least_forgettable_first(HAND)
+    (0, 1, 2)
+    """
+    n = max(len(change) - 1, 1)
+    return _descending(_off_diagonal(change).sum(0) / n)
+
+
+def most_forgettable_first(change: Float[Array, "phase phase"]) -> tuple[int, ...]:
+    """The opposite of `least_forgettable_first`: a control, as a rule that predicts must beat its reverse."""
+    return least_forgettable_first(change)[::-1]
+
+
+def random(change: Float[Array, "phase phase"], *, seed: int = 0) -> tuple[int, ...]:
+    """A random order: what a rule must beat; equal seeds give equal orders."""
+    return tuple(int(i) for i in np.random.default_rng(seed).permutation(len(change)))
+
+
+RULES: Mapping[str, Rule] = {
+    "exact": exact,
+    "becker": becker,
+    "borda": borda,
+    "omni_greedy": omni_greedy,
+    "least_forgettable_first": least_forgettable_first,
+    "most_forgettable_first": most_forgettable_first,
+    "random": random,
+}
+"""Name -> rule."""
+
+HAND = np.array([[0.3, -0.1, -0.1], [-0.02, 0.3, -0.04], [-0.06, 0.01, 0.3]])
+"""Three phases: the matrix of the doctests above. Phase 0 harms both others most, so it should not follow them."""
+
+
+def choose(
+    name: str, change: Float[Array, "phase phase"], phases: Sequence[str]
+) -> tuple[str, ...]:
+    """The order that the rule `name` chooses, as names of phases.
+
+    Raises:
+        ValueError: there is no such rule.
+    """
+    if name not in RULES:
+        raise ValueError(f"no rule {name!r} for an order; allowed: {', '.join(RULES)}")
+    return tuple(phases[i] for i in RULES[name](change))
+
+
+def _off_diagonal(change: Float[Array, "phase phase"]) -> Float[Array, "phase phase"]:
+    return change - np.diag(np.diag(change))
+
+
+def _descending(values: Float[Array, " phase"]) -> tuple[int, ...]:
+    return tuple(int(k) for k in np.argsort(-values, kind="stable"))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0

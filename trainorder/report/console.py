@@ -1,0 +1,201 @@
+"""The answers of `trainorder compare` and `trainorder recommend` for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from trainorder.report import words
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+
+def comparison(found: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """A minus B: the verdict first, then one table by task and one by position for each variant."""
+    a, b = found["a"], found["b"]
+    yield f"[bold]{verdict(found)}[/]"
+    if len(found["variants"]) > 1:
+        table = _table(["variant", a, b, f"{a} - {b}", "interval", "by seed", "verdict"], left=1)
+        for name, variant in found["variants"].items():
+            row = variant["mean"]
+            table.add_row(name, *_cells(row), _by_seed(row), variant["verdict"])
+        yield table
+    for name, variant in found["variants"].items():
+        title = f"{name}: " if len(found["variants"]) > 1 else ""
+        yield _tasks(found, variant, title)
+        if variant["positions"]:
+            yield _positions(found, variant, title)
+        yield f"[dim]{words.sentence(variant['note'])}[/]"
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """One sentence: the difference of the means, its interval, and whether it is identified.
+
+    >>> row = {"a": .8, "b": .7, "differs": True, "difference": {"value": .1, "low": .05, "high": .15}}
+    >>> variant = {"mean": row, "seeds": [0, 1, 2], "verdict": "identified", "mean_over": ["math", "code"]}
+    >>> verdict({"a": "x", "b": "y", "metric": "score", "split": "test", "level": .95, "variants": {"default": variant},
+    ...          "verdict": "identified", "survives": None})
+    'Identified: x minus y is +0.100 (+0.050 to +0.150), mean score of math and code on test.'
+    """
+    first = next(iter(found["variants"].values()))
+    difference = first["mean"]["difference"]
+    one_seed = len(first["seeds"]) == 1 and first["mean"]["differs"]
+    scope = " across runs (one seed)" if one_seed else ""
+    text = f"{words.sentence(found['verdict']).rstrip('.')}{scope}: {found['a']} minus {found['b']} is "
+    text += f"{words.signed(difference['value'])} ({words.interval(difference, sign=True)}), "
+    text += f"mean {found['metric']} of {words.listed(first['mean_over'])} on {found['split']}"
+    if found["survives"] is None:
+        return f"{text}."
+    return f"{text}, as the params are written; told apart {found['survives']}."
+
+
+def _tasks(found: Mapping[str, Any], variant: Mapping[str, Any], title: str) -> Table:
+    heads = ["task", found["a"], found["b"], "difference", "interval", "by seed", "p (Holm)", ""]
+    table = _table(heads, f"{title}final {found['metric']} ({found['split']})", left=1)
+    for task, row in variant["tasks"].items():
+        name = task if row["trained"] else f"{task} (held out)"
+        told = "told apart" if row["differs"] else "not told apart"
+        table.add_row(name, *_cells(row), _by_seed(row), _p(row["p_holm"]), told)
+    table.add_section()
+    row = variant["mean"]
+    table.add_row(
+        "mean", *_cells(row), _by_seed(row), _p(row["p"]), variant["verdict"], style="bold"
+    )
+    return table
+
+
+def _positions(found: Mapping[str, Any], variant: Mapping[str, Any], title: str) -> Table:
+    tasks = list(variant["tasks"])
+    heads = ["after", found["a"], found["b"], "difference", "interval", *tasks]
+    table = _table(
+        heads, f"{title}mean {found['metric']} after each phase, and the difference by task", left=1
+    )
+    for row in variant["positions"]:
+        pair = (row["a_phase"], row["b_phase"])
+        place = "base" if not row["position"] else f"{row['position']}. {pair[0]} | {pair[1]}"
+        if row["position"] and pair[0] == pair[1]:
+            place = f"{row['position']}. {pair[0]}"
+        table.add_row(place, *_cells(row), *(words.signed(row["tasks"][t]) for t in tasks))
+    return table
+
+
+def recommendation(bwt: words.Bwt, key: str) -> Iterator[RenderableType]:
+    """The order that the transfer recommends (`key`: recommended or recommended_two_stage), how sure, and what next."""
+    found = bwt[key]
+    if found is None or found["order"] is None:
+        yield f"[bold]Not identified.[/] {words.sentence(found['run']) if found else 'No phase was trained alone.'}"
+        return
+    yield f"[bold]{words.path(found['order'])}: {found['verdict']}.[/]"
+    yield from certainty(found)
+    yield _gain(found)
+    yield _before(found)
+    yield _rules(found)
+    if found["best_by_predictor"]:
+        yield _predictors(bwt, found)
+    for i, step in enumerate(found["next"]):
+        orders = "".join(f"\n     \\[{', '.join(order)}]" for order in step["orders"])
+        yield f"{'next: ' if not i else '      '}{step['run']}: {step['why']}{orders}"
+
+
+def certainty(found: Mapping[str, Any]) -> Iterator[str]:
+    """How sure a recommended order is, line by line."""
+    gap = found["gap"]
+    yield (
+        f"P(this order is the best) {found['p_optimal']:.0%}; expected regret {words.score(found['regret'])}; against its "
+        f"reverse {words.signed(gap['value'])} ({words.interval(gap, sign=True)})"
+    )
+    for reason in found["reasons"]:
+        yield f"  - {reason}"
+    if found["undecided"]:
+        pairs = [f"{i} before {j} ({found['before'][i][j]:.0%})" for i, j in found["undecided"]]
+        yield f"not decided: {words.listed(pairs)}"
+    misfit = found["misfit"]
+    if misfit["sd"] is not None:
+        yield (
+            f"{misfit['orders']} measured orders spread by {words.score(misfit['sd'])} around their prediction: this is in "
+            f"all of the numbers above"
+        )
+    best = found["measured_best"]
+    if best is not None:
+        text = f"best measured order on dev: {best['name']} ({words.path(best['order'])}), {words.score(best['mean'])}"
+        ahead = best["minus_recommended"]
+        if ahead is not None:
+            text += f", {words.signed(ahead['value'])} ({words.interval(ahead, sign=True)}) against the recommended one"
+        yield text
+
+
+def _gain(found: Mapping[str, Any]) -> Table:
+    phases = found["order"]
+    source = "from the base" if found["source"] == "from_base" else "after it was trained"
+    table = _table(
+        ["later phase", *phases],
+        f"what a later phase does to an earlier one (column), {source}",
+        left=1,
+    )
+    for k in phases:
+        table.add_row(k, *("" if j == k else words.signed(found["gain"][j][k]) for j in phases))
+    return table
+
+
+def _before(found: Mapping[str, Any]) -> Table:
+    phases = found["order"]
+    table = _table(["P(row before column)", *phases], left=1)
+    for i in phases:
+        table.add_row(i, *("" if i == j else f"{found['before'][i][j]:.0%}" for j in phases))
+    return table
+
+
+def _rules(found: Mapping[str, Any]) -> Table:
+    table = _table(
+        ["rule", "order", "predicted gain", "expected regret"], "other ways to choose", left=2
+    )
+    for rule, entry in found["rules"].items():
+        table.add_row(
+            rule,
+            words.path(entry["order"]),
+            words.signed(entry["value"]),
+            words.score(entry["regret"]),
+        )
+    return table
+
+
+def _predictors(bwt: words.Bwt, found: Mapping[str, Any]) -> Table:
+    heads = ["predictor", "its best order", "predicted mean (dev)", "Spearman with measured (test)"]
+    table = _table(heads, "best order under each predictor", left=2)
+    for name, best in found["best_by_predictor"].items():
+        if best is None:
+            table.add_row(name, "needs pairs trained one after the other", "-", "-")
+            continue
+        agreement = bwt["prediction"]["predictors"].get(name)
+        shown = words.correlation(agreement["spearman"], agreement["n"]) if agreement else "-"
+        table.add_row(name, words.path(best["order"]), words.score(best["predicted"]), shown)
+    return table
+
+
+def _table(heads: Sequence[str], title: str | None = None, *, left: int) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="dim", padding=(0, 1)
+    )
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="left" if i < left or not head else "right")
+    return table
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    difference = row["difference"]
+    shown = [words.score(row["a"]), words.score(row["b"]), words.signed(difference["value"])]
+    return [*shown, words.interval(difference, sign=True)]
+
+
+def _by_seed(row: Mapping[str, Any]) -> str:
+    seeds = row["difference"]["seeds"]
+    return " ".join(words.signed(v) for v in seeds.values()) if len(seeds) > 1 else ""
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,78 @@
+"""LoRA adapters inside the policy: added in place, so the model keeps its class, and merged where weights leave it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainorder.config import LoraConfig, ParamsError
+from trainorder.streams import seed_of
+
+BASE = ".base_layer."
+ADAPTER = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)\.")
+
+
+def add_adapters(model: Any, config: LoraConfig, seed: int) -> None:
+    """Freeze the weights and add adapters whose product begins at zero.
+
+    Raises:
+        ParamsError: no module of the model is called like one of `training.lora.target`.
+    """
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
+    names = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    if config.target != "all-linear" and (unknown := sorted(set(config.target) - names)):
+        raise ParamsError(
+            f"training.lora.target: the model has no linear layer {', '.join(unknown)}; "
+            f"it has {', '.join(sorted(names))}"
+        )
+    head = model.get_output_embeddings()
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and (config.target == "all-linear" or name.rpartition(".")[2] in config.target)
+    ]
+    if not targets:
+        raise ParamsError("training.lora.target names the head only, which takes no adapter: add another layer")
+    alpha: Any = config.alpha  # peft takes fractions too
+    settings = PeftConfig(r=config.rank, lora_alpha=alpha, target_modules=targets)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of("lora", seed))
+        inject_adapter_in_model(settings, model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(ADAPTER.search(f".{name}") is not None)
+
+
+def has_adapters(model: Any) -> bool:
+    """Whether `add_adapters` was called on it."""
+    return any(ADAPTER.search(f".{name}") for name, _ in model.named_parameters())
+
+
+def merged(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Weights under their Hugging Face names, each adapter added to the weight that it adapts: W + alpha / rank * B A."""
+    adapted = {
+        name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")
+    }
+    for name, weight in model.state_dict(keep_vars=True).items():
+        if ADAPTER.search(f".{name}"):
+            continue
+        weight = weight.detach()
+        if BASE in name and name.endswith(".weight"):
+            module = adapted[name.removesuffix(f"{BASE}weight")]
+            weight = weight + module.get_delta_weight("default").detach().to(weight.dtype)
+        yield name.replace(BASE, "."), weight
+
+
+def copy_weights(model: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Put `weights` into a model of the same architecture."""
+    own = model.state_dict()
+    with torch.no_grad():
+        for name, weight in weights:
+            own[name].copy_(weight)

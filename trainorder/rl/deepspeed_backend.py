@@ -1,0 +1,239 @@
+"""DeepSpeed ZeRO (arXiv:1910.02054) behind one update, on one or several machines; the only file that knows it.
+
+DeepSpeed averages gradients over ranks and counts on equally many backward calls on each. Here a rank's loss is its share of
+a sum, so it is multiplied by the number of ranks, and a rank that has fewer micro-batches adds some of loss zero.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from trainorder.config import ParamsError, RlConfig, TrainingConfig
+from trainorder.rl.adapters import merged
+from trainorder.rl.backend import check_names, computing, split_by_size, trained
+from trainorder.rl.forward import micro_batches
+from trainorder.rl.ranks import INSTALL, launched
+from trainorder.rl.types import Roll
+
+T = TypeVar("T")
+
+HELD = -1
+"""The user of a weight that must stay whole, in DeepSpeed's books; its own are numbered from 0."""
+STATE = ("exp_avg", "exp_avg_sq")
+"""AdamW's moments; its step counter is kept apart."""
+
+
+class DeepSpeedBackend:
+    """ZeRO 1, 2 or 3; one object per rank. The process group must be there (`join`)."""
+
+    def __init__(self, model: Any, config: RlConfig, training: TrainingConfig) -> None:
+        deepspeed = _deepspeed()
+        self.model, self.config, self.training = model, config, training
+        self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.trained = trained(model)
+        optimizer = torch.optim.AdamW(
+            self.trained.values(),
+            lr=config.lr,
+            betas=(config.betas[0], config.betas[1]),
+            weight_decay=config.weight_decay,
+        )
+        settings = {
+            "train_batch_size": self.world,  # ours is counted in tokens: the loss carries its own shares
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": config.max_grad_norm,
+            "zero_optimization": {
+                "stage": training.zero_stage,
+                "overlap_comm": False,
+                # norms and biases stay whole on every rank, matrices are split
+                "stage3_param_persistence_threshold": 1 + max(
+                    [p.numel() for p in model.parameters() if p.dim() < 2], default=0
+                ),
+            },
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 10**9,
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.engine, self.optimizer, _, _ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=settings, dist_init_required=False
+            )
+
+    def deal(self, roll: Roll, budget: int) -> list[list[int]]:
+        """See Backend."""
+        shares = []
+        for rows in split_by_size(roll, self.world):
+            batches = micro_batches(roll.rows(rows), budget) if rows else []
+            shares.append([[rows[i] for i in batch] for batch in batches])
+        longest = max(1, *map(len, shares))
+        return shares[self.rank] + [[]] * (longest - len(shares[self.rank]))
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """See Backend."""
+        if self.training.zero_stage == 3:
+            self._keep_head()
+        return computing(self.model, self.training)
+
+    def zero_grad(self) -> None:
+        """See Backend."""
+        self.engine.zero_grad()
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """See Backend."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss * self.world)
+
+    def step(self, lr: float) -> float:
+        """See Backend. DeepSpeed itself skips an update that is not finite."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+        norm = float(self.engine.get_global_grad_norm())
+        return norm if self.engine.was_step_applied() else float("nan")
+
+    def gather(self, mine: T) -> list[T]:
+        """See Backend."""
+        found: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(found, mine)
+        return found
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See Backend. With ZeRO-3 one layer is whole at a time, unless adapters must be merged."""
+        if self.training.zero_stage < 3:
+            yield from merged(self.model)
+            return
+        if self.training.lora is not None:
+            with _whole(list(self.model.parameters())):
+                found = [(name, weight.clone()) for name, weight in merged(self.model)]
+            yield from found
+            return
+        for name, weight in self.model.state_dict(keep_vars=True).items():
+            with _whole([weight]):
+                found = weight.detach().clone()
+            yield name, found
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See Backend."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        found, step = {}, self._steps()
+        for name, parameter in self.trained.items():
+            found[f"model/{name}"] = safe_get_full_fp32_param(parameter)
+            for key in STATE:
+                whole = safe_get_full_optimizer_state(parameter, key)
+                if whole is not None:
+                    found[f"optimizer/{name}/{key}"] = whole
+                    found[f"optimizer/{name}/step"] = step
+        return {name: tensor.detach().clone() for name, tensor in found.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """See Backend."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        check_names(tensors, self.trained)
+        self._make_moments()
+        for name, parameter in self.trained.items():
+            safe_set_full_fp32_param(parameter, tensors[f"model/{name}"])
+            for key in STATE:
+                safe_set_full_optimizer_state(parameter, tensors[f"optimizer/{name}/{key}"], key)
+            for state in self._inner().state.values():
+                state["step"] = tensors[f"optimizer/{name}/step"].clone()
+        if self.training.zero_stage < 3:
+            self.optimizer.update_lp_params()
+        else:
+            for group in range(len(self.optimizer.fp32_partitioned_groups_flat)):
+                self.optimizer._reassign_or_swap_out_partitioned_parameters(group)
+            held = [p for p in self.optimizer.persistent_parameters if p.ds_tensor is not None]
+            if held:
+                held[0].all_gather(held)
+
+    def _make_moments(self) -> None:
+        """Let AdamW's moments exist before the first step."""
+        zero = self.optimizer
+        split = self.training.zero_stage == 3
+        for flat in zero.fp32_partitioned_groups_flat if split else zero.single_partition_of_fp32_groups:
+            moments = {key: torch.zeros_like(flat) for key in STATE}
+            self._inner().state[flat] = {"step": torch.tensor(0.0), **moments}
+        if not split:
+            zero._lazy_init_hp_params_optimizer_state()
+
+    def _keep_head(self) -> None:
+        """Keep the LM head whole: the chunked head reads its weight outside of the module's forward."""
+        head = self.model.get_output_embeddings().weight
+        if not head.ds_persist:
+            head.ds_persist = True
+            self.optimizer.persistent_parameters.append(head)
+        if head.ds_status != _deepspeed().zero.partition_parameters.ZeroParamStatus.AVAILABLE:
+            head.all_gather([head])
+        head.ds_active_sub_modules.add(HELD)  # or a tied embedding's forward would split it again
+
+    def _inner(self) -> torch.optim.Optimizer:
+        return self.optimizer.optimizer
+
+    def _steps(self) -> Tensor:
+        states = [state for state in self._inner().state.values() if "step" in state]
+        return torch.as_tensor(states[0]["step"] if states else 0.0).cpu()
+
+
+def join(device: str) -> tuple[int, int]:
+    """Enter the process group that the launcher's environment describes; this rank and the number of ranks.
+
+    Raises:
+        ParamsError: deepspeed is not installed.
+    """
+    deepspeed = _deepspeed()
+    if not launched():
+        raise ParamsError(
+            "training.backend deepspeed needs a launcher: run the stage (`dvc repro`, `python -m stages.rl`), which starts one"
+        )
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    if not torch.distributed.is_initialized():
+        backend = "nccl" if device == "cuda" else "gloo"
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        deepspeed.init_distributed(
+            backend, verbose=False, timeout=datetime.timedelta(minutes=30), auto_mpi_discovery=False
+        )
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def leave() -> None:
+    """Leave the process group."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _whole(weights: list[Any]) -> AbstractContextManager[Any]:
+    """ZeRO-3: these weights whole, and split again afterwards, but for those that are whole anyway."""
+    zero = _deepspeed().zero
+    split = [
+        weight
+        for weight in weights
+        if hasattr(weight, "ds_status")
+        and weight.ds_status != zero.partition_parameters.ZeroParamStatus.AVAILABLE
+    ]
+    return zero.GatheredParameters(split)
+
+
+def _deepspeed() -> Any:
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import deepspeed
+    except ImportError:
+        raise ParamsError(INSTALL) from None
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # an optional all-reduce for CPUs: compiled at first use, and a killed build leaves a lock that blocks all later ones
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

@@ -1,0 +1,174 @@
+"""What must not happen silently: numbers that are not finite, and training that drifts off while the loss looks fine.
+
+An update with a nan or inf in its loss, gradient or log-probabilities is refused: the weights stay as they were, and a
+dump is left from which `replay` computes the same numbers again. Alarms watch what each step logs anyway; they change
+nothing and go to MLflow and the report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from trainorder.config import AlarmConfig
+from trainorder.files import write_json, writing_folder
+from trainorder.process import StageError
+from trainorder.rl.types import Roll, State
+from trainorder.tasks.base import Problem
+
+if TYPE_CHECKING:
+    from trainorder.rl.step import Learner
+
+MAX_IN_A_ROW = 10
+"""Updates refused one after another before `on_nonfinite: skip` stops too: such a run learns nothing any more."""
+KEPT = 3
+"""Dumps of a node that are kept, the newest."""
+START_STEPS = 5
+"""Steps of a phase whose mean entropy and length are what later ones are compared with."""
+
+
+class NonFiniteError(StageError):
+    """An update was refused and the phase stops."""
+
+
+def broken(numbers: Mapping[str, float], roll: Roll) -> list[str]:
+    """Names of what is not finite: the given numbers (loss, gradient norm), and facts per token or row of the roll.
+
+    >>> import math, torch
+    >>> from types import SimpleNamespace
+    >>> roll = SimpleNamespace(mask=torch.ones(1, 1), reward=torch.ones(1), a=torch.ones(1, 1), w=torch.ones(1, 1),
+    ...                        x={"logp": torch.tensor([[-math.inf]])})
+    >>> broken({"loss": 0.5, "grad_norm": math.nan}, roll)
+    ['grad_norm', 'logp']
+    """
+    found = [name for name, value in numbers.items() if not math.isfinite(value)]
+    kept = roll.mask > 0
+    tensors = {"reward": roll.reward, "advantage": roll.a[kept], "weight": roll.w[kept]}
+    tensors |= {name: values[kept] for name, values in roll.x.items()}
+    return found + [name for name, values in tensors.items() if not values.isfinite().all()]
+
+
+def refuse(learner: Learner, roll: Roll, state: State, names: list[str]) -> None:
+    """Leave a dump and, unless `rl.on_nonfinite` says skip, stop the phase. Weights and optimiser are untouched.
+
+    Raises:
+        NonFiniteError: names what was not finite, the step and the dump.
+    """
+    row = state.mem["refused_in_a_row"] = state.mem.get("refused_in_a_row", 0) + 1
+    state.mem["refused"] = state.mem.get("refused", 0) + 1
+    where = ""
+    if learner.dumps is not None:
+        place = learner.dumps / f"step{state.step:06d}"
+        dump(place, learner, roll, state, names)
+        for old in sorted(learner.dumps.glob("step*"))[:-KEPT]:
+            shutil.rmtree(old)
+        where = f"; `python -m trainorder.rl.replay {place}` computes it again"
+    text = (
+        f"{', '.join(names)} not finite at step {state.step} of phase {learner.phase!r}: the update was refused{where}"
+    )
+    if learner.config.on_nonfinite == "stop":
+        raise NonFiniteError(
+            f"{text}. Lower rl.lr or rl.max_grad_norm, or set rl.on_nonfinite: skip to leave such updates out"
+        )
+    if row >= MAX_IN_A_ROW:
+        raise NonFiniteError(
+            f"{text}, the {row}th in a row: skipping more would not help; lower rl.lr"
+        )
+    print(f"warning: {text} and left out", flush=True)
+
+
+def dump(place: Path, learner: Learner, roll: Roll, state: State, names: list[str]) -> None:
+    """The refused update whole: its rows, the weights it met and the settings."""
+    from safetensors.torch import save_file
+
+    tensors = {name: getattr(roll, name) for name in _TENSORS}
+    tensors |= {f"part.{k}": v for k, v in roll.part.items()} | {
+        f"x.{k}": v for k, v in roll.x.items()
+    }
+    facts = {
+        "not_finite": names,
+        "phase": learner.phase,
+        "seed": learner.seed,
+        "state": state.state_dict(),
+        "rl": learner.config.model_dump(),
+        "max_length": max(learner.task_set.max_new_tokens.values()),
+        "prompt": roll.prompt,
+        "text": roll.text,
+        "problem": [dataclasses.asdict(problem) for problem in roll.problem],
+    }
+    with writing_folder(place) as new:
+        save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, new / ROLL)
+        write_json(new / FACTS, facts)
+    learner.policy.save(place / "policy")
+
+
+def load_dump(place: Path) -> tuple[Roll, dict[str, Any]]:
+    """The rows and the facts of a dump."""
+    from safetensors.torch import load_file
+
+    facts = json.loads((place / FACTS).read_text(encoding="utf-8"))
+    found = load_file(place / ROLL)
+    return Roll(
+        **{name: found[name] for name in _TENSORS},
+        prompt=facts["prompt"],
+        text=facts["text"],
+        problem=[Problem(**problem) for problem in facts["problem"]],
+        part=_under("part.", found),
+        x=_under("x.", found),
+    ), facts
+
+
+ROLL, FACTS = "roll.safetensors", "facts.json"
+_TENSORS = ("ids", "mask", "group", "reward", "scored", "a", "w")
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def watch(
+    metrics: Mapping[str, float], state: State, config: AlarmConfig, rows: int
+) -> dict[str, float]:
+    """The alarms of a step of `rows` rollouts, as `alarm/<name>` 1 or 0; an alarm sounds after `patience` steps in a row beyond its bound.
+
+    What sounded is kept in `state.mem["alarms"]`: name -> first step, number of steps, worst value. Entropy and length
+    are compared with the mean of the phase's first steps.
+    """
+    mem = state.mem
+    start = mem.setdefault("alarm_start", {"steps": 0, "entropy": 0.0, "length": 0.0})
+    entropy, length = metrics["rollout/entropy"], metrics["rollout/length"]
+    if start["steps"] < START_STEPS:
+        start["steps"] += 1
+        start["entropy"] += (entropy - start["entropy"]) / start["steps"]
+        start["length"] += (length - start["length"]) / start["steps"]
+    unscored = sum(v for k, v in metrics.items() if k.startswith("reward/unscored/"))
+    longer = length / max(start["length"], 1e-9)
+    beyond = {
+        "entropy": (entropy, entropy < config.entropy_fraction * start["entropy"]),
+        "kl": (metrics.get("rl/kl_old", 0.0), metrics.get("rl/kl_old", 0.0) > config.kl),
+        "length": (length, not 1 / config.length_factor <= longer <= config.length_factor),
+        "unscored": (unscored / rows, unscored > config.unscored * rows),
+        "grad_norm": (
+            metrics.get("rl/grad_norm", 0.0),
+            metrics.get("rl/grad_norm", 0.0) > config.grad_norm,
+        ),
+        "nonfinite": (metrics.get("rl/refused", 0.0), metrics.get("rl/refused", 0.0) > 0),
+    }
+    counts, sounded = mem.setdefault("alarm_counts", {}), mem.setdefault("alarms", {})
+    result = {}
+    for name, (value, bad) in beyond.items():
+        counts[name] = counts.get(name, 0) + 1 if bad else 0
+        sounds = counts[name] >= (1 if name == "nonfinite" else config.patience)
+        result[f"alarm/{name}"] = float(sounds)
+        if sounds:
+            entry = sounded.setdefault(name, {"first_step": state.step - 1, "steps": 0})
+            entry["steps"] += 1
+            entry["value"] = round(value, 6)
+    return result

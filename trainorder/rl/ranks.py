@@ -1,0 +1,92 @@
+"""Starting a stage as several ranks: torchrun's launcher on this machine, DeepSpeed's over a hostfile."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainorder.config import ParamsError, TrainingConfig
+
+INSTALL = (
+    "training.backend is deepspeed, and deepspeed is not installed: `pip install 'trainorder[deepspeed]'`, "
+    "or set training.backend: local"
+)
+
+
+class Silent:
+    """The log of all ranks but the first."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Keep nothing: the first rank logs the same numbers."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to go on behind."""
+
+
+def launched() -> bool:
+    """Whether a launcher started this process as one of several ranks."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
+
+
+def is_first() -> bool:
+    """Whether this process keeps the records: rank 0, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def launch(module: str, arguments: Sequence[str], training: TrainingConfig) -> int:
+    """Run `python -m module arguments` on every rank; the exit code of the first that failed, or 0.
+
+    Raises:
+        ParamsError: deepspeed is not installed, or the hostfile or a way to reach its machines is missing.
+    """
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ParamsError(INSTALL)
+    if training.hostfile is not None:
+        return subprocess.call(command(module, arguments, training))
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=training.ranks,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        elastic_launch(config, sys.executable)("-m", module, *arguments)
+    except ChildFailedError as error:  # the rank has said what was wrong
+        codes = [failure.exitcode for failure in error.failures.values()]
+        return next((code for code in codes if code > 0), 1)
+    return 0
+
+
+def command(module: str, arguments: Sequence[str], training: TrainingConfig) -> list[str]:
+    """The deepspeed launcher's command line for a hostfile: pdsh where it is installed."""
+    assert training.hostfile is not None
+    if not Path(training.hostfile).is_file():
+        raise ParamsError(
+            f"training.hostfile: {training.hostfile} not found; write one line `host slots=GPUS` per machine"
+        )
+    if shutil.which("pdsh") is None:
+        raise ParamsError(
+            "training.hostfile needs pdsh, with which DeepSpeed reaches the machines: install pdsh (apt-get install pdsh) "
+            "and let this user log in to each host without a password, or set training.hostfile to null"
+        )
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", training.hostfile]
+    return [*launcher, "--module", module, *arguments]
