@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from trainorder.config import GradingConfig
+from trainorder.rewards import grading
+from trainorder.rewards.grading import Grader
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("trainorder", "stages", "flows", "configs", "dvc.yaml", ".dvcignore", ".gitignore")
 
@@ -67,6 +71,12 @@ def make_project(root: Path, params: str = "configs/smoke.yaml") -> Project:
     shutil.copy(ROOT / params, root / "params.yaml")
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
     return Project(root)
+
+
+@pytest.fixture(autouse=True)
+def grader() -> Grader:
+    """Each test counts its own ungraded answers, whichever tests ran before it in this process."""
+    return grading.configure(GradingConfig())
 
 
 @pytest.fixture

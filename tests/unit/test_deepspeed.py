@@ -65,12 +65,16 @@ def weights(folder: Path, out: str) -> dict[str, torch.Tensor]:
     return Policy.load(folder / "checkpoints" / out).model.state_dict()
 
 
-def assert_close_weights(folder: Path, one: str, other: str, *, close: float = 1e-4) -> None:
+def assert_close_weights(folder: Path, one: str, other: str, *, share: float) -> None:
+    """The runs end within this share of the way they went: rounding turns single entries of AdamW's sign."""
     ours, theirs = weights(folder, one), weights(folder, other)
-    assert ours.keys() == theirs.keys()
-    for name, weight in ours.items():
-        # AdamW's first update is lr * sign(gradient): where that is all rounding, it may turn
-        assert ((weight - theirs[name]).abs() < close).float().mean() > 0.99, name
+    start = Policy.load(folder / rl_project.PARENT).model.state_dict()
+    assert ours.keys() == theirs.keys() == start.keys()
+
+    def norm(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+        return float(sum(((a[name] - b[name]) ** 2).sum() for name in a) ** 0.5)
+
+    assert norm(ours, theirs) < share * norm(theirs, start)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -83,7 +87,7 @@ def test_two_ranks_train_like_one_process_and_resume(project: Path, stage: int):
     for name in ("rl/grad_norm", "rollout/entropy"):  # as long as the same tokens are sampled
         assert [a[name] for a in first] == pytest.approx([b[name] for b in one[:3]], abs=1e-4)
     assert one[0]["rl/loss"] != pytest.approx(one[1]["rl/loss"], abs=1e-3)  # there is a curve
-    assert_close_weights(project, f"first{stage}", "one3")  # before rounding has turned a sampled token
+    assert_close_weights(project, f"first{stage}", "one3", share=0.02)  # no sampled token has turned yet
 
 
 def test_a_state_goes_from_two_ranks_to_one_process(project: Path):
@@ -91,4 +95,4 @@ def test_a_state_goes_from_two_ranks_to_one_process(project: Path):
         run(project, "first2", {"backend": "deepspeed", "zero_stage": 2}, steps=3)
     rest = run(project, "local", {}, ranks=0, steps=3, resume="first2")
     assert_same_curve(rest, json.loads((project / "one.json").read_text())[3:])
-    assert_close_weights(project, "local", "one", close=5e-3)
+    assert_close_weights(project, "local", "one", share=0.2)  # 0.39 with AdamW's first moments lost
