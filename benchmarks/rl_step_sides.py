@@ -33,7 +33,7 @@ from trainorder.tasks.base import Problem, Reward
 
 def run(side: str, folder: Path, lengths: str, steps: int) -> None:
     """Run one side."""
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch.set_num_threads(_threads())
     if side in TRL:
         _trl(folder, steps, **TRL[side])
     else:
@@ -45,6 +45,10 @@ def run(side: str, folder: Path, lengths: str, steps: int) -> None:
             "vllm": lambda: _vllm(folder, steps),
         }
         sides[side]()
+
+
+def _threads() -> int:
+    return int(os.environ["OMP_NUM_THREADS"])
 
 
 def prompts(seed: int) -> list[str]:
@@ -149,19 +153,18 @@ def _learner(folder: Path) -> Any:
         Problem(f"bench/{i}", "bench", text, "", "")
         for i, text in enumerate(text for seed in range(40) for text in prompts(seed))
     ]
-    config = RlConfig(prompts_per_step=PROMPTS, group_size=GROUP, lr=1e-6)
+    config = RlConfig(prompts_per_step=PROMPTS, group_size=GROUP, lr=1e-6, threads=_threads())
     task_set = TaskSet(
         {"bench": 1.0}, {"bench": Counting()}, {"bench": problems}, {"bench": NEW_TOKENS}
     )  # type: ignore[dict-item]
     method = Method.from_config(config.method)
     backend = LocalBackend(policy.model, config, TrainingConfig())
-    return Learner(
-        policy, TorchEngine(policy), task_set, method, config, backend, None, "bench", 0
-    )
+    engine = TorchEngine(policy, backend.workers)
+    return Learner(policy, engine, task_set, method, config, backend, None, "bench", 0)
 
 
 def _ours(folder: Path, steps: int) -> None:
-    machine.prepare(torch.get_num_threads(), folder)
+    machine.prepare(_threads(), folder)
     from trainorder.rl.step import rl_step
     from trainorder.rl.types import State
 

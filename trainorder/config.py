@@ -305,7 +305,8 @@ class RlConfig(Section):
     """Task -> factor on lr, 1 where not named. An update on one task's rows takes it as it is; one on rows of several
     tasks multiplies each task's share of the loss, which AdamW feels as a weight among tasks, not as a step size."""
     threads: int = Field(default=1, ge=1)
-    """CPU threads of a phase; with one each, two phases run side by side on two cores."""
+    """CPU threads of a phase: micro-batches and batches of rollouts of a small Llama side by side, which changes no byte;
+    other models use them inside torch's operations. With one each, two phases run side by side on two cores."""
 
 
 class RolloutConfig(Section):
@@ -424,7 +425,7 @@ class EvaluationConfig(Section):
     seed: int = Field(default=0, ge=0)
     """Sampling seed; the same numbers for every checkpoint, so that differences are paired."""
     threads: int = Field(default=1, ge=1)
-    """CPU threads."""
+    """CPU threads, as in `rl.threads`."""
 
 
 class MeasureConfig(Section):

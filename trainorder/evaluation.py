@@ -36,6 +36,7 @@ from trainorder.rewards import grading
 from trainorder.streams import torch_stream
 from trainorder.tasks import load_problems, load_task
 from trainorder.tasks.base import Problem, Split, Task
+from trainorder.workers import workers_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -193,7 +194,7 @@ def answer(
     """Sampled and greedy answers to every exam, and the entropy on its references."""
     from trainorder.rollout import TorchEngine
 
-    engine = TorchEngine(policy)
+    engine = TorchEngine(policy, workers_for(policy.model, config.threads))
     prompts = [
         [policy.encode_prompt(problem.prompt) for problem in exam.problems] for exam in exams
     ]

@@ -108,11 +108,12 @@ def test_what_is_paid_becomes_more_frequent():
     ],
     ids=["default", "every hook", "online and serial"],
 )
-def test_same_arguments_same_bytes(rl):
+def test_same_arguments_same_bytes_on_any_number_of_threads(rl: RlConfig):
+    rl = rl.model_copy(update={"micro_batch_tokens": 256})  # several at a time
     torch.manual_seed(1)
     train("one", 3, rl, {"math": 1, "qa": 1})
     torch.manual_seed(2)  # nothing is drawn from the global generator
-    train("two", 3, rl, {"math": 1, "qa": 1})
+    train("two", 3, rl.model_copy(update={"threads": 3}), {"math": 1, "qa": 1})
     files = [
         {f.name: f.read_bytes() for f in Path("checkpoints", n).iterdir()} for n in ("one", "two")
     ]

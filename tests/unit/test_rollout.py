@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from trainorder.llama.decoder import LlamaDecoder
 from trainorder.policy import Policy, import_transformers
 from trainorder.rollout import Completions, TorchEngine, make_engine
 from trainorder.rollout.decoders import HfDecoder, PrefixDecoder, make_decoder
+from trainorder.workers import Workers
 
 WORDS = {f" {a}{b}" for a in "abcdefgh" for b in "abcd"}
 PROMPTS = [[1, 5, 6, 7, 2], [1, 8, 2], [1, 9, 10, 11, 12, 13, 14, 2], [1, 30, 2]]
@@ -202,6 +204,25 @@ def test_samples_depend_on_neither_batch_size_nor_dropping_finished_rows(policy:
             torch.testing.assert_close(done.logps, expected.logps, atol=1e-5, rtol=0)
             torch.testing.assert_close(done.entropies, expected.entropies, atol=1e-5, rtol=0)
             assert done.texts == expected.texts
+
+
+def test_threads_change_no_bit(policy: Policy):
+    alone, together = (
+        sample(policy, engine=TorchEngine(policy, Workers(count), max_rows=3)) for count in (1, 3)
+    )
+    assert torch.equal(alone.ids, together.ids)
+    assert torch.equal(alone.logps, together.logps)
+
+
+def test_workers_give_results_in_order_and_raise_what_was_raised():
+    def slow_first(i: int) -> int:
+        time.sleep(0.02 * (i == 0))
+        return 1 // (5 - i)
+
+    assert list(Workers(3).map(slow_first, range(4))) == [0, 0, 0, 0]
+    assert list(Workers(3).map(lambda i: (time.sleep(0.02 * (i == 0)), i)[1], range(7))) == list(range(7))
+    with pytest.raises(ZeroDivisionError):
+        list(Workers(2).map(slow_first, range(9)))
 
 
 def test_greedy_answers_do_not_depend_on_the_order_of_prompts(policy: Policy):

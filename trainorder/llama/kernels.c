@@ -92,22 +92,26 @@ void swiglu(const float *gate, const float *up, float *y, long rows, long n, lon
     }
 }
 
-void swiglu_backward(const float *dy, const float *gate, const float *up, float *dgate, float *dup, long n) {
-    SIMD(omp simd)
-    for (long j = 0; j < n; j++) {
-        const float s = 1.0f / (1.0f + exp_(-gate[j])), g = gate[j] * s;
-        dup[j] = dy[j] * g;
-        dgate[j] = dy[j] * up[j] * (s + g * (1.0f - s));
+/* gate, up and their gradients have row stride `stride` */
+void swiglu_backward(const float *dy, const float *gate, const float *up, float *dgate, float *dup,
+                     long rows, long n, long stride) {
+    for (long i = 0; i < rows; i++, dy += n, gate += stride, up += stride, dgate += stride, dup += stride) {
+        SIMD(omp simd)
+        for (long j = 0; j < n; j++) {
+            const float s = 1.0f / (1.0f + exp_(-gate[j])), g = gate[j] * s;
+            dup[j] = dy[j] * g;
+            dgate[j] = dy[j] * up[j] * (s + g * (1.0f - s));
+        }
     }
 }
 
-/* Heads of flat tokens, [token, heads * d], into the padded array that batched products want, [group, kv, seat, member, t, d]
+/* Heads of flat tokens, [token, heads * d] with row stride `stride`, into the padded array that batched products want, [group, kv, seat, member, t, d]
    with heads = kv * members: place = (group * seats + seat) * t + position. Pairs (i, i + d/2) are rotated on the way by
    cos, sin [token, d/2] (cos NULL: no rotation). */
 void pack(const float *x, const float *cos, const float *sin, const int64_t *place, float *out,
-          long tokens, long heads, long members, long seats, long t, long d) {
+          long tokens, long stride, long heads, long members, long seats, long t, long d) {
     const long half = d / 2, kvs = heads / members;
-    for (long i = 0; i < tokens; i++, x += heads * d) {
+    for (long i = 0; i < tokens; i++, x += stride) {
         const long block = place[i] / t, group = block / seats, seat = block % seats, position = place[i] % t;
         const float *c = cos + i * half, *s = sin + i * half;
         for (long h = 0; h < heads; h++) {
@@ -125,9 +129,9 @@ void pack(const float *x, const float *cos, const float *sin, const int64_t *pla
 
 /* The way back of `pack`, with the inverse rotation. */
 void unpack(const float *x, const float *cos, const float *sin, const int64_t *place, float *out,
-            long tokens, long heads, long members, long seats, long t, long d) {
+            long tokens, long stride, long heads, long members, long seats, long t, long d) {
     const long half = d / 2, kvs = heads / members;
-    for (long i = 0; i < tokens; i++, out += heads * d) {
+    for (long i = 0; i < tokens; i++, out += stride) {
         const long block = place[i] / t, group = block / seats, seat = block % seats, position = place[i] % t;
         const float *c = cos + i * half, *s = sin + i * half;
         for (long h = 0; h < heads; h++) {

@@ -30,11 +30,11 @@ def hidden_states(
     for layer in body.layers:
         attention, mlp = layer.self_attn, layer.mlp
         y = _norm(kernels, x, layer.input_layernorm)
-        q, k, v = attention.q_proj(y), attention.k_proj(y), attention.v_proj(y)
-        mixed = _Attention.apply(kernels, q, k, v, *rotation, layout, attention)
-        x = x + attention.o_proj(mixed)
+        qkv = _joint(y, attention.q_proj, attention.k_proj, attention.v_proj)
+        x = x + attention.o_proj(_Attention.apply(kernels, qkv, *rotation, layout, attention))
         y = _norm(kernels, x, layer.post_attention_layernorm)
-        x = x + mlp.down_proj(_SwiGLU.apply(kernels, mlp.gate_proj(y), mlp.up_proj(y)))
+        gate_up = _joint(y, mlp.gate_proj, mlp.up_proj)
+        x = x + mlp.down_proj(_SwiGLU.apply(kernels, gate_up))
     return _norm(kernels, x, body.norm)
 
 
@@ -52,6 +52,11 @@ def log_probs(
         kernels, states, weight, targets, temperature, entropy, chunk_entries
     )
     return logps, entropies if entropy else None
+
+
+def _joint(x: Tensor, *layers: Any) -> Tensor:
+    """Their outputs side by side, by one product instead of several narrow ones."""
+    return F.linear(x, torch.cat([layer.weight for layer in layers]))
 
 
 def _norm(kernels: Kernels, x: Tensor, norm: Any) -> Tensor:
@@ -80,25 +85,28 @@ class _RmsNorm(Function):
 
 class _SwiGLU(Function):
     @staticmethod
-    def forward(ctx: Any, kernels: Kernels, gate: Tensor, up: Tensor) -> Tensor:
-        y = torch.empty_like(gate)
-        kernels.swiglu(gate, up, y, *gate.shape, gate.shape[1])
-        ctx.save_for_backward(gate, up)
+    def forward(ctx: Any, kernels: Kernels, gate_up: Tensor) -> Tensor:
+        rows, inner = len(gate_up), gate_up.shape[1] // 2
+        y = gate_up.new_empty(rows, inner)
+        kernels.swiglu(gate_up, gate_up[:, inner:], y, rows, inner, 2 * inner)
+        ctx.save_for_backward(gate_up)
         ctx.kernels = kernels
         return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        gate, up = ctx.saved_tensors
-        dgate, dup = torch.empty_like(gate), torch.empty_like(up)
+        (gate_up,) = ctx.saved_tensors
+        rows, inner = len(gate_up), gate_up.shape[1] // 2
+        grad = torch.empty_like(gate_up)
         ctx.kernels.swiglu_backward(
-            grad_outputs[0].contiguous(), gate, up, dgate, dup, gate.numel()
-        )
-        return None, dgate, dup
+            grad_outputs[0].contiguous(), gate_up, gate_up[:, inner:], grad, grad[:, inner:],
+            rows, inner, 2 * inner,
+        )  # fmt: skip
+        return None, grad
 
 
 class _Attention(Function):
-    """Attention over shared prompts: [token, heads * size] in and out, rotation included.
+    """Attention over shared prompts: queries, keys and values side by side in, [token, heads * size] out, with rotation.
 
     Inside, queries are [group * kv, seat * member * position, size], so that all rows of a prompt meet its keys in one
     product, and one softmax covers a row's prompt and its own tokens.
@@ -108,16 +116,17 @@ class _Attention(Function):
     def forward(
         ctx: Any,
         kernels: Kernels,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        qkv: Tensor,
         cos: Tensor,
         sin: Tensor,
         layout: Layout,
         module: Any,
     ) -> Tensor:
         size, scale = module.head_dim, module.scaling
-        pad = _Padding(kernels, layout, cos, sin, size, q.shape[1] // size, k.shape[1] // size)
+        config = module.config
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        pad = _Padding(kernels, layout, cos, sin, size, heads, kv_heads)
+        q, k, v = pad.columns(qkv)
         qp, qr = pad.split(q, queries=True, rotate=True)
         kp, kr = pad.split(k, queries=False, rotate=True)
         vp, vr = pad.split(v, queries=False, rotate=False)
@@ -132,7 +141,9 @@ class _Attention(Function):
         mixed = torch.bmm(before, vp).view(qr.shape).baddbmm_(own, vr)
         ctx.save_for_backward(qp, qr, kp, kr, vp, vr, within, before, own)
         ctx.pad, ctx.scale = pad, scale
-        return pad.join(prompts, mixed, queries=True, rotate=False)
+        out = qkv.new_empty(len(qkv), heads * size)
+        pad.join(prompts, mixed, out, queries=True, rotate=False)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -159,10 +170,12 @@ class _Attention(Function):
         dqr = torch.bmm(dbefore, kp).view(qr.shape).baddbmm_(down, kr)
         dkp.baddbmm_(dbefore.mT, qr.view(grouped.shape))
         dkr = torch.bmm(down.mT, qr)
-        dq = pad.join(dqp, dqr, queries=True, rotate=True)
-        dk = pad.join(dkp, dkr, queries=False, rotate=True)
-        dv = pad.join(dvp, dvr, queries=False, rotate=False)
-        return None, dq, dk, dv, None, None, None, None
+        grad = dr.new_empty(len(layout.positions), (pad.heads + 2 * pad.kv_heads) * pad.size)
+        dq, dk, dv = pad.columns(grad)
+        pad.join(dqp, dqr, dq, queries=True, rotate=True)
+        pad.join(dkp, dkr, dk, queries=False, rotate=True)
+        pad.join(dvp, dvr, dv, queries=False, rotate=False)
+        return None, grad, None, None, None, None
 
 
 class _Padding:
@@ -183,6 +196,11 @@ class _Padding:
         self.cut = len(layout.prompt_place)
         self.cos, self.sin = (cos[: self.cut], cos[self.cut :]), (sin[: self.cut], sin[self.cut :])
 
+    def columns(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """Views of queries, keys and values that lie side by side."""
+        kv = self.kv_heads * self.size
+        return qkv.split([self.heads * self.size, kv, kv], 1)
+
     def split(self, x: Tensor, *, queries: bool, rotate: bool) -> tuple[Tensor, Tensor]:
         """[token, heads * size] -> prompts [group * kv, member * width, size], rows [group * kv * seat, member * length, size]."""
         layout, (heads, members) = self.layout, self._heads(queries)
@@ -193,22 +211,22 @@ class _Padding:
             out = (torch.empty if full else torch.zeros)(blocks, members * length, self.size)
             cos, sin = (self.cos[i], self.sin[i]) if rotate else (None, None)
             self.kernels.pack(
-                part, cos, sin, place, out, len(place), heads, members, seats, length, self.size
-            )
+                part, cos, sin, place, out, len(place), part.stride(0), heads, members, seats, length, self.size
+            )  # fmt: skip
             parts.append(out)
         return parts[0], parts[1]
 
-    def join(self, prompts: Tensor, rows: Tensor, *, queries: bool, rotate: bool) -> Tensor:
-        """The way back of `split`."""
+    def join(
+        self, prompts: Tensor, rows: Tensor, out: Tensor, *, queries: bool, rotate: bool
+    ) -> None:
+        """The way back of `split`, into `out`."""
         heads, members = self._heads(queries)
-        out = prompts.new_empty(len(self.layout.positions), heads * self.size)
         for i, (part, place, seats, length) in enumerate(self._parts(out)):
             cos, sin = (self.cos[i], self.sin[i]) if rotate else (None, None)
             source = (prompts, rows)[i]
             self.kernels.unpack(
-                source, cos, sin, place, part, len(place), heads, members, seats, length, self.size
-            )
-        return out
+                source, cos, sin, place, part, len(place), part.stride(0), heads, members, seats, length, self.size
+            )  # fmt: skip
 
     def _heads(self, queries: bool) -> tuple[int, int]:
         return (self.heads, self.heads // self.kv_heads) if queries else (self.kv_heads, 1)

@@ -147,13 +147,15 @@ class Plan:
         return {**texts, "params.json": settings}
 
     def settings(self) -> dict[str, Any]:
-        """params.yaml with its defaults filled in: stages depend on values, however they are written.
+        """params.yaml with its defaults filled in, but for threads: stages depend on values, however they are written.
 
         A section that names tasks carries what these are (`tasks` -> kind, options, length of an answer), and a
         phase its own `rl` and what samples and trains.
         """
         params = self.params
         sections = params.model_dump()
+        for name in ("sft", "judge", "evaluation"):
+            del sections[name]["threads"]
         return {
             **{
                 name: sections[name]
@@ -171,7 +173,7 @@ class Plan:
         return {
             name: {
                 **phase.model_dump(),
-                "rl": params.phase_rl(name).model_dump(exclude={"alarms"}),
+                "rl": params.phase_rl(name).model_dump(exclude={"alarms", "threads"}),
                 "rollout": params.rollout.results(),
                 "training": params.training.results(),
                 "of": self._tasks(phase.tasks),

@@ -7,7 +7,7 @@ the whole batch beforehand, so the gradients of the ranks only have to be added.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -17,8 +17,10 @@ from torch import Tensor
 from trainorder.config import ParamsError, RlConfig, TrainingConfig
 from trainorder.rl.forward import micro_batches
 from trainorder.rl.types import Roll
+from trainorder.workers import workers_for
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Backend(Protocol):
@@ -40,8 +42,14 @@ class Backend(Protocol):
         """Before the first micro-batch of an update."""
         ...
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradient of this rank's loss; `last` marks the update's last micro-batch."""
+    def map(self, function: Callable[[list[int]], R], batches: Sequence[list[int]]) -> Iterator[R]:
+        """The results in order, without gradients."""
+        ...
+
+    def add_gradients(
+        self, loss_of: Callable[[list[int]], tuple[Tensor, R]], batches: Sequence[list[int]]
+    ) -> Iterator[R]:
+        """Add the gradient of each micro-batch's loss, in order; gives what `loss_of` returned beside it."""
         ...
 
     def step(self, lr: float) -> float:
@@ -77,6 +85,8 @@ class LocalBackend:
     def __init__(self, model: Any, config: RlConfig, training: TrainingConfig) -> None:
         self.model, self.config, self.training = model, config, training
         self.trained = trained(model)
+        with self.computing():
+            self.workers = workers_for(model, config.threads)
         self.optimizer = torch.optim.AdamW(
             self.trained.values(),
             lr=config.lr,
@@ -98,9 +108,34 @@ class LocalBackend:
         for parameter in self.trained.values():
             parameter.grad = torch.zeros_like(parameter)
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def map(self, function: Callable[[list[int]], R], batches: Sequence[list[int]]) -> Iterator[R]:
         """See Backend."""
-        loss.backward()
+
+        def plain(rows: list[int]) -> R:
+            with torch.no_grad():
+                return function(rows)
+
+        return self.workers.map(plain, batches)
+
+    def add_gradients(
+        self, loss_of: Callable[[list[int]], tuple[Tensor, R]], batches: Sequence[list[int]]
+    ) -> Iterator[R]:
+        """See Backend."""
+        weights = list(self.trained.values())
+
+        def part(rows: list[int]) -> tuple[Sequence[Tensor | None], R]:
+            with torch.enable_grad():
+                loss, facts = loss_of(rows)
+                if self.workers.count > 1:
+                    return torch.autograd.grad(loss, weights, allow_unused=True), facts
+                loss.backward()
+            return [], facts
+
+        for gradients, facts in self.workers.map(part, batches):
+            for weight, gradient in zip(weights, gradients, strict=False):
+                if gradient is not None and weight.grad is not None:  # zero_grad made it
+                    weight.grad.add_(gradient)
+            yield facts
 
     def step(self, lr: float) -> float:
         """See Backend."""

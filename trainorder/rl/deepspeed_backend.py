@@ -10,7 +10,7 @@ import datetime
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from trainorder.rl.ranks import INSTALL, launched
 from trainorder.rl.types import Roll
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 HELD = -1
 """The user of a weight that must stay whole, in DeepSpeed's books; its own are numbered from 0."""
@@ -88,10 +89,23 @@ class DeepSpeedBackend:
         """See Backend."""
         self.engine.zero_grad()
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def map(self, function: Callable[[list[int]], R], batches: Sequence[list[int]]) -> Iterator[R]:
         """See Backend."""
-        self.engine.set_gradient_accumulation_boundary(last)
-        self.engine.backward(loss * self.world)
+        for rows in batches:
+            with torch.no_grad():
+                found = function(rows)
+            yield found
+
+    def add_gradients(
+        self, loss_of: Callable[[list[int]], tuple[Tensor, R]], batches: Sequence[list[int]]
+    ) -> Iterator[R]:
+        """See Backend."""
+        for i, rows in enumerate(batches):
+            with torch.enable_grad():
+                loss, facts = loss_of(rows)
+                self.engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
+                self.engine.backward(loss * self.world)
+            yield facts
 
     def step(self, lr: float) -> float:
         """See Backend. DeepSpeed itself skips an update that is not finite."""

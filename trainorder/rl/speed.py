@@ -21,7 +21,12 @@ TRACED = range(2, 5)
 
 
 def rates(
-    model: Any, seconds: Mapping[str, float], prompt_tokens: float, sampled: float, trained: float
+    model: Any,
+    seconds: Mapping[str, float],
+    prompt_tokens: float,
+    sampled: float,
+    trained: float,
+    threads: int,
 ) -> dict[str, float]:
     """`perf/...` of a step from the tokens read, sampled and trained on (a shared prompt counts once).
 
@@ -37,7 +42,7 @@ def rates(
         "perf/train_gflops": learned / max(seconds["train"], 1e-9),
     }
     if next(model.parameters()).device.type == "cpu":
-        peak = _peak() * torch.get_num_threads()
+        peak = _peak() * threads
         busy = max(seconds["generate"] + seconds["train"], 1e-9)
         log["perf/share_of_peak"] = (generated + learned) / busy / peak
     return log

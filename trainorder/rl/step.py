@@ -125,7 +125,8 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
     state.step += 1
     log["rollout/tokens"] = tokens
     read = sum(len(prompt) for roll in sampled for prompt in roll.prompt) / config.group_size
-    log |= rates(learner.policy.model, clock, read, tokens, log.get("rl/forward_tokens", 0.0))
+    trained = log.get("rl/forward_tokens", 0.0)
+    log |= rates(learner.policy.model, clock, read, tokens, trained, config.threads)
     return log | {f"time/{name}_seconds": seconds for name, seconds in clock.items()}
 
 
@@ -190,13 +191,15 @@ def score(
 ) -> tuple[Float[Tensor, "row token"], Float[Tensor, "row token"]]:
     """Log p and entropy (0 unless asked for) of all tokens under `model`, each rank on its share."""
     backend, config = learner.backend, learner.config
-    parts = []
-    for rows in backend.deal(roll, config.micro_batch_tokens):
+
+    def score_rows(rows: list[int]) -> tuple[list[int], Tensor, Tensor | None]:
         part = roll.rows(rows or _any_row(roll))
         with backend.computing():
             live = forward(model, part, temperature=config.temperature, entropy=entropy)
-        if rows:
-            parts.append((rows, live.logp.float(), live.x["H"].float() if entropy else None))
+        return rows, live.logp.float(), live.x["H"].float() if entropy else None
+
+    dealt = backend.deal(roll, config.micro_batch_tokens)
+    parts = [part for part in backend.map(score_rows, dealt) if part[0]]
     logps, entropies = torch.zeros_like(roll.mask), torch.zeros_like(roll.mask)
     for rows, logp, h in (item for share in backend.gather(parts) for item in share):
         logps[rows] = logp.to(logps.dtype)
@@ -310,29 +313,26 @@ def accumulate(
     idle = _any_row(roll)
     whole, roll, shares = roll, roll.rows(kept), shares[kept]
     sums, tokens, gap = defaultdict[str, float](float), float(roll.mask.sum()), 0.0
-    batches = backend.deal(roll, budget)
-    for i, rows in enumerate(batches):
+
+    def loss_of(rows: list[int]) -> tuple[Tensor, tuple[dict[str, float], float]]:
         part = roll.rows(rows) if rows else whole.rows(idle)
-        with torch.enable_grad():
-            with backend.computing():
-                live = forward(model, part, temperature=temperature, entropy="H" in method.needs)
-            if rows:
-                losses = [
-                    term.coef * (term(live, part, state) * shares[rows]).sum()
-                    for term in method.terms
-                ]
-                loss = torch.stack(losses).sum()
-            else:  # another rank has more micro-batches: keep it company
-                loss = 0.0 * live.logp.sum()
-            backend.backward(loss, last=i == len(batches) - 1)
-        if not rows:
-            continue
-        sums["loss"] += float(loss.detach())
-        live.log["kl_old"] = kl_old(live.logp.detach(), part)
-        apart = log_ratio(live.logp.detach(), part.x["logp"], part.mask).abs()
-        live.log["mismatch_mean"], gap = apart, max(gap, float(apart.max()))
-        for name, values in live.log.items():
-            sums[name] += float((values * part.mask).sum()) / tokens
+        with backend.computing():
+            live = forward(model, part, temperature=temperature, entropy="H" in method.needs)
+        if not rows:  # another rank has more micro-batches: keep it company
+            return 0.0 * live.logp.sum(), ({}, 0.0)
+        losses = [
+            term.coef * (term(live, part, state) * shares[rows]).sum() for term in method.terms
+        ]
+        loss, logps = torch.stack(losses).sum(), live.logp.detach()
+        apart = log_ratio(logps, part.x["logp"], part.mask).abs()
+        logged = {**live.log, "kl_old": kl_old(logps, part), "mismatch_mean": apart}
+        means = {name: float((x * part.mask).sum()) / tokens for name, x in logged.items()}
+        return loss, ({"loss": float(loss.detach()), **means}, float(apart.max()))
+
+    for means, widest in backend.add_gradients(loss_of, backend.deal(roll, budget)):
+        gap = max(gap, widest)
+        for name, value in means.items():
+            sums[name] += value
     ranks = backend.gather((dict(sums), gap))
     names = dict.fromkeys(name for found, _ in ranks for name in found)
     log = {name: sum(found.get(name, 0.0) for found, _ in ranks) for name in names}

@@ -29,6 +29,7 @@ from trainorder.rl.speed import Trace
 from trainorder.rl.step import Learner, rl_step
 from trainorder.rl.types import State
 from trainorder.rollout import make_engine
+from trainorder.workers import workers_for
 
 SAMPLING, PLAIN = RolloutConfig(), TrainingConfig()
 """The defaults: the torch engine, plain torch."""
@@ -160,7 +161,8 @@ def make_learner(
         shadow = copy.deepcopy(policy.model) if rollout.backend == "torch" else policy.model
         sampler = Policy(shadow.requires_grad_(False), policy.tokenizer)
     if rollout.backend == "torch":
-        engine, push = make_engine("torch", sampler), None
+        workers = workers_for(sampler.model, rl.threads)
+        engine, push = make_engine("torch", sampler, workers=workers), None
         if apart:
             push = partial(copy_weights, sampler.model)
     else:

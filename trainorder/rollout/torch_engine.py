@@ -6,6 +6,7 @@ when they are a quarter of it. log p and entropy come from the softmax that the 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,9 @@ from torch import Tensor
 from trainorder.llama.kernels import Kernels
 from trainorder.llama.kernels import load as load_kernels
 from trainorder.policy import Policy
-from trainorder.rollout.base import Completions
+from trainorder.rollout.base import Completions, check_request
 from trainorder.rollout.decoders import Decoder, make_decoder
+from trainorder.workers import ALONE, Workers
 
 
 @dataclass
@@ -25,8 +27,10 @@ class TorchEngine:
     """Samples from `policy.model` as it is at the time of the call."""
 
     policy: Policy
-    max_rows: int = 128
-    """Rows decoded together; the cache of more does not stay in a CPU's. Changes no sample beyond rounding."""
+    workers: Workers = ALONE
+    """Decode the batches; changes no sample."""
+    max_rows: int | None = None
+    """Rows decoded together, None for 64 on a CPU and 256 on a GPU. Changes no sample beyond rounding."""
     dead_share: float = 0.25
     """Rows that have ended are dropped once they are more than this share of the batch."""
 
@@ -40,12 +44,7 @@ class TorchEngine:
         generator: torch.Generator,
     ) -> Completions:
         """See Engine."""
-        rooms = (
-            [max_new_tokens] * len(prompts)
-            if isinstance(max_new_tokens, int)
-            else list(max_new_tokens)
-        )
-        _check(prompts, samples, rooms, temperature)
+        rooms = check_request(prompts, samples, max_new_tokens, temperature)
         with torch.inference_mode():
             draws, lengths, finished = self._generate(
                 prompts, samples, rooms, temperature, generator
@@ -80,15 +79,23 @@ class TorchEngine:
         noise = torch.rand(shape, generator=generator, device=generator.device).to(device)
         draws = _Draws.empty(shape, device)
         longest = max(len(prompt) + room for prompt, room in zip(prompts, rooms, strict=True))
-        decoder = make_decoder(self.policy.model, longest)
-        for batch in _batches(prompts, samples, self.max_rows):
-            ids, real = _pad_left([prompts[i] for i in batch], self.policy.pad_id, device)
-            rows = (
-                torch.tensor(batch, device=device)[:, None] * samples
-                + torch.arange(samples, device=device)
-            ).flatten()
-            logits = decoder.prefill(ids, real, samples, int(room[rows].max()))
-            self._decode(decoder, logits, rows, _Task(room, stops, noise, temperature, draws))
+        shared = make_decoder(self.policy.model, longest)
+        task = _Task(room, stops, noise, temperature, draws)
+
+        def decode(batch: list[int]) -> None:
+            with torch.inference_mode():
+                ids, real = _pad_left([prompts[i] for i in batch], self.policy.pad_id, device)
+                rows = (
+                    torch.tensor(batch, device=device)[:, None] * samples
+                    + torch.arange(samples, device=device)
+                ).flatten()
+                decoder = copy.copy(shared)
+                logits = decoder.prefill(ids, real, samples, int(room[rows].max()))
+                self._decode(decoder, logits, rows, task)
+
+        max_rows = self.max_rows or (64 if device.type == "cpu" else 256)
+        for _ in self.workers.map(decode, _batches(prompts, samples, max_rows)):
+            pass
         first = torch.isin(draws.ids, stops).int()
         first = torch.where(first.any(1), first.argmax(1), shape[1])
         return draws, torch.minimum(first + 1, room), first < room
@@ -205,20 +212,3 @@ def _pad_left(
     real = [[False] * (width - len(prompt)) + [True] * len(prompt) for prompt in prompts]
     return torch.tensor(ids, device=device), torch.tensor(real, device=device)
 
-
-def _check(
-    prompts: Sequence[Sequence[int]], samples: int, rooms: Sequence[int], temperature: float
-) -> None:
-    if not prompts or not all(map(len, prompts)):
-        raise ValueError(
-            f"generate needs prompts of at least one token each, got {len(prompts)} prompts"
-        )
-    if len(rooms) != len(prompts):
-        raise ValueError(
-            f"max_new_tokens must be one number or one per prompt: {len(rooms)} for {len(prompts)} prompts"
-        )
-    if samples < 1 or min(rooms) < 1 or not temperature >= 0:
-        raise ValueError(
-            f"samples and max_new_tokens must be at least 1 and temperature at least 0, "
-            f"got {samples}, {min(rooms)} and {temperature}"
-        )
