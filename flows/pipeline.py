@@ -24,9 +24,9 @@ from flows.progress import Display
 from flows.schedule import Schedule
 from flows.warm import warm_stages
 from trainorder import paths, plan, tracking
-from trainorder.config import ParamsError
 from trainorder.files import write_json
 from trainorder.process import exclusive
+from trainorder.reading import ParamsError
 from trainorder.report import words
 from trainorder.storage import check_room
 from trainorder.ui import prefect_environment, prefect_server

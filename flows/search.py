@@ -26,17 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from trainorder import paths, plan
-from trainorder.config import (
-    PARAMS_VARIABLE,
-    Params,
-    ParamsError,
-    load_params,
-    params_file,
-    parse_params,
-    read_yaml,
-)
+from trainorder.config import PARAMS_VARIABLE, Params, load_params, params_file, parse_params
 from trainorder.plan.check import check
 from trainorder.plan.orders import listed_orders, single_phases
+from trainorder.reading import ParamsError, read_yaml
 from trainorder.report import words
 from trainorder.search import Known, Order
 

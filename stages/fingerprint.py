@@ -13,7 +13,7 @@ from pathlib import Path
 
 import stages
 from trainorder import fingerprint, paths, plan
-from trainorder.config import ParamsError
+from trainorder.reading import ParamsError
 
 RECORDS = ("manifest.json", "metrics.jsonl", "run.json")
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import stages
 from trainorder import paths
-from trainorder.config import ParamsError, load_params, read_yaml
+from trainorder.config import load_params
 from trainorder.files import write_text
+from trainorder.reading import ParamsError, read_yaml
 from trainorder.resume import finished
 
 if TYPE_CHECKING:

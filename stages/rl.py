@@ -12,7 +12,8 @@ from typing import Any
 
 import stages
 from trainorder import machine, paths
-from trainorder.config import Params, ParamsError, load_params
+from trainorder.config import Params, load_params
+from trainorder.reading import ParamsError
 
 OPTIONS = {
     "--node": "the node to make",

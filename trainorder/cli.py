@@ -106,9 +106,10 @@ def compare(
     """Is A better than B, on which tasks, from which phase on, and does that survive seeds and variants?"""
     with refusing():
         from trainorder import paths
-        from trainorder.config import load_params, read_yaml
+        from trainorder.config import load_params
         from trainorder.measure import from_plan
         from trainorder.measure.compare import compare as compare_arms
+        from trainorder.reading import read_yaml
 
         designs = from_plan(read_yaml(paths.PLAN))
         found = compare_arms(designs, a, b, load_params().measure, metric=metric, split=split)
@@ -269,8 +270,8 @@ def _use(params: str | None) -> None:
 @contextmanager
 def refusing() -> Iterator[None]:
     """Turn wrong input into one line on stderr and exit code 2."""
-    from trainorder.config import ParamsError
     from trainorder.process import Busy
+    from trainorder.reading import ParamsError
 
     try:
         yield

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from trainorder import paths
-from trainorder.config import Params, ParamsError, TaskConfig
+from trainorder.config import Params, TaskConfig
 from trainorder.files import write_json, write_text
+from trainorder.reading import ParamsError
 from trainorder.streams import stream
 from trainorder.tasks import make_task
 from trainorder.tasks.base import SPLITS, Problem, Split, Task, split_of

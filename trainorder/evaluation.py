@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from trainorder import paths
-from trainorder.config import EvaluationConfig, ParamsError
+from trainorder.config import EvaluationConfig
 from trainorder.policy import Policy
+from trainorder.reading import ParamsError
 from trainorder.resume import NOTHING, Saved, Work
 from trainorder.rewards import grading
 from trainorder.streams import torch_stream

@@ -17,7 +17,7 @@ from typing import Any
 from trainorder import paths
 from trainorder.files import sha256, write_json
 from trainorder.llama import kernels
-from trainorder.machine import chosen
+from trainorder.machine import chosen, processor
 from trainorder.policy import weights_hash
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "peft", "dvc")
@@ -90,7 +90,7 @@ def write_manifest(
         "seconds": round(seconds, 3),
         "alarms": dict(alarms or {}),
         "measured": dict(measured or {}),
-        "machine": machine(),
+        "machine": _machine(),
     }
     path = paths.run(node) / "manifest.json"
     manifest = json.loads(json.dumps(manifest))
@@ -159,24 +159,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine() -> dict[str, Any]:
+def _machine() -> dict[str, Any]:
     """Where it ran: bytes are promised per machine type only."""
     return {
         "host": platform.node(),
         "system": f"{platform.system()} {platform.release()}",
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "arithmetic": {**chosen(), "kernels": kernels.load()[1]},
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _fingerprint(name: str) -> str | None:

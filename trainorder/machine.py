@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainorder.config import ParamsError
+from trainorder.reading import ParamsError
 
 PATHS = ("default", "onednn")
 ROWS = (1632, 1024, 128)
@@ -95,20 +95,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainorder"
 
 
-def processor() -> str:
-    """What decides which instructions there are."""
+def processor(*, features: bool = False) -> str:
+    """The CPU's name; with `features` also what decides which instructions there are."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
-    wanted = ("model name", "model\t", "flags", "Features")
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
+    wanted = ("model name", *(("model\t", "flags", "Features") if features else ()))
+    found = dict.fromkeys(line for line in lines if line.startswith(wanted))
+    if features:
+        return "\n".join(found)
+    return next((line.partition(":")[2].strip() for line in found), platform.machine())
 
 
 def _key(width: int) -> str:
     import torch
 
-    facts = [torch.__version__, width, ROWS, ROUNDS, CLEARLY, PRECISION, NARROW, processor()]
+    facts = [torch.__version__, width, ROWS, ROUNDS, CLEARLY, PRECISION, NARROW, processor(features=True)]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 

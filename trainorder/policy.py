@@ -15,8 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainorder.config import ParamsError, PolicyConfig, remote_code_allowed
+from trainorder.config import PolicyConfig, remote_code_allowed
 from trainorder.files import writing_folder
+from trainorder.reading import ParamsError
 from trainorder.streams import seed_of
 
 if TYPE_CHECKING:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from trainorder import paths
-from trainorder.config import JudgeConfig, Params, ParamsError
+from trainorder.config import JudgeConfig, Params
 from trainorder.files import write_json
 from trainorder.policy import Policy
 from trainorder.process import StageError, fail_point
+from trainorder.reading import ParamsError
 from trainorder.resume import NOTHING, Saved, Work
 from trainorder.rewards.endpoint import EndpointJudge
 from trainorder.rewards.judge import Comparisons, Judge, fit

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -54,7 +55,26 @@ def fail_point(name: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-@contextmanager
+def end_worker(worker: subprocess.Popen[bytes], patience: float = 0.0) -> None:
+    """End a child that leads a process group, and all of the group: an idle one by itself within `patience` seconds."""
+    if patience and worker.stdin is not None:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            worker.stdin.close()  # nothing more will come
+            worker.wait(timeout=patience)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
+
+
+def close_pipes(worker: subprocess.Popen[bytes]) -> None:
+    """Close this side's pipes to a child, ended or another process's."""
+    for pipe in (worker.stdin, worker.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+@contextlib.contextmanager
 def exclusive(path: Path, what: str, patience: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path`, which goes with this process however it ends; `what` names it in messages.
 

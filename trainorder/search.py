@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trainorder.config import ParamsError
+from trainorder.reading import ParamsError
 
 Order = tuple[str, ...]
 """Phases from the base on; () is the base."""

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trainorder import paths
-from trainorder.config import Params, ParamsError, SftConfig
+from trainorder.config import Params, SftConfig
 from trainorder.process import StageError, fail_point
+from trainorder.reading import ParamsError
 from trainorder.resume import (
     NOTHING,
     Saved,

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainorder import paths, plan
-from trainorder.config import ParamsError, PolicyConfig
+from trainorder.config import PolicyConfig
 from trainorder.plan.compile import Plan
 from trainorder.plan.state import State
 from trainorder.process import StageError, exclusive
+from trainorder.reading import ParamsError
 from trainorder.resume import KEPT
 from trainorder.verify import folder_md5
 

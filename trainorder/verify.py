@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from trainorder import paths, plan
-from trainorder.config import DEFAULT, Params, ParamsError, did_you_mean, read_yaml
+from trainorder.config import DEFAULT, Params
 from trainorder.lineage import content_hash, manifest_hash
 from trainorder.plan.state import SETTINGS
 from trainorder.policy import weights_hash
+from trainorder.reading import ParamsError, did_you_mean, read_yaml
 
 LOCK = Path("dvc.lock")
 SHARED = ("build_data", "train_judge", "measure_bwt", "report")

@@ -19,11 +19,12 @@ import pytest
 from conftest import Project, make_project
 
 from trainorder import paths
-from trainorder.config import Params, load_params, read_yaml
+from trainorder.config import Params, load_params
 from trainorder.fingerprint import closure
 from trainorder.plan import compile_plan
 from trainorder.plan.check import check
 from trainorder.plan.compile import GROUPS, SLOTS, STAGE_OF
+from trainorder.reading import read_yaml
 
 ROOT = Path(__file__).parents[2]
 STAGES: dict[str, Any] = {

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from trainorder.config import ParamsError, TaskConfig
+from trainorder.config import TaskConfig
 from trainorder.data import draw_problems
+from trainorder.reading import ParamsError
 from trainorder.streams import stream
 from trainorder.tasks import TASKS as KINDS
 from trainorder.tasks import make_task

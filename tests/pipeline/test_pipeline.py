@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Project, make_project
 
-from trainorder.config import read_yaml
+from trainorder.reading import read_yaml
 
 
 @pytest.fixture(scope="session")

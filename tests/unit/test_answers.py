@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from order_worlds import SINGLE, World, every_order
 
-from trainorder.config import MeasureConfig, read_yaml
+from trainorder.config import MeasureConfig
 from trainorder.measure import from_plan, measure, to_json
 from trainorder.measure.apply import add_order
 from trainorder.measure.compare import compare
 from trainorder.measure.design import Design
+from trainorder.reading import read_yaml
 from trainorder.report.markdown import orders_page
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,9 +10,10 @@ import pytest
 import torch
 from rl_small import make_roll
 
-from trainorder.config import ParamsError, TrainingConfig, load_params, parse_params
+from trainorder.config import TrainingConfig, load_params, parse_params
 from trainorder.plan import compile_plan
 from trainorder.plan.check import check
+from trainorder.reading import ParamsError
 from trainorder.rl import ranks
 from trainorder.rl.backend import slice_of, split_by_size
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from trainorder.config import Params, ParamsError, Section, load_params, parse_params
+from trainorder.config import Params, Section, load_params, parse_params
+from trainorder.reading import ParamsError
 
 SMALL: dict[str, Any] = {
     "tasks": {"math": {}},

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from trainorder import paths
-from trainorder.config import Params, ParamsError, parse_params
+from trainorder.config import Params, parse_params
 from trainorder.data import build, draw_problems, pieces, write_tokenizer
 from trainorder.files import write_text
+from trainorder.reading import ParamsError
 from trainorder.tasks import TASKS as KINDS
 from trainorder.tasks import load_problems, load_task, make_task
 from trainorder.tasks.base import SPLITS, split_of

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from judge_server import Server, judge_server, read_frame
 
-from trainorder.config import EndpointConfig, GradingConfig, ParamsError
+from trainorder.config import EndpointConfig, GradingConfig
+from trainorder.reading import ParamsError
 from trainorder.rewards.endpoint import EndpointJudge, JudgeOutage, messages
 from trainorder.rewards.grading import Grader, GradingError
 from trainorder.rewards.judge import load_judge

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from trainorder.config import GradingConfig, ParamsError, TaskConfig
+from trainorder.config import GradingConfig, TaskConfig
+from trainorder.reading import ParamsError
 from trainorder.rewards.grading import Grader, GradingError, Unscored, reached
 from trainorder.rl.problems import TaskSet
 from trainorder.streams import stream
@@ -174,11 +175,15 @@ def test_programs_below_the_wanted_isolation_are_refused(monkeypatch: pytest.Mon
         reached("machine")
 
 
-def test_the_overhead_is_small(grader: Grader) -> None:
-    values(grader, "a")
-    started = time.perf_counter()
-    values(grader, *["a" * (n % 50) for n in range(2000)])
-    assert (time.perf_counter() - started) / 2000 < 0.002  # measured 0.00004 s
+def test_an_answer_costs_far_less_than_a_process(grader: Grader) -> None:
+    def seconds(answers: list[str]) -> float:
+        started = time.perf_counter()
+        values(grader, *answers)
+        return time.perf_counter() - started
+
+    grader.close()
+    start_of_a_process = seconds(["a"])
+    assert seconds(["a" * (n % 50) for n in range(2000)]) < 200 * start_of_a_process
 
 
 def test_no_worker_is_left() -> None:

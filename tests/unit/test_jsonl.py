@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainorder import paths
-from trainorder.config import Params, ParamsError, TaskConfig, parse_params
+from trainorder.config import Params, TaskConfig, parse_params
 from trainorder.data import build
 from trainorder.plan.check import check
+from trainorder.reading import ParamsError
 from trainorder.tasks import load_problems, load_task, make_task
 from trainorder.tasks.base import SPLITS
 from trainorder.tasks.jsonl import Jsonl

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from trainorder import paths, preferences
-from trainorder.config import JudgeConfig, Params, ParamsError, PolicyConfig
+from trainorder.config import JudgeConfig, Params, PolicyConfig
 from trainorder.data import build, write_tokenizer
 from trainorder.policy import Policy, weights_hash
 from trainorder.preferences import AgreementError, agreement, check_agreement, compare
+from trainorder.reading import ParamsError
 from trainorder.rewards import judge as judge_module
 from trainorder.rewards.judge import Comparisons, Judge, bradley_terry, fit, mean_over_answer
 from trainorder.tasks.base import Problem

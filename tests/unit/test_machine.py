@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from trainorder import machine
-from trainorder.config import ParamsError
 from trainorder.llama import kernels
+from trainorder.reading import ParamsError
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from order_worlds import HARMFUL, SINGLE, World, default_world, every_order
 
-from trainorder.config import MeasureConfig, ParamsError
+from trainorder.config import MeasureConfig
 from trainorder.measure import from_plan, measure, to_json
+from trainorder.reading import ParamsError
 
 MERGES = ("average", "arithmetic", "ties", "dare")
 CONFIG = MeasureConfig(bootstrap=300)

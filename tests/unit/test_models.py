@@ -10,8 +10,9 @@ import pytest
 import rl_project
 import torch
 
-from trainorder.config import LoraConfig, ParamsError, TrainingConfig
+from trainorder.config import LoraConfig, TrainingConfig
 from trainorder.policy import Policy
+from trainorder.reading import ParamsError
 from trainorder.rl.forward import forward
 from trainorder.rl.step import Learner, add_old_logps, generate, rl_step, task_factors
 from trainorder.rl.trainer import save

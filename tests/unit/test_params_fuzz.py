@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from trainorder.cli import app
-from trainorder.config import ParamsError, parse_params
+from trainorder.config import parse_params
 from trainorder.plan.check import check
+from trainorder.reading import ParamsError
 
 ROOT = Path(__file__).parents[2]
 BASE = """\

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainorder.config import Params, ParamsError, parse_params, read_yaml
+from trainorder.config import Params, parse_params
 from trainorder.plan import compile_plan, pending
 from trainorder.plan.check import PIECES, budget, check, pieces
 from trainorder.plan.compile import SLOTS
 from trainorder.plan.orders import single_phases
+from trainorder.reading import ParamsError, read_yaml
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 Change = dict[str, Any]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trainorder.config import MethodConfig, ParamsError
+from trainorder.config import MethodConfig
+from trainorder.reading import ParamsError
 from trainorder.rl.method import Method, bind
 
 

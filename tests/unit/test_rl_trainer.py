@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from trainorder.config import Params, ParamsError, PhaseConfig, PolicyConfig, RlConfig, parse_params
+from trainorder.config import Params, PhaseConfig, PolicyConfig, RlConfig, parse_params
 from trainorder.data import build
 from trainorder.policy import Policy, weights_hash
+from trainorder.reading import ParamsError
 from trainorder.rl.guard import NonFiniteError
 from trainorder.rl.method import Bound
 from trainorder.rl.registry import REWARDS, Entry

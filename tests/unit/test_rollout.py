@@ -7,11 +7,12 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from trainorder.config import ParamsError, PolicyConfig
+from trainorder.config import PolicyConfig
 from trainorder.data import write_tokenizer
 from trainorder.llama import kernels_for
 from trainorder.llama.decoder import LlamaDecoder
 from trainorder.policy import Policy, import_transformers
+from trainorder.reading import ParamsError
 from trainorder.rollout import Completions, TorchEngine, make_engine
 from trainorder.rollout.decoders import HfDecoder, PrefixDecoder, make_decoder
 from trainorder.workers import Workers

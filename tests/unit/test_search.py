@@ -14,7 +14,8 @@ from conftest import ROOT
 
 from flows.search import Search, _path
 from trainorder import plan
-from trainorder.config import ParamsError, load_params, parse_params, read_yaml
+from trainorder.config import load_params, parse_params
+from trainorder.reading import ParamsError, read_yaml
 from trainorder.search import Known, Order
 
 TRAINS = {"x": {"a"}, "y": {"b"}, "z": {"c"}}

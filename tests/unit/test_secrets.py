@@ -14,9 +14,9 @@ import pytest
 from conftest import Project, make_project
 from judge_server import judge_server
 
-from trainorder.config import ParamsError
 from trainorder.data import write_tokenizer
 from trainorder.policy import Policy
+from trainorder.reading import ParamsError
 from trainorder.ui import mlflow_server, prefect_server, reach
 
 KEY = "sk-canary-5f1e77b2d94a"

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from trainorder import paths, sft
-from trainorder.config import Params, ParamsError, PolicyConfig, SftConfig
+from trainorder.config import Params, PolicyConfig, SftConfig
 from trainorder.data import build, write_tokenizer
 from trainorder.muon import Muon, orthogonalise
 from trainorder.policy import Policy, weights_hash
+from trainorder.reading import ParamsError
 
 SIZES = PolicyConfig(hidden_size=16, num_layers=1, num_heads=2, mlp_size=24, max_positions=64)
 WORDS = {f" {word}" for word in ["a", "b", "c", "d", "e", "f"]}

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from trainorder import paths
-from trainorder.config import ParamsError, TaskConfig
+from trainorder.config import TaskConfig
+from trainorder.reading import ParamsError
 from trainorder.rewards import format
 from trainorder.rewards.sandbox import Result
 from trainorder.streams import stream

@@ -9,7 +9,8 @@ import pytest
 import rl_project
 import torch
 
-from trainorder.config import ParamsError, RolloutConfig
+from trainorder.config import RolloutConfig
+from trainorder.reading import ParamsError
 from trainorder.rl.records import mismatch
 from trainorder.rl.step import Learner, rl_step
 from trainorder.rl.types import State

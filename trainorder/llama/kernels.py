@@ -99,7 +99,7 @@ def load() -> tuple[Kernels | None, str]:
 
 def _built(compiler: str) -> Path:
     source = SOURCE.read_bytes()
-    machine = [compiler, *FLAGS, processor()]
+    machine = [compiler, *FLAGS, processor(features=True)]
     key = hashlib.sha256(source + "\0".join(machine).encode()).hexdigest()[:16]
     cache = cache_folder()
     library = cache / f"kernels-{key}.so"

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainorder import paths
-from trainorder.config import ParamsError, did_you_mean
 from trainorder.measure import VERSION
 from trainorder.measure.apply import apply
+from trainorder.reading import ParamsError, did_you_mean
 
 
 def load() -> dict[str, Any]:

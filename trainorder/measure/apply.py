@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainorder.config import ParamsError, parse_params
+from trainorder.config import parse_params
+from trainorder.reading import ParamsError
 
 
 def add_order(text: str, name: str, phases: Sequence[str]) -> tuple[str, str]:

@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import Float
 
 from trainorder import paths
-from trainorder.config import MeasureConfig, ParamsError, did_you_mean
+from trainorder.config import MeasureConfig
 from trainorder.measure.across import EVERY, survives
 from trainorder.measure.design import Arm, BySeed, Design
 from trainorder.measure.evidence import as_json
 from trainorder.measure.scores import POOLED, SCORE, Scores, scores_of, tasks_of
 from trainorder.metrics import statistics
+from trainorder.reading import ParamsError, did_you_mean
 from trainorder.streams import numpy_stream
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainorder.config import ParamsError
+from trainorder.reading import ParamsError
 
 DEFAULT = "default"
 """The variant that is the params as written."""

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from trainorder import paths
-from trainorder.config import ParamsError
 from trainorder.metrics import statistics
+from trainorder.reading import ParamsError
 from trainorder.streams import numpy_stream
 
 if TYPE_CHECKING:

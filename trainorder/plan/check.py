@@ -17,14 +17,13 @@ from trainorder.config import (
     EndpointConfig,
     MethodConfig,
     Params,
-    ParamsError,
     Permutations,
     PhaseConfig,
     Piece,
     RlConfig,
-    did_you_mean,
 )
 from trainorder.plan.orders import listed_orders, single_phases
+from trainorder.reading import ParamsError, did_you_mean
 from trainorder.tasks import make_task
 
 PIECES = Path(__file__).parents[1] / "rl" / "pieces.py"
@@ -36,9 +35,10 @@ SLOT_OF = {
     "metric": "metric",
     "term": "terms",
 }
+"""Decorator in trainorder/rl/pieces.py -> key of `method:`."""
 SCHEDULING = PIECES.with_name("samplers.py")
 SLOT_OF_SCHEDULING = {"sampler": "sampler", "curriculum": "curriculum"}
-"""Decorator in trainorder/rl/pieces.py -> key of `method:`."""
+"""Decorator in trainorder/rl/samplers.py -> key of `rl:`."""
 MAX_PERMUTED = 5
 """Phases of `{all: [...]}`: one more would be 720 orders."""
 WITH_COEF = ("reward", "terms")

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainorder import fingerprint, paths
-from trainorder.config import DEFAULT, Params, ParamsError, load_params, read_yaml
+from trainorder.config import DEFAULT, Params, load_params
 from trainorder.files import write_text
 from trainorder.plan.orders import Resolved, order_phases, single_phases, usable
+from trainorder.reading import ParamsError, read_yaml
 from trainorder.tasks import make_task
 
 Kind = Literal["base", "structured", "creative", "mixed", "merge"]

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainorder import paths
-from trainorder.config import ParamsError
+from trainorder.reading import ParamsError
 
 if TYPE_CHECKING:
     from dvc.dependency import Dependency, ParamsDependency

@@ -23,8 +23,9 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainorder.config import EndpointConfig, ParamsError
+from trainorder.config import EndpointConfig
 from trainorder.process import StageError
+from trainorder.reading import ParamsError
 
 if TYPE_CHECKING:
     import httpx

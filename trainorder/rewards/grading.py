@@ -1,21 +1,18 @@
 """Grades answers in a process that can be killed: a verifier that hangs, crashes or raises costs that one answer.
 
 Such an answer has no grade (None, never 0), is counted and reported; where more than `grading.max_unscored` of a task's
-recent answers have none, `GradingError` stops the stage. One worker per process, started at the first grade: about 0.3 s
-once and 40 microseconds per answer.
+recent answers have none, `GradingError` stops the stage. One worker per process, started at the first grade.
 """
 
 from __future__ import annotations
 
 import atexit
 import base64
-import contextlib
 import json
 import math
 import os
 import pickle
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -25,8 +22,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from trainorder.config import GradingConfig, ParamsError
-from trainorder.process import StageError
+from trainorder.config import GradingConfig
+from trainorder.process import StageError, close_pipes, end_worker
+from trainorder.reading import ParamsError
 from trainorder.rewards.sandbox import Isolation, Sandbox
 from trainorder.tasks.base import Problem, Reward, Task
 
@@ -153,13 +151,8 @@ class Grader:
         if worker is None:
             return
         if self._owner == os.getpid():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
-        for pipe in (worker.stdin, worker.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+            end_worker(worker)
+        close_pipes(worker)
 
     def _ask(
         self, task: Task, rows: Sequence[tuple[int, Any]], replies: dict[int, dict[str, Any]]

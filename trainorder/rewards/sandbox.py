@@ -12,11 +12,9 @@ is one against loops, memory hogs, fork bombs, files, sockets, other processes a
 from __future__ import annotations
 
 import atexit
-import contextlib
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -26,7 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from trainorder.config import IsolationLevel, ParamsError
+from trainorder.config import IsolationLevel
+from trainorder.process import close_pipes, end_worker
+from trainorder.reading import ParamsError
 
 WORKER = Path(__file__).with_name("sandbox_worker.py")
 ISOLATION = Path(__file__).with_name("sandbox_isolation.py")
@@ -147,17 +147,8 @@ class Sandbox:
         if worker is None:
             return
         if self._owner == os.getpid():
-            assert worker.stdin is not None
-            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                worker.stdin.close()  # an idle worker ends by itself
-                worker.wait(timeout=CLOSE_SECONDS)
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
-        for pipe in (worker.stdin, worker.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+            end_worker(worker, CLOSE_SECONDS)
+        close_pipes(worker)
 
     def _run_one(self, request: str) -> Result:
         for _ in range(2):

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainorder.config import LoraConfig, ParamsError
+from trainorder.config import LoraConfig
+from trainorder.reading import ParamsError
 from trainorder.streams import seed_of
 
 BASE = ".base_layer."

@@ -14,7 +14,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from trainorder.config import ParamsError, RlConfig, TrainingConfig
+from trainorder.config import RlConfig, TrainingConfig
+from trainorder.reading import ParamsError
 from trainorder.rl.forward import micro_batches
 from trainorder.rl.types import Roll
 from trainorder.workers import workers_for

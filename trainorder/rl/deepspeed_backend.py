@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from trainorder.config import ParamsError, RlConfig, TrainingConfig
+from trainorder.config import RlConfig, TrainingConfig
+from trainorder.reading import ParamsError
 from trainorder.rl.adapters import merged
 from trainorder.rl.backend import check_names, computing, split_by_size, trained
 from trainorder.rl.forward import micro_batches

@@ -8,7 +8,8 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from trainorder.config import MethodConfig, ParamsError, Piece, did_you_mean
+from trainorder.config import MethodConfig, Piece
+from trainorder.reading import ParamsError, did_you_mean
 from trainorder.rl import pieces as _pieces  # noqa: F401  fills the registries
 from trainorder.rl.reduce import Denominator, Reduction
 from trainorder.rl.registry import SLOTS, Entry

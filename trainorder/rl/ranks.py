@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainorder.config import ParamsError, TrainingConfig
+from trainorder.config import TrainingConfig
+from trainorder.reading import ParamsError
 
 INSTALL = (
     "training.backend is deepspeed, and deepspeed is not installed: `pip install 'trainorder[deepspeed]'`, "

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from trainorder.config import ParamsError, RlConfig, TrainingConfig
+from trainorder.config import RlConfig, TrainingConfig
 from trainorder.policy import Policy
+from trainorder.reading import ParamsError
 from trainorder.rl.backend import LocalBackend
 from trainorder.rl.guard import FACTS, broken, load_dump
 from trainorder.rl.method import Method

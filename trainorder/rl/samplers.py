@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, TypeVar
 
-from trainorder.config import ParamsError, Piece, RlConfig, did_you_mean
+from trainorder.config import Piece, RlConfig
+from trainorder.reading import ParamsError, did_you_mean
 from trainorder.streams import stream
 
 Mem = dict[str, Any]

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import torch
 
 from trainorder import paths
-from trainorder.config import ParamsError, PhaseConfig, RlConfig, RolloutConfig, TrainingConfig
+from trainorder.config import PhaseConfig, RlConfig, RolloutConfig, TrainingConfig
 from trainorder.policy import Policy
 from trainorder.prefix import recomputing_alike
 from trainorder.process import fail_point
+from trainorder.reading import ParamsError
 from trainorder.resume import NOTHING, Work
 from trainorder.rl.adapters import add_adapters, copy_weights
 from trainorder.rl.backend import Backend, LocalBackend

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from trainorder.config import ParamsError, did_you_mean
 from trainorder.policy import Policy
+from trainorder.reading import ParamsError, did_you_mean
 from trainorder.rollout.base import Completions, Engine
 from trainorder.rollout.torch_engine import TorchEngine
 

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainorder.config import ParamsError, RolloutConfig
+from trainorder.config import RolloutConfig
 from trainorder.policy import Policy
+from trainorder.reading import ParamsError
 from trainorder.rollout.base import Completions, check_request
 
 INSTALL = (

@@ -11,7 +11,8 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from trainorder import paths
-from trainorder.config import ParamsError, TaskConfig, did_you_mean
+from trainorder.config import TaskConfig
+from trainorder.reading import ParamsError, did_you_mean
 from trainorder.tasks.base import Problem, Split, Task
 
 TASKS: dict[str, str] = {

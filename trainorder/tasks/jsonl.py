@@ -18,7 +18,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
-from trainorder.config import ParamsError
+from trainorder.reading import ParamsError
 from trainorder.rewards import format
 from trainorder.tasks.base import SPLITS, Problem, Reward, Split, content_id
 
