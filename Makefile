@@ -21,6 +21,7 @@ ui: install  ## open MLflow and Prefect on loopback over what was run
 
 lint: install
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/basedpyright --level error
 	@$(BIN)/lint-imports
 

@@ -44,9 +44,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--params", type=Path, default=ROOT / "params.yaml", help="the experiment")
-    parser.add_argument("--seconds", type=float, default=15.0, help="mean time of work between two kills")
+    parser.add_argument(
+        "--seconds", type=float, default=15.0, help="mean time of work between two kills"
+    )
     parser.add_argument("--checkpoint-seconds", type=float, default=2.0)
-    parser.add_argument("--reference", type=Path, help="folder where the experiment ran undisturbed")
+    parser.add_argument(
+        "--reference", type=Path, help="folder where the experiment ran undisturbed"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
     parser.add_argument("--out", type=Path, help="write the JSON here too")
     arguments = parser.parse_args()
@@ -181,7 +185,9 @@ def descendants(root: int) -> dict[int, str]:
         if entry.name.isdigit():
             try:
                 stat = (entry / "stat").read_text()
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                command = (
+                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
             except OSError:
                 continue
             parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
@@ -228,7 +234,11 @@ def _flow() -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "PYTHONPATH"))}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("PREFECT_", "MLFLOW_", "PYTHONPATH"))
+    }
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return {**kept, "PATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
 

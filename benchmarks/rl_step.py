@@ -54,7 +54,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rl_step", description=__doc__)
     parser.add_argument("--check", action="store_true", help="correctness only")
     parser.add_argument("--models", default="S,M", help="S, M or both")
-    parser.add_argument("--threads", default="1,2", help="CPU threads of every side, one after the other")
+    parser.add_argument(
+        "--threads", default="1,2", help="CPU threads of every side, one after the other"
+    )
     parser.add_argument("--steps", type=int, default=5, help="measured steps per turn")
     parser.add_argument("--turns", type=int, default=2, help="turns of every side")
     parser.add_argument("--sides", default="", help="only these, e.g. `ours,trl stock`")
@@ -106,7 +108,8 @@ def _compare(model: str, folders: dict[str, Path], arguments: argparse.Namespace
                     key: lines[-1][key] for key in ("added_mib", "mean_length") if key in lines[-1]
                 }
                 print(
-                    json.dumps({"model": model, "threads": int(arguments.threads), **result}), flush=True
+                    json.dumps({"model": model, "threads": int(arguments.threads), **result}),
+                    flush=True,
                 )
     work, quiet = {"model": model, "threads": int(arguments.threads)}, busy < QUIET_CORES
     met = [_ratio(work, taken, *key, *target, quiet) for key, target in TARGETS.items()]

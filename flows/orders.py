@@ -164,7 +164,9 @@ def sweep() -> int:
         left = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(running))
         for run in left:
             client.set_flow_run_state(run.id, state, force=True)
-        for task_run in client.read_task_runs(task_run_filter=TaskRunFilter.model_validate(running)):
+        for task_run in client.read_task_runs(
+            task_run_filter=TaskRunFilter.model_validate(running)
+        ):
             client.set_task_run_state(task_run.id, state, force=True)
     return len(left)
 

@@ -235,7 +235,9 @@ def _check_clean() -> None:
 @contextmanager
 def _only_flow_here() -> Iterator[None]:
     """Hold the project's flow lock; it goes with the process, however that ends."""
-    with exclusive(paths.FLOW_LOCK, "runs a flow in this folder (a git worktree takes a second plan)"):
+    with exclusive(
+        paths.FLOW_LOCK, "runs a flow in this folder (a git worktree takes a second plan)"
+    ):
         yield
 
 

@@ -39,7 +39,8 @@ FILE = Path("reports/search.yaml")
 def main() -> int:
     """0 when the search ended by itself or by its budget, 1 after a failed run, 2 for wrong input."""
     parser = argparse.ArgumentParser(
-        prog="python -m flows.search", description="Look for the best order within a budget of trained phases."
+        prog="python -m flows.search",
+        description="Look for the best order within a budget of trained phases.",
     )
     parser.add_argument(
         "--budget", type=int, default=30, help="phases to train at most, all seeds together"

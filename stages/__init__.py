@@ -63,6 +63,8 @@ def _refuse(text: str, code: int) -> int:
     return code
 
 
-def keeping(name: str, params: Params, depends: Mapping[str, Any] | None) -> AbstractContextManager[Work]:
+def keeping(
+    name: str, params: Params, depends: Mapping[str, Any] | None
+) -> AbstractContextManager[Work]:
     """The step checkpoints of a stage, and its lock: see `trainorder.resume.working`."""
     return working(name, depends, params.flow.checkpoint_seconds)

@@ -36,15 +36,12 @@ def main(arguments: argparse.Namespace) -> None:
     )
 
 
-def train(
-    node: str, parent: str, phase_name: str, seed: int, params: Params, variant: str
-) -> None:
+def train(node: str, parent: str, phase_name: str, seed: int, params: Params, variant: str) -> None:
     """Train, then write the manifest."""
     start = time.monotonic()
     if phase_name not in params.phases:
         raise ParamsError(f"no phase {phase_name!r}; there are {', '.join(sorted(params.phases))}")
     phase, rl = params.phases[phase_name], params.phase_rl(phase_name)
-
 
     from trainorder.lineage import inputs, write_manifest
     from trainorder.rewards import grading
@@ -69,7 +66,15 @@ def train(
     }
     before, out = paths.checkpoint(parent), paths.checkpoint(node)
     phase_of = partial(
-        train_phase, before, out, phase_name, phase, rl, seed, rollout=params.rollout, training=params.training
+        train_phase,
+        before,
+        out,
+        phase_name,
+        phase,
+        rl,
+        seed,
+        rollout=params.rollout,
+        training=params.training,
     )
     if not ranks.is_first():  # one rank keeps the records
         phase_of(ranks.Silent())

@@ -45,7 +45,9 @@ class Project:
     def env(self) -> dict[str, str]:
         """The environment of a user who activated the environment and set nothing else."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "OMP_"))}
+        kept = {
+            k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "OMP_"))
+        }
         return {**kept, "PATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
 
     def edit(self, file: str, old: str, new: str) -> None:

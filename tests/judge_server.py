@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-ORDER = re.compile(r"(?:reply|answer|verdict|say|output|choose|winner)\W*(?:with|is|:)?\W*(A|B|TIE)\b", re.I)
+ORDER = re.compile(
+    r"(?:reply|answer|verdict|say|output|choose|winner)\W*(?:with|is|:)?\W*(A|B|TIE)\b", re.I
+)
 
 
 def read_frame(text: str) -> str:
@@ -21,7 +23,9 @@ def read_frame(text: str) -> str:
     It reads line by line as any reader would (every Unicode line end counts), takes the newest section of each name,
     and treats a chat template's token as the start of a new, trusted message.
     """
-    for piece in re.split(r"<\|im_start\|>|<\|start_header_id\|>|\[INST\]|<\|system\|>|<system>", text)[1:]:
+    for piece in re.split(
+        r"<\|im_start\|>|<\|start_header_id\|>|\[INST\]|<\|system\|>|<system>", text
+    )[1:]:
         if order := ORDER.search(piece):
             return order[1].upper()
     sections: dict[str, list[str]] = {}
@@ -36,7 +40,9 @@ def read_frame(text: str) -> str:
         else:
             current.append(line)
     wanted = set(" ".join(sections["request"]).split())
-    a, b = (len(wanted & set(" ".join(sections[name]).split())) for name in ("answer A", "answer B"))
+    a, b = (
+        len(wanted & set(" ".join(sections[name]).split())) for name in ("answer A", "answer B")
+    )
     return "A" if a > b else "B" if b > a else "TIE"
 
 
@@ -48,7 +54,9 @@ class Server:
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
-    trouble: Callable[[int, dict[str, Any]], tuple[int, dict[str, str], str] | str | None] = lambda n, body: None
+    trouble: Callable[[int, dict[str, Any]], tuple[int, dict[str, str], str] | str | None] = (
+        lambda n, body: None
+    )
     """Number of the request and its body -> (status, headers, text), a verdict to say instead, "drop", or None."""
 
 

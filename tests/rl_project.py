@@ -48,7 +48,13 @@ def make_parent() -> None:
 def settings(**changes: Any) -> RlConfig:
     """Steps that learn to say 7 quickly."""
     method = {"reward": ["says_seven"], "terms": ["clipped_surrogate", {"kl": {"coef": 0.01}}]}
-    small = {"prompts_per_step": 5, "group_size": 4, "lr": 0.01, "warmup_steps": 0, "method": method}
+    small = {
+        "prompts_per_step": 5,
+        "group_size": 4,
+        "lr": 0.01,
+        "warmup_steps": 0,
+        "method": method,
+    }
     return RlConfig.model_validate({**small, **changes})
 
 

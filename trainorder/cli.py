@@ -124,7 +124,10 @@ def compare(
 @app.command()
 def recommend(
     two_stage: Annotated[
-        bool, typer.Option("--two-stage", help="Transfer to phases that were trained before, not from the base.")
+        bool,
+        typer.Option(
+            "--two-stage", help="Transfer to phases that were trained before, not from the base."
+        ),
     ] = False,
     variant: Annotated[str, typer.Option(help="Under which variant of the params.")] = "default",
     rule: Annotated[str, typer.Option(help="Which of the listed rules --apply takes.")] = "exact",
@@ -218,7 +221,8 @@ def ui(
     prefect_port: Annotated[int, typer.Option(help="Another is taken if it is busy.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="Another is taken if it is busy.")] = 5000,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; anything but loopback opens both to the network.")
+        str,
+        typer.Option(help="Address to listen on; anything but loopback opens both to the network."),
     ] = "127.0.0.1",
 ) -> None:
     """Open MLflow and Prefect on loopback over what was run; Ctrl-C stops both."""

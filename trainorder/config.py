@@ -17,6 +17,8 @@ from pydantic.fields import FieldInfo
 from trainorder.reading import MAX_PARAMS, ParamsError, check_plain, did_you_mean, read_yaml, shown
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, strict types, unknown keys refused."""
 
@@ -31,7 +33,9 @@ class Section(BaseModel):
 
 def _check_name(name: Any) -> str:
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise ValueError(f"name {shown(name)} is not allowed: use a-z, 0-9 and _, beginning with a letter, at most 64")
+        raise ValueError(
+            f"name {shown(name)} is not allowed: use a-z, 0-9 and _, beginning with a letter, at most 64"
+        )
     return name
 
 
@@ -218,7 +222,9 @@ class MethodConfig(Section):
     """Token weights, multiplied together."""
     metric: list[Piece] = Field(default_factory=list)
     """Extra logged quantities; they change nothing."""
-    terms: list[Piece] = Field(default_factory=lambda: list[Piece](["clipped_surrogate"]), min_length=1)
+    terms: list[Piece] = Field(
+        default_factory=lambda: list[Piece](["clipped_surrogate"]), min_length=1
+    )
     """Loss terms, summed with their `coef` (default 1)."""
     reduction: Literal["token", "sequence", "constant", "prompt"] = "token"
     """How token losses become one number: mean over tokens, mean of sequence means, sum over batch x length, mean of prompt means."""
@@ -503,9 +509,7 @@ class Params(Section):
         for phase, over in chosen.phases.items():
             old = phases[phase]
             changes = {k: v for k, v in (("steps", over.steps), ("tasks", over.tasks)) if v}
-            phases[phase] = old.model_copy(
-                update={**changes, "rl": _merged(old.rl, over.rl)}
-            )
+            phases[phase] = old.model_copy(update={**changes, "rl": _merged(old.rl, over.rl)})
         rl = RlConfig.model_validate(_merged(self.rl.model_dump(), chosen.rl))
         return self.model_copy(update={"rl": rl, "phases": phases})
 
@@ -552,7 +556,9 @@ def remote_code_allowed() -> bool:
 def parse_params(data: Any, source: str = "params.yaml") -> Params:
     """Check the content of params.yaml; see `load_params`."""
     if not isinstance(data, dict):
-        raise ParamsError(f"{source} must hold keys like `phases:` and `orders:`, got {type(data).__name__}")
+        raise ParamsError(
+            f"{source} must hold keys like `phases:` and `orders:`, got {type(data).__name__}"
+        )
     check_plain(source, data)
     try:
         params = Params.model_validate(data)
@@ -561,7 +567,9 @@ def parse_params(data: Any, source: str = "params.yaml") -> Params:
         for name, variant in params.variants.items():
             _parse_variant(name, variant, params)
     except ValidationError as error:
-        raise ParamsError("\n".join(_explain(source, Params, data, e) for e in error.errors())) from None
+        raise ParamsError(
+            "\n".join(_explain(source, Params, data, e) for e in error.errors())
+        ) from None
     except ParamsError as error:
         raise ParamsError(f"{source}: {error}") from None
     return params
@@ -625,4 +633,6 @@ def _fields_at(model: type[BaseModel], loc: list[Any]) -> dict[str, FieldInfo]:
             current = current.model_fields[part].annotation
         else:
             current = get_args(current)[-1]
-    return current.model_fields if isinstance(current, type) and issubclass(current, BaseModel) else {}
+    return (
+        current.model_fields if isinstance(current, type) and issubclass(current, BaseModel) else {}
+    )

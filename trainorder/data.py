@@ -59,7 +59,10 @@ def build(params: Params) -> None:
         lines = list(_drills(name, tasks[name], config.drills, seed))
         summary[name] = _measure(name, config, built[name], own, lines, vocabulary)
         if dropped:
-            print(f"warning: tasks.{name}: {len(dropped)} rows dropped, see {paths.TASK_DATA.parent}/summary.json", file=sys.stderr)
+            print(
+                f"warning: tasks.{name}: {len(dropped)} rows dropped, see {paths.TASK_DATA.parent}/summary.json",
+                file=sys.stderr,
+            )
             summary[name]["dropped"] = [str(row) for row in dropped]
         demonstrations += own
         drills += lines

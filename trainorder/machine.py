@@ -49,7 +49,9 @@ def prepare(threads: int, checkpoint: Path) -> dict[str, Any]:
     found = dict(measured(_width(checkpoint)))
     found["gemm"] = os.environ.get("TRAINORDER_GEMM") or found["gemm"]
     if found["gemm"] not in PATHS:
-        raise ParamsError(f"TRAINORDER_GEMM is {found['gemm']!r}, allowed are {' and '.join(PATHS)}")
+        raise ParamsError(
+            f"TRAINORDER_GEMM is {found['gemm']!r}, allowed are {' and '.join(PATHS)}"
+        )
     _use(found["gemm"])
     _chosen.update(found)
     return found
@@ -111,7 +113,16 @@ def processor(*, features: bool = False) -> str:
 def _key(width: int) -> str:
     import torch
 
-    facts = [torch.__version__, width, ROWS, ROUNDS, CLEARLY, PRECISION, NARROW, processor(features=True)]
+    facts = [
+        torch.__version__,
+        width,
+        ROWS,
+        ROUNDS,
+        CLEARLY,
+        PRECISION,
+        NARROW,
+        processor(features=True),
+    ]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 

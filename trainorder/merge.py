@@ -105,7 +105,9 @@ def merge_tensors(
             dare(d, density=config.density, generator=g)
             for d, g in zip(deltas, generators, strict=True)
         ]
-        merged = elect(torch.stack(kept)) if config.method == "dare_ties" else torch.stack(kept).sum(0)
+        merged = (
+            elect(torch.stack(kept)) if config.method == "dare_ties" else torch.stack(kept).sum(0)
+        )
     else:
         merged = torch.stack(deltas).sum(0)
     assert isinstance(config.scale, float)

@@ -205,7 +205,9 @@ def _runs_own_code(path: Path | str, local: bool) -> bool:
     """
     if not local:
         return remote_code_allowed()
-    found = [name for name in ("config.json", "tokenizer_config.json") if _names_code(Path(path) / name)]
+    found = [
+        name for name in ("config.json", "tokenizer_config.json") if _names_code(Path(path) / name)
+    ]
     if not found:
         return False
     if not remote_code_allowed():

@@ -38,9 +38,7 @@ class AgreementError(StageError):
     """A judge agrees too little with the annotator to be trusted with rewards."""
 
 
-def train_judges(
-    base: Path, out: Path, params: Params, work: Work = NOTHING
-) -> dict[str, Any]:
+def train_judges(base: Path, out: Path, params: Params, work: Work = NOTHING) -> dict[str, Any]:
     """Train both judges from the checkpoint `base`; leaves out/reward, out/evaluation and out/report.json.
 
     Raises:
@@ -98,7 +96,9 @@ def _appoint(
     verdicts = judge.win_probability(*zip(*asked, strict=True)) if asked else []
     known = [value for value in verdicts if value is not None]
     if not known:
-        raise AgreementError(f"the judge at {config.endpoint.base_url} gave no verdict: {judge.failures[:1]}")
+        raise AgreementError(
+            f"the judge at {config.endpoint.base_url} gave no verdict: {judge.failures[:1]}"
+        )
     facts = {
         "heldout_comparisons": len(asked),
         "unscored": 1 - len(known) / len(asked),

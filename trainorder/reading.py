@@ -22,7 +22,9 @@ SECRET = re.compile(
     r"|\beyJ[\w-]{10,}\.[\w-]{10,}|-----BEGIN|^Bearer\s|://[^/\s:@]*:[^/\s@]+@"
 )
 """What API keys, tokens, private keys and addresses with a password look like."""
-SECRET_KEY = re.compile(r"(api_?key|secret|password|passwd|credential|access_?token|auth_?token)", re.IGNORECASE)
+SECRET_KEY = re.compile(
+    r"(api_?key|secret|password|passwd|credential|access_?token|auth_?token)", re.IGNORECASE
+)
 NO_SECRETS = (
     "this looks like a secret, and params are copied into manifests, MLflow and reports; put it into an environment "
     "variable and name that (judge.endpoint.api_key_env). Its value is not repeated here"
@@ -39,7 +41,9 @@ def read_yaml(path: Path, most: int = MAX_YAML) -> Any:
     from ruamel.yaml.error import YAMLError
 
     if not path.is_file():
-        raise ParamsError(f"{path} not found: run this in the project folder, where params.yaml lies")
+        raise ParamsError(
+            f"{path} not found: run this in the project folder, where params.yaml lies"
+        )
     try:
         if path.stat().st_size > most:
             raise ParamsError(f"{path} has {path.stat().st_size} bytes, at most {most} are read")
@@ -48,7 +52,14 @@ def read_yaml(path: Path, most: int = MAX_YAML) -> Any:
         raise ParamsError(f"{path} is not valid YAML here: nested too deep") from None
     except OSError as error:
         raise ParamsError(f"{path} cannot be read: {error.strerror}") from None
-    except (YAMLError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+    except (
+        YAMLError,
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+    ) as error:
         if isinstance(error, ParamsError):
             raise
         text = str(error) if len(str(error)) < 2000 else f"{str(error)[:2000]} ..."
@@ -86,7 +97,9 @@ def check_plain(source: str, data: Any) -> None:
         loc, value = todo.pop()
         where = f"{source}: {'.'.join(loc)}" if loc else source
         if len(loc) > MAX_DEPTH:
-            raise ParamsError(f"{source}: {'.'.join(loc[:4])}...: nested deeper than {MAX_DEPTH} levels")
+            raise ParamsError(
+                f"{source}: {'.'.join(loc[:4])}...: nested deeper than {MAX_DEPTH} levels"
+            )
         if isinstance(value, dict):
             for key, item in value.items():
                 if not isinstance(key, str) or len(key) > 200 or not key.isprintable():
@@ -99,15 +112,27 @@ def check_plain(source: str, data: Any) -> None:
         elif isinstance(value, str):
             if SECRET.search(value):
                 raise ParamsError(f"{where}: {NO_SECRETS}")
-            if len(value) > MAX_TEXT or any(c in value for c in "\0\x1b") or (not value.isascii() and _broken(value)):
-                raise ParamsError(f"{where}: a text of at most {MAX_TEXT} characters that UTF-8 can hold, got {shown(value)}")
+            if (
+                len(value) > MAX_TEXT
+                or any(c in value for c in "\0\x1b")
+                or (not value.isascii() and _broken(value))
+            ):
+                raise ParamsError(
+                    f"{where}: a text of at most {MAX_TEXT} characters that UTF-8 can hold, got {shown(value)}"
+                )
         elif isinstance(value, int) and abs(value) > MAX_NUMBER:
-            raise ParamsError(f"{where}: at most {MAX_NUMBER} is allowed, got a number of {value.bit_length()} bits")
+            raise ParamsError(
+                f"{where}: at most {MAX_NUMBER} is allowed, got a number of {value.bit_length()} bits"
+            )
         elif isinstance(value, float) and not math.isfinite(value):
             raise ParamsError(f"{where}: must be a finite number, got {value}")
         elif not isinstance(value, (bool, int, float, type(None))):
-            raise ParamsError(f"{where}: must be text, number, list or mapping, got {type(value).__name__}")
-    raise ParamsError(f"{source}: more than {MAX_NODES} values (aliases counted as often as they are used); remove some")
+            raise ParamsError(
+                f"{where}: must be text, number, list or mapping, got {type(value).__name__}"
+            )
+    raise ParamsError(
+        f"{source}: more than {MAX_NODES} values (aliases counted as often as they are used); remove some"
+    )
 
 
 def _broken(text: str) -> bool:

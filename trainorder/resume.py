@@ -166,7 +166,9 @@ def working(name: str, depends: Mapping[str, Any] | None, seconds: float) -> Ite
     Raises:
         Busy: another process makes the same node.
     """
-    with exclusive(paths.RESUME / f"{name}.lock", f"makes {name}", float(os.environ.get(*PATIENCE))):
+    with exclusive(
+        paths.RESUME / f"{name}.lock", f"makes {name}", float(os.environ.get(*PATIENCE))
+    ):
         home = paths.RESUME / name
         if depends is None:
             finished(name)

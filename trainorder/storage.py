@@ -231,10 +231,17 @@ def _remains(nodes: set[str]) -> Iterator[Item]:
 
 def _left_the_plan(nodes: set[str], cache: Path) -> Iterator[Item]:
     for folder in sorted(paths.checkpoint("x").parent.glob("*")):
-        if not folder.is_dir() or folder.name in nodes or folder.name.startswith(".") or folder == paths.JUDGE:
+        if (
+            not folder.is_dir()
+            or folder.name in nodes
+            or folder.name.startswith(".")
+            or folder == paths.JUDGE
+        ):
             continue
         if _object(cache, folder_md5(folder)).is_file():
-            yield _item(f"{folder}: not in the plan, restored from DVC's cache when it is again", [folder])
+            yield _item(
+                f"{folder}: not in the plan, restored from DVC's cache when it is again", [folder]
+            )
 
 
 def _history() -> tuple[set[str], set[str]]:
@@ -249,7 +256,11 @@ def _history() -> tuple[set[str], set[str]]:
 def _git(*arguments: str) -> str:
     """The output of a git command; nothing where it fails (no repository, no such file in that commit)."""
     done = subprocess.run(
-        ["git", *arguments], capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
+        ["git", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "LC_ALL": "C"},
     )
     return done.stdout if done.returncode == 0 else ""
 

@@ -30,7 +30,12 @@ ROOT = Path(__file__).parents[2]
 STAGES: dict[str, Any] = {
     k: v.get("do", v) for k, v in read_yaml(ROOT / "dvc.yaml")["stages"].items()
 }
-FOLDED = {"rl": "phases", "rollout": "phases", "training": "phases", "tasks": {"sft_warmup": "sft", "train_judge": "judge"}}
+FOLDED = {
+    "rl": "phases",
+    "rollout": "phases",
+    "training": "phases",
+    "tasks": {"sft_warmup": "sft", "train_judge": "judge"},
+}
 """Sections that plan.settings() carries inside another: a phase's rl, rollout and training, the facts of the tasks a section names."""
 
 
@@ -419,27 +424,48 @@ def test_gc_of_uncommitted_results_names_them_and_keeps_every_committed_plan(cop
     ran(copy)
     commit(copy)
     copy.edit("params.yaml", NEW, OLD)
-    copy.edit("params.yaml", "creative_first: [creative, qa, math]", "creative_first: [qa, creative, math]")
+    copy.edit(
+        "params.yaml",
+        "creative_first: [creative, qa, math]",
+        "creative_first: [qa, creative, math]",
+    )
     copy.cli("plan")
     tried = {line for line in ran(copy) if line.startswith("rl@")}
     assert tried == {"rl@s0--qa--creative", "rl@s0--qa--creative--math"}
-    copy.edit("params.yaml", "creative_first: [qa, creative, math]", "creative_first: [creative, qa, math]")
+    copy.edit(
+        "params.yaml",
+        "creative_first: [qa, creative, math]",
+        "creative_first: [creative, qa, math]",
+    )
     copy.cli("plan")
     ran(copy)
     git(copy, "checkout", "-q", "dvc.lock", "plan.yaml", "params.yaml")
-    named = [line for line in copy.cli("gc", "--uncommitted", "--yes").stdout.splitlines() if "--node" in line]
-    assert {re.search(r"--node (\S+)", line)[1] for line in named} == {"s0--qa--creative", "s0--qa--creative--math"}
+    named = [
+        line
+        for line in copy.cli("gc", "--uncommitted", "--yes").stdout.splitlines()
+        if "--node" in line
+    ]
+    assert {re.search(r"--node (\S+)", line)[1] for line in named} == {
+        "s0--qa--creative",
+        "s0--qa--creative--math",
+    }
     assert ran(copy) == []  # the last commit
     git(copy, "checkout", "-q", "HEAD~1", "--", "params.yaml", "plan.yaml", "dvc.lock")
     assert ran(copy) == []  # the one before
-    copy.edit("params.yaml", "creative_first: [creative, qa, math]", "creative_first: [qa, creative, math]")
+    copy.edit(
+        "params.yaml",
+        "creative_first: [creative, qa, math]",
+        "creative_first: [qa, creative, math]",
+    )
     copy.cli("plan")
     assert {line for line in ran(copy) if line.startswith("rl@")} == tried
 
 
 def test_gc_waits_for_nobody_and_deletes_nothing_under_a_run(copy: Project):
     (copy.root / ".resume").mkdir(exist_ok=True)
-    holder = "import sys, time; from pathlib import Path; from trainorder.process import exclusive\n"
+    holder = (
+        "import sys, time; from pathlib import Path; from trainorder.process import exclusive\n"
+    )
     holder += "with exclusive(Path('.resume/s0.lock'), ''):\n    print('held', flush=True); time.sleep(60)"
     command = [sys.executable, "-c", holder]
     with subprocess.Popen(command, cwd=copy.root, env=copy.env, stdout=subprocess.PIPE) as process:
@@ -470,4 +496,7 @@ def test_the_plans_need_is_compared_with_the_free_space(copy: Project):
     nothing, (here, cached) = map(json.loads, done.stdout.splitlines())
     assert nothing == [0, 0]
     assert here > cached > 0
-    assert re.search(r"DiskError: this plan needs about .* GiB on the disk of .* are\s+free: make room", done.stderr)
+    assert re.search(
+        r"DiskError: this plan needs about .* GiB on the disk of .* are\s+free: make room",
+        done.stderr,
+    )

@@ -137,7 +137,10 @@ def test_weights_are_blind_to_padding_and_to_other_rows(name):
 def test_extreme_log_probabilities_give_finite_weights(name):
     for logp, sampler in itertools.product((-1e4, -1e-9), repeat=2):
         roll = some_roll()
-        ends = {"logp": torch.full_like(roll.mask, logp), "sampler": torch.full_like(roll.mask, sampler)}
+        ends = {
+            "logp": torch.full_like(roll.mask, logp),
+            "sampler": torch.full_like(roll.mask, sampler),
+        }
         values = WEIGHTS[name](replace(roll, x={**roll.x, **ends}), State(total=1))
         assert values.isfinite().all()
 

@@ -48,10 +48,16 @@ def trained(by_dvc: Project, tmp_path: Path) -> Project:
 
 def hashes(project: Project, *patterns: str) -> dict[str, str]:
     """Path -> sha256 of every file that matches."""
-    files = [path for pattern in patterns for path in sorted(project.root.glob(pattern)) if path.is_file()]
+    files = [
+        path
+        for pattern in patterns
+        for path in sorted(project.root.glob(pattern))
+        if path.is_file()
+    ]
     assert files
     return {
-        str(path.relative_to(project.root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+        str(path.relative_to(project.root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
     }
 
 
@@ -80,9 +86,14 @@ def test_a_second_run_trains_nothing(by_dvc: Project, by_flow: Project):
 def test_reordering_the_last_two_phases_trains_two_nodes_and_undo_none(trained: Project):
     before = set(nodes(trained))
     # one of the two may be the order that was recommended, and so be trained already
-    swaps = {"structured_first": ("math", "qa", "creative"), "creative_first": ("creative", "qa", "math")}
+    swaps = {
+        "structured_first": ("math", "qa", "creative"),
+        "creative_first": ("creative", "qa", "math"),
+    }
     name, (a, b, c) = next(
-        (name, order) for name, order in swaps.items() if f"s0--{order[0]}--{order[2]}" not in before
+        (name, order)
+        for name, order in swaps.items()
+        if f"s0--{order[0]}--{order[2]}" not in before
     )
     old, new = f"{name}: [{a}, {b}, {c}]", f"{name}: [{a}, {c}, {b}]"
     trained.edit("params.yaml", old, new)
@@ -140,7 +151,11 @@ def test_bad_input_is_refused_in_words_and_writes_nothing(project: Project):
         assert "ordres: unknown key" in refused.stderr
         assert "did you mean 'orders'?" in refused.stderr
         assert "Traceback" not in refused.stderr
-    assert not [p for p in ("plan.yaml", "checkpoints", ".prefect", "mlflow.db") if (project.root / p).exists()]
+    assert not [
+        p
+        for p in ("plan.yaml", "checkpoints", ".prefect", "mlflow.db")
+        if (project.root / p).exists()
+    ]
 
 
 def test_mlflow_holds_one_run_per_node_and_one_per_arm(by_flow: Project):
@@ -203,7 +218,9 @@ def test_verify_names_changed_params_and_code_and_damage_in_the_cache(trained: P
     assert trained.cli("verify").stdout == "every node: as recorded\n"
     trained.edit("params.yaml", "warmup_steps: 1}", "warmup_steps: 2}")
     trained.edit("trainorder/rl/pieces.py", "eps: float = 1e-6", "eps: float = 2e-6")
-    damaged = next(f for f in sorted(trained.root.glob(".dvc/cache/files/md5/??/*")) if f.stat().st_size > 99)
+    damaged = next(
+        f for f in sorted(trained.root.glob(".dvc/cache/files/md5/??/*")) if f.stat().st_size > 99
+    )
     data = bytearray(damaged.read_bytes())
     data[50] ^= 1
     damaged.unlink()
@@ -223,7 +240,14 @@ def test_verify_names_changed_params_and_code_and_damage_in_the_cache(trained: P
 def test_five_random_kills_change_no_byte(by_dvc: Project, tmp_path: Path):
     out = tmp_path / "soak.json"
     command = ["--kills", "5", "--seconds", "7", "--checkpoint-seconds", "0.5", "--seed", "1"]
-    command += ["--params", "configs/smoke.yaml", "--reference", str(by_dvc.root), "--out", str(out)]
+    command += [
+        "--params",
+        "configs/smoke.yaml",
+        "--reference",
+        str(by_dvc.root),
+        "--out",
+        str(out),
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.kill_soak", *command],
         cwd=ROOT,

@@ -98,14 +98,14 @@ WRECKS = {
     "exit_zero": "import os\nos._exit(0)",
     "system_exit": "raise SystemExit(0)",
     "print_passed": "print('passed')\nprint('{\"outputs\": [6]}')\nraise ValueError",
-    "fake_verdict": "import os\nos.write(3, b'{\"passed\": true, \"value\": 1.0}')\nos._exit(0)",
+    "fake_verdict": 'import os\nos.write(3, b\'{"passed": true, "value": 1.0}\')\nos._exit(0)',
     "garbage_first": "import os\nos.write(3, b'}{')\nreturn 'breached'",
     "not_utf8": "import os\nos.write(3, b'\\xff\\xfe')\nos._exit(0)",
     "deep_json": "import os\nos.write(3, b'{\"outputs\": ' + b'[' * 30000 + b']' * 30000 + b'}')\nos._exit(0)",
     "deep_json_legal": "import os\nos.write(3, b'{\"outputs\": ' + b'[' * 300 + b']' * 300 + b'}')\nos._exit(0)",
     "long_integer": "import os\nos.write(3, b'{\"outputs\": [' + b'9' * 20000 + b']}')\nos._exit(0)",
-    "unavailable": "import os\nos.write(3, b'{\"unavailable\": true, \"error\": null}')\nos._exit(0)",
-    "other_replies": "import os\nfor fd in {*range(300)} - {3}:\n    try:\n        os.write(fd, b'{\"outputs\": [\"breached\"]}\\n')\n    except OSError:\n        pass\nos._exit(0)",
+    "unavailable": 'import os\nos.write(3, b\'{"unavailable": true, "error": null}\')\nos._exit(0)',
+    "other_replies": 'import os\nfor fd in {*range(300)} - {3}:\n    try:\n        os.write(fd, b\'{"outputs": ["breached"]}\\n\')\n    except OSError:\n        pass\nos._exit(0)',
     "equal_to_all": "class Six(int):\n    def __eq__(self, other):\n        return True\nreturn Six(6)",
     "text_subclass": "class Text(str):\n    pass\nreturn Text('breached')",
     "reduce": "class Bomb:\n    def __reduce__(self):\n        return print, ('breached',)\nreturn Bomb()",
@@ -131,7 +131,7 @@ SWARMS = {
     "sleeping_grandchild": "import os, time\nif os.fork() == 0:\n    os.close(3)\n    time.sleep(1000)\nreturn 6",
     "daemon": "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        os.close(3)\n        time.sleep(1000)\n    os._exit(0)\nreturn 6",
     "grandchild_holds_pipe": "import os, time\nif os.fork() == 0:\n    time.sleep(1000)\nreturn 6",
-    "grandchild_answers_later": "import os, time\nif os.fork() == 0:\n    time.sleep(0.1)\n    os.write(3, b'{\"outputs\": [\"breached\"]}')\n    os._exit(0)\nos._exit(0)\n",
+    "grandchild_answers_later": 'import os, time\nif os.fork() == 0:\n    time.sleep(0.1)\n    os.write(3, b\'{"outputs": ["breached"]}\')\n    os._exit(0)\nos._exit(0)\n',
     "killer_of_kin": "import os\nos.fork()\nos.kill(-1, 9)",
     "forks_ignoring_signals": "import os, signal, time\nfor s in range(1, 60):\n    try:\n        signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError):\n        pass\nos.fork()\nos.close(3)\ntime.sleep(1000)",
 }
@@ -239,7 +239,11 @@ def test_an_attack_in_full_python_gets_nothing(field: Field, name: str) -> None:
 @pytest.mark.parametrize("name", SWARMS)
 def test_processes_that_a_program_starts_end_with_it(field: Field, name: str) -> None:
     result = attack(field, field.swarm, SWARMS[name])
-    assert result.outputs in (None, [6], ["breached"] if name == "grandchild_answers_later" else None)
+    assert result.outputs in (
+        None,
+        [6],
+        ["breached"] if name == "grandchild_answers_later" else None,
+    )
 
 
 @pytest.mark.parametrize("name", [*ATTACKS, *SWARMS])

@@ -88,7 +88,9 @@ def test_noise_of_a_share_is_a_slice_of_the_noise_of_all():
 
 
 def test_shares_cover_everything_once_and_keep_groups_whole():
-    roll = make_roll([0.0] * 9, group=[0, 1, 0, 2, 2, 3, 3, 3, 1], lengths=[5, 1, 2, 9, 9, 1, 1, 1, 4])
+    roll = make_roll(
+        [0.0] * 9, group=[0, 1, 0, 2, 2, 3, 3, 3, 1], lengths=[5, 1, 2, 9, 9, 1, 1, 1, 4]
+    )
     for world in (1, 2, 3, 5):
         shares = split_by_size(roll, world)
         assert sorted(i for share in shares for i in share) == list(range(9))

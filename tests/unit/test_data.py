@@ -200,7 +200,9 @@ def test_the_stage_answers_a_mistake_with_exit_code_2(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_building_the_default_experiment_needs_no_torch_and_keeps_texts_short(tmp_path: Path) -> None:
+def test_building_the_default_experiment_needs_no_torch_and_keeps_texts_short(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     code = (
         "import sys, stages; import stages.build_data as s; assert stages.run('build_data', '', {}, s.main) == 0; "

@@ -30,7 +30,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, out: str, training: dict[str, Any], *, ranks: int = 2, **job: Any) -> list[dict]:
+def run(
+    folder: Path, out: str, training: dict[str, Any], *, ranks: int = 2, **job: Any
+) -> list[dict]:
     """Train in processes of their own, as a launcher starts them; what rank 0 logged."""
     launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
     command = [sys.executable, "-m", *(launcher if ranks else []), "rl_project"]
@@ -87,7 +89,9 @@ def test_two_ranks_train_like_one_process_and_resume(project: Path, stage: int):
     for name in ("rl/grad_norm", "rollout/entropy"):  # as long as the same tokens are sampled
         assert [a[name] for a in first] == pytest.approx([b[name] for b in one[:3]], abs=1e-4)
     assert one[0]["rl/loss"] != pytest.approx(one[1]["rl/loss"], abs=1e-3)  # there is a curve
-    assert_close_weights(project, f"first{stage}", "one3", share=0.02)  # no sampled token has turned yet
+    assert_close_weights(
+        project, f"first{stage}", "one3", share=0.02
+    )  # no sampled token has turned yet
 
 
 def test_a_state_goes_from_two_ranks_to_one_process(project: Path):

@@ -133,7 +133,10 @@ def test_a_verifier_sees_no_key(grader: Grader, monkeypatch: pytest.MonkeyPatch)
 def test_too_many_unscored_answers_stop_the_stage_with_the_reason() -> None:
     grader = Grader(GradingConfig(max_unscored=0.2))
     assert values(grader, *["a"] * 26, *["raise"] * 6).count(None) == 6  # 19 % of 32
-    with pytest.raises(GradingError, match=r"26% of the last 35 answers of task 'odd'.*allows 20%: 9 x ValueError: no such unit"):
+    with pytest.raises(
+        GradingError,
+        match=r"26% of the last 35 answers of task 'odd'.*allows 20%: 9 x ValueError: no such unit",
+    ):
         values(grader, *["raise"] * 3)
     grader.close()
 
@@ -170,8 +173,13 @@ def test_a_phase_grades_through_the_worker(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_programs_below_the_wanted_isolation_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainorder.rewards.sandbox.LEVELS", ("process", "filtered", "namespaces", "machine"))
-    with pytest.raises(ParamsError, match=r"grading\.isolation: .*'machine', this machine reaches '(filtered|namespaces)'"):
+    monkeypatch.setattr(
+        "trainorder.rewards.sandbox.LEVELS", ("process", "filtered", "namespaces", "machine")
+    )
+    with pytest.raises(
+        ParamsError,
+        match=r"grading\.isolation: .*'machine', this machine reaches '(filtered|namespaces)'",
+    ):
         reached("machine")
 
 

@@ -23,7 +23,10 @@ from trainorder.tasks.jsonl import Jsonl
 
 ROOT = Path(__file__).parents[2]
 ROWS = {
-    "train": [{"prompt": f"{n} + 1 = ?", "answer": str(n + 1), "think": f"{n} plus one"} for n in range(12)],
+    "train": [
+        {"prompt": f"{n} + 1 = ?", "answer": str(n + 1), "think": f"{n} plus one"}
+        for n in range(12)
+    ],
     "dev": [{"prompt": f"{n} + 2 = ?", "answer": n + 2} for n in range(4)],
     "test": [{"prompt": f"{n} + 3 = ?", "answer": str(n + 3)} for n in range(4)],
 }
@@ -40,12 +43,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(split: str, *lines: str | bytes) -> None:
-    texts = [line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass") for line in lines]
+    texts = [
+        line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass") for line in lines
+    ]
     Path(FILES[split]).write_bytes(b"\n".join(texts) + b"\n")
 
 
 def params(counts: tuple[int, int, int] = (12, 4, 4), **options: Any) -> Params:
-    task = dict(zip(SPLITS, counts, strict=True), kind="jsonl", options={**FILES, **options}, demonstrations=30)
+    task = dict(
+        zip(SPLITS, counts, strict=True),
+        kind="jsonl",
+        options={**FILES, **options},
+        demonstrations=30,
+    )
     phase = {"kind": "structured", "tasks": {"mine": 1.0}, "steps": 1}
     judged = {"train": 9, "dev": 1, "test": 1, "demonstrations": 5}
     tasks = {"mine": task, "creative": judged}
@@ -70,9 +80,15 @@ def test_rows_become_problems_in_their_own_splits() -> None:
     for split in SPLITS:
         problems = load_problems("mine", split)
         assert [p.prompt for p in problems] == [row["prompt"] for row in ROWS[split]]
-        assert [r.value for r in load_task("mine").grade([p.gold for p in problems], problems)] == [1.0] * len(problems)
-        assert [r.value for r in load_task("mine").grade([""] * len(problems), problems)] == [0.0] * len(problems)
-    assert load_problems("mine", "train")[0].gold == "<think> 0 plus one </think> <answer> 1 </answer>"
+        assert [r.value for r in load_task("mine").grade([p.gold for p in problems], problems)] == [
+            1.0
+        ] * len(problems)
+        assert [r.value for r in load_task("mine").grade([""] * len(problems), problems)] == [
+            0.0
+        ] * len(problems)
+    assert (
+        load_problems("mine", "train")[0].gold == "<think> 0 plus one </think> <answer> 1 </answer>"
+    )
     lines = (paths.SFT_DATA / "demonstrations.jsonl").read_text().splitlines()
     shown = [json.loads(line) for line in lines if json.loads(line)["task"] == "mine"]
     assert len(shown) == 30
@@ -105,27 +121,44 @@ def test_changed_rows_rebuild_the_data() -> None:
         ('{"prompt": "p", "answer": -Infinity}', "-Infinity is no JSON number"),
         ('{"prompt": " ", "answer": "a"}', "prompt: must not be empty"),
         ('{"prompt": "p", "answer": ""}', "answer: must not be empty"),
-        ('{"prompt": "p", "answer": "a", "awnser": "b"}', "unknown key 'awnser'; allowed: prompt, answer"),
+        (
+            '{"prompt": "p", "answer": "a", "awnser": "b"}',
+            "unknown key 'awnser'; allowed: prompt, answer",
+        ),
         ('{"prompt": "p", "answer": "a", "answer": "b"}', "key 'answer' twice"),
         ('{"prompt": "p\\u0000", "answer": "a"}', "prompt: character U+0000 is not allowed"),
         ('{"prompt": "\\ud800", "answer": "a"}', "prompt: character U+D800 is not allowed"),
         ('{"prompt": "p <eos> <bos> q", "answer": "a"}', "prompt: <bos> is reserved"),
         ('{"prompt": "p", "answer": "a </answer> b"}', "answer: no completion could give it"),
-        ('{"prompt": "' + "x" * 100_001 + '", "answer": "a"}', "prompt: 100001 characters, at most 100000"),
+        (
+            '{"prompt": "' + "x" * 100_001 + '", "answer": "a"}',
+            "prompt: 100001 characters, at most 100000",
+        ),
         ('{"prompt": "' + "x" * 1_100_000 + '", "answer": "a"}', "longer than 1048576 bytes"),
         ('{"prompt": ' + "[" * 100_000, "nested too deep"),
         ('{"prompt": "p", "answer": ' + "9" * 5000 + "}", "not JSON"),
         (b'{"prompt": "\xff", "answer": "a"}', "not UTF-8 at byte 12"),
         ('{"prompt": "0 + 1 = ?", "answer": "1"}', "duplicate: the prompt of line 1 again"),
-        ('{"prompt": "1  +  2 = ?", "answer": "3"}', "leakage: the prompt of mine/dev.jsonl, line 2"),
-        ('{"prompt": "1 + 3 = ?", "answer": "4"}', "leakage: the prompt of mine/test.jsonl, line 2"),
+        (
+            '{"prompt": "1  +  2 = ?", "answer": "3"}',
+            "leakage: the prompt of mine/dev.jsonl, line 2",
+        ),
+        (
+            '{"prompt": "1 + 3 = ?", "answer": "4"}',
+            "leakage: the prompt of mine/test.jsonl, line 2",
+        ),
     ],
 )
-def test_a_bad_row_is_named_and_refused_or_dropped_and_counted(line: str | bytes, reason: str) -> None:
+def test_a_bad_row_is_named_and_refused_or_dropped_and_counted(
+    line: str | bytes, reason: str
+) -> None:
     good = [json.dumps(row) for row in ROWS["train"]]
     write("train", *good, line, json.dumps({"prompt": "last", "answer": "one"}))
     text = refused()
-    assert "tasks.mine: 1 of 14 rows of mine/train.jsonl cannot be used, options.max_dropped allows 0%" in text
+    assert (
+        "tasks.mine: 1 of 14 rows of mine/train.jsonl cannot be used, options.max_dropped allows 0%"
+        in text
+    )
     assert f"mine/train.jsonl, line 13: {reason}" in text
     assert len(text) < 1000
     found, dropped = task(max_dropped=0.1).read("mine")
@@ -152,13 +185,19 @@ def test_an_empty_file_is_refused(lines: list[str]) -> None:
 
 def test_a_missing_file_is_refused_by_check_and_build() -> None:
     Path(FILES["dev"]).unlink()
-    assert "tasks.mine.options.dev: cannot read mine/dev.jsonl (No such file or directory)" in refused()
+    assert (
+        "tasks.mine.options.dev: cannot read mine/dev.jsonl (No such file or directory)"
+        in refused()
+    )
     with pytest.raises(ParamsError, match=r"tasks\.mine\.options: mine/dev\.jsonl not found"):
         check(params())
 
 
 def test_too_few_rows_say_how_many_there_are() -> None:
-    with pytest.raises(ParamsError, match=r"tasks\.mine\.train: 13 problems asked for, mine/train\.jsonl has 12 usable rows"):
+    with pytest.raises(
+        ParamsError,
+        match=r"tasks\.mine\.train: 13 problems asked for, mine/train\.jsonl has 12 usable rows",
+    ):
         build(params((13, 4, 4)))
 
 
@@ -169,7 +208,10 @@ def test_too_few_rows_say_how_many_there_are() -> None:
         ({"dev": "mine/test.jsonl"}, "three different files"),
         ({"max_dropped": 1.0}, "max_dropped is a share"),
         ({"max_dropped": "some"}, "max_dropped: input should be a valid number"),
-        ({"match": "fuzzy"}, "options.match: input should be 'exact', 'number' or 'choice', got 'fuzzy'"),
+        (
+            {"match": "fuzzy"},
+            "options.match: input should be 'exact', 'number' or 'choice', got 'fuzzy'",
+        ),
         ({"trian": "x"}, "no option 'trian'.*did you mean 'train'"),
     ],
 )
@@ -181,20 +223,42 @@ def test_a_bad_option_is_named(options: dict[str, Any], reason: str) -> None:
 @pytest.mark.parametrize(
     ("match", "answer", "row", "paid", "unpaid"),
     [
-        ("exact", "tags", {"answer": "two words"}, ["two   words"], ["two", "two words more", "Two words"]),
-        ("number", "tags", {"answer": "1,000"}, ["1000", "1000.0", "+1,000.00"], ["1000.1", "1e3", "one", "10,00", "٣"]),
+        (
+            "exact",
+            "tags",
+            {"answer": "two words"},
+            ["two   words"],
+            ["two", "two words more", "Two words"],
+        ),
+        (
+            "number",
+            "tags",
+            {"answer": "1,000"},
+            ["1000", "1000.0", "+1,000.00"],
+            ["1000.1", "1e3", "one", "10,00", "٣"],
+        ),
         ("choice", "tags", {"answer": "b", "choices": ["a", "b"]}, ["b"], ["a", "c", "a b"]),
-        ("exact", "whole", {"answer": "lima"}, ["lima", " lima\n"], ["lima !", "<answer> lima </answer>"]),
+        (
+            "exact",
+            "whole",
+            {"answer": "lima"},
+            ["lima", " lima\n"],
+            ["lima !", "<answer> lima </answer>"],
+        ),
     ],
 )
-def test_what_each_match_pays(match: str, answer: str, row: dict[str, Any], paid: list[str], unpaid: list[str]) -> None:
+def test_what_each_match_pays(
+    match: str, answer: str, row: dict[str, Any], paid: list[str], unpaid: list[str]
+) -> None:
     for split in SPLITS:
         write(split, json.dumps({"prompt": f"p of {split}", **row}))
     made = task(match=match, answer=answer)
     [problem] = made.read("mine")[0]["train"]
 
     def grades(texts: list[str]) -> list[float | None]:
-        shaped = [f"<think> x </think>\n<answer> {t} </answer>" if answer == "tags" else t for t in texts]
+        shaped = [
+            f"<think> x </think>\n<answer> {t} </answer>" if answer == "tags" else t for t in texts
+        ]
         return [reward.value for reward in made.grade(shaped, [problem] * len(texts))]
 
     assert grades(paid) == [1.0] * len(paid)
@@ -214,7 +278,9 @@ def test_what_each_match_pays(match: str, answer: str, row: dict[str, Any], paid
         ("choice", {"answer": "a", "choices": ["a", 1]}, "choices: must be text, got 1"),
     ],
 )
-def test_a_row_that_does_not_fit_the_match_is_bad(match: str, row: dict[str, Any], reason: str) -> None:
+def test_a_row_that_does_not_fit_the_match_is_bad(
+    match: str, row: dict[str, Any], reason: str
+) -> None:
     write("test", json.dumps({"prompt": "p", **row}))
     assert reason in refused(match=match)
 
@@ -224,7 +290,11 @@ def test_the_stage_answers_with_exit_code_2_file_and_line(folder: Path) -> None:
     text = json.dumps(params().model_dump(exclude_unset=True))
     (folder / "params.yaml").write_text(text)
     done = subprocess.run(
-        [sys.executable, "-m", "stages.build_data"], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "stages.build_data"],
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2, done.stderr
     assert "mine/train.jsonl, line 2: not JSON" in done.stderr
@@ -237,13 +307,28 @@ LINES = st.one_of(
     st.text(max_size=40).map(lambda t: t.encode("utf-8", "surrogatepass")),
     st.dictionaries(
         st.sampled_from(["prompt", "answer", "choices", "think", "x"]),
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10) | st.lists(st.text(max_size=3)),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=10)
+        | st.lists(st.text(max_size=3)),
     ).map(lambda row: json.dumps(row).encode()),
 )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(LINES, min_size=1, max_size=6), st.sampled_from(["exact", "number", "choice"]), st.sampled_from(["tags", "whole"]))
+@settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(
+    st.lists(LINES, min_size=1, max_size=6),
+    st.sampled_from(["exact", "number", "choice"]),
+    st.sampled_from(["tags", "whole"]),
+)
 def test_any_rows_are_used_or_named(lines: list[bytes], match: str, answer: str) -> None:
     write("train", *lines)
     for split in ("dev", "test"):

@@ -64,7 +64,9 @@ def test_dare_ties_elects_signs_among_what_dare_kept():
 
 
 def test_the_scale_with_the_best_score_is_kept_and_nothing_else_is_left(tmp_path: Path):
-    base, one = (folder(tmp_path / n, {"w": torch.full((2,), v)}) for n, v in (("b", 0.0), ("1", 1.0)))
+    base, one = (
+        folder(tmp_path / n, {"w": torch.full((2,), v)}) for n, v in (("b", 0.0), ("1", 1.0))
+    )
     config = MergeConfig(method="task_arithmetic", scale=[0.5, 2.0, 1.0])
 
     def nearness_to_two(merged: Path) -> float:

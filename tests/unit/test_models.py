@@ -34,7 +34,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "GPTNeoX": {"intermediate_size": 64, "hidden_dropout": 0.1, "attention_dropout": 0.1},
 }
 CHAT = "{% for m in messages %}{{ m['content'] + ' 7' }}{% endfor %}"
-STEP = {"method": {"reward": ["even_tokens"], "terms": ["clipped_surrogate", {"kl": {"coef": 0.01}}]}}
+STEP = {
+    "method": {"reward": ["even_tokens"], "terms": ["clipped_surrogate", {"kl": {"coef": 0.01}}]}
+}
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +158,9 @@ def test_bf16_computes_coarsely_and_keeps_weights_and_moments_in_fp32():
     learner = learner_of("Qwen2", dtype="bf16")
     line = rl_step(learner, State(total=9))
     exact = rl_step(learner_of("Qwen2"), State(total=9))
-    assert 1e-5 < line["rollout/mismatch_mean"] < 5e-2  # measured on all tokens, corrected by old logps
+    assert (
+        1e-5 < line["rollout/mismatch_mean"] < 5e-2
+    )  # measured on all tokens, corrected by old logps
     assert exact["rollout/mismatch_mean"] < 1e-5
     assert line["rl/grad_norm"] == pytest.approx(exact["rl/grad_norm"], rel=0.2)
     tensors = learner.backend.tensors()
@@ -214,7 +218,9 @@ def test_a_tasks_rate_is_a_rate_alone_and_a_weight_in_company():
     assert (shares[of["math"]] == 0.5).all()
     assert (shares[of["qa"]] == 1).all()
     norms = [
-        rl_step(learner_of("Llama", rl=rl_project.settings(**STEP, task_lr=factors)), State(total=9))["rl/grad_norm"]
+        rl_step(
+            learner_of("Llama", rl=rl_project.settings(**STEP, task_lr=factors)), State(total=9)
+        )["rl/grad_norm"]
         for factors in ({}, {"math": 1e-9, "qa": 1e-9})
     ]
     assert norms[0] > 1e6 * norms[1] > 0

@@ -67,7 +67,13 @@ ODD: list[Any] = [
 def places(data: Any, loc: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     if loc:
         yield loc
-    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    items = (
+        data.items()
+        if isinstance(data, dict)
+        else enumerate(data)
+        if isinstance(data, list)
+        else ()
+    )
     for key, value in items:
         yield from places(value, (*loc, key))
 
@@ -94,7 +100,9 @@ def mutate(rng: random.Random) -> tuple[dict[str, Any], set[str]]:
         elif how == 2:
             del parent[key]
         elif how == 3 and isinstance(parent, dict):
-            typo = rng.choice((f"{key}s", str(key)[1:], f"{key}_", str(key).upper(), str(key)[::-1]))
+            typo = rng.choice(
+                (f"{key}s", str(key)[1:], f"{key}_", str(key).upper(), str(key)[::-1])
+            )
             parent[typo] = parent.pop(key)
             words.add(typo)
         elif how == 4:
@@ -113,7 +121,11 @@ def verdict(folder: Path, text: str | bytes) -> tuple[int, str]:
     file = folder / "params.yaml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     err = io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stderr(err),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         try:
             app(["check"])
             code = 0
@@ -165,7 +177,36 @@ def test_a_thousand_mutated_files_through_the_command(tmp_path: Path) -> None:
 
 def test_damaged_text_through_the_command(tmp_path: Path) -> None:
     rng = random.Random(0)
-    odd = ["\t", "\x00", "&a ", "*a ", "!!python/object:os.system ", "? ", ": ", "- ", "#", '"', "'", "[", "}", "|", ">", "%", "@", "`", "\ufeff", "\x85", "<<: ", "---\n", "\r", "é", "0x", "!!binary ", "!!set ", "2001-99-99"]
+    odd = [
+        "\t",
+        "\x00",
+        "&a ",
+        "*a ",
+        "!!python/object:os.system ",
+        "? ",
+        ": ",
+        "- ",
+        "#",
+        '"',
+        "'",
+        "[",
+        "}",
+        "|",
+        ">",
+        "%",
+        "@",
+        "`",
+        "\ufeff",
+        "\x85",
+        "<<: ",
+        "---\n",
+        "\r",
+        "é",
+        "0x",
+        "!!binary ",
+        "!!set ",
+        "2001-99-99",
+    ]
     for number in range(150):
         text = BASE
         for _ in range(rng.randint(1, 3)):
@@ -264,12 +305,20 @@ def test_dozens_in_processes_of_their_own(tmp_path: Path) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(place=st.sampled_from(PLACES), value=JSON)
 @example(place=("orders", "first"), value=["math"] * 400)
 def test_any_value_anywhere_is_accepted_or_refused(place: tuple[Any, ...], value: Any) -> None:
@@ -279,7 +328,13 @@ def test_any_value_anywhere_is_accepted_or_refused(place: tuple[Any, ...], value
         check(parse_params(data))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(JSON)
 def test_any_data_is_no_traceback(data: Any) -> None:
     with contextlib.suppress(ParamsError):

@@ -112,7 +112,9 @@ def test_variants_stand_side_by_side_with_what_survives(tmp_path, monkeypatch):
     heat = study.variants(bwt)
     assert heat is not None
     assert heat.columns == ["default", "half"]
-    mean = next(r for r in bwt["variants"]["half"]["ranking"] if r["arm"] == "joint")["mean"]["value"]
+    mean = next(r for r in bwt["variants"]["half"]["ranking"] if r["arm"] == "joint")["mean"][
+        "value"
+    ]
     row = dict(heat.rows)["joint"]
     assert row[1].text == f"{mean:.3f}"
     page = page_of("every_order")
@@ -131,7 +133,9 @@ def test_the_page_says_what_was_found_about_the_assumptions_or_what_to_run():
     assert "Pairs against triples: needs two orders" in few
 
 
-def test_plasticity_compares_a_later_learning_curve_with_the_one_from_the_base(tmp_path, monkeypatch):
+def test_plasticity_compares_a_later_learning_curve_with_the_one_from_the_base(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     for node, rewards in (("s0--b", (0.4, 0.6, 0.8)), ("s0--a--b", (0.2, 0.4, 0.6))):
         folder = tmp_path / "runs" / node
@@ -217,7 +221,12 @@ def test_ticks_are_round_and_inside():
 def test_costs_add_up_and_provenance_shows_the_files_hash(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sounded = {"entropy": {"first_step": 7, "steps": 3, "value": 0.02}}
-    manifest = {"alarms": sounded, "weights": "ab" * 32, "parents": {"s0": "cd" * 32}, "params_hash": "ef" * 32}
+    manifest = {
+        "alarms": sounded,
+        "weights": "ab" * 32,
+        "parents": {"s0": "cd" * 32},
+        "params_hash": "ef" * 32,
+    }
     for name, seconds in (("s0", 10.0), ("s0--math", 2.5)):
         folder = Path("runs") / name
         folder.mkdir(parents=True)

@@ -85,9 +85,13 @@ def run(project: Project) -> Iterator[StageRunner]:
 
 
 def content(project: Project, stage: str) -> dict[str, str]:
-    found = [p for pattern in OUTPUTS[stage] for p in sorted(project.root.glob(pattern)) if p.is_file()]
+    found = [
+        p for pattern in OUTPUTS[stage] for p in sorted(project.root.glob(pattern)) if p.is_file()
+    ]
     assert found
-    return {str(p.relative_to(project.root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
+    return {
+        str(p.relative_to(project.root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found
+    }
 
 
 def remove_outputs(project: Project, stage: str) -> None:
@@ -100,7 +104,10 @@ def remove_outputs(project: Project, stage: str) -> None:
 
 def metrics(project: Project, node: str) -> list[dict]:
     lines = (project.root / "runs" / node / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith(("time/", "perf/"))} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith(("time/", "perf/"))}
+        for line in lines
+    ]
 
 
 KILLS = [
@@ -188,7 +195,11 @@ def test_after_a_kill_the_same_mlflow_run_goes_on_without_a_doubled_or_lost_step
     assert run("rl", *arguments) == 0, run.said()
     client = MlflowClient(f"sqlite:///{project.root}/mlflow.db")
     experiment = client.get_experiment_by_name("nodes")
-    found = [r for r in client.search_runs([experiment.experiment_id]) if r.data.tags["node"] == "s0--math"]
+    found = [
+        r
+        for r in client.search_runs([experiment.experiment_id])
+        if r.data.tags["node"] == "s0--math"
+    ]
     assert [r.info.status for r in found] == ["FINISHED"]
     run_file = json.loads((project.root / "runs/s0--math/run.json").read_text())
     assert run_file["run_id"] == found[0].info.run_id
@@ -212,7 +223,11 @@ def test_a_second_process_never_makes_the_same_node(project, run):
 
 def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path):
     work = Work(tmp_path, 0)
-    tensors = {"a": torch.tensor([0.1, float("nan")]), "step": torch.tensor(3.0), "b": torch.arange(3)}
+    tensors = {
+        "a": torch.tensor([0.1, float("nan")]),
+        "step": torch.tensor(3.0),
+        "b": torch.arange(3),
+    }
     state = {"x": 0.1 + 0.2, "nested": [{"y": None}], "order": {"b": 1, "a": 2}}
     work.save("loop", tensors, state)
     found = Work(tmp_path, 0).latest("loop")
@@ -311,7 +326,9 @@ def mounted(place: Path, kilobytes: int) -> bool:
 
 
 @pytest.mark.parametrize("full", [".resume", "checkpoints"])
-def test_a_disk_that_fills_in_the_middle_is_said_and_after_making_room_it_goes_on(project, run, full):
+def test_a_disk_that_fills_in_the_middle_is_said_and_after_making_room_it_goes_on(
+    project, run, full
+):
     before = content(project, "rl")
     remove_outputs(project, "rl")
     place, aside = project.root / full, project.root / "aside"
@@ -326,7 +343,9 @@ def test_a_disk_that_fills_in_the_middle_is_said_and_after_making_room_it_goes_o
     if not mounted(place, kilobytes):
         if full == "checkpoints":
             aside.rename(place)
-        pytest.skip("this user may not mount a small disk; the file size limit below is tested everywhere")
+        pytest.skip(
+            "this user may not mount a small disk; the file size limit below is tested everywhere"
+        )
     try:
         if full == "checkpoints":
             shutil.copytree(aside, place, dirs_exist_ok=True)
@@ -337,7 +356,9 @@ def test_a_disk_that_fills_in_the_middle_is_said_and_after_making_room_it_goes_o
         assert not list((project.root / "checkpoints").glob(".*.tmp"))
         assert not list((project.root / "checkpoints/s0--joint").glob("*.safetensors"))
         subprocess.run(["mount", "-o", "remount,size=50m", str(place)], check=True)
-        assert run("rl", *STAGES["rl"], fail_at="rl.step:8") == 0, run.said()  # not from the beginning
+        assert run("rl", *STAGES["rl"], fail_at="rl.step:8") == 0, (
+            run.said()
+        )  # not from the beginning
         assert content(project, "rl") == before
         if full == "checkpoints":
             shutil.rmtree(aside)

@@ -45,7 +45,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         build(params())
-        size = PolicyConfig(hidden_size=16, num_layers=1, num_heads=2, mlp_size=16, max_positions=96)
+        size = PolicyConfig(
+            hidden_size=16, num_layers=1, num_heads=2, mlp_size=16, max_positions=96
+        )
         Policy.build_tiny(size, "data/tokenizer", 0).save(PARENT)
     return folder
 
@@ -60,7 +62,9 @@ def inside(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def params() -> Params:
     task = {"train": 6, "dev": 2, "test": 2, "demonstrations": 5, "max_new_tokens": 48}
     phase = {"kind": "structured", "tasks": {"math": 1.0}, "steps": 1}
-    return parse_params({"tasks": {"math": task}, "phases": {"math": phase}, "orders": {"a": ["math"]}})
+    return parse_params(
+        {"tasks": {"math": task}, "phases": {"math": phase}, "orders": {"a": ["math"]}}
+    )
 
 
 def learner(dumps: Path | None = None, term: str = "poisoned", **changes: Any) -> Learner:
@@ -139,7 +143,9 @@ def test_a_dump_computes_the_same_again_and_names_the_rows(tmp_path: Path, capsy
     assert found["rows"]
     assert f"trainorder.rl.replay {place}" in capsys.readouterr().out
     nothing = [sys.executable, "-m", "trainorder.rl.replay", str(tmp_path)]
-    done = subprocess.run(nothing, cwd=Path(__file__).parents[2], text=True, capture_output=True, check=False)
+    done = subprocess.run(
+        nothing, cwd=Path(__file__).parents[2], text=True, capture_output=True, check=False
+    )
     assert (done.returncode, "holds no dump" in done.stderr) == (2, True)
 
 
@@ -176,4 +182,6 @@ def test_an_alarm_sounds_after_its_patience_and_no_other_does(name: str, change:
 
 def test_a_refused_update_is_an_alarm_at_once():
     state = State(total=2, step=1)
-    assert watch(STEADY | {"rl/refused": 1.0}, state, AlarmConfig(), rows=16)["alarm/nonfinite"] == 1
+    assert (
+        watch(STEADY | {"rl/refused": 1.0}, state, AlarmConfig(), rows=16)["alarm/nonfinite"] == 1
+    )

@@ -206,7 +206,9 @@ def test_cat_pads_the_shorter_roll():
 
 def test_truncated_importance_is_the_ratio_up_to_its_cap():
     logp = torch.tensor([[-1.0, -1.0, 9.0], [-2.0, 9.0, 9.0]], dtype=torch.float64)
-    sampler = torch.tensor([[-1.0 - math.log(1.5), -3.0, 0.0], [-1.0, 0.0, 0.0]], dtype=torch.float64)
+    sampler = torch.tensor(
+        [[-1.0 - math.log(1.5), -3.0, 0.0], [-1.0, 0.0, 0.0]], dtype=torch.float64
+    )
     roll = make_roll([1, 0], lengths=[2, 1])
     roll = replace(roll, x={"logp": logp[:, :2], "sampler": sampler[:, :2]})
     token = WEIGHTS["truncated_importance"](roll, State(total=1), cap=2.0)

@@ -127,7 +127,10 @@ def test_a_sampler_that_draws_meets_the_same_problems_as_a_single_phase():
     assert of_b == alone[: len(of_b)]
     assert len({count["a"] for count in counts}) > 1  # drawn, not dealt
     again = State(total=9)
-    assert task_set({"a": 1, "b": 1}, scheduler=Scheduler(sampler="dump")).share(6, again, 0, "mixed") == counts[0]
+    assert (
+        task_set({"a": 1, "b": 1}, scheduler=Scheduler(sampler="dump")).share(6, again, 0, "mixed")
+        == counts[0]
+    )
 
 
 def test_a_closed_task_gets_nothing_and_is_owed_nothing():
@@ -143,7 +146,12 @@ def test_a_closed_task_gets_nothing_and_is_owed_nothing():
 
 def test_what_a_step_showed_counts_dropped_groups_with_no_advantage():
     # b's group of equal rewards was dropped by an edit; one row of a cannot be graded
-    sampled = make_roll([1, 0, 1, 1, None], group=[0, 0, 1, 1, 0], tasks=["a", "a", "b", "b", "a"], lengths=[2, 1, 1, 1, 1])
+    sampled = make_roll(
+        [1, 0, 1, 1, None],
+        group=[0, 0, 1, 1, 0],
+        tasks=["a", "a", "b", "b", "a"],
+        lengths=[2, 1, 1, 1, 1],
+    )
     sampled = replace(sampled, x={**sampled.x, "H": 0.5 * sampled.mask})
     credited = sampled.rows([0, 1])
     credited = replace(credited, a=torch.tensor([[0.5, 1.5], [-2.0, 9.0]], dtype=torch.float64))

@@ -284,7 +284,9 @@ def test_more_updates_than_prompts_is_refused():
 def test_a_gradient_that_is_not_finite_stops_the_phase_and_saves_nothing(monkeypatch):
     broken = Entry("reward", "says_seven", lambda roll, state: says_seven(roll, state) * torch.nan)
     monkeypatch.setitem(REWARDS, "says_seven", broken)
-    with pytest.raises(NonFiniteError, match=r"not finite at step 0 of phase 'math': the update was refused"):
+    with pytest.raises(
+        NonFiniteError, match=r"not finite at step 0 of phase 'math': the update was refused"
+    ):
         train("broken", 1, settings())
     assert not Path("checkpoints/broken").exists()
 

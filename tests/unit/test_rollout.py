@@ -221,7 +221,9 @@ def test_workers_give_results_in_order_and_raise_what_was_raised():
         return 1 // (5 - i)
 
     assert list(Workers(3).map(slow_first, range(4))) == [0, 0, 0, 0]
-    assert list(Workers(3).map(lambda i: (time.sleep(0.02 * (i == 0)), i)[1], range(7))) == list(range(7))
+    assert list(Workers(3).map(lambda i: (time.sleep(0.02 * (i == 0)), i)[1], range(7))) == list(
+        range(7)
+    )
     with pytest.raises(ZeroDivisionError):
         list(Workers(2).map(slow_first, range(9)))
 

@@ -198,7 +198,10 @@ def _seconds_of_children() -> float:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_level_computes_the_same(shared: Sandbox, level: str) -> None:
-    programs = [(source, [[3, 1, 2], []]) for source in ("return sum ( xs )", "return y", "return max ( xs )")]
+    programs = [
+        (source, [[3, 1, 2], []])
+        for source in ("return sum ( xs )", "return y", "return max ( xs )")
+    ]
     box = Sandbox(highest=level)  # type: ignore[arg-type]
     if box.check().level != level:
         pytest.skip(f"this machine reaches {box.check()}")
@@ -208,7 +211,10 @@ def test_every_level_computes_the_same(shared: Sandbox, level: str) -> None:
 
 def test_a_level_below_the_wanted_one_refuses_to_start_and_says_why() -> None:
     box = Sandbox(minimum="namespaces", highest="filtered")
-    with pytest.raises(IsolationError, match=r"grading\.isolation: .* at 'namespaces', this machine reaches 'filtered'"):
+    with pytest.raises(
+        IsolationError,
+        match=r"grading\.isolation: .* at 'namespaces', this machine reaches 'filtered'",
+    ):
         box.run([("return 1", [[0]])])
     assert box._worker is None
 

@@ -41,7 +41,19 @@ STAGES = (
     ["stages.build_data"],
     ["stages.sft_warmup", "--node", "s0", "--seed", "0"],
     ["stages.train_judge", "--base", "s0"],
-    ["stages.rl", "--node", "s0--joint", "--parent", "s0", "--phase", "joint", "--variant", "default", "--seed", "0"],
+    [
+        "stages.rl",
+        "--node",
+        "s0--joint",
+        "--parent",
+        "s0",
+        "--phase",
+        "joint",
+        "--variant",
+        "default",
+        "--seed",
+        "0",
+    ],
     ["stages.evaluate", "--node", "s0--joint", "--seed", "0"],
 )
 
@@ -62,17 +74,26 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str, list[st
     return project, said, keys
 
 
-def test_the_endpoint_pays_a_phase_and_saw_the_key(ran: tuple[Project, str, list[str | None]]) -> None:
+def test_the_endpoint_pays_a_phase_and_saw_the_key(
+    ran: tuple[Project, str, list[str | None]],
+) -> None:
     project, _, keys = ran
     assert set(keys) == {f"Bearer {KEY}"}
-    rows = [json.loads(line) for line in (project.root / "runs/s0--joint/metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (project.root / "runs/s0--joint/metrics.jsonl").read_text().splitlines()
+    ]
     assert [row["reward/unscored/creative"] for row in rows] == [0.0, 0.0]
     report = json.loads((project.root / "checkpoints/judge/report.json").read_text())
     assert report["reward"]["unscored"] == 0.0
-    assert sorted(p.name for p in (project.root / "checkpoints/judge/reward").iterdir()) == ["endpoint.json"]
+    assert sorted(p.name for p in (project.root / "checkpoints/judge/reward").iterdir()) == [
+        "endpoint.json"
+    ]
 
 
-def test_the_isolation_reached_is_shown_and_tagged(ran: tuple[Project, str, list[str | None]]) -> None:
+def test_the_isolation_reached_is_shown_and_tagged(
+    ran: tuple[Project, str, list[str | None]],
+) -> None:
     project, said, _ = ran
     level = re.search(r"model-written programs run at isolation (\w+)", said)
     assert level is not None
@@ -83,7 +104,9 @@ def test_the_isolation_reached_is_shown_and_tagged(ran: tuple[Project, str, list
 def test_no_key_is_left_anywhere(ran: tuple[Project, str, list[str | None]]) -> None:
     project, said, _ = ran
     files = [file for file in project.root.rglob("*") if file.is_file()]
-    assert {"mlflow.db", "manifest.json", "metrics.jsonl", "endpoint.json", "plan.yaml"} <= {f.name for f in files}
+    assert {"mlflow.db", "manifest.json", "metrics.jsonl", "endpoint.json", "plan.yaml"} <= {
+        f.name for f in files
+    }
     for secret in (KEY, OTHER):
         assert secret not in said
         assert [f for f in files if secret.encode() in f.read_bytes()] == []
@@ -118,7 +141,9 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_checkpoint_with_code_is_refused_unless_params_trust_it(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
     trace = tmp_path / "ran"
     code = (
         f"open({str(trace)!r}, 'w').close()\n"
@@ -128,13 +153,21 @@ def test_a_checkpoint_with_code_is_refused_unless_params_trust_it(
     )
     (model / "own.py").write_text(code)
     config = json.loads((model / "config.json").read_text())
-    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}}
+    config |= {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"},
+    }
     (model / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ParamsError, match=r"brings its own code \(auto_map in config\.json\).*trust_remote_code"):
+    with pytest.raises(
+        ParamsError, match=r"brings its own code \(auto_map in config\.json\).*trust_remote_code"
+    ):
         Policy.load(model)
     assert not trace.exists()
     root = Path(__file__).parents[2]
-    (tmp_path / "params.yaml").write_text("policy: {trust_remote_code: true}\n" + (root / "configs/smoke.yaml").read_text().split("\n", 2)[2])
+    (tmp_path / "params.yaml").write_text(
+        "policy: {trust_remote_code: true}\n"
+        + (root / "configs/smoke.yaml").read_text().split("\n", 2)[2]
+    )
     assert Policy.load(model).model.config.hidden_size == 8
     assert trace.exists()
     assert "running code from" in capsys.readouterr().err
@@ -168,7 +201,9 @@ def test_servers_listen_on_loopback_unless_told_otherwise(server: object) -> Non
 
 def test_what_is_open_to_the_network_says_so() -> None:
     assert reach("127.0.0.1").startswith("reachable from this machine only")
-    assert reach("0.0.0.0").startswith("warning: listening on 0.0.0.0: whoever reaches this machine")
+    assert reach("0.0.0.0").startswith(
+        "warning: listening on 0.0.0.0: whoever reaches this machine"
+    )
 
 
 def test_nothing_of_ours_listens_on_all_addresses() -> None:

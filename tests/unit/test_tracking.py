@@ -158,7 +158,9 @@ def test_sweep_ends_runs_of_killed_processes(folder: Path):
 def test_sweep_leaves_a_node_that_is_being_made_alone(folder: Path):
     with Tracker("s0", 0, {}, {}), exclusive(paths.RESUME / "s0.lock", "makes s0"):
         script = "from trainorder import tracking; print(tracking.sweep())"
-        done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=ENV, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=folder, env=ENV, capture_output=True, text=True
+        )
         assert done.stdout == "0\n", done.stderr
         assert [run.info.status for run in runs("nodes")] == ["RUNNING"]
 

@@ -138,7 +138,9 @@ def test_importance_weights_meet_a_sampler_that_is_off(learner: Learner):
             weight.mul_(1.1)
     method = type(learner.method).from_config(
         rl_project.settings().method.model_copy(
-            update={"weight": ["truncated_importance", {"sequence_mask": {"low": 0.5, "high": 2.0}}]}
+            update={
+                "weight": ["truncated_importance", {"sequence_mask": {"low": 0.5, "high": 2.0}}]
+            }
         )
     )
     line = rl_step(replace(learner, push=None, method=method), State(total=1))
@@ -150,7 +152,9 @@ def test_a_machine_without_vllm_is_told_what_to_install(learner: Learner, monkey
     import importlib.util
 
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "vllm" else find(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "vllm" else find(name)
+    )
     with pytest.raises(ParamsError, match=r"vllm is not installed: `pip install vllm`.*--no-deps"):
         VllmEngine(learner.policy, VLLM)
 

@@ -56,7 +56,9 @@ def check(params: Params) -> None:
     for name, task in tasks.items():
         for file in getattr(task, "files", ()):
             if not file.is_file():
-                raise ParamsError(f"tasks.{name}.options: {file} not found; name a JSONL file of this project")
+                raise ParamsError(
+                    f"tasks.{name}.options: {file} not found; name a JSONL file of this project"
+                )
     _check_policy(params)
     _check_backends(params)
     _check_seeds(params.seeds)
@@ -98,7 +100,10 @@ def _check_backends(params: Params) -> None:
             "rollout.backend vllm runs beside one training process, and training asks for several ranks: "
             "set rollout.backend: torch (each rank samples its share), or training.ranks: 1"
         )
-    for where, rl in [("rl", params.rl), *((f"phases.{n}.rl", params.phase_rl(n)) for n in params.phases)]:
+    for where, rl in [
+        ("rl", params.rl),
+        *((f"phases.{n}.rl", params.phase_rl(n)) for n in params.phases),
+    ]:
         for task in rl.task_lr:
             _check_known(f"{where}.task_lr", "task", task, params.tasks)
 

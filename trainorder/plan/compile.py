@@ -142,7 +142,10 @@ class Plan:
         """Files of .fingerprints: what the code of every stage means, and params.json with the values it reads."""
         settings = json.dumps(self.settings(), indent=1) + "\n"
         texts = fingerprint.compute(self.code())
-        for name, config in self.params.tasks.items():  # the user's own rows count as a part of the build
+        for (
+            name,
+            config,
+        ) in self.params.tasks.items():  # the user's own rows count as a part of the build
             files = getattr(make_task(name, config), "files", ())
             texts["build_data"] += "".join(f"{file} {_hash(file)}\n" for file in files)
         return {**texts, "params.json": settings}
@@ -261,7 +264,9 @@ class Plan:
         """What the merged nodes were trained on."""
         params = self.params.variant(node.variant)
         phases = [self.nodes[parent].phase for parent in node.parents[1:]]
-        return list(dict.fromkeys(t for phase in phases if phase for t in params.phases[phase].tasks))
+        return list(
+            dict.fromkeys(t for phase in phases if phase for t in params.phases[phase].tasks)
+        )
 
     def _reads(self, node: Node) -> Iterator[str]:
         if node.kind == "merge":

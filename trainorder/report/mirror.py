@@ -39,7 +39,11 @@ def order_records(bwt: Bwt) -> Iterator[OrderRecord]:
             params |= {f"pos{i}": phase for i, phase in enumerate(row["phases"] or [], 1)}
             yield OrderRecord(
                 name=" ".join(
-                    [row["arm"], *variant.values(), *([f"s{seed}"] if len(row["nodes"]) > 1 else [])]
+                    [
+                        row["arm"],
+                        *variant.values(),
+                        *([f"s{seed}"] if len(row["nodes"]) > 1 else []),
+                    ]
                 ),
                 params=params,
                 metrics=metrics,

@@ -136,7 +136,11 @@ def predicted(bwt: Bwt) -> str | None:
 
 def _spearman(bwt: Bwt, predictor: str) -> str:
     found = bwt["prediction"]["predictors"][predictor]
-    return "-" if found is None else words.correlation(found["spearman"], found["n"]).replace(" (", "\n(")
+    return (
+        "-"
+        if found is None
+        else words.correlation(found["spearman"], found["n"]).replace(" (", "\n(")
+    )
 
 
 def learning(bwt: Bwt, prefix: str, label: str) -> str | None:
@@ -162,7 +166,9 @@ def learning(bwt: Bwt, prefix: str, label: str) -> str | None:
                     COLOURS[bwt["tasks"].index(task)] if several else PLACES[depth % len(PLACES)]
                 )
                 steps, values = zip(*_smooth(curve), strict=True)
-                place = f"after {_before(key)}" if len(lines) <= LEGEND else f"{depth} phases before it"
+                place = (
+                    f"after {_before(key)}" if len(lines) <= LEGEND else f"{depth} phases before it"
+                )
                 name = task if several else place if depth else "from the base"
                 axes.plot(
                     steps,

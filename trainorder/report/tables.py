@@ -164,7 +164,9 @@ def ranking(bwt: Bwt) -> tuple[list[Arm], str]:
     arms = [
         Arm(
             name=row["arm"],
-            phases="" if row["arm"] == "_".join(row["phases"] or ()) else words.path(row["phases"]) or row["kind"],
+            phases=""
+            if row["arm"] == "_".join(row["phases"] or ())
+            else words.path(row["phases"]) or row["kind"],
             kind=row["kind"],
             mean=words.score(row["mean"]["value"]),
             interval=words.interval(row["mean"]),
@@ -189,9 +191,7 @@ def by_task(bwt: Bwt) -> Heat:
             score_cell(i["value"], i["value"] == best[t], words.interval(i) if small else "")
             for t, i in ((t, row["tasks"][t]) for t in bwt["tasks"])
         ]
-        rows.append(
-            (row["arm"], [*cells, score_cell(row["greedy"]), score_cell(row["pass_at_k"])])
-        )
+        rows.append((row["arm"], [*cells, score_cell(row["greedy"]), score_cell(row["pass_at_k"])]))
     return Heat("", [*_columns(bwt), "greedy", "pass@k"], rows)
 
 

@@ -149,7 +149,9 @@ def over_optimisation(bwt: Bwt) -> str:
         for row in bwt["ranking"]:
             gold, judge = (row["metrics"][m][task] for m in ("gold", "score"))
             if gold < base["gold"][task] - OVER_OPTIMISED and judge > base["score"][task]:
-                arms.append(f"{row['arm']} {score(judge)} (base {score(base['score'][task])}), the hidden taste ")
+                arms.append(
+                    f"{row['arm']} {score(judge)} (base {score(base['score'][task])}), the hidden taste "
+                )
                 arms[-1] += f"{score(gold)} (base {score(base['gold'][task])})"
         if arms:
             found.append(f"on {task} the judge scores {'; '.join(arms)}")

@@ -106,7 +106,9 @@ class Judge:
         finally:
             transformers.logging.set_verbosity(level)
         tokenizer = load_tokenizer(path, local=True)
-        for weight in model.parameters():  # a mapped file is not aligned, and alignment decides last bits
+        for (
+            weight
+        ) in model.parameters():  # a mapped file is not aligned, and alignment decides last bits
             weight.data = weight.data.clone()
         return cls(model.eval(), Policy(model, tokenizer))
 

@@ -200,7 +200,16 @@ class Sandbox:
         self._worker = subprocess.Popen(
             # -I would ignore PYTHONHASHSEED, without which sets print in another order every time;
             # with this environment -P -s -S isolates as much.
-            [sys.executable, "-P", "-s", "-S", str(WORKER), *map(str, numbers), self.language, self.highest],
+            [
+                sys.executable,
+                "-P",
+                "-s",
+                "-S",
+                str(WORKER),
+                *map(str, numbers),
+                self.language,
+                self.highest,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

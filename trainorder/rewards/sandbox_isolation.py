@@ -18,7 +18,37 @@ filtered: also no new privileges, and a syscall allowlist: no network, signals, 
 namespaces: also own user, process, mount, network, ipc and host name spaces, over an empty read-only root."""
 
 NOBODY = 65534
-PRELOADED = ["abc", "ast", "base64", "bisect", "calendar", "cmath", "collections", "contextlib", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "heapq", "itertools", "json", "math", "numbers", "operator", "random", "re", "statistics", "string", "struct", "textwrap", "typing", "unicodedata"]
+PRELOADED = [
+    "abc",
+    "ast",
+    "base64",
+    "bisect",
+    "calendar",
+    "cmath",
+    "collections",
+    "contextlib",
+    "copy",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "enum",
+    "fractions",
+    "functools",
+    "heapq",
+    "itertools",
+    "json",
+    "math",
+    "numbers",
+    "operator",
+    "random",
+    "re",
+    "statistics",
+    "string",
+    "struct",
+    "textwrap",
+    "typing",
+    "unicodedata",
+]
 """What a program in full Python may import even where the library's folder cannot be shown to it."""
 
 NEWNS, NEWIPC, NEWUTS, NEWUSER, NEWPID, NEWNET = (
@@ -89,7 +119,11 @@ def _enter_namespaces(libraries):
             os._exit(1)
         if inner == 0:
             try:
-                _empty_root([sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")] if libraries else [])
+                _empty_root(
+                    [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
+                    if libraries
+                    else []
+                )
             except OSError as error:
                 os.write(writer, str(error).encode())
                 os._exit(1)
@@ -112,7 +146,11 @@ def _unshare_and_fork():
     uid, gid = os.geteuid(), os.getegid()
     if uid or _try(lambda: _call("unshare", flags)):
         _call("unshare", flags | NEWUSER)
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{uid} {uid} 1"),
+            ("gid_map", f"{gid} {gid} 1"),
+        ):
             with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123
                 file.write(text)
     return os.fork()
@@ -121,7 +159,9 @@ def _unshare_and_fork():
 def _wait_and_exit(pid, *files):
     for file in (0, 1, *files):
         os.close(file)
-    os.closerange(3, 256)  # the pipes are the child's now: the parent must see them close when it dies
+    os.closerange(
+        3, 256
+    )  # the pipes are the child's now: the parent must see them close when it dies
     os.waitpid(pid, 0)
     os._exit(0)
 
@@ -134,7 +174,9 @@ def _empty_root(folders):
     for folder in dict.fromkeys(folders):
         os.makedirs(base + folder, exist_ok=True)  # noqa: PTH103
         if _try(lambda folder=folder: _mount(folder, base + folder, None, BIND)) == "" and _try(
-            lambda folder=folder: _mount(None, base + folder, None, REMOUNT | BIND | RDONLY | NOSUID | NODEV)
+            lambda folder=folder: _mount(
+                None, base + folder, None, REMOUNT | BIND | RDONLY | NOSUID | NODEV
+            )
         ):
             _call("umount2", (base + folder).encode(), DETACH)
     os.chdir(base)
@@ -174,9 +216,70 @@ def _call(name, *arguments):
 
 # Syscalls. A denied one fails with EPERM, so that a program sees an exception and nothing of the outside.
 
-COMPUTE = ["read", "write", "close", "fstat", "lseek", "mmap", "mprotect", "munmap", "brk", "mremap", "madvise", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "futex", "getpid", "gettid", "getrandom", "clock_gettime", "clock_getres", "sched_yield", "getrusage", "exit", "exit_group"]
+COMPUTE = [
+    "read",
+    "write",
+    "close",
+    "fstat",
+    "lseek",
+    "mmap",
+    "mprotect",
+    "munmap",
+    "brk",
+    "mremap",
+    "madvise",
+    "rt_sigaction",
+    "rt_sigprocmask",
+    "rt_sigreturn",
+    "sigaltstack",
+    "futex",
+    "getpid",
+    "gettid",
+    "getrandom",
+    "clock_gettime",
+    "clock_getres",
+    "sched_yield",
+    "getrusage",
+    "exit",
+    "exit_group",
+]
 """What an interpreter needs to compute and to write its result."""
-LOOK = ["open", "openat", "stat", "lstat", "newfstatat", "statx", "access", "faccessat", "readlink", "readlinkat", "getdents64", "pread64", "dup", "fcntl", "ioctl", "getcwd", "nanosleep", "clock_nanosleep", "getitimer", "setitimer", "getuid", "getgid", "geteuid", "getegid", "getppid", "uname", "sysinfo", "times", "poll", "ppoll", "select", "pselect6", "pipe", "pipe2"]
+LOOK = [
+    "open",
+    "openat",
+    "stat",
+    "lstat",
+    "newfstatat",
+    "statx",
+    "access",
+    "faccessat",
+    "readlink",
+    "readlinkat",
+    "getdents64",
+    "pread64",
+    "dup",
+    "fcntl",
+    "ioctl",
+    "getcwd",
+    "nanosleep",
+    "clock_nanosleep",
+    "getitimer",
+    "setitimer",
+    "getuid",
+    "getgid",
+    "geteuid",
+    "getegid",
+    "getppid",
+    "uname",
+    "sysinfo",
+    "times",
+    "poll",
+    "ppoll",
+    "select",
+    "pselect6",
+    "pipe",
+    "pipe2",
+]
 """Reading files and waiting, in full Python; the empty root decides what there is to read."""
 FORK = ["clone", "fork", "vfork", "wait4", "setsid", "set_robust_list", "rseq"]
 """Where a program may start processes."""

@@ -191,7 +191,9 @@ def compile_function(python, source):
         for node in ast.walk(tree):
             check(node)
         allowed = {name: getattr(builtins, name) for name in BUILTINS}
-    scope: dict = {"__builtins__": allowed, "__name__": "answer"} if python else {"__builtins__": allowed}
+    scope: dict = (
+        {"__builtins__": allowed, "__name__": "answer"} if python else {"__builtins__": allowed}
+    )
     exec(compile(tree, "<answer>", "exec"), scope)
     return scope["f"]
 

@@ -26,7 +26,9 @@ def add_adapters(model: Any, config: LoraConfig, seed: int) -> None:
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
-    names = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    names = {
+        name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)
+    }
     if config.target != "all-linear" and (unknown := sorted(set(config.target) - names)):
         raise ParamsError(
             f"training.lora.target: the model has no linear layer {', '.join(unknown)}; "
@@ -41,7 +43,9 @@ def add_adapters(model: Any, config: LoraConfig, seed: int) -> None:
         and (config.target == "all-linear" or name.rpartition(".")[2] in config.target)
     ]
     if not targets:
-        raise ParamsError("training.lora.target names the head only, which takes no adapter: add another layer")
+        raise ParamsError(
+            "training.lora.target names the head only, which takes no adapter: add another layer"
+        )
     alpha: Any = config.alpha  # peft takes fractions too
     settings = PeftConfig(r=config.rank, lora_alpha=alpha, target_modules=targets)
     with torch.random.fork_rng(devices=[]):
@@ -59,7 +63,9 @@ def has_adapters(model: Any) -> bool:
 def merged(model: Any) -> Iterator[tuple[str, Tensor]]:
     """Weights under their Hugging Face names, each adapter added to the weight that it adapts: W + alpha / rank * B A."""
     adapted = {
-        name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")
+        name: module
+        for name, module in model.named_modules()
+        if hasattr(module, "get_delta_weight")
     }
     for name, weight in model.state_dict(keep_vars=True).items():
         if ADAPTER.search(f".{name}"):

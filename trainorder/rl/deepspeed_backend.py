@@ -57,9 +57,8 @@ class DeepSpeedBackend:
                 "stage": training.zero_stage,
                 "overlap_comm": False,
                 # norms and biases stay whole on every rank, matrices are split
-                "stage3_param_persistence_threshold": 1 + max(
-                    [p.numel() for p in model.parameters() if p.dim() < 2], default=0
-                ),
+                "stage3_param_persistence_threshold": 1
+                + max([p.numel() for p in model.parameters() if p.dim() < 2], default=0),
             },
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
@@ -176,7 +175,9 @@ class DeepSpeedBackend:
         """Let AdamW's moments exist before the first step."""
         zero = self.optimizer
         split = self.training.zero_stage == 3
-        for flat in zero.fp32_partitioned_groups_flat if split else zero.single_partition_of_fp32_groups:
+        for flat in (
+            zero.fp32_partitioned_groups_flat if split else zero.single_partition_of_fp32_groups
+        ):
             moments = {key: torch.zeros_like(flat) for key in STATE}
             self._inner().state[flat] = {"step": torch.tensor(0.0), **moments}
         if not split:

@@ -70,9 +70,7 @@ def refuse(learner: Learner, roll: Roll, state: State, names: list[str]) -> None
         for old in sorted(learner.dumps.glob("step*"))[:-KEPT]:
             shutil.rmtree(old)
         where = f"; `python -m trainorder.rl.replay {place}` computes it again"
-    text = (
-        f"{', '.join(names)} not finite at step {state.step} of phase {learner.phase!r}: the update was refused{where}"
-    )
+    text = f"{', '.join(names)} not finite at step {state.step} of phase {learner.phase!r}: the update was refused{where}"
     if learner.config.on_nonfinite == "stop":
         raise NonFiniteError(
             f"{text}. Lower rl.lr or rl.max_grad_norm, or set rl.on_nonfinite: skip to leave such updates out"

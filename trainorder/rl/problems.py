@@ -125,7 +125,9 @@ def see(sampled: Sequence[Roll], credited: Roll) -> dict[str, Seen]:
     facts: dict[str, list[tuple[float, float, float]]] = {}
     for roll in sampled:
         entropy, tokens = (roll.x["H"] * roll.mask).sum(1).tolist(), roll.mask.sum(1).tolist()
-        rows = zip(roll.problem, roll.scored.tolist(), roll.reward.tolist(), entropy, tokens, strict=True)
+        rows = zip(
+            roll.problem, roll.scored.tolist(), roll.reward.tolist(), entropy, tokens, strict=True
+        )
         for problem, scored, reward, nats, count in rows:
             if scored:
                 facts.setdefault(problem.task, []).append((reward, nats, count))

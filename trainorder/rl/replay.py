@@ -60,7 +60,9 @@ def _numbers(policy: Policy, roll: Roll, rl: RlConfig, facts: dict[str, Any]) ->
 def main() -> int:
     """Print what is found; 2 for a folder that is no dump."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dump", type=Path, help="folder that the message of the refused update names")
+    parser.add_argument(
+        "dump", type=Path, help="folder that the message of the refused update names"
+    )
     try:
         found = replay(parser.parse_args().dump)
     except ParamsError as error:

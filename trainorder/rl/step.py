@@ -109,9 +109,7 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
         if learner.push is not None:
             with _timed(clock, "push"):
                 learner.push(learner.backend.weights())
-        roll = sample(
-            task_set.share(config.prompts_per_step, state, learner.seed, learner.phase)
-        )
+        roll = sample(task_set.share(config.prompts_per_step, state, learner.seed, learner.phase))
         log = describe(roll)
         for edit in method.edit:
             roll = edit(roll, state, sample)

@@ -246,4 +246,10 @@ def _progress(name: str, first: int, steps: int) -> Any:
     from rich.console import Console
     from rich.progress import track
 
-    return track(range(first, steps), total=steps, completed=first, description=f"RL {name}", console=Console(stderr=True))
+    return track(
+        range(first, steps),
+        total=steps,
+        completed=first,
+        description=f"RL {name}",
+        console=Console(stderr=True),
+    )

@@ -95,7 +95,9 @@ def cut(done: Completions, rooms: Sequence[int], policy: Policy) -> Completions:
     longer = done.mask.sum(1) > room
     texts = [
         policy.decode(row[:n]) if long else text
-        for row, n, long, text in zip(done.ids.tolist(), rooms, longer.tolist(), done.texts, strict=True)
+        for row, n, long, text in zip(
+            done.ids.tolist(), rooms, longer.tolist(), done.texts, strict=True
+        )
     ]
     return Completions(
         ids=done.ids.masked_fill(mask == 0, policy.pad_id),

@@ -211,4 +211,3 @@ def _pad_left(
     ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     real = [[False] * (width - len(prompt)) + [True] * len(prompt) for prompt in prompts]
     return torch.tensor(ids, device=device), torch.tensor(real, device=device)
-

@@ -38,7 +38,9 @@ ENVIRONMENT = {
 class VllmEngine:
     """Samples from the weights pushed last; `policy` gives tokenizer, device and the model's sizes."""
 
-    def __init__(self, policy: Policy, config: RolloutConfig | None = None, dtype: str = "fp32") -> None:
+    def __init__(
+        self, policy: Policy, config: RolloutConfig | None = None, dtype: str = "fp32"
+    ) -> None:
         """Start vLLM with the policy's present weights (about 20 s).
 
         Args:

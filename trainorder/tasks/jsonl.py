@@ -171,7 +171,9 @@ class Jsonl:
             meta["choices"] = _choices(row, answer)
         gold = format.render(think, answer) if self.answer == "tags" else answer
         if self._grade(gold, meta).value != 1.0:
-            raise BadRow(f"answer: no completion could give it (tags inside?), got {_short(answer)}")
+            raise BadRow(
+                f"answer: no completion could give it (tags inside?), got {_short(answer)}"
+            )
         key = content_id(task, " ".join(prompt.split()).casefold())
         return Problem(key, task, prompt, gold, gold, meta)
 
@@ -234,7 +236,9 @@ def _text(row: dict[str, Any], key: str) -> str:
         raise BadRow(f"{key}: must not be empty")
     if len(text) > MAX_CHARS:
         raise BadRow(f"{key}: {len(text)} characters, at most {MAX_CHARS}")
-    bad = next((c for c in text if (c < " " and c not in "\n\t") or "\ud800" <= c <= "\udfff"), None)
+    bad = next(
+        (c for c in text if (c < " " and c not in "\n\t") or "\ud800" <= c <= "\udfff"), None
+    )
     if bad is not None:
         raise BadRow(f"{key}: character U+{ord(bad):04X} is not allowed")
     token = next((token for token in RESERVED if token in text), None)

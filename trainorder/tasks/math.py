@@ -67,9 +67,7 @@ class Math:
                 total = result
             return self._render(" ; ".join(steps), total)
         answer = sum(chain)
-        return self._render(
-            rng.choice(HASTY), _slip(answer, rng) if rng.random() < 0.5 else answer
-        )
+        return self._render(rng.choice(HASTY), _slip(answer, rng) if rng.random() < 0.5 else answer)
 
     def drill(self, rng: random.Random) -> str | None:
         """Four single steps: `8 + 5 = 13 ; 13 - 4 = 9 ; ...`."""
