@@ -52,7 +52,7 @@ def train(node: str, parent: str, phase_name: str, seed: int, params: Params, va
 
     grading.configure(params.grading)
     machine.prepare(rl.threads, paths.checkpoint(parent))
-    sections = {"rl": rl.model_dump(exclude={"alarms"}), f"phases.{phase_name}": phase.model_dump()}
+    sections = {"rl": rl.results(), f"phases.{phase_name}": phase.results()}
     sections |= {"rollout": params.rollout.results(), "training": params.training.results()}
     tags = {"parent": parent, "phase": phase_name, "kind": phase.kind, "variant": variant}
     sandbox = grading.sandbox_level([load_task(task) for task in phase.tasks])

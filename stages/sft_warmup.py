@@ -33,7 +33,7 @@ def main(arguments: argparse.Namespace) -> None:
         "code": "sft_warmup",
         "data": [paths.SFT_DATA, paths.TOKENIZER, *gate_data],
     }
-    shown = {name: section.model_dump() for name, section in sections.items()}
+    shown = {name: section.results() for name, section in sections.items()}
     with stages.keeping(node, params, inputs(**came_from)) as work:
         with Tracker(node, seed, shown, {"phase": "sft"}, work=work) as tracker:
             summary = warm_up(paths.checkpoint(node), params, seed, tracker, work)

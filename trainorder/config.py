@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -29,6 +29,12 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         allow_inf_nan=False,
     )
+    changes_nothing: ClassVar[frozenset[str]] = frozenset()
+    """Keys that change how fast or how loud something runs, never what comes out."""
+
+    def results(self) -> dict[str, Any]:
+        """What can change a checkpoint or a score: stages depend on this, manifests record it."""
+        return self.model_dump(exclude=set(self.changes_nothing))
 
 
 def _check_name(name: Any) -> str:
@@ -102,6 +108,8 @@ class DataConfig(Section):
 class SftConfig(Section):
     """Supervised warm-up from scratch until the skills that RL sharpens exist."""
 
+    changes_nothing = frozenset({"threads"})
+
     steps: int = Field(default=750, ge=1)
     """Updates before the gate is asked for the first time; the learning rate decays over these."""
     extension: int = Field(default=200, ge=1)
@@ -165,6 +173,8 @@ class EndpointConfig(Section):
 
 class JudgeConfig(Section):
     """Two Bradley-Terry preference models: `reward` pays the creative phases, `evaluation` is used in no training."""
+
+    changes_nothing = frozenset({"threads"})
 
     backend: Literal["local", "endpoint"] = "local"
     """local: two preference models trained here; endpoint: the model behind `endpoint` in both roles."""
@@ -251,6 +261,8 @@ class AlarmConfig(Section):
 
 class RlConfig(Section):
     """Defaults of every RL phase; a phase may override any of them under its own `rl:`."""
+
+    changes_nothing = frozenset({"alarms", "threads"})
 
     prompts_per_step: int = Field(default=16, ge=1)
     """Prompts of one step."""
@@ -402,6 +414,8 @@ class MergeConfig(Section):
 
 class EvaluationConfig(Section):
     """How a checkpoint is scored, on every task, dev and test."""
+
+    changes_nothing = frozenset({"threads"})
 
     samples: int = Field(default=4, ge=1)
     """Answers sampled per problem at temperature 1; their mean is the main score, pass@k uses all."""

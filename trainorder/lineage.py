@@ -177,4 +177,4 @@ def _fingerprint(name: str) -> str | None:
 
 
 def _plain(section: Any) -> Any:
-    return section.model_dump() if hasattr(section, "model_dump") else section
+    return section.results() if hasattr(section, "results") else section

@@ -143,12 +143,10 @@ def _section(params: Params, name: str, phase: str | None) -> Any:
     """The section of today's params that a manifest recorded under this name."""
     group, _, key = name.partition(".")
     if group == "rl" and phase in params.phases:
-        return params.phase_rl(phase).model_dump(exclude={"alarms"})
+        return params.phase_rl(phase).results()
     found = getattr(params, group, None)
     found = found.get(key) if key and isinstance(found, dict) else found
-    if found is None:
-        return None
-    return found.results() if hasattr(found, "results") else found.model_dump()
+    return None if found is None else found.results()
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:

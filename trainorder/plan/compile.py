@@ -151,33 +151,31 @@ class Plan:
         return {**texts, "params.json": settings}
 
     def settings(self) -> dict[str, Any]:
-        """params.yaml with its defaults filled in, but for threads: stages depend on values, however they are written.
+        """What of params.yaml can change a result, with defaults filled in: stages depend on values, however written.
 
         A section that names tasks carries what these are (`tasks` -> kind, options, length of an answer), and a
         phase its own `rl` and what samples and trains.
         """
         params = self.params
-        sections = params.model_dump()
-        for name in ("sft", "judge", "evaluation"):
-            del sections[name]["threads"]
         return {
-            **{
-                name: sections[name]
-                for name in ("policy", "tasks", "data", "evaluation", "measure")
-            },
-            "sft": {**sections["sft"], "tasks": self._tasks(params.sft.gate)},
-            "judge": {**sections["judge"], "tasks": self._tasks([params.judge.task])},
+            "policy": params.policy.results(),
+            "tasks": {name: task.results() for name, task in params.tasks.items()},
+            "data": params.data.results(),
+            "evaluation": params.evaluation.results(),
+            "measure": params.measure.results(),
+            "sft": {**params.sft.results(), "tasks": self._tasks(params.sft.gate)},
+            "judge": {**params.judge.results(), "tasks": self._tasks([params.judge.task])},
             "phases": self._phases(DEFAULT),
             "variants": {variant: self._phases(variant) for variant in params.variants},
-            "merges": sections["merges"],
+            "merges": {name: merge.results() for name, merge in params.merges.items()},
         }
 
     def _phases(self, variant: str) -> dict[str, Any]:
         params = self.params.variant(variant)
         return {
             name: {
-                **phase.model_dump(),
-                "rl": params.phase_rl(name).model_dump(exclude={"alarms", "threads"}),
+                **phase.results(),
+                "rl": params.phase_rl(name).results(),
                 "rollout": params.rollout.results(),
                 "training": params.training.results(),
                 "of": self._tasks(phase.tasks),
