@@ -259,38 +259,68 @@ void sample(const float *logits, const float *noise, int64_t *id, float *logp, f
 
 enum { LANES = 16 };
 
-/* p[c] = sum_j q[j] keys[j, c] for c < n; writes, and reads keys, up to the next multiple of LANES */
-static inline void scores(const float *q, const float *keys, long stride, float *p, long n, long d) {
-    for (long c = 0; c < n; c += LANES) {
-        float even[LANES] = {0}, odd[LANES] = {0};
-        for (long j = 0; j < d; j += 2) {
-            const float *a = keys + j * stride + c, *b = a + stride;
-            SIMD(omp simd)
-            for (long l = 0; l < LANES; l++) { even[l] += q[j] * a[l]; odd[l] += q[j + 1] * b[l]; }
+/* Half of LANES at any address: vectors of this size live in registers wherever there is AVX (gcc and clang). */
+typedef float half_lanes __attribute__((vector_size(2 * LANES), aligned(4)));
+static inline half_lanes load(const float *x) { return *(const half_lanes *)x; }
+static inline void store(float *x, half_lanes v) { *(half_lanes *)x = v; }
+
+/* p[c] = sum_j q[j] keys[j, c] for c < n, LANES of them at a time: those lie `stride` apart for each j, the next LANES begin
+   `block` further on. Writes, and reads keys, up to the next multiple of LANES; d is even. */
+static inline __attribute__((always_inline)) void scores(
+    const float *q, const float *keys, long stride, long block, float *p, long n, const long d) {
+    for (long c = 0; c < n; c += LANES, keys += block) {
+        const float *k = keys;
+        half_lanes a0 = {0}, a1 = {0}, a2 = {0}, a3 = {0}, b0 = {0}, b1 = {0}, b2 = {0}, b3 = {0};
+        long j = 0;
+        for (; j + 3 < d; j += 4, k += 4 * stride) { /* sums apart, or each would wait for the one before */
+            a0 += q[j] * load(k);
+            b0 += q[j] * load(k + LANES / 2);
+            a1 += q[j + 1] * load(k + stride);
+            b1 += q[j + 1] * load(k + stride + LANES / 2);
+            a2 += q[j + 2] * load(k + 2 * stride);
+            b2 += q[j + 2] * load(k + 2 * stride + LANES / 2);
+            a3 += q[j + 3] * load(k + 3 * stride);
+            b3 += q[j + 3] * load(k + 3 * stride + LANES / 2);
         }
-        SIMD(omp simd)
-        for (long l = 0; l < LANES; l++) p[c + l] = even[l] + odd[l];
+        if (d % 4) {
+            a0 += q[j] * load(k);
+            b0 += q[j] * load(k + LANES / 2);
+            a1 += q[j + 1] * load(k + stride);
+            b1 += q[j + 1] * load(k + stride + LANES / 2);
+        }
+        store(p + c, (a0 + a1) + (a2 + a3));
+        store(p + c + LANES / 2, (b0 + b1) + (b2 + b3));
     }
 }
 
 /* y[j] += sum_c p[c] values[c, j] for c < n */
-static inline void mix(const float *p, const float *values, float *y, long n, long d) {
-    for (long j = 0; j < d; j += LANES) {
-        const long m = d - j < LANES ? d - j : LANES;
-        float even[LANES] = {0}, odd[LANES] = {0};
+static inline __attribute__((always_inline)) void mix(const float *p, const float *values, float *y, long n, const long d) {
+    long j = 0;
+    for (; j + LANES <= d; j += LANES) {
+        const float *v = values + j;
+        half_lanes a0 = load(y + j), b0 = load(y + j + LANES / 2);
+        half_lanes a1 = {0}, a2 = {0}, a3 = {0}, b1 = {0}, b2 = {0}, b3 = {0};
         long c = 0;
-        for (; c + 1 < n; c += 2) {
-            const float *a = values + c * d + j, *b = a + d;
-            if (m == LANES) {
-                SIMD(omp simd)
-                for (long l = 0; l < LANES; l++) { even[l] += p[c] * a[l]; odd[l] += p[c + 1] * b[l]; }
-            } else {
-                for (long l = 0; l < m; l++) { even[l] += p[c] * a[l]; odd[l] += p[c + 1] * b[l]; }
-            }
+        for (; c + 3 < n; c += 4, v += 4 * d) {
+            a0 += p[c] * load(v);
+            b0 += p[c] * load(v + LANES / 2);
+            a1 += p[c + 1] * load(v + d);
+            b1 += p[c + 1] * load(v + d + LANES / 2);
+            a2 += p[c + 2] * load(v + 2 * d);
+            b2 += p[c + 2] * load(v + 2 * d + LANES / 2);
+            a3 += p[c + 3] * load(v + 3 * d);
+            b3 += p[c + 3] * load(v + 3 * d + LANES / 2);
         }
-        if (c < n) for (long l = 0; l < m; l++) even[l] += p[c] * values[c * d + j + l];
-        for (long l = 0; l < m; l++) y[j + l] += even[l] + odd[l];
+        for (; c < n; c++, v += d) {
+            a0 += p[c] * load(v);
+            b0 += p[c] * load(v + LANES / 2);
+        }
+        store(y + j, (a0 + a1) + (a2 + a3));
+        store(y + j + LANES / 2, (b0 + b1) + (b2 + b3));
     }
+    if (d % LANES)
+        for (; j < d; j++)
+            for (long c = 0; c < n; c++) y[j] += p[c] * values[c * d + j];
 }
 
 static inline __attribute__((always_inline)) void attend_(
@@ -301,6 +331,7 @@ static inline __attribute__((always_inline)) void attend_(
     for (long i = 0; i < rows; i++, mixed += (heads + 2 * kv) * d) {
         for (long h = 0; h < heads + kv; h++) {
             float *x = mixed + h * d;
+            SIMD(omp simd)
             for (long j = 0; j < half; j++) {
                 const float a = x[2 * j], b = x[2 * j + 1];
                 x[2 * j] = a * cos[j] - b * sin[j];
@@ -311,15 +342,16 @@ static inline __attribute__((always_inline)) void attend_(
         for (long k = 0; k < kv; k++) {
             const float *key = mixed + (heads + k) * d, *value = mixed + (heads + kv + k) * d;
             float *keys = own_keys + (i * kv + k) * d * room, *values = own_values + (i * kv + k) * d * room;
-            for (long j = 0; j < d; j++) keys[j * room + filled] = key[j];
+            float *slot = keys + filled / LANES * d * LANES + filled % LANES;
+            for (long j = 0; j < d; j++) slot[j * LANES] = key[j];
             memcpy(values + filled * d, value, d * sizeof(float));
             const float *pk = prefix_keys + (prompt[i] * kv + k) * d * width_stride + first;
             const float *pv = prefix_values + ((prompt[i] * kv + k) * width + first) * d;
             for (long g = 0; g < group; g++) {
                 const float *q = mixed + (k * group + g) * d;
                 float *o = scratch + n, *y = out + ((i * kv + k) * group + g) * d;
-                scores(q, pk, width_stride, scratch, n, d);
-                scores(q, keys, room, o, present, d);
+                scores(q, pk, width_stride, LANES, scratch, n, d);
+                scores(q, keys, LANES, d * LANES, o, present, d);
                 const float s = exp_sum(scratch, n + present, max_of(scratch, n + present, -INFINITY));
                 memset(y, 0, d * sizeof(float));
                 mix(scratch, pv, y, n, d);
@@ -332,7 +364,7 @@ static inline __attribute__((always_inline)) void attend_(
 
 /* One decoding step of attention. mixed [rows, (heads + 2 kv) d]: queries and keys in rotation order (pairs side by side),
    turned here by cos, sin [d/2]. Prefix keys [prompt, kv, d, width_stride], values [prompt, kv, width, d], of which a
-   prompt's first `skip` are padding; own keys [row, kv, d, room], values [row, kv, room, d], `filled` of them present before
+   prompt's first `skip` are padding; own keys [row, kv, room / LANES, d, LANES], values [row, kv, room, d], `filled` of them present before
    the step. Row i belongs to prompt[i]. width_stride >= width + LANES; room is a multiple of LANES; scratch holds
    width + room + 2 LANES. */
 void attend(float *mixed, const float *cos, const float *sin, const float *prefix_keys, const float *prefix_values,
