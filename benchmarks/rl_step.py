@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="correctness only")
     parser.add_argument("--models", default="S,M", help="S, M or both")
     parser.add_argument(
-        "--threads", default="1,2", help="CPU threads of every side, one after the other"
+        "--threads", default="2", help="CPU threads of every side; `1,2` measures both"
     )
     parser.add_argument("--steps", type=int, default=5, help="measured steps per turn")
     parser.add_argument("--turns", type=int, default=2, help="turns of every side")

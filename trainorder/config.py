@@ -289,7 +289,7 @@ class RlConfig(Section):
     sampler: Piece = "weights"
     """Which task the next prompts come from, in a phase of several (trainorder/rl/samplers.py): `weights`, `dump`, ..."""
     curriculum: Piece = "together"
-    """Which of the phase's tasks are open at a step (trainorder/rl/samplers.py): `together`, `{unlock: {...}}`, ..."""
+    """Which of the phase's tasks are open at a step (trainorder/rl/curricula.py): `together`, `{unlock: {...}}`, ..."""
     serial_tasks: bool = False
     """True: each step visits its tasks in random order, one optimiser update for each, instead of one for all."""
     on_nonfinite: Literal["stop", "skip"] = "stop"

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from trainorder.plan.check import SCHEDULING, pieces
-from trainorder.rl.samplers import CURRICULA, SAMPLERS, Moment, Scheduler, Seen
+from trainorder.plan.check import pieces
+from trainorder.rl.curricula import CURRICULA
+from trainorder.rl.samplers import SAMPLERS, Moment, Seen
+from trainorder.rl.scheduler import Scheduler
 from trainorder.streams import stream
 
 SLOTS = {"sampler": SAMPLERS, "curriculum": CURRICULA}
@@ -151,7 +153,7 @@ def test_one_task_gets_everything_and_extreme_values_stay_finite(slot: str, name
 
 
 def test_the_list_read_from_the_source_is_the_list():
-    found = pieces(SCHEDULING)
+    found = pieces()
     for slot, listed in SLOTS.items():
         assert set(found[slot]) == set(listed)
         for name, function in listed.items():

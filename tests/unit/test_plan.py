@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trainorder.config import Params, parse_params
 from trainorder.plan import compile_plan, pending
-from trainorder.plan.check import PIECES, budget, check, pieces
+from trainorder.plan.check import budget, check, pieces
 from trainorder.plan.compile import SLOTS
 from trainorder.plan.orders import single_phases
 from trainorder.reading import ParamsError, read_yaml
@@ -470,7 +470,7 @@ def test_pieces_read_from_the_source_are_those_that_the_engine_lists():
     from trainorder.rl.method import bind
     from trainorder.rl.registry import SLOTS as LISTED
 
-    found = pieces(PIECES)
+    found = pieces()
     bind("reward", "graded")  # fills the registry
     own = {  # tests register pieces of their own
         slot: {n for n, e in listed.items() if e.function.__module__ == "trainorder.rl.pieces"}

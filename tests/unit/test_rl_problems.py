@@ -12,7 +12,7 @@ import torch
 from rl_small import make_roll
 
 from trainorder.rl.problems import TaskSet, see, split_by_task
-from trainorder.rl.samplers import Scheduler, deal
+from trainorder.rl.scheduler import Scheduler, deal
 from trainorder.rl.types import State
 from trainorder.tasks.base import Problem, Reward
 

@@ -26,7 +26,9 @@ from trainorder.plan.orders import listed_orders, single_phases
 from trainorder.reading import ParamsError, did_you_mean
 from trainorder.tasks import make_task
 
-PIECES = Path(__file__).parents[1] / "rl" / "pieces.py"
+SOURCES = [
+    Path(__file__).parents[1] / "rl" / f"{name}.py" for name in ("pieces", "samplers", "curricula")
+]
 SLOT_OF = {
     "reward": "reward",
     "edit": "edit",
@@ -34,11 +36,10 @@ SLOT_OF = {
     "weight": "weight",
     "metric": "metric",
     "term": "terms",
+    "sampler": "sampler",
+    "curriculum": "curriculum",
 }
-"""Decorator in trainorder/rl/pieces.py -> key of `method:`."""
-SCHEDULING = PIECES.with_name("samplers.py")
-SLOT_OF_SCHEDULING = {"sampler": "sampler", "curriculum": "curriculum"}
-"""Decorator in trainorder/rl/samplers.py -> key of `rl:`."""
+"""Decorator of a function in SOURCES -> key of `rl.method:`, or of `rl:` itself."""
 MAX_PERMUTED = 5
 """Phases of `{all: [...]}`: one more would be 720 orders."""
 WITH_COEF = ("reward", "terms")
@@ -322,7 +323,7 @@ def _check_budgets(params: Params, where: str = "") -> None:
 
 def _check_method(where: str, method: MethodConfig) -> None:
     for slot in SLOT_OF.values():
-        for piece in getattr(method, slot):
+        for piece in getattr(method, slot, ()):
             _check_piece(f"{where}.{slot}", slot, piece)
 
 
@@ -332,7 +333,7 @@ def _check_piece(where: str, slot: str, piece: Piece) -> None:
             f"{where}: a piece is one name with its options, got {sorted(piece)}; make each a list item of its own"
         )
     name, given = (piece, {}) if isinstance(piece, str) else next(iter(piece.items()))
-    listed = pieces(SCHEDULING if slot in ("sampler", "curriculum") else PIECES)[slot]
+    listed = pieces()[slot]
     _check_known(where, "piece", name, listed)
     allowed = sorted(listed[name])
     for option, value in given.items():
@@ -351,16 +352,16 @@ def _check_piece(where: str, slot: str, piece: Piece) -> None:
 
 
 @cache
-def pieces(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
+def pieces() -> dict[str, dict[str, dict[str, Any]]]:
     """Slot -> piece -> option -> its type, read from the source: importing it would import torch."""
-    slots = SLOT_OF_SCHEDULING if file == SCHEDULING else SLOT_OF
-    found: dict[str, dict[str, dict[str, Any]]] = {slot: {} for slot in slots.values()}
-    for item in ast.parse(file.read_text(encoding="utf-8")).body:
+    found: dict[str, dict[str, dict[str, Any]]] = {slot: {} for slot in SLOT_OF.values()}
+    functions = [i for file in SOURCES for i in ast.parse(file.read_text(encoding="utf-8")).body]
+    for item in functions:
         if not isinstance(item, ast.FunctionDef):
             continue
         for decorator in item.decorator_list:
             called = decorator.func if isinstance(decorator, ast.Call) else decorator
-            slot = slots.get(called.id) if isinstance(called, ast.Name) else None
+            slot = SLOT_OF.get(called.id) if isinstance(called, ast.Name) else None
             if slot:
                 options = {a.arg: _type(a.annotation) for a in item.args.kwonlyargs}
                 found[slot][item.name] = options | ({"coef": float} if slot in WITH_COEF else {})

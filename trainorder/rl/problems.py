@@ -10,7 +10,8 @@ from typing import Protocol
 
 from trainorder import paths
 from trainorder.rewards import grading
-from trainorder.rl.samplers import Moment, Scheduler, Seen
+from trainorder.rl.samplers import Moment, Seen
+from trainorder.rl.scheduler import Scheduler
 from trainorder.rl.types import Roll, State
 from trainorder.streams import stream
 from trainorder.tasks.base import Problem, Task

@@ -25,7 +25,7 @@ from trainorder.rl.forward import check_forward
 from trainorder.rl.guard import watch
 from trainorder.rl.method import Method
 from trainorder.rl.problems import TaskSet
-from trainorder.rl.samplers import Scheduler
+from trainorder.rl.scheduler import Scheduler
 from trainorder.rl.speed import Trace
 from trainorder.rl.step import Learner, rl_step
 from trainorder.rl.types import State
