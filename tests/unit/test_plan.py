@@ -476,7 +476,7 @@ def test_pieces_read_from_the_source_are_those_that_the_engine_lists():
         slot: {n for n, e in listed.items() if e.function.__module__ == "trainorder.rl.pieces"}
         for slot, listed in LISTED.items()
     }
-    assert {slot: set(found[slot]) for slot in found} == own
+    assert {slot: set(found[slot]) for slot in own} == own
     assert found["terms"]["clipped_surrogate"]["clip_low"] is float
 
 
