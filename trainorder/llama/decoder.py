@@ -88,7 +88,7 @@ class LlamaDecoder:
     def _norm(self, x: Tensor) -> Tensor:
         """RMSNorm without its weight."""
         y = torch.empty_like(x)
-        self.kernels.rms_norm(x, None, y, None, *x.shape, self.eps)
+        self.kernels.rms_norm(x, None, None, None, y, None, *x.shape, self.eps)
         return y
 
     def _split(self, mixed: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@
    functions side by side on different arrays. */
 
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -52,26 +53,35 @@ static inline float dot(const float *x, const float *y, long n) {
     return s;
 }
 
-/* y = x / rms(x) * w (w NULL: 1), r = 1 / rms(x); rows of h */
-void rms_norm(const float *x, const float *w, float *y, float *r, long rows, long h, float eps) {
-    for (long i = 0; i < rows; i++, x += h, y += h) {
-        const float inv = 1.0f / sqrtf(dot(x, x, h) / h + eps);
+/* sum = x + more (both NULL: just x), y = sum / rms(sum) * w (w NULL: 1), r = 1 / rms(sum) (NULL: not wanted); rows of h */
+void rms_norm(const float *x, const float *more, const float *w, float *sum, float *y, float *r,
+              long rows, long h, float eps) {
+    for (long i = 0; i < rows; i++, y += h) {
+        const float *v = x + i * h;
+        if (more) {
+            const float *m = more + i * h;
+            float *to = sum + i * h;
+            SIMD(omp simd)
+            for (long j = 0; j < h; j++) to[j] = v[j] + m[j];
+            v = to;
+        }
+        const float inv = 1.0f / sqrtf(dot(v, v, h) / h + eps);
         if (r) r[i] = inv;
         if (w) {
             SIMD(omp simd)
-            for (long j = 0; j < h; j++) y[j] = x[j] * inv * w[j];
+            for (long j = 0; j < h; j++) y[j] = v[j] * inv * w[j];
         } else {
             SIMD(omp simd)
-            for (long j = 0; j < h; j++) y[j] = x[j] * inv;
+            for (long j = 0; j < h; j++) y[j] = v[j] * inv;
         }
     }
 }
 
-/* dx of rms_norm; dw is added to */
-void rms_norm_backward(const float *dy, const float *x, const float *w, const float *r, float *dx, float *dw,
-                       long rows, long h) {
+/* Gradient of rms_norm's sum x: dy comes through y, dsum (NULL: none) from what else reads the sum; dw is added to. */
+void rms_norm_backward(const float *dy, const float *dsum, const float *x, const float *w, const float *r,
+                       float *dx, float *dw, long rows, long h) {
     for (long i = 0; i < rows; i++, x += h, dy += h, dx += h) {
-        const float inv = r[i];
+        const float inv = r[i], *ds = dsum ? dsum + i * h : NULL;
         float c = 0;
         SIMD(omp simd reduction(+:c))
         for (long j = 0; j < h; j++) c += dy[j] * w[j] * x[j];
@@ -80,6 +90,10 @@ void rms_norm_backward(const float *dy, const float *x, const float *w, const fl
         for (long j = 0; j < h; j++) {
             dw[j] += dy[j] * x[j] * inv;
             dx[j] = (dy[j] * w[j] - x[j] * c) * inv;
+        }
+        if (ds) {
+            SIMD(omp simd)
+            for (long j = 0; j < h; j++) dx[j] += ds[j];
         }
     }
 }

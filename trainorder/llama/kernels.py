@@ -38,8 +38,8 @@ TOLERANCE = 1e-5
 """Largest difference from torch, relative to the largest value, at which the kernels are used."""
 
 _POINTERS = {  # name -> pointers, longs, floats, in the order of kernels.c
-    "rms_norm": (4, 2, 1),
-    "rms_norm_backward": (6, 2, 0),
+    "rms_norm": (6, 2, 1),
+    "rms_norm_backward": (7, 2, 0),
     "swiglu": (3, 3, 0),
     "swiglu_backward": (5, 3, 0),
     "pack": (5, 7, 0),
@@ -121,7 +121,7 @@ def _difference(kernels: Kernels) -> float:
     logp, entropy, lse, r = (torch.empty(7) for _ in range(4))
     normed, gated = torch.empty_like(x), torch.empty_like(x)
     kernels.log_prob(x, ids, logp, entropy, lse, 7, 48, 0.7)
-    kernels.rms_norm(x, w, normed, r, 7, 48, 1e-6)
+    kernels.rms_norm(x, None, w, None, normed, r, 7, 48, 1e-6)
     kernels.swiglu(x, normed, gated, 7, 48, 48)
     true = (x * 0.7).log_softmax(-1)
     pairs = [

@@ -27,15 +27,16 @@ def hidden_states(
     cos, sin = body.rotary_emb(x[None], layout.positions[None])
     half = cos.shape[-1] // 2
     rotation = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
-    for layer in body.layers:
+    y = _norm(kernels, x, None, body.layers[0].input_layernorm)
+    norms = [*(layer.input_layernorm for layer in body.layers[1:]), body.norm]
+    for layer, norm in zip(body.layers, norms, strict=True):
         attention, mlp = layer.self_attn, layer.mlp
-        y = _norm(kernels, x, layer.input_layernorm)
         qkv = _joint(y, attention.q_proj, attention.k_proj, attention.v_proj)
-        x = x + attention.o_proj(_Attention.apply(kernels, qkv, *rotation, layout, attention))
-        y = _norm(kernels, x, layer.post_attention_layernorm)
+        mixed = attention.o_proj(_Attention.apply(kernels, qkv, *rotation, layout, attention))
+        x, y = _norm(kernels, x, mixed, layer.post_attention_layernorm)
         gate_up = _joint(y, mlp.gate_proj, mlp.up_proj)
-        x = x + mlp.down_proj(_SwiGLU.apply(kernels, gate_up))
-    return _norm(kernels, x, body.norm)
+        x, y = _norm(kernels, x, mlp.down_proj(_SwiGLU.apply(kernels, gate_up)), norm)
+    return y
 
 
 def log_probs(
@@ -59,28 +60,36 @@ def _joint(x: Tensor, *layers: Any) -> Tensor:
     return F.linear(x, torch.cat([layer.weight for layer in layers]))
 
 
-def _norm(kernels: Kernels, x: Tensor, norm: Any) -> Tensor:
-    return _RmsNorm.apply(kernels, x, norm.weight, norm.variance_epsilon)
+def _norm(kernels: Kernels, x: Tensor, more: Tensor | None, norm: Any) -> Any:
+    """The norm of x; with `more`, x + more and the norm of that."""
+    return _RmsNorm.apply(kernels, x, more, norm.weight, norm.variance_epsilon)
 
 
 class _RmsNorm(Function):
     @staticmethod
-    def forward(ctx: Any, kernels: Kernels, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, kernels: Kernels, x: Tensor, more: Tensor | None, weight: Tensor, eps: float
+    ) -> Tensor | tuple[Tensor, Tensor]:
         x = x.contiguous()
+        total = x if more is None else torch.empty_like(x)
         y, scale = torch.empty_like(x), x.new_empty(len(x))
-        kernels.rms_norm(x, weight, y, scale, *x.shape, eps)
-        ctx.save_for_backward(x, weight, scale)
-        ctx.kernels = kernels
-        return y
+        kernels.rms_norm(x, more, weight, total, y, scale, *x.shape, eps)
+        ctx.save_for_backward(total, weight, scale)
+        ctx.kernels, ctx.added = kernels, more is not None
+        ctx.set_materialize_grads(False)
+        return (total, y) if ctx.added else y
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
-        dx, dweight = torch.empty_like(x), torch.zeros_like(weight)
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        total, weight, scale = ctx.saved_tensors
+        dtotal, dy = grad_outputs if ctx.added else (None, grad_outputs[0])
+        assert dy is not None
+        dtotal = dtotal if dtotal is None else dtotal.contiguous()
+        dx, dweight = torch.empty_like(total), torch.zeros_like(weight)
         ctx.kernels.rms_norm_backward(
-            grad_outputs[0].contiguous(), x, weight, scale, dx, dweight, *x.shape
+            dy.contiguous(), dtotal, total, weight, scale, dx, dweight, *total.shape
         )
-        return None, dx, dweight, None
+        return None, dx, dx if ctx.added else None, dweight, None
 
 
 class _SwiGLU(Function):
