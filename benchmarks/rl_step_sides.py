@@ -120,12 +120,18 @@ def _write_weights(folder: Path, model: str, lengths: str) -> None:
     llama = transformers.LlamaForCausalLM(config)
     with torch.no_grad():
         llama.model.embed_tokens.weight[:, 0] = 1.0
-        states = llama.model(input_ids=torch.arange(3, 103)[None], use_cache=False)[0][0]
-        level, rate = float(states[:, 0].mean()), EOS_RATE[lengths]
-        wanted = torch.tensor(rate * VOCABULARY / (1 - rate)).log().item() if rate else -60.0
-        llama.lm_head.weight[:, 0] = 0.0
-        llama.lm_head.weight[EOS, 0] = wanted / level
-        llama.lm_head.weight[PAD, 0] = -60.0 / level
+        ids = torch.randint(3, VOCABULARY, (PROMPTS, PROMPT_TOKENS + NEW_TOKENS))
+        states = llama.model(input_ids=ids, use_cache=False)[0][:, PROMPT_TOKENS:]
+        head, level = llama.lm_head.weight, float(states[..., 0].mean())
+        head[:, 0] = 0.0
+        head[PAD, 0] = head[EOS, 0] = -60.0 / level
+        low, high = -60.0 / level, 60.0 / level
+        while (
+            EOS_RATE[lengths] and high - low > 1e-4
+        ):  # the end token's mean probability grows with its weight
+            head[EOS, 0] = middle = (low + high) / 2
+            rate = float(llama.lm_head(states).softmax(-1)[..., EOS].mean())
+            low, high = (middle, high) if rate < EOS_RATE[lengths] else (low, middle)
     llama.save_pretrained(folder)
 
 
