@@ -31,7 +31,8 @@ def main(arguments: argparse.Namespace) -> None:
 
     grading.configure(params.grading)
     node, seed = arguments.node, arguments.seed
-    machine.prepare(config.threads, paths.checkpoint(node))
+    prepared = machine.prepare(config.threads, paths.checkpoint(node))
+    config = config.model_copy(update={"threads": prepared["threads"]})
     for made in (node, "judge"):  # DVC has these: nothing will go on from their step checkpoints
         finished(made)
     depends = inputs(

@@ -51,7 +51,8 @@ def train(node: str, parent: str, phase_name: str, seed: int, params: Params, va
     from trainorder.tracking import Tracker
 
     grading.configure(params.grading)
-    machine.prepare(rl.threads, paths.checkpoint(parent))
+    prepared = machine.prepare(rl.threads, paths.checkpoint(parent))
+    rl = rl.model_copy(update={"threads": prepared["threads"]})
     sections = {"rl": rl.results(), f"phases.{phase_name}": phase.results()}
     sections |= {"rollout": params.rollout.results(), "training": params.training.results()}
     tags = {"parent": parent, "phase": phase_name, "kind": phase.kind, "variant": variant}

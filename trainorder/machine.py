@@ -1,18 +1,20 @@
 """What this machine does best, measured once, cached and logged.
 
 On some processors torch's default float32 product takes half of the speed that oneDNN's reaches, on others oneDNN's computes
-in bfloat16 under the same setting. So the path is chosen by a probe of about a second: the faster one, if it is clearly
-faster and about as exact. The choice is cached per machine, because it decides the last bits of every checkpoint.
+in bfloat16 under the same setting. Fused attention beats plain products on some machines and loses on others. So each is
+chosen by a probe of about a second: what is clearly faster and about as exact. Choices are cached per machine, because they decide the last bits of every checkpoint. torch.compile is no
+choice: its half minute per process is longer than most stages.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ ROWS = (1632, 1024, 128)
 ROUNDS = 15
 """Times each path is timed, in turns; the best counts, so that what else runs on the machine hardly matters."""
 CLEARLY = 1.05
-"""How many times faster oneDNN must be to be chosen."""
+"""How many times faster than the default another way must be to be chosen."""
 NARROW = 128
 """Below this width products take little of the time: the default, so that no run of a tiny model hangs on a close call."""
 UNKNOWN = 1024
@@ -32,27 +34,39 @@ UNKNOWN = 1024
 PRECISION = 3.0
 """How many times larger than the default's its error against float64 may be."""
 
+GROUPS, GROUP, TOKENS, HEADS, HEAD_SIZE = 2, 8, 128, 4, 32
+"""Prompts, rows of each, tokens of prompts and rows, heads: the attention that is timed, forward and backward."""
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""`quota period` of the container in microseconds, or `max period`."""
+
 _chosen: dict[str, Any] = {}
 
 
 def prepare(threads: int, checkpoint: Path) -> dict[str, Any]:
-    """Set torch up for a stage: threads, and the path of float32 products of a model as wide as the checkpoint.
+    """Set torch up for a stage with a model as wide as the checkpoint.
 
-    `TRAINORDER_GEMM=default` or `onednn` overrides the probe, e.g. to get the bytes of another machine.
+    Chosen are `threads` (at most those asked for), the path of float32 products (`gemm`) and how rows
+    attend to shared prompts (`attention`).
+    `TRAINORDER_GEMM=default|onednn` and `TRAINORDER_ATTENTION=products|sdpa` override the probe, e.g. to get the bytes of
+    another machine.
 
     Returns:
         What was chosen and measured; `chosen` gives the same to the manifest.
     """
     import torch
 
-    torch.set_num_threads(threads)
+    from trainorder.prefix import WAYS, use_way
+
     found = dict(measured(_width(checkpoint)))
-    found["gemm"] = os.environ.get("TRAINORDER_GEMM") or found["gemm"]
-    if found["gemm"] not in PATHS:
-        raise ParamsError(
-            f"TRAINORDER_GEMM is {found['gemm']!r}, allowed are {' and '.join(PATHS)}"
-        )
+    for name, allowed in (("gemm", PATHS), ("attention", WAYS)):
+        variable = f"TRAINORDER_{name.upper()}"
+        found[name] = os.environ.get(variable) or found[name]
+        if found[name] not in allowed:
+            raise ParamsError(f"{variable} is {found[name]!r}, allowed are {' and '.join(allowed)}")
+    found["threads"] = min(threads, allowed_cores())
+    torch.set_num_threads(found["threads"])
     _use(found["gemm"])
+    use_way(found["attention"])
     _chosen.update(found)
     return found
 
@@ -63,15 +77,34 @@ def chosen() -> dict[str, Any]:
 
 
 def measured(width: int) -> dict[str, Any]:
-    """`gemm` (default or onednn) and `peak_gflops` of one thread, from the cache or by measuring now."""
-    cache = cache_folder() / f"machine-{_key(width)}.json"
+    """`gemm`, `attention` and `peak_gflops` of one thread, from the cache or by measuring now."""
+    return _cached(f"machine-{_key(width)}.json", lambda: _probe(width))
+
+
+def allowed_cores() -> int:
+    """Cores this process may keep busy: its affinity and its container's quota, which shows fewer than the machine has.
+
+    Read, not timed: a busy minute would be remembered as a slow machine.
+    """
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    try:
+        quota, period = QUOTA.read_text(encoding="utf-8").split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no control group, or no bound in it
+        return cores
+
+
+def _cached(name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    cache = cache_folder() / name
     try:
         return json.loads(cache.read_text(encoding="utf-8"))
     except OSError:
         pass
     except ValueError:
         cache.unlink(missing_ok=True)
-    found = _probe(width)
+    found = measure()
     cache.parent.mkdir(parents=True, exist_ok=True)
     temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
     temporary.write_text(json.dumps(found), encoding="utf-8")
@@ -121,6 +154,8 @@ def _key(width: int) -> str:
         CLEARLY,
         PRECISION,
         NARROW,
+        (GROUPS, GROUP, TOKENS, HEADS, HEAD_SIZE),
+        torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         processor(features=True),
     ]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
@@ -143,23 +178,70 @@ def _probe(width: int) -> dict[str, Any]:
             error[path] = _error()
     finally:
         _use("default")
+    try:
+        ways = {} if width < NARROW else _attention()
+    finally:
         torch.set_num_threads(threads)
     gemm, peak = choose(speed, error), max(speed.values())
     gemm = "default" if width < NARROW else gemm
-    return {"gemm": gemm, "peak_gflops": peak, "width": width, "speed": speed, "error": error}
+    found = {"gemm": gemm, "peak_gflops": peak, "width": width, "speed": speed, "error": error}
+    return {**found, "attention": "products", **ways}
 
 
 def choose(speed: Mapping[str, float], error: Mapping[str, float]) -> str:
-    """The path to take: oneDNN if it is clearly faster and exact.
+    """The way to take: another than the first only if it is clearly faster and about as exact.
 
     >>> choose({"default": 110.0, "onednn": 255.0}, {"default": 4.6e-5, "onednn": 8e-5})
     'onednn'
     >>> choose({"default": 110.0, "onednn": 525.0}, {"default": 4.6e-5, "onednn": 3e-3})
     'default'
     """
-    faster = speed["onednn"] >= CLEARLY * speed["default"]
-    exact = error["onednn"] <= PRECISION * error["default"]
-    return "onednn" if faster and exact else "default"
+    default, *others = speed
+    fit = [name for name in others if error[name] <= PRECISION * error[default]]
+    best = max(fit, key=lambda name: speed[name], default=default)
+    return best if speed[best] >= CLEARLY * speed[default] else default
+
+
+def _attention() -> dict[str, Any]:
+    """How rows attend: chosen by the time of forward and backward, with the error of values and gradients."""
+    import torch
+
+    from trainorder.prefix import WAYS, Layout, use_way
+
+    owners = [group for group in range(GROUPS) for _ in range(GROUP)]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layout = Layout.of([TOKENS] * GROUPS, [TOKENS] * len(owners), owners, device)
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, HEADS, len(layout.positions), HEAD_SIZE)
+    whole = torch.randn(shape, generator=generator).to(device)
+    weight = torch.randn(shape[1:], generator=generator).to(device)
+
+    def run(dtype: torch.dtype) -> list[torch.Tensor]:
+        x = whole.to(dtype, copy=True).requires_grad_()
+        out = layout.attend(0, x[0] * HEAD_SIZE**-0.5, x[1], x[2])
+        (out * weight.to(dtype)).sum().backward()
+        assert x.grad is not None
+        return [out.detach(), x.grad]
+
+    seconds = dict.fromkeys(WAYS, float("inf"))
+    error: dict[str, float] = {}
+    try:
+        exact = run(torch.float64)
+        for way in WAYS:
+            use_way(way)
+            pairs = zip(run(torch.float32), exact, strict=True)
+            error[way] = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+        for _ in range(ROUNDS // 3):
+            for way in WAYS:
+                use_way(way)
+                start = time.perf_counter()
+                run(torch.float32)[1].cpu()  # waits for a GPU
+                seconds[way] = min(seconds[way], time.perf_counter() - start)
+    finally:
+        use_way(WAYS[0])
+    speed = {way: round(1 / max(spent, 1e-9), 1) for way, spent in seconds.items()}
+    attention = choose(speed, error)
+    return {"attention": attention, "attention_speed": speed, "attention_error": error}
 
 
 def _use(path: str) -> None:

@@ -21,6 +21,13 @@ from torch import Tensor
 ATTENTION = "trainorder_shared_prefix"
 """Name under which `attention` is known to transformers."""
 
+WAYS = ("products", "sdpa")
+"""How rows attend: by products of our own with all scores in memory, or by torch's fused attention over a copy of the prompt's
+keys for each row. `machine.py` measures which is faster; see `use_way`."""
+MAX_SCORES = 2**26
+"""Scores of a layer (256 MiB in float32) above which rows attend by sdpa whatever is faster."""
+_way = "products"
+
 FOREIGN = ("softcap", "s_aux")
 """What some models pass to their attention and this one does not know."""
 
@@ -95,17 +102,32 @@ class Layout:
         qp, kp, vp = (_pad(x[:, :cut], self.prompt_place, (g, p)) for x in (q, k, v))
         qr, kr, vr = (_pad(x[:, cut:], self.row_place, (g, s, t)) for x in (q, k, v))
         prompts = F.scaled_dot_product_attention(qp, kp, vp, is_causal=True, scale=1.0)
-        unseen = torch.arange(p, device=q.device) >= self.prompt_lengths[:, None, None]
-        later = torch.ones(t, t, dtype=torch.bool, device=q.device).triu(1)
-        before = (qr.reshape(heads, g, s * t, size) @ kp.mT).masked_fill(unseen, -torch.inf)
-        own = (qr @ kr.mT).masked_fill(later, -torch.inf)
-        both = _softmax(torch.cat([before.view(heads, g, s, t, p), own], -1))
-        mixed = (both[..., :p].reshape(heads, g, s * t, p) @ vp).view_as(qr) + both[..., p:] @ vr
+        seen = torch.arange(p, device=q.device) < self.prompt_lengths[:, None, None]
+        past = torch.ones(t, t, dtype=torch.bool, device=q.device).tril()
+        if _way == "sdpa" or heads * g * s * t * (p + t) > MAX_SCORES:
+            keys, values = (
+                torch.cat([whole[:, :, None].expand(-1, -1, s, -1, -1), own], -2)
+                for whole, own in ((kp, kr), (vp, vr))
+            )
+            mask = torch.cat([seen.expand(g, t, p), past.expand(g, t, t)], -1)[:, None]
+            mixed = F.scaled_dot_product_attention(qr, keys, values, mask, scale=1.0)
+        else:
+            before = (qr.reshape(heads, g, s * t, size) @ kp.mT).masked_fill(~seen, -torch.inf)
+            own = (qr @ kr.mT).masked_fill(~past, -torch.inf)
+            both = _softmax(torch.cat([before.view(heads, g, s, t, p), own], -1))
+            before = (both[..., :p].reshape(heads, g, s * t, p) @ vp).view_as(qr)
+            mixed = before + both[..., p:] @ vr
         flat = (
             prompts.reshape(heads, -1, size)[:, self.prompt_place],
             mixed.reshape(heads, -1, size)[:, self.row_place],
         )
         return torch.cat(flat, 1)
+
+
+def use_way(way: str) -> None:
+    """Let rows attend this way from now on; one of WAYS."""
+    global _way
+    _way = way
 
 
 def _ragged(lengths: Int[Tensor, " item"]) -> tuple[Int[Tensor, " token"], Int[Tensor, " token"]]:

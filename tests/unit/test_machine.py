@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from trainorder import machine
+from trainorder import machine, prefix
 from trainorder.llama import kernels
 from trainorder.reading import ParamsError
 
@@ -18,6 +19,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = torch.backends.mkldnn.matmul.fp32_precision
     yield tmp_path / "trainorder"
+    prefix.use_way("products")
     torch.backends.mkldnn.matmul.fp32_precision = before
 
 
@@ -40,9 +42,30 @@ def test_a_machine_is_measured_once(cache):
     assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
 
 
+def test_attention_is_chosen_where_it_takes_time_and_only_if_it_is_exact(cache):
+    assert "attention_speed" not in machine.measured(64)
+    found = machine.measured(128)
+    assert found["attention"] == machine.choose(found["attention_speed"], found["attention_error"])
+    assert max(found["attention_error"].values()) < 1e-5
+
+
+def test_no_more_threads_than_the_container_allows(cache, monkeypatch):
+    monkeypatch.setattr(machine, "QUOTA", cache / "cpu.max")
+    cores = machine.allowed_cores()
+    assert cores == len(os.sched_getaffinity(0))
+    for text, allowed in (("max 100000", cores), ("50000 100000", 1), ("110000 100000", 2)):
+        cache.mkdir(exist_ok=True)
+        machine.QUOTA.write_text(text)
+        assert machine.allowed_cores() == min(cores, allowed)
+    machine.QUOTA.write_text("100000 100000")
+    assert machine.prepare(2, wide(cache, 64))["threads"] == torch.get_num_threads() == 1
+
+
 def test_the_path_can_be_pinned(cache, monkeypatch):
     monkeypatch.setenv("TRAINORDER_GEMM", "onednn")
     assert machine.prepare(1, wide(cache, 64))["gemm"] == machine.chosen()["gemm"] == "onednn"
+    monkeypatch.setenv("TRAINORDER_ATTENTION", "sdpa")
+    assert machine.prepare(1, wide(cache, 64))["attention"] == prefix._way == "sdpa"
     monkeypatch.setenv("TRAINORDER_GEMM", "mkl")
     with pytest.raises(ParamsError, match="default and onednn"):
         machine.prepare(1, wide(cache, 64))

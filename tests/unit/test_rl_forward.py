@@ -13,15 +13,19 @@ from trainorder.rl.forward import check_forward, forward, micro_batches
 from trainorder.rl.types import Roll
 
 
-@pytest.fixture(params=["kernels", "prefix", "padded"])
+@pytest.fixture(params=["kernels", "prefix", "prefix sdpa", "prefix many scores", "padded"])
 def way(request, monkeypatch):
-    """Each of the three ways through a model; they must not differ."""
+    """Each of the ways through a model; they must not differ."""
     if request.param == "kernels":
         assert llama.kernels_for(tiny_llama()) is not None, llama.kernels.load()[1]
     else:
         monkeypatch.setattr(llama.kernels, "load", lambda: (None, "off"))
     if request.param == "padded":
         monkeypatch.setattr(prefix, "_tried", lambda model: False)
+    if request.param == "prefix sdpa":
+        monkeypatch.setattr(prefix, "_way", "sdpa")
+    if request.param == "prefix many scores":
+        monkeypatch.setattr(prefix, "MAX_SCORES", 20)
     return request.param
 
 
