@@ -159,7 +159,13 @@ def _learner(folder: Path) -> Any:
         Problem(f"bench/{i}", "bench", text, "", "")
         for i, text in enumerate(text for seed in range(40) for text in prompts(seed))
     ]
-    config = RlConfig(prompts_per_step=PROMPTS, group_size=GROUP, lr=1e-6, threads=_threads())
+    config = RlConfig(
+        prompts_per_step=PROMPTS,
+        group_size=GROUP,
+        lr=1e-6,
+        threads=_threads(),
+        micro_batch_tokens=2048 // _threads(),  # as many rows at the same time
+    )
     task_set = TaskSet(
         {"bench": 1.0}, {"bench": Counting()}, {"bench": problems}, {"bench": NEW_TOKENS}
     )  # type: ignore[dict-item]
