@@ -4,8 +4,9 @@
     python -m benchmarks.rl_step                    # correctness, then speed: ratios with spread
 
 Work: 16 prompts x 8 answers, 32 + 48 tokens, vocabulary 1024; model S is 128 wide with 4 layers, M 256 with 6. Every side runs
-in a process of its own, in turns (A B B A), so that a slow minute of the machine falls on all. Wall-clock ratios are
-printed, and decide whether a target is met, only if nothing else kept the machine busy and the steps repeat; else CPU seconds do. One JSON line per result.
+in a process of its own, in turns (A B B A), so that a slow minute of the machine falls on all. Wall-clock ratios are printed,
+and decide whether a target is met, only if nothing else kept the machine busy and the steps repeat; else CPU seconds decide.
+One JSON line per result.
 """
 
 from __future__ import annotations

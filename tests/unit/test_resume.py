@@ -41,7 +41,7 @@ rl:
 phases:
   math:     {kind: structured, tasks: {math: 1}, steps: 4}
   creative: {kind: creative, tasks: {creative: 1}, steps: 4}
-  joint:    {kind: mixed, tasks: {math: 1, creative: 2}, steps: 8}
+  joint:    {kind: mixed, tasks: {math: 1, creative: 2}, steps: 8, rl: {sampler: sec, curriculum: {unlock: {window: 2}}}}
 orders: {one: [math, creative], joint: [joint]}
 merges: {dare: {method: dare, density: 0.5}}
 evaluation: {samples: 2}
@@ -54,12 +54,33 @@ STAGES = {
     "sft_warmup": ("--node", "s0", "--seed", "0"),
     "train_judge": ("--base", "s0"),
     "rl": ("--node", "s0--joint", "--phase", "joint", "--variant", "default", *RL),
+    "structured": ("--node", "s0--math", "--phase", "math", "--variant", "default", *RL),
+    "creative": ("--node", "s0--creative", "--phase", "creative", "--variant", "default", *RL),
+    "merge": (
+        "--node",
+        "s0--dare",
+        "--merge",
+        "dare",
+        "--base",
+        "s0",
+        "--parents",
+        "s0--math,s0--creative",
+        "--tasks",
+        "math,creative",
+        "--seed",
+        "0",
+    ),
     "evaluate": ("--node", "s0", "--seed", "0"),
 }
+MODULES = {"structured": "rl", "creative": "rl"}
+"""Entries of STAGES that are runs of one module."""
 OUTPUTS = {
     "sft_warmup": ("checkpoints/s0/*", "runs/s0/metrics.jsonl"),
     "train_judge": ("checkpoints/judge/**/*",),
     "rl": ("checkpoints/s0--joint/*",),
+    "structured": ("checkpoints/s0--math/*",),
+    "creative": ("checkpoints/s0--creative/*",),
+    "merge": ("checkpoints/s0--dare/*",),
     "evaluate": ("evaluations/s0.parquet",),
 }
 
@@ -78,7 +99,7 @@ def run(project: Project) -> Iterator[StageRunner]:
     runner = StageRunner(project)
     try:
         for stage, arguments in {"fingerprint": (), "build_data": (), **STAGES}.items():
-            assert runner(stage, *arguments) == 0, runner.said()
+            assert runner(MODULES.get(stage, stage), *arguments) == 0, runner.said()
         yield runner
     finally:
         runner.close()
@@ -118,20 +139,23 @@ KILLS = [
     ("train_judge", ["judge.step:5", "judge.step:3"]),
     ("rl", ["rl.step:1", "rl.step:3", "resume.saved:2"]),
     ("rl", ["resume.torn:4", "rl.end"]),
+    ("structured", ["rl.step:2", "resume.torn:3"]),
+    ("creative", ["rl.step:3", "folder.rename:1"]),
+    ("merge", ["resume.file", "folder.rename"]),
     ("evaluate", ["resume.part:3", "resume.part:4", "file.rename:3"]),
 ]
 
 
 @pytest.mark.parametrize(("stage", "kills"), KILLS, ids=lambda value: str(value))
 def test_killed_and_started_again_it_leaves_the_same_bytes(project, run, stage, kills):
-    before = content(project, stage)
+    module, before = MODULES.get(stage, stage), content(project, stage)
     lines = metrics(project, "s0--joint") if stage == "rl" else None
     shutil.rmtree(project.root / ".resume", ignore_errors=True)
     for kill in kills:
         remove_outputs(project, stage)
-        assert run(stage, *STAGES[stage], fail_at=kill) == -9, run.said()
+        assert run(module, *STAGES[stage], fail_at=kill) == -9, run.said()
     remove_outputs(project, stage)
-    assert run(stage, *STAGES[stage]) == 0, run.said()
+    assert run(module, *STAGES[stage]) == 0, run.said()
     assert content(project, stage) == before
     if lines is not None:
         assert metrics(project, "s0--joint") == lines
@@ -189,22 +213,23 @@ def test_what_the_next_stage_reads_is_no_longer_kept(project, run):
 def test_after_a_kill_the_same_mlflow_run_goes_on_without_a_doubled_or_lost_step(project, run):
     from mlflow import MlflowClient
 
-    shutil.rmtree(project.root / ".resume", ignore_errors=True)
-    arguments = ("--node", "s0--math", "--phase", "math", "--variant", "default", *RL)
-    assert run("rl", *arguments, fail_at="rl.step:3") == -9
-    assert run("rl", *arguments) == 0, run.said()
     client = MlflowClient(f"sqlite:///{project.root}/mlflow.db")
-    experiment = client.get_experiment_by_name("nodes")
-    found = [
-        r
-        for r in client.search_runs([experiment.experiment_id])
-        if r.data.tags["node"] == "s0--math"
-    ]
-    assert [r.info.status for r in found] == ["FINISHED"]
-    run_file = json.loads((project.root / "runs/s0--math/run.json").read_text())
-    assert run_file["run_id"] == found[0].info.run_id
+
+    def runs() -> dict[str, str]:
+        experiment = client.get_experiment_by_name("nodes")
+        found = client.search_runs([experiment.experiment_id])
+        return {r.info.run_id: r.info.status for r in found if r.data.tags["node"] == "s0--math"}
+
+    shutil.rmtree(project.root / ".resume", ignore_errors=True)
+    before = runs()
+    assert run("rl", *STAGES["structured"], fail_at="rl.step:3") == -9
+    assert run("rl", *STAGES["structured"]) == 0, run.said()
+    after = runs()
+    assert set(after.values()) == {"FINISHED"}
+    (new,) = after.keys() - before.keys()
+    assert json.loads((project.root / "runs/s0--math/run.json").read_text())["run_id"] == new
     for name in ("reward/mean", "rl/loss"):
-        history = client.get_metric_history(found[0].info.run_id, name)
+        history = client.get_metric_history(new, name)
         assert sorted(m.step for m in history) == [0, 1, 2, 3], name
 
 
