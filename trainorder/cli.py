@@ -67,6 +67,7 @@ def plan_command(
         current = plan.load()
         if resolve:
             current = plan.compile_plan(current.params, plan.measured())
+        plan.mend()
         changed = plan.write(current)
         states = plan.status(current)
     from rich.console import Console

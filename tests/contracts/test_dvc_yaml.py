@@ -281,6 +281,19 @@ def test_everything_lost_but_the_cache_is_restorable_and_restored(copy: Project)
     assert set(states(copy).values()) == {"cached"}
 
 
+def test_what_a_killed_dvc_left_half_written_is_mended(copy: Project):
+    lock, table = copy.root / "dvc.lock", copy.root / ".dvc/tmp/rwlock"
+    lock.write_text(lock.read_text()[: lock.stat().st_size // 2 - 7])
+    table.write_text('{"read": {"/a')
+    refused = copy.dvc("repro", ok=False)
+    assert "is invalid" in refused.stderr
+    said = copy.cli("plan").stderr
+    assert said.count("half written by a killed dvc") == 2
+    assert only(copy, "stale") == []
+    assert ran(copy) == []
+    assert "half written" not in copy.cli("plan").stderr
+
+
 def test_a_checkpoint_lost_from_folder_and_cache_is_stale_with_all_that_grew_from_it(copy: Project):
     shutil.rmtree(copy.root / "checkpoints" / "s0--creative--qa")
     lost = copy.root / "dvc.lock"

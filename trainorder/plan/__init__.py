@@ -3,7 +3,7 @@
     params.yaml --compile_plan--> Plan --write--> plan.yaml --dvc.yaml--> stages
 
 `trainorder.plan.check` finds what params.yaml gets wrong across sections; `status` says what is
-cached, what the DVC cache can restore and what must run; `trainorder.plan.show` prints it.
+cached, what the DVC cache can restore and what must run; `mend` what a killed dvc left torn; `trainorder.plan.show` prints it.
 """
 
 from trainorder.plan.compile import (
@@ -15,6 +15,7 @@ from trainorder.plan.compile import (
     measured,
     write,
 )
+from trainorder.plan.mend import mend
 from trainorder.plan.orders import pending
 from trainorder.plan.state import State, status
 
@@ -26,6 +27,7 @@ __all__ = [
     "compile_plan",
     "load",
     "measured",
+    "mend",
     "pending",
     "status",
     "write",

@@ -1,0 +1,78 @@
+"""Puts right what a killed dvc left half written: dvc writes its tables in place and refuses all work over a torn one.
+
+Each is looked at under dvc's own lock of it, so a table that a living dvc is writing is left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TEMPORARY = Path(".dvc/tmp")
+LOCK = Path("dvc.lock")
+DAMAGED = Path("dvc.lock.damaged")
+
+
+def mend() -> None:
+    """Drop a torn table of dvc's path locks (the dead hold none), and set a torn dvc.lock aside.
+
+    Without its dvc.lock, dvc restores every result from its run cache; nothing is trained again.
+    """
+    table = TEMPORARY / "rwlock"
+    with _unused(TEMPORARY / "rwlock.lock") as free:
+        if free and table.is_file() and not _is_json(table):
+            table.unlink()
+            print(
+                f"warning: {table} was left half written by a killed dvc: removed", file=sys.stderr
+            )
+    with _unused(TEMPORARY / "lock") as free:
+        if free and LOCK.is_file() and not _is_lockfile(LOCK):
+            LOCK.replace(DAMAGED)
+            print(
+                f"warning: {LOCK} was left half written by a killed dvc: moved to {DAMAGED}; results come back from "
+                f"dvc's run cache",
+                file=sys.stderr,
+            )
+
+
+@contextmanager
+def _unused(guard: Path) -> Iterator[bool]:
+    """Hold one of dvc's locks for the time of the block; False where a living dvc has it, or there is no DVC project."""
+    from zc.lockfile import LockError, LockFile
+
+    if not guard.parent.is_dir():
+        yield False
+        return
+    try:
+        held = LockFile(str(guard))
+    except LockError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        held.close()
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+def _is_lockfile(path: Path) -> bool:
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+    from voluptuous import Invalid
+
+    try:
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")))
+    except (YAMLError, ValueError, Invalid):
+        return False
+    return True
