@@ -88,7 +88,8 @@ def test_a_folders_hash_covers_names_and_contents_and_nothing_else():
     assert len(set(hashes)) == 3
 
 
-def test_params_hash_ignores_the_order_of_keys_and_sees_every_value():
+def test_params_hash_ignores_the_order_of_keys_and_sees_every_value_that_changes_a_result():
     one = lineage.params_hash({"sft": SftConfig(), "seed": 0})
-    assert one == lineage.params_hash({"seed": 0, "sft": SftConfig().model_dump()})
+    assert one == lineage.params_hash({"seed": 0, "sft": SftConfig().results()})
+    assert one == lineage.params_hash({"sft": SftConfig(threads=7), "seed": 0})
     assert one != lineage.params_hash({"sft": SftConfig(lr=1e-3), "seed": 0})
