@@ -102,7 +102,7 @@ def _write_weights(folder: Path, model: str, lengths: str) -> None:
     words = Tokenizer(
         models.WordLevel({f"w{i:04d}": i for i in range(VOCABULARY)}, unk_token="w0002")
     )
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=words,
         pad_token=f"w{PAD:04d}",
@@ -168,7 +168,7 @@ def _learner(folder: Path) -> Any:
     )
     task_set = TaskSet(
         {"bench": 1.0}, {"bench": Counting()}, {"bench": problems}, {"bench": NEW_TOKENS}
-    )  # type: ignore[dict-item]
+    )
     method = Method.from_config(config.method)
     backend = LocalBackend(policy.model, config, TrainingConfig())
     engine = TorchEngine(policy, backend.workers)
@@ -193,7 +193,7 @@ def _trl(
     folder: Path, steps: int, attention: str = "sdpa", gemm: str = "", accumulation: int = 1
 ) -> None:
     if gemm == "onednn":
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     transformers = import_transformers()
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -245,7 +245,7 @@ def _hf_generate(folder: Path, steps: int) -> None:
             [policy.encode_prompt(text) for text in prompts(seed)]
         ).repeat_interleave(GROUP, 0)
         with torch.no_grad():
-            meter.timed("generate", lambda ids=ids: policy.model.generate(ids, **options))  # type: ignore[operator]
+            meter.timed("generate", lambda ids=ids: policy.model.generate(ids, **options))
         meter.end()
 
 

@@ -21,11 +21,11 @@ from stages import warm
 
 warm.borrow()  # before anything else is imported: a borrowed process has it all
 
-from trainorder.config import Params  # noqa: E402
-from trainorder.files import is_disk_full  # noqa: E402
-from trainorder.process import StageError, die_with_parent  # noqa: E402
-from trainorder.reading import ParamsError  # noqa: E402
-from trainorder.resume import Work, working  # noqa: E402
+from trainorder.config import Params
+from trainorder.files import is_disk_full
+from trainorder.process import StageError, die_with_parent
+from trainorder.reading import ParamsError
+from trainorder.resume import Work, working
 
 Stage = Callable[[argparse.Namespace], None]
 

@@ -20,6 +20,7 @@ from trainorder.rl.types import Roll, State
 
 PARENT = Path("checkpoints/s0")
 TASK = {"train": 12, "dev": 2, "test": 2, "demonstrations": 5}
+TINY = PolicyConfig(hidden_size=16, num_layers=1, num_heads=2, mlp_size=16, max_positions=96)
 SIZE = PolicyConfig(hidden_size=64, num_layers=2, num_heads=2, mlp_size=32, max_positions=160)
 
 
@@ -40,9 +41,14 @@ for _reward in (says_seven, even_tokens):
 def make_parent() -> None:
     """Data and a random Llama in the current folder; two tasks with answers of different lengths."""
     tasks = {"math": {**TASK, "max_new_tokens": 32}, "qa": {**TASK, "max_new_tokens": 40}}
+    build_parent(tasks, SIZE)
+
+
+def build_parent(tasks: dict[str, dict[str, int]], size: PolicyConfig = TINY) -> None:
+    """The data of these tasks and a random Llama in the current folder."""
     phase = {"kind": "structured", "tasks": {"math": 1.0}, "steps": 1}
     build(parse_params({"tasks": tasks, "phases": {"math": phase}, "orders": {"one": ["math"]}}))
-    Policy.build_tiny(SIZE, "data/tokenizer", 0).save(PARENT)
+    Policy.build_tiny(size, "data/tokenizer", 0).save(PARENT)
 
 
 def settings(**changes: Any) -> RlConfig:

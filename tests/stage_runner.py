@@ -50,8 +50,8 @@ class StageRunner:
 
     def close(self) -> None:
         """End the server."""
-        self.server.stdin.close()  # type: ignore[union-attr]
-        self.server.stdout.close()  # type: ignore[union-attr]
+        self.server.stdin.close()
+        self.server.stdout.close()
         self.server.wait()
 
 

@@ -27,7 +27,8 @@ app = typer.Typer(
 def check() -> None:
     """Say within a second whether params.yaml can work."""
     with refusing():
-        from trainorder import paths, plan
+        from trainorder import plan
+        from trainorder.config import params_file
 
         current = plan.load()
         level = _sandbox(current.params)
@@ -38,7 +39,7 @@ def check() -> None:
     )
     variants = f"{1 + len(params.variants)} variants, " if params.variants else ""
     print(
-        f"{paths.PARAMS} can work: {len(current.orders) + len(waiting)} orders of {len(params.phases)} phases over "
+        f"{params_file()} can work: {len(current.orders) + len(waiting)} orders of {len(params.phases)} phases over "
         f"{len(params.tasks)} tasks, {variants}{len(params.seeds)} seed(s), {len(current.nodes)} checkpoints"
     )
     if level:

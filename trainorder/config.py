@@ -9,12 +9,19 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
 
-from trainorder.reading import MAX_PARAMS, ParamsError, check_plain, did_you_mean, read_yaml, shown
+from trainorder.reading import (
+    MAX_PARAMS,
+    ParamsError,
+    check_plain,
+    did_you_mean,
+    explain,
+    read_yaml,
+    shown,
+)
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -581,9 +588,7 @@ def parse_params(data: Any, source: str = "params.yaml") -> Params:
         for name, variant in params.variants.items():
             _parse_variant(name, variant, params)
     except ValidationError as error:
-        raise ParamsError(
-            "\n".join(_explain(source, Params, data, e) for e in error.errors())
-        ) from None
+        raise ParamsError("\n".join(explain(source, Params, e) for e in error.errors())) from None
     except ParamsError as error:
         raise ParamsError(f"{source}: {error}") from None
     return params
@@ -593,8 +598,7 @@ def _parse_phase_overrides(where: str, rl: RlConfig, phase: PhaseConfig) -> None
     try:
         phase_rl(rl, phase)
     except ValidationError as error:
-        merged = _merged(rl.model_dump(), phase.rl)
-        text = "; ".join(_explain(where, RlConfig, merged, e) for e in error.errors())
+        text = "; ".join(explain(where, RlConfig, e) for e in error.errors())
         raise ParamsError(text) from None
 
 
@@ -621,32 +625,3 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
         result[key] = _merged(result[key], value) if both else value
     return result
-
-
-def _explain(source: str, model: type[BaseModel], data: Any, error: Any) -> str:
-    loc = [part for part in error["loc"] if _is_data_key(part)]
-    where = f"{source}: " + ".".join(map(str, loc)) if loc else source
-    if error["type"] == "extra_forbidden":
-        allowed = sorted(_fields_at(model, loc[:-1]))
-        return f"{where}: unknown key; allowed: {', '.join(allowed)}{did_you_mean(str(loc[-1]), allowed)}"
-    if error["type"] == "missing":
-        return f"{where}: this key is required"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {message[0].lower()}{message[1:]}, got {shown(error['input'])}"
-
-
-def _is_data_key(part: Any) -> bool:
-    return isinstance(part, int) or not re.search(r"[\[\(]|^(str|literal|list|dict)$", str(part))
-
-
-def _fields_at(model: type[BaseModel], loc: list[Any]) -> dict[str, FieldInfo]:
-    """The fields of the section that `loc` leads to, walking through dicts of sections."""
-    current: Any = model
-    for part in loc:
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            current = current.model_fields[part].annotation
-        else:
-            current = get_args(current)[-1]
-    return (
-        current.model_fields if isinstance(current, type) and issubclass(current, BaseModel) else {}
-    )

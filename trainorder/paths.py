@@ -1,9 +1,7 @@
 """Where everything lies, relative to the project folder (the working directory of every stage)."""
 
-import os
 from pathlib import Path
 
-PARAMS = Path(os.environ.get("TRAINORDER_PARAMS") or "params.yaml")
 PLAN = Path("plan.yaml")
 TASK_DATA = Path("data/tasks")
 SFT_DATA = Path("data/sft")
@@ -17,6 +15,7 @@ RESUME = Path(".resume")
 DUMPS = Path(".dumps")
 """Refused updates, for replay."""
 FLOW_LOCK = Path(".prefect/flow.lock")
+DVC_LOCK = Path("dvc.lock")
 
 
 def checkpoint(node: str) -> Path:

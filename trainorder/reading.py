@@ -9,7 +9,10 @@ import difflib
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 MAX_YAML = 64 << 20
 """Bytes of a YAML file."""
@@ -157,3 +160,33 @@ def did_you_mean(word: str, allowed: list[str]) -> str:
     """
     near = difflib.get_close_matches(str(word), allowed, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def explain(source: str, model: type[BaseModel], error: Any) -> str:
+    """One of pydantic's errors about `model`, in our words: where, what is allowed, what came."""
+    loc = [part for part in error["loc"] if _is_data_key(part)]
+    where = f"{source}: " + ".".join(map(str, loc)) if loc else source
+    if error["type"] == "extra_forbidden":
+        allowed = sorted(_fields_at(model, loc[:-1]))
+        return f"{where}: unknown key; allowed: {', '.join(allowed)}{did_you_mean(str(loc[-1]), allowed)}"
+    if error["type"] == "missing":
+        return f"{where}: this key is required"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[0].lower()}{message[1:]}, got {shown(error['input'])}"
+
+
+def _is_data_key(part: Any) -> bool:
+    return isinstance(part, int) or not re.search(r"[\[\(]|^(str|literal|list|dict)$", str(part))
+
+
+def _fields_at(model: type[BaseModel], loc: list[Any]) -> dict[str, FieldInfo]:
+    """The fields of the section that `loc` leads to, walking through dicts of sections."""
+    current: Any = model
+    for part in loc:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            current = current.model_fields[part].annotation
+        else:
+            current = get_args(current)[-1]
+    return (
+        current.model_fields if isinstance(current, type) and issubclass(current, BaseModel) else {}
+    )

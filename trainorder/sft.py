@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,6 +30,7 @@ from trainorder.resume import (
 from trainorder.rewards import grading
 from trainorder.streams import torch_stream
 from trainorder.tasks import load_problems, load_task
+from trainorder.workers import Workers
 
 if TYPE_CHECKING:
     import torch
@@ -93,23 +93,20 @@ def warm_up(
     from trainorder.policy import Policy
 
     config = params.sft
-    torch.set_num_threads(
-        1
-    )  # micro-batches run side by side instead: faster here, and the same bytes
+    torch.set_num_threads(1)  # micro-batches run side by side instead
     if params.policy.path is None:
         policy = Policy.build_tiny(params.policy, paths.TOKENIZER, seed)
     else:
         policy = Policy.load(params.policy.path)
     batches = _batches(policy, config, seed)
-    with ThreadPoolExecutor(config.threads) as pool:
-        run = _Run(policy, config, pool)
-        saved = work.latest("sft")
-        if saved is not None:
-            run.restore(saved)
-            tracker.restore(saved.state["log"])
-            for _ in range(run.steps):
-                next(batches)
-        summary = _train_to_gate(run, batches, tracker, work)
+    run = _Run(policy, config, Workers(config.threads))
+    saved = work.latest("sft")
+    if saved is not None:
+        run.restore(saved)
+        tracker.restore(saved.state["log"])
+        for _ in range(run.steps):
+            next(batches)
+    summary = _train_to_gate(run, batches, tracker, work)
     policy.save(out)
     return summary
 
@@ -153,7 +150,7 @@ def micro_batches(lines: Sequence[Line], count: int) -> list[list[Line]]:
 
 
 def gradients(
-    model: Any, lines: Sequence[Line], num_parts: int, pool: ThreadPoolExecutor
+    model: Any, lines: Sequence[Line], num_parts: int, workers: Workers
 ) -> tuple[float, list[Tensor]]:
     """Loss and gradient of sum(weight * nll) / sum(weight) over all lines.
 
@@ -161,14 +158,10 @@ def gradients(
     """
     total = sum(sum(line.weights) for line in lines)
     wanted = [p for p in model.parameters() if p.requires_grad]
-    results = list(
-        pool.map(
-            lambda part: _part_gradients(model, wanted, part, total),
-            micro_batches(lines, num_parts),
-        )
-    )
-    loss, grads = results[0]
-    for other_loss, others in results[1:]:
+    parts = micro_batches(lines, num_parts)
+    results = workers.map(lambda part: _part_gradients(model, wanted, part, total), parts)
+    loss, grads = next(results)
+    for other_loss, others in results:
         loss += other_loss
         for grad, other in zip(grads, others, strict=True):
             grad.add_(other)
@@ -195,7 +188,7 @@ def _train_to_gate(
     while True:
         _train_leg(run, batches, tracker, work)
         fail_point("sft.gate")
-        reached = greedy_accuracies(run.policy, config.gate, run.pool)
+        reached = greedy_accuracies(run.policy, config.gate, run.workers)
         tracker.log(run.steps, {f"sft/greedy/{task}": value for task, value in reached.items()})
         shut = check_gate(reached, config.gate)
         if not shut:
@@ -224,14 +217,11 @@ def _train_leg(run: _Run, batches: Iterator[list[Line]], tracker: Log, work: Wor
     run.model.eval()
 
 
-def greedy_accuracies(
-    policy: Policy, tasks: Iterable[str], pool: ThreadPoolExecutor
-) -> dict[str, float]:
+def greedy_accuracies(policy: Policy, tasks: Iterable[str], workers: Workers) -> dict[str, float]:
     """Task -> mean dev grade of greedy answers; an answer that cannot be graded counts 0."""
     names = list(tasks)
-    return dict(
-        zip(names, pool.map(lambda task: _greedy_accuracy(policy, task), names), strict=True)
-    )
+    found = workers.map(lambda task: _greedy_accuracy(policy, task), names)
+    return dict(zip(names, found, strict=True))
 
 
 def _greedy_accuracy(policy: Policy, task: str) -> float:
@@ -264,8 +254,8 @@ class _Run:
 
     COUNTS = ("steps", "tokens", "leg", "leg_start", "lr_share", "metrics")
 
-    def __init__(self, policy: Policy, config: SftConfig, pool: ThreadPoolExecutor) -> None:
-        self.policy, self.model, self.config, self.pool = policy, policy.model, config, pool
+    def __init__(self, policy: Policy, config: SftConfig, workers: Workers) -> None:
+        self.policy, self.model, self.config, self.workers = policy, policy.model, config, workers
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
         self.optimisers = _optimisers(self.model, config)
         self.steps, self.tokens = 0, 0
@@ -299,7 +289,7 @@ class _Run:
         """One optimiser step on these lines at this share of the peak learning rates."""
         import torch
 
-        loss, grads = gradients(self.model, lines, self.config.micro_batches, self.pool)
+        loss, grads = gradients(self.model, lines, self.config.micro_batches, self.workers)
         for weight, grad in zip(self.weights, grads, strict=True):
             weight.grad = grad
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.config.max_grad_norm)

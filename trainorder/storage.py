@@ -25,7 +25,6 @@ from trainorder.reading import ParamsError
 from trainorder.resume import KEPT
 from trainorder.verify import folder_md5
 
-LOCK = Path("dvc.lock")
 RECORDS_BYTES = 64 << 20
 """What evaluations, metrics, MLflow and Prefect may take beside the checkpoints."""
 OPTIMIZER_COPIES = 3
@@ -144,7 +143,7 @@ def candidates(*, uncommitted: bool = False) -> list[Item]:
             "no commit holds a plan.yaml, so every result would count as uncommitted: "
             "`git add params.yaml plan.yaml dvc.lock` and commit what you want to keep first"
         )
-    lock = LOCK.read_text(encoding="utf-8") if LOCK.is_file() else ""
+    lock = paths.DVC_LOCK.read_text(encoding="utf-8") if paths.DVC_LOCK.is_file() else ""
     kept = set(_MD5.findall(lock)) | committed
     nodes |= set(current.nodes)
     dropped: list[tuple[Path, str, set[str]]] = []
@@ -247,7 +246,7 @@ def _left_the_plan(nodes: set[str], cache: Path) -> Iterator[Item]:
 def _history() -> tuple[set[str], set[str]]:
     """Of all commits: the hashes in dvc.lock, and the nodes of plan.yaml."""
     hashes, nodes = set[str](), set[str]()
-    for file, found, pattern in ((LOCK, hashes, _MD5), (paths.PLAN, nodes, _NODE)):
+    for file, found, pattern in ((paths.DVC_LOCK, hashes, _MD5), (paths.PLAN, nodes, _NODE)):
         for commit in _git("log", "--all", "--format=%H", "--", str(file)).split():
             found |= set(pattern.findall(_git("show", f"{commit}:./{file}")))
     return hashes, nodes

@@ -21,7 +21,6 @@ from trainorder.plan.state import SETTINGS
 from trainorder.policy import weights_hash
 from trainorder.reading import ParamsError, did_you_mean, read_yaml
 
-LOCK = Path("dvc.lock")
 SHARED = ("build_data", "train_judge", "measure_bwt", "report")
 """Stages that belong to no single node."""
 
@@ -38,8 +37,10 @@ def verify(node: str | None = None) -> list[str]:
         raise ParamsError(
             f"no node {node!r} in the plan; there are {', '.join(names)}{did_you_mean(node, names)}"
         )
-    if not LOCK.is_file():
-        raise ParamsError(f"{LOCK} not found: nothing was made here yet; run `trainorder run`")
+    if not paths.DVC_LOCK.is_file():
+        raise ParamsError(
+            f"{paths.DVC_LOCK} not found: nothing was made here yet; run `trainorder run`"
+        )
     fingerprints = current.fingerprints()
     wanted = [node] if node is not None else list(current.nodes)
     found: list[str] = []
@@ -47,7 +48,7 @@ def verify(node: str | None = None) -> list[str]:
         found += [f"{name}: {text}" for text in _node(name, current.params, fingerprints)]
     stages = [s for name in wanted for s in (current.nodes[name].stage, f"evaluate@{name}")]
     stages += SHARED if node is None else ()
-    locked = read_yaml(LOCK).get("stages", {})
+    locked = read_yaml(paths.DVC_LOCK).get("stages", {})
     for stage in stages:
         found += [f"{stage}: {text}" for text in _outputs(stage, locked.get(stage))]
     return found
@@ -171,7 +172,7 @@ def _code(name: str, then: str | None, text: str | None) -> Iterator[str]:
 
 def _outputs(stage: str, entry: Mapping[str, Any] | None) -> Iterator[str]:
     if entry is None:
-        yield f"{LOCK} has no entry: the stage did not run here"
+        yield f"{paths.DVC_LOCK} has no entry: the stage did not run here"
         return
     for dep in entry.get("deps", []):
         path = Path(dep["path"])

@@ -110,7 +110,7 @@ def test_every_field_is_explained(section: type[Section]):
 
 def test_params_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
-        parse_params(SMALL).seeds = [1]  # type: ignore[misc]
+        parse_params(SMALL).seeds = [1]
     assert Params.model_config["extra"] == "forbid"
 
 

@@ -144,7 +144,7 @@ def test_a_slow_reply_times_out(server: Server) -> None:
 def test_an_outage_pauses_and_then_stops_without_a_score(
     server: Server, trouble: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.trouble = lambda n, body: trouble  # type: ignore[assignment,return-value]
+    server.trouble = lambda n, body: trouble
     started = time.monotonic()
     with pytest.raises(
         JudgeOutage, match=r"gave no answer for .*outage_seconds 0\.5.*run the same command again"
@@ -174,7 +174,7 @@ def test_a_missing_key_is_named_and_a_folder_never_holds_one(
 ) -> None:
     judge(server).save(tmp_path / "reward")
     assert KEY not in (tmp_path / "reward/endpoint.json").read_text()
-    assert ask(load_judge(tmp_path / "reward")) == 1.0  # type: ignore[arg-type]
+    assert ask(load_judge(tmp_path / "reward")) == 1.0
     monkeypatch.delenv("JUDGE_KEY")
     with pytest.raises(ParamsError, match="the environment variable JUDGE_KEY is not set"):
         load_judge(tmp_path / "reward")

@@ -76,7 +76,7 @@ def grader(running: Grader) -> Grader:
 
 
 def values(grader: Grader, *texts: str) -> list[float | None]:
-    return [r.value for r in grader.grade(Odd(), texts, [PROBLEM] * len(texts))]  # type: ignore[arg-type]
+    return [r.value for r in grader.grade(Odd(), texts, [PROBLEM] * len(texts))]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_task_that_cannot_be_sent_is_refused(grader: Grader) -> None:
         pass
 
     with pytest.raises(ParamsError, match="Local cannot be sent"):
-        grader.grade(Local(), ["a"], [PROBLEM])  # type: ignore[arg-type]
+        grader.grade(Local(), ["a"], [PROBLEM])
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -167,7 +167,7 @@ def test_the_worker_pays_what_the_task_pays(grader: Grader, name: str) -> None:
 def test_a_phase_grades_through_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     grader = Grader(GradingConfig(seconds=1.0))
     monkeypatch.setattr("trainorder.rewards.grading._SHARED", grader)
-    tasks = TaskSet({"odd": 1.0}, {"odd": Odd()}, {"odd": [PROBLEM]}, {"odd": 4})  # type: ignore[dict-item]
+    tasks = TaskSet({"odd": 1.0}, {"odd": Odd()}, {"odd": [PROBLEM]}, {"odd": 4})
     assert tasks.grade([PROBLEM] * 3, ["a", "crash", "aa"]) == [1.0, None, 0.0]
     grader.close()
 

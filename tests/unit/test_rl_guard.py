@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from rl_project import PARENT, build_parent
 
-from trainorder.config import AlarmConfig, Params, PhaseConfig, PolicyConfig, RlConfig, parse_params
-from trainorder.data import build
-from trainorder.policy import Policy
+from trainorder.config import AlarmConfig, PhaseConfig, RlConfig
 from trainorder.rl.guard import NonFiniteError, watch
 from trainorder.rl.registry import REWARDS, TERMS, Entry
 from trainorder.rl.replay import replay
@@ -23,7 +22,7 @@ from trainorder.rl.step import Learner, rl_step
 from trainorder.rl.trainer import make_learner
 from trainorder.rl.types import Live, Roll, State
 
-PARENT = Path("checkpoints/s0")
+TASK = {"train": 6, "dev": 2, "test": 2, "demonstrations": 5, "max_new_tokens": 48}
 
 
 def lucky(roll: Roll, state: State) -> torch.Tensor:
@@ -44,11 +43,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guard")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        build(params())
-        size = PolicyConfig(
-            hidden_size=16, num_layers=1, num_heads=2, mlp_size=16, max_positions=96
-        )
-        Policy.build_tiny(size, "data/tokenizer", 0).save(PARENT)
+        build_parent({"math": TASK})
     return folder
 
 
@@ -57,14 +52,6 @@ def inside(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(built)
     monkeypatch.setitem(REWARDS, "lucky", Entry("reward", "lucky", lucky))
     monkeypatch.setitem(TERMS, "poisoned", Entry("term", "poisoned", poisoned))
-
-
-def params() -> Params:
-    task = {"train": 6, "dev": 2, "test": 2, "demonstrations": 5, "max_new_tokens": 48}
-    phase = {"kind": "structured", "tasks": {"math": 1.0}, "steps": 1}
-    return parse_params(
-        {"tasks": {"math": task}, "phases": {"math": phase}, "orders": {"a": ["math"]}}
-    )
 
 
 def learner(dumps: Path | None = None, term: str = "poisoned", **changes: Any) -> Learner:

@@ -81,4 +81,4 @@ def test_means_of_a_constant_loss_are_that_constant_however_the_rows_are_cut(len
 
 def test_an_unknown_reduction_is_named():
     with pytest.raises(ValueError, match="reduction 'mean' is unknown; use token"):
-        reduction_shares(MASK, MASK, TWO_PROMPTS, how="mean", max_length=8)  # type: ignore[arg-type]
+        reduction_shares(MASK, MASK, TWO_PROMPTS, how="mean", max_length=8)

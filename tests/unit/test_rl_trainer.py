@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from rl_project import PARENT, build_parent, says_seven
 
-from trainorder.config import Params, PhaseConfig, PolicyConfig, RlConfig, parse_params
-from trainorder.data import build
+from trainorder.config import PhaseConfig, RlConfig
 from trainorder.policy import Policy, weights_hash
 from trainorder.reading import ParamsError
 from trainorder.rl.guard import NonFiniteError
@@ -22,14 +22,9 @@ from trainorder.rl.step import Learner, rl_step
 from trainorder.rl.trainer import make_learner, train_phase
 from trainorder.rl.types import Roll, State
 
-PARENT = Path("checkpoints/s0")
+TASK = {"train": 6, "dev": 2, "test": 2, "demonstrations": 5, "max_new_tokens": 48}
 LEARNING = ["says_seven"]
 """A random policy never solves a problem; it can learn to say 7."""
-
-
-def says_seven(roll: Roll, state: State) -> torch.Tensor:
-    """Share of the answer's tokens that are ` 7`."""
-    return torch.tensor([text.split(" ").count("7") / 6 for text in roll.text])
 
 
 @pytest.fixture(scope="module")
@@ -37,25 +32,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rl")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        build(params())
-        size = PolicyConfig(
-            hidden_size=16, num_layers=1, num_heads=2, mlp_size=16, max_positions=96
-        )
-        Policy.build_tiny(size, "data/tokenizer", 0).save(PARENT)
+        build_parent({"math": TASK, "qa": TASK})
     return folder
 
 
 @pytest.fixture(autouse=True)
 def inside(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(built)
-    monkeypatch.setitem(REWARDS, "says_seven", Entry("reward", "says_seven", says_seven))
-
-
-def params() -> Params:
-    task = {"train": 6, "dev": 2, "test": 2, "demonstrations": 5, "max_new_tokens": 24}
-    phase = {"kind": "structured", "tasks": {"math": 1.0}, "steps": 1}
-    tasks = {"math": {**task, "max_new_tokens": 48}, "qa": {**task, "max_new_tokens": 48}}
-    return parse_params({"tasks": tasks, "phases": {"math": phase}, "orders": {"one": ["math"]}})
 
 
 def settings(*, method: dict[str, Any] | None = None, **changes: Any) -> RlConfig:

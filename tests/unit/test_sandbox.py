@@ -202,7 +202,7 @@ def test_every_level_computes_the_same(shared: Sandbox, level: str) -> None:
         (source, [[3, 1, 2], []])
         for source in ("return sum ( xs )", "return y", "return max ( xs )")
     ]
-    box = Sandbox(highest=level)  # type: ignore[arg-type]
+    box = Sandbox(highest=level)
     if box.check().level != level:
         pytest.skip(f"this machine reaches {box.check()}")
     assert box.run(programs) == shared.run(programs)
@@ -222,7 +222,7 @@ def test_a_level_below_the_wanted_one_refuses_to_start_and_says_why() -> None:
 @pytest.mark.parametrize("free", [{"language": "python"}, {"limits": Limits(processes=2)}])
 def test_free_programs_need_namespaces(free: dict[str, object]) -> None:
     with pytest.raises(IsolationError, match="'namespaces'"):
-        Sandbox(highest="filtered", **free).check()  # type: ignore[arg-type]
+        Sandbox(highest="filtered", **free).check()
 
 
 def test_a_crash_of_the_outer_process_takes_the_inner_one_along(sandbox: Sandbox) -> None:

@@ -52,7 +52,7 @@ def start(project: Project, address: str, *arguments: str) -> subprocess.Popen[s
     env = {**project.env, VARIABLE: address, "COLOUR": "blue"}
     command = [sys.executable, "-m", "stages.merge", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=project.root, env=env, text=True, **pipes)  # type: ignore[call-overload]
+    return subprocess.Popen(command, cwd=project.root, env=env, text=True, **pipes)
 
 
 def test_a_stage_says_and_returns_the_same_with_and_without_the_warm_process(

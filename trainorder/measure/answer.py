@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainorder import paths
+from trainorder.config import params_file
 from trainorder.measure import VERSION
 from trainorder.measure.apply import apply
 from trainorder.reading import ParamsError, did_you_mean
@@ -62,7 +63,8 @@ def apply_order(found: Mapping[str, Any] | None, rule: str) -> str:
         )
     name = "best" if rule == "exact" else rule
     name += "" if found["source"] == "from_base" else "_two_stage"
-    name, changed = apply(paths.PARAMS, name, found["rules"][rule]["order"])
+    file = params_file()
+    name, changed = apply(file, name, found["rules"][rule]["order"])
     if not changed:
-        return f"params.yaml has this order already: {name}"
-    return f"params.yaml: order {name} added; `trainorder plan` shows what it costs"
+        return f"{file} has this order already: {name}"
+    return f"{file}: order {name} added; `trainorder plan` shows what it costs"

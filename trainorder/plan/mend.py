@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from trainorder.paths import DVC_LOCK
+
 TEMPORARY = Path(".dvc/tmp")
-LOCK = Path("dvc.lock")
 DAMAGED = Path("dvc.lock.damaged")
 
 
@@ -29,10 +30,10 @@ def mend() -> None:
                 f"warning: {table} was left half written by a killed dvc: removed", file=sys.stderr
             )
     with _unused(TEMPORARY / "lock") as free:
-        if free and LOCK.is_file() and not _is_lockfile(LOCK):
-            LOCK.replace(DAMAGED)
+        if free and DVC_LOCK.is_file() and not _is_lockfile(DVC_LOCK):
+            DVC_LOCK.replace(DAMAGED)
             print(
-                f"warning: {LOCK} was left half written by a killed dvc: moved to {DAMAGED}; results come back from "
+                f"warning: {DVC_LOCK} was left half written by a killed dvc: moved to {DAMAGED}; results come back from "
                 f"dvc's run cache",
                 file=sys.stderr,
             )

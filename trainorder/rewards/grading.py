@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from trainorder.config import GradingConfig
+from trainorder.config import GradingConfig, IsolationLevel
 from trainorder.process import StageError, close_pipes, end_worker
 from trainorder.reading import ParamsError
 from trainorder.rewards.sandbox import Isolation, Sandbox
@@ -228,13 +228,13 @@ def _reward(reply: Mapping[str, Any]) -> Reward:
     return Reward(float(value), parts) if good else Reward(None)
 
 
-def reached(minimum: str) -> Isolation:
+def reached(minimum: IsolationLevel) -> Isolation:
     """The isolation that programs get on this machine.
 
     Raises:
         IsolationError: it is below `minimum`.
     """
-    sandbox = Sandbox(minimum=minimum)  # type: ignore[arg-type]
+    sandbox = Sandbox(minimum=minimum)
     try:
         return sandbox.check()
     finally:
