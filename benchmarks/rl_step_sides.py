@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.rl_step import (
     EOS,
-    EOS_RATE,
     GROUP,
+    LENGTHS,
     NEW_TOKENS,
     PAD,
     PROMPT_TOKENS,
@@ -41,6 +41,8 @@ def run(side: str, folder: Path, lengths: str, steps: int) -> None:
             "weights": lambda: _write_weights(folder, os.environ["BENCH_MODEL"], lengths),
             "check": lambda: _check(folder),
             "ours": lambda: _ours(folder, steps),
+            # as many rows at the same time as TRL's micro-batches
+            "ours, equal rows": lambda: _ours(folder, steps, micro_batch_tokens=2048 // _threads()),
             "hf generate": lambda: _hf_generate(folder, steps),
             "vllm": lambda: _vllm(folder, steps),
         }
@@ -124,15 +126,29 @@ def _write_weights(folder: Path, model: str, lengths: str) -> None:
         states = llama.model(input_ids=ids, use_cache=False)[0][:, PROMPT_TOKENS:]
         head, level = llama.lm_head.weight, float(states[..., 0].mean())
         head[:, 0] = 0.0
-        head[PAD, 0] = head[EOS, 0] = -60.0 / level
-        low, high = -60.0 / level, 60.0 / level
-        while (
-            EOS_RATE[lengths] and high - low > 1e-4
-        ):  # the end token's mean probability grows with its weight
-            head[EOS, 0] = middle = (low + high) / 2
-            rate = float(llama.lm_head(states).softmax(-1)[..., EOS].mean())
-            low, high = (middle, high) if rate < EOS_RATE[lengths] else (low, middle)
+        head[PAD, 0] = head[EOS, 0] = low = -60.0 / level
+        llama.save_pretrained(folder)
+        high, policy = -low, Policy.load(folder)
+        while LENGTHS[lengths] < NEW_TOKENS and high - low > 1e-2 / level:
+            policy.model.lm_head.weight[EOS, 0] = head[EOS, 0] = middle = (low + high) / 2
+            long = _mean_length(policy) > LENGTHS[lengths]
+            low, high = (middle, high) if long else (low, middle)
     llama.save_pretrained(folder)
+
+
+def _mean_length(policy: Policy) -> float:
+    """Tokens of an answer on average, of 512."""
+    from trainorder.rollout import TorchEngine
+
+    asked = [policy.encode_prompt(text) for seed in range(4) for text in prompts(seed)]
+    done = TorchEngine(policy).generate(
+        asked,
+        samples=GROUP,
+        max_new_tokens=NEW_TOKENS,
+        temperature=1.0,
+        generator=torch.Generator().manual_seed(0),
+    )
+    return float(done.mask.sum(1).mean())
 
 
 class Counting:
@@ -145,7 +161,7 @@ class Counting:
         return [Reward(reward(answer)) for answer in answers]
 
 
-def _learner(folder: Path) -> Any:
+def _learner(folder: Path, **settings: Any) -> Any:
     """Our step on this work: the real engine, the real step, an in-memory task."""
     from trainorder.rl.backend import LocalBackend
     from trainorder.rl.method import Method
@@ -164,7 +180,7 @@ def _learner(folder: Path) -> Any:
         group_size=GROUP,
         lr=1e-6,
         threads=_threads(),
-        micro_batch_tokens=2048 // _threads(),  # as many rows at the same time
+        **settings,
     )
     task_set = TaskSet(
         {"bench": 1.0}, {"bench": Counting()}, {"bench": problems}, {"bench": NEW_TOKENS}
@@ -175,12 +191,12 @@ def _learner(folder: Path) -> Any:
     return Learner(policy, engine, task_set, method, config, backend, None, "bench", 0)
 
 
-def _ours(folder: Path, steps: int) -> None:
+def _ours(folder: Path, steps: int, **settings: Any) -> None:
     machine.prepare(_threads(), folder)
     from trainorder.rl.step import rl_step
     from trainorder.rl.types import State
 
-    learner, state = _learner(folder), State(total=steps + 2)
+    learner, state = _learner(folder, **settings), State(total=steps + 2)
     meter, engine = Meter(), learner.engine
     generate = engine.generate
     engine.generate = lambda *a, **k: meter.timed("generate", lambda: generate(*a, **k))

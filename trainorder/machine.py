@@ -2,7 +2,8 @@
 
 On some processors torch's default float32 product takes half of the speed that oneDNN's reaches, on others oneDNN's computes
 in bfloat16 under the same setting. Fused attention beats plain products on some machines and loses on others. So each is
-chosen by a probe of about a second: what is clearly faster and about as exact. Choices are cached per machine, because they decide the last bits of every checkpoint. torch.compile is no
+chosen by a probe of about a second: what is clearly faster and about as exact. Choices are cached per machine, because they decide the last bits of every checkpoint.
+Threads decide no byte: of those asked for, as many are used as compute faster than fewer. torch.compile is no
 choice: its half minute per process is longer than most stages.
 """
 
@@ -15,6 +16,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,13 @@ PRECISION = 3.0
 
 GROUPS, GROUP, TOKENS, HEADS, HEAD_SIZE = 2, 8, 128, 4, 32
 """Prompts, rows of each, tokens of prompts and rows, heads: the attention that is timed, forward and backward."""
+THREAD_ROWS, THREAD_PRODUCTS = 128, 40
+"""A product of a decoding step, and how many of them each thread computes in a round: about 10 ms."""
+OWN_CORE = 0.9
+"""Share of the time that every thread must have had a core while threads were compared."""
+UNSURE = "unsure"
+"""Marks a measurement that is used now and not kept."""
+
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """`quota period` of the container in microseconds, or `max period`."""
 
@@ -63,7 +72,7 @@ def prepare(threads: int, checkpoint: Path) -> dict[str, Any]:
         found[name] = os.environ.get(variable) or found[name]
         if found[name] not in allowed:
             raise ParamsError(f"{variable} is {found[name]!r}, allowed are {' and '.join(allowed)}")
-    found["threads"] = min(threads, allowed_cores())
+    found |= useful_threads(min(threads, allowed_cores()))
     torch.set_num_threads(found["threads"])
     _use(found["gemm"])
     use_way(found["attention"])
@@ -96,6 +105,58 @@ def allowed_cores() -> int:
         return cores
 
 
+def useful_threads(most: int) -> dict[str, Any]:
+    """Of `most` threads, `threads`: as many as compute faster side by side than fewer; `threads_speed`, what each number reached.
+
+    Two cores of a machine may be one core's two hyperthreads, or share one's power. Cached only if every thread had a core
+    of its own while it was timed: a busy minute must not be remembered as a slow machine.
+    """
+    if most == 1:
+        return {"threads": 1}
+    name = f"threads-{_digest(most, ROUNDS, CLEARLY, THREAD_ROWS, THREAD_PRODUCTS)}.json"
+    return _cached(name, lambda: _timed_threads(most))
+
+
+def _timed_threads(most: int) -> dict[str, Any]:
+    counts = [most]
+    while counts[-1] > 1:
+        counts.append(counts[-1] // 2)
+    best = {count: max(_side_by_side(count) for _ in range(ROUNDS)) for count in counts}
+    if min(share for _, share in best.values()) < OWN_CORE:
+        return {"threads": most, "threads_speed": "other programs ran", UNSURE: True}
+    speed = {count: products for count, (products, _) in best.items()}
+    return {"threads": fewest(speed), "threads_speed": {str(n): x for n, x in speed.items()}}
+
+
+def fewest(speed: Mapping[int, float]) -> int:
+    """The smallest number of threads than which no larger one is clearly faster.
+
+    >>> fewest({1: 90.0, 2: 170.0, 4: 172.0})
+    2
+    """
+    return next(count for count in sorted(speed) if CLEARLY * speed[count] >= max(speed.values()))
+
+
+def _side_by_side(count: int) -> tuple[float, float]:
+    """Products per second of so many threads together, and the share of that time they had a core."""
+    import torch
+
+    a, b = torch.ones(THREAD_ROWS, 256), torch.ones(256, 768)
+
+    def work(_: int) -> float:
+        start = time.thread_time()
+        for _ in range(THREAD_PRODUCTS):
+            torch.mm(a, b)
+        return time.thread_time() - start
+
+    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(work, range(count)))  # threads and buffers exist from here on
+        start = time.perf_counter()
+        spent = sum(pool.map(work, range(count)))
+        wall = time.perf_counter() - start
+    return round(count * THREAD_PRODUCTS / wall, 1), spent / (count * wall)
+
+
 def _cached(name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     cache = cache_folder() / name
     try:
@@ -105,6 +166,8 @@ def _cached(name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     except ValueError:
         cache.unlink(missing_ok=True)
     found = measure()
+    if found.pop(UNSURE, False):
+        return found
     cache.parent.mkdir(parents=True, exist_ok=True)
     temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
     temporary.write_text(json.dumps(found), encoding="utf-8")
@@ -146,19 +209,17 @@ def processor(*, features: bool = False) -> str:
 def _key(width: int) -> str:
     import torch
 
-    facts = [
-        torch.__version__,
-        width,
-        ROWS,
-        ROUNDS,
-        CLEARLY,
-        PRECISION,
-        NARROW,
-        (GROUPS, GROUP, TOKENS, HEADS, HEAD_SIZE),
-        torch.cuda.get_device_name() if torch.cuda.is_available() else "",
-        processor(features=True),
-    ]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    shapes = ROWS, (GROUPS, GROUP, TOKENS, HEADS, HEAD_SIZE)
+    return _digest(width, *shapes, ROUNDS, CLEARLY, PRECISION, NARROW, device)
+
+
+def _digest(*facts: object) -> str:
+    """Of the facts, torch's version and the processor: what is measured anew when one of them changes."""
+    import torch
+
+    whole = [*facts, torch.__version__, processor(features=True)]
+    return hashlib.sha256(repr(whole).encode()).hexdigest()[:16]
 
 
 def _probe(width: int) -> dict[str, Any]:

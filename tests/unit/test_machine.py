@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -59,6 +62,33 @@ def test_no_more_threads_than_the_container_allows(cache, monkeypatch):
         assert machine.allowed_cores() == min(cores, allowed)
     machine.QUOTA.write_text("100000 100000")
     assert machine.prepare(2, wide(cache, 64))["threads"] == torch.get_num_threads() == 1
+
+
+def test_threads_are_timed_and_the_result_kept(cache):
+    assert machine.useful_threads(1) == {"threads": 1}
+    found = machine.useful_threads(2)
+    assert found["threads"] in (1, 2)
+    if isinstance(found["threads_speed"], dict):  # nothing else ran meanwhile
+        assert found["threads"] == machine.fewest(
+            {int(n): speed for n, speed in found["threads_speed"].items()}
+        )
+        (file,) = cache.glob("threads-*.json")
+        file.write_text(json.dumps({"threads": 1}), encoding="utf-8")
+        assert machine.useful_threads(2)["threads"] == 1
+
+
+def test_a_busy_minute_is_not_remembered_as_a_slow_machine(cache):
+    burn = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(burn) for _ in range(3 * machine.allowed_cores())]
+    try:
+        time.sleep(0.5)  # all of them are running
+        found = machine.useful_threads(2)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert found == {"threads": 2, "threads_speed": "other programs ran"}
+    assert not list(cache.glob("threads-*"))
 
 
 def test_the_path_can_be_pinned(cache, monkeypatch):

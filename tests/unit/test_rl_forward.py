@@ -208,3 +208,10 @@ def test_micro_batches_hold_every_learning_row_once_within_the_budget():
     assert [0, 2, 5] in [sorted(cut) for cut in cuts] or [1, 4] in [sorted(cut) for cut in cuts]
     assert len(list(micro_batches(roll, 1000))) == 1
     assert len(list(micro_batches(roll, 1))) == 5
+
+
+def test_micro_batches_are_about_even():
+    one = shared_roll().rows([0])
+    roll = Roll.cat([replace(one, prompt=[[3, 4, i]]) for i in range(5)])
+    size = 3 + int(one.lengths())
+    assert [len(cut) for cut in micro_batches(roll, 4 * size)] == [3, 2]

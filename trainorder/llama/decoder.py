@@ -18,10 +18,13 @@ MASKED = -1e30
 class LlamaDecoder:
     """See rollout.decoders.Decoder. Grouped-query attention and rescaled rotary positions included.
 
-    A prompt's keys and values are kept once for all its rows; a row keeps its own. All rows write to the same slot, and a
+    A prompt's keys and values are kept once for all its rows; a row keeps its own, in its place as long as it lives, so that
+    dropping others costs nothing. All rows write to the same slot, and a
     slot's number serves as its position: prompts are padded on the left, and rotary attention sees only differences of
     positions. The norms' weights, the 1/sqrt(d) and the order of the rotated pairs are folded into the matrices.
     """
+
+    dead_share = 0.1
 
     def __init__(self, model: Any, kernels: Kernels) -> None:
         config, body = model.config, model.model
@@ -49,6 +52,7 @@ class LlamaDecoder:
         rotation = torch.complex(self.cos[:width], self.sin[:width])
         self.width, self.room, self.filled = width, -(-room // LANES) * LANES, 0
         self.prompt = torch.arange(prompts).repeat_interleave(samples)
+        self.place = torch.arange(rows)
         self.skip = width - real.sum(1)
         self.prefix, self.own = list[tuple[Tensor, Tensor]](), list[tuple[Tensor, Tensor]]()
         causal = torch.ones(width, width, dtype=torch.bool).tril()
@@ -73,7 +77,7 @@ class LlamaDecoder:
         for weights, prefix, own in zip(self.layers, self.prefix, self.own, strict=True):
             mixed = self._norm(x) @ weights.qkv
             self.kernels.attend(
-                mixed, self.cos[slot], self.sin[slot], *prefix, *own, self.prompt, self.skip, attended, scratch,
+                mixed, self.cos[slot], self.sin[slot], *prefix, *own, self.place, self.prompt, self.skip, attended, scratch,
                 len(x), self.heads, self.kv_heads, self.size, self.width, self.width + LANES, self.room, self.filled,
             )  # fmt: skip
             x = self._finish(x, attended, weights)
@@ -82,8 +86,7 @@ class LlamaDecoder:
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """See Decoder."""
-        self.prompt = self.prompt[rows]
-        self.own = [(keys[rows], values[rows]) for keys, values in self.own]
+        self.place, self.prompt = self.place[rows], self.prompt[rows]
 
     def _norm(self, x: Tensor) -> Tensor:
         """RMSNorm without its weight."""

@@ -106,15 +106,14 @@ void swiglu(const float *gate, const float *up, float *y, long rows, long n, lon
     }
 }
 
-/* gate, up and their gradients have row stride `stride` */
-void swiglu_backward(const float *dy, const float *gate, const float *up, float *dgate, float *dup,
-                     long rows, long n, long stride) {
-    for (long i = 0; i < rows; i++, dy += n, gate += stride, up += stride, dgate += stride, dup += stride) {
+/* gate and up, with row stride `stride`, become their gradients */
+void swiglu_backward(const float *dy, float *gate, float *up, long rows, long n, long stride) {
+    for (long i = 0; i < rows; i++, dy += n, gate += stride, up += stride) {
         SIMD(omp simd)
         for (long j = 0; j < n; j++) {
             const float s = 1.0f / (1.0f + exp_(-gate[j])), g = gate[j] * s;
-            dup[j] = dy[j] * g;
-            dgate[j] = dy[j] * up[j] * (s + g * (1.0f - s));
+            gate[j] = dy[j] * up[j] * (s + g * (1.0f - s));
+            up[j] = dy[j] * g;
         }
     }
 }
@@ -274,9 +273,21 @@ void sample(const float *logits, const float *noise, int64_t *id, float *logp, f
 enum { LANES = 16 };
 
 /* Half of LANES at any address: vectors of this size live in registers wherever there is AVX (gcc and clang). */
-typedef float half_lanes __attribute__((vector_size(2 * LANES), aligned(4)));
-static inline half_lanes load(const float *x) { return *(const half_lanes *)x; }
-static inline void store(float *x, half_lanes v) { *(half_lanes *)x = v; }
+enum { PARTS = 2, VECTOR = LANES / PARTS };
+typedef float vector __attribute__((vector_size(4 * VECTOR), aligned(4)));
+static inline vector load(const float *x) { return *(const vector *)x; }
+static inline void store(float *x, vector v) { *(vector *)x = v; }
+
+/* sum[way] += factor * x, LANES of them; sums apart, or each product would wait for the one before */
+enum { WAYS = 4 };
+typedef struct { vector part[WAYS][PARTS]; } sums;
+static inline __attribute__((always_inline)) void add(sums *s, int way, float factor, const float *x) {
+    for (int i = 0; i < PARTS; i++) s->part[way][i] += factor * load(x + i * VECTOR);
+}
+static inline __attribute__((always_inline)) void store_sum(float *to, const sums *s) {
+    for (int i = 0; i < PARTS; i++)
+        store(to + i * VECTOR, (s->part[0][i] + s->part[1][i]) + (s->part[2][i] + s->part[3][i]));
+}
 
 /* p[c] = sum_j q[j] keys[j, c] for c < n, LANES of them at a time: those lie `stride` apart for each j, the next LANES begin
    `block` further on. Writes, and reads keys, up to the next multiple of LANES; d is even. */
@@ -284,26 +295,12 @@ static inline __attribute__((always_inline)) void scores(
     const float *q, const float *keys, long stride, long block, float *p, long n, const long d) {
     for (long c = 0; c < n; c += LANES, keys += block) {
         const float *k = keys;
-        half_lanes a0 = {0}, a1 = {0}, a2 = {0}, a3 = {0}, b0 = {0}, b1 = {0}, b2 = {0}, b3 = {0};
+        sums s = {0};
         long j = 0;
-        for (; j + 3 < d; j += 4, k += 4 * stride) { /* sums apart, or each would wait for the one before */
-            a0 += q[j] * load(k);
-            b0 += q[j] * load(k + LANES / 2);
-            a1 += q[j + 1] * load(k + stride);
-            b1 += q[j + 1] * load(k + stride + LANES / 2);
-            a2 += q[j + 2] * load(k + 2 * stride);
-            b2 += q[j + 2] * load(k + 2 * stride + LANES / 2);
-            a3 += q[j + 3] * load(k + 3 * stride);
-            b3 += q[j + 3] * load(k + 3 * stride + LANES / 2);
-        }
-        if (d % 4) {
-            a0 += q[j] * load(k);
-            b0 += q[j] * load(k + LANES / 2);
-            a1 += q[j + 1] * load(k + stride);
-            b1 += q[j + 1] * load(k + stride + LANES / 2);
-        }
-        store(p + c, (a0 + a1) + (a2 + a3));
-        store(p + c + LANES / 2, (b0 + b1) + (b2 + b3));
+        for (; j + WAYS - 1 < d; j += WAYS)
+            for (int way = 0; way < WAYS; way++, k += stride) add(&s, way, q[j + way], k);
+        for (int way = 0; way < 2 && j < d; way++, j++, k += stride) add(&s, way, q[j], k);
+        store_sum(p + c, &s);
     }
 }
 
@@ -312,25 +309,13 @@ static inline __attribute__((always_inline)) void mix(const float *p, const floa
     long j = 0;
     for (; j + LANES <= d; j += LANES) {
         const float *v = values + j;
-        half_lanes a0 = load(y + j), b0 = load(y + j + LANES / 2);
-        half_lanes a1 = {0}, a2 = {0}, a3 = {0}, b1 = {0}, b2 = {0}, b3 = {0};
+        sums s = {0};
+        add(&s, 0, 1.0f, y + j);
         long c = 0;
-        for (; c + 3 < n; c += 4, v += 4 * d) {
-            a0 += p[c] * load(v);
-            b0 += p[c] * load(v + LANES / 2);
-            a1 += p[c + 1] * load(v + d);
-            b1 += p[c + 1] * load(v + d + LANES / 2);
-            a2 += p[c + 2] * load(v + 2 * d);
-            b2 += p[c + 2] * load(v + 2 * d + LANES / 2);
-            a3 += p[c + 3] * load(v + 3 * d);
-            b3 += p[c + 3] * load(v + 3 * d + LANES / 2);
-        }
-        for (; c < n; c++, v += d) {
-            a0 += p[c] * load(v);
-            b0 += p[c] * load(v + LANES / 2);
-        }
-        store(y + j, (a0 + a1) + (a2 + a3));
-        store(y + j + LANES / 2, (b0 + b1) + (b2 + b3));
+        for (; c + WAYS - 1 < n; c += WAYS)
+            for (int way = 0; way < WAYS; way++, v += d) add(&s, way, p[c + way], v);
+        for (; c < n; c++, v += d) add(&s, 0, p[c], v);
+        store_sum(y + j, &s);
     }
     if (d % LANES)
         for (; j < d; j++)
@@ -339,7 +324,7 @@ static inline __attribute__((always_inline)) void mix(const float *p, const floa
 
 static inline __attribute__((always_inline)) void attend_(
     float *mixed, const float *cos, const float *sin, const float *prefix_keys, const float *prefix_values,
-    float *own_keys, float *own_values, const int64_t *prompt, const int64_t *skip, float *out, float *scratch,
+    float *own_keys, float *own_values, const int64_t *place, const int64_t *prompt, const int64_t *skip, float *out, float *scratch,
     long rows, long heads, long kv, long width, long width_stride, long room, long filled, const long d) {
     const long group = heads / kv, half = d / 2, present = filled + 1;
     for (long i = 0; i < rows; i++, mixed += (heads + 2 * kv) * d) {
@@ -355,7 +340,15 @@ static inline __attribute__((always_inline)) void attend_(
         const long first = skip[prompt[i]], n = width - first;
         for (long k = 0; k < kv; k++) {
             const float *key = mixed + (heads + k) * d, *value = mixed + (heads + kv + k) * d;
-            float *keys = own_keys + (i * kv + k) * d * room, *values = own_values + (i * kv + k) * d * room;
+            const long at = (place[i] * kv + k) * d * room;
+            float *keys = own_keys + at, *values = own_values + at;
+            if (k + 1 < kv || i + 1 < rows) { /* what comes next on its way from memory meanwhile */
+                const long next = k + 1 < kv ? at + d * room : place[i + 1] * kv * d * room;
+                for (long j = 0; j < present * d; j += LANES) {
+                    __builtin_prefetch(own_keys + next + j);
+                    __builtin_prefetch(own_values + next + j);
+                }
+            }
             float *slot = keys + filled / LANES * d * LANES + filled % LANES;
             for (long j = 0; j < d; j++) slot[j * LANES] = key[j];
             memcpy(values + filled * d, value, d * sizeof(float));
@@ -378,13 +371,13 @@ static inline __attribute__((always_inline)) void attend_(
 
 /* One decoding step of attention. mixed [rows, (heads + 2 kv) d]: queries and keys in rotation order (pairs side by side),
    turned here by cos, sin [d/2]. Prefix keys [prompt, kv, d, width_stride], values [prompt, kv, width, d], of which a
-   prompt's first `skip` are padding; own keys [row, kv, room / LANES, d, LANES], values [row, kv, room, d], `filled` of them present before
-   the step. Row i belongs to prompt[i]. width_stride >= width + LANES; room is a multiple of LANES; scratch holds
+   prompt's first `skip` are padding; own keys [place, kv, room / LANES, d, LANES], values [place, kv, room, d], `filled` of them present
+   before the step. Row i has place[i] and belongs to prompt[i]. width_stride >= width + LANES; room is a multiple of LANES; scratch holds
    width + room + 2 LANES. */
 void attend(float *mixed, const float *cos, const float *sin, const float *prefix_keys, const float *prefix_values,
-            float *own_keys, float *own_values, const int64_t *prompt, const int64_t *skip, float *out, float *scratch,
+            float *own_keys, float *own_values, const int64_t *place, const int64_t *prompt, const int64_t *skip, float *out, float *scratch,
             long rows, long heads, long kv, long d, long width, long width_stride, long room, long filled) {
-#define ATTEND(D) attend_(mixed, cos, sin, prefix_keys, prefix_values, own_keys, own_values, prompt, skip, out, scratch, \
+#define ATTEND(D) attend_(mixed, cos, sin, prefix_keys, prefix_values, own_keys, own_values, place, prompt, skip, out, scratch, \
                           rows, heads, kv, width, width_stride, room, filled, D)
     switch (d) { /* a known size keeps sums in registers */
         case 32: ATTEND(32); break;

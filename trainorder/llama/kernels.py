@@ -41,7 +41,7 @@ _POINTERS = {  # name -> pointers, longs, floats, in the order of kernels.c
     "rms_norm": (6, 2, 1),
     "rms_norm_backward": (7, 2, 0),
     "swiglu": (3, 3, 0),
-    "swiglu_backward": (5, 3, 0),
+    "swiglu_backward": (3, 3, 0),
     "pack": (5, 7, 0),
     "unpack": (5, 7, 0),
     "softmax": (3, 4, 1),
@@ -49,7 +49,7 @@ _POINTERS = {  # name -> pointers, longs, floats, in the order of kernels.c
     "log_prob": (5, 2, 1),
     "log_prob_backward": (6, 2, 1),
     "sample": (6, 2, 1),
-    "attend": (11, 8, 0),
+    "attend": (12, 8, 0),
 }
 
 

@@ -98,19 +98,18 @@ class _SwiGLU(Function):
         rows, inner = len(gate_up), gate_up.shape[1] // 2
         y = gate_up.new_empty(rows, inner)
         kernels.swiglu(gate_up, gate_up[:, inner:], y, rows, inner, 2 * inner)
-        ctx.save_for_backward(gate_up)
-        ctx.kernels = kernels
+        ctx.kernels, ctx.gate_up = kernels, gate_up
         return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (gate_up,) = ctx.saved_tensors
-        rows, inner = len(gate_up), gate_up.shape[1] // 2
-        grad = torch.empty_like(gate_up)
-        ctx.kernels.swiglu_backward(
-            grad_outputs[0].contiguous(), gate_up, gate_up[:, inner:], grad, grad[:, inner:],
-            rows, inner, 2 * inner,
-        )  # fmt: skip
+        grad, ctx.gate_up = (
+            ctx.gate_up,
+            None,
+        )  # turned into its own gradient: the product that made it does not need it
+        rows, inner = len(grad), grad.shape[1] // 2
+        dy = grad_outputs[0].contiguous()
+        ctx.kernels.swiglu_backward(dy, grad, grad[:, inner:], rows, inner, 2 * inner)
         return None, grad
 
 

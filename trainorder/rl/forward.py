@@ -8,6 +8,7 @@ pass: a [row, token, vocabulary] tensor never exists.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -72,8 +73,9 @@ def flat_tokens(roll: Roll) -> int:
 def micro_batches(roll: Roll, budget: int) -> Iterator[list[int]]:
     """Rows in order of length, cut so that they stay within `budget` tokens, a shared prompt counted once.
 
-    The rows of a prompt stay together as long as they fit. At least one row each. Rows without a token to learn from are
-    left out.
+    Answers padded to the longest beside them, as attention sees them, may be twice as many. The rows of a prompt stay
+    together as long as they fit. At least one row each, and about as many tokens in each, so that side by side they end
+    together. Rows without a token to learn from are left out.
     """
     lengths = roll.lengths().tolist()
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -82,8 +84,9 @@ def micro_batches(roll: Roll, budget: int) -> Iterator[list[int]]:
             groups.setdefault(tuple(prompt), []).append(i)
 
     def tokens(rows: list[int]) -> int:
-        """Rows padded to the longest, behind one prompt."""
-        return len(roll.prompt[rows[0]]) + len(rows) * max(lengths[i] for i in rows)
+        """Of rows behind one prompt."""
+        found = [lengths[i] for i in rows]
+        return len(roll.prompt[rows[0]]) + max(sum(found), len(rows) * max(found) // 2)
 
     pieces = []
     for rows in groups.values():
@@ -91,10 +94,12 @@ def micro_batches(roll: Roll, budget: int) -> Iterator[list[int]]:
         while size > 1 and tokens(rows[:size]) > budget:
             size -= 1
         pieces += [rows[i : i + size] for i in range(0, len(rows), size)]
+    total = sum(map(tokens, pieces))
+    share = total / max(1, math.ceil(total / budget))
     batch: list[int] = []
     used = 0
     for rows in sorted(pieces, key=lambda rows: (tokens(rows), rows)):
-        if batch and used + tokens(rows) > budget:
+        if batch and (used >= share or used + tokens(rows) > budget):
             yield batch
             batch, used = [], 0
         batch = batch + rows

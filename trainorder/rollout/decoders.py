@@ -19,6 +19,9 @@ SMALL_MODEL_PARAMETERS = 50_000_000
 class Decoder(Protocol):
     """One batch of rows being decoded. The rows of a prompt lie side by side."""
 
+    dead_share: float
+    """Rows that have ended are worth dropping once they are more than this share of the batch."""
+
     def prefill(
         self,
         ids: Int[Tensor, "prompt position"],
@@ -48,6 +51,8 @@ def make_decoder(model: Any, tokens: int) -> Decoder:
 
 class PrefixDecoder:
     """Any model whose attention can be replaced: one copy of a prompt's keys and values, and a static cache of rows."""
+
+    dead_share = 0.25
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -87,6 +92,8 @@ class PrefixDecoder:
 
 class HfDecoder:
     """Any causal LM that accepts `attention_mask`, `position_ids` and `past_key_values`."""
+
+    dead_share = 0.25
 
     def __init__(self, model: Any) -> None:
         self.model = model

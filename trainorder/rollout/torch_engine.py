@@ -1,7 +1,7 @@
 """The engine that needs nothing but torch: decodes with the live weights, in this process.
 
 A prompt is read once for all its samples. Prompts of like length share a batch, and rows that have ended are dropped
-when they are a quarter of it. log p and entropy come from the softmax that the token was drawn from.
+once that pays. log p and entropy come from the softmax that the token was drawn from.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class TorchEngine:
     """Decode the batches; changes no sample."""
     max_rows: int | None = None
     """Rows decoded together, None for 64 on a CPU and 256 on a GPU. Changes no sample beyond rounding."""
-    dead_share: float = 0.25
-    """Rows that have ended are dropped once they are more than this share of the batch."""
+    dead_share: float | None = None
+    """Rows that have ended are dropped once they are more than this share of the batch; None: as the decoder likes."""
 
     def generate(
         self,
@@ -104,13 +104,14 @@ class TorchEngine:
         """Draw until every row has ended. What a row draws between its end and its removal is cut off later."""
         done = torch.zeros_like(rows, dtype=torch.bool)
         room, noise = task.room[rows], task.noise[rows]
+        share = decoder.dead_share if self.dead_share is None else self.dead_share
         start, pending = 0, list[_Draws]()
         for step in range(int(room.max())):
             draw = _draw(logits, task.temperature, noise[:, step])
             pending.append(draw)
             done |= (draw.ids[:, None] == task.stops).any(1) | (room <= step + 1)
             num_done = int(done.sum())
-            if num_done == len(rows) or num_done > self.dead_share * len(rows):
+            if num_done == len(rows) or num_done > share * len(rows):
                 task.draws.write(rows, start, pending)
                 start, pending = step + 1, []
                 if num_done == len(rows):
