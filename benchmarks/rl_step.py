@@ -32,7 +32,7 @@ LENGTHS = {"fixed": NEW_TOKENS, "natural": 20}
 TRL = {
     "trl stock": {},
     "trl eager": {"attention": "eager"},
-    "trl eager, oneDNN": {"attention": "eager", "gemm": "onednn"},
+    "trl eager oneDNN": {"attention": "eager", "gemm": "onednn"},
     "trl micro-batches": {"accumulation": 4},
 }
 """Flags of TRL's trainer; the fastest of them, as measured, is its best."""
@@ -45,6 +45,8 @@ TARGETS = {  # (work, ours, theirs): must, aim; memory: at most
     ("generate fixed", "ours", "vllm"): (1.5, 2.0),
 }
 MEMORY_TARGET = (0.75, 0.5)
+ZERO_RANKS, ZERO_TARGET = 2, 1.1
+"""Ranks of one thread each that share the step by ZeRO-2, and the aim for their CPU seconds beside one process's."""
 QUIET_CORES, STEADY_IQR = 0.15, 0.10
 """A wall-clock ratio needs others to use fewer cores than the first before each turn, and IQR / median below the second."""
 
@@ -91,7 +93,7 @@ def _compare(model: str, folders: dict[str, Path], arguments: argparse.Namespace
     busy = 0.0
     jobs = [("ours", "fixed"), *((name, "fixed") for name in TRL), ("hf generate", "fixed")]
     jobs += [("vllm", "fixed"), ("ours", "natural"), ("trl stock", "natural")]
-    jobs += [("ours, equal rows", "fixed")]
+    jobs += [("ours equal rows", "fixed"), ("zero-2", "fixed")]
     wanted = [name.strip() for name in arguments.sides.split(",") if name.strip()]
     jobs = [job for job in jobs if not wanted or job[0] in wanted]
     taken: dict[tuple[str, str], list[dict[str, Any]]] = {job: [] for job in jobs}
@@ -115,6 +117,7 @@ def _compare(model: str, folders: dict[str, Path], arguments: argparse.Namespace
                 )
     work, quiet = {"model": model, "threads": int(arguments.threads)}, busy < QUIET_CORES
     met = [_ratio(work, taken, *key, *target, quiet) for key, target in TARGETS.items()]
+    _zero(work, taken)
     return all([*met, _memory(work, taken)])
 
 
@@ -161,7 +164,7 @@ def _fastest(lengths: str, taken: dict[Any, Any]) -> str:
 def _memory(work_of: dict[str, Any], taken: dict[Any, Any]) -> bool:
     """Memory added by the steps, against TRL with the same rows per micro-batch."""
     mine, other = (
-        taken.get(("ours, equal rows", "fixed")),
+        taken.get(("ours equal rows", "fixed")),
         taken.get(("trl micro-batches", "fixed")),
     )
     if not mine or not other:
@@ -170,7 +173,7 @@ def _memory(work_of: dict[str, Any], taken: dict[Any, Any]) -> bool:
     must, aim = MEMORY_TARGET
     line = {
         **work_of,
-        "ratio": "memory added: ours, equal rows / trl micro-batches",
+        "ratio": "memory added: ours equal rows / trl micro-batches",
         "value": round(ratio, 2),
     }
     print(
@@ -180,6 +183,17 @@ def _memory(work_of: dict[str, Any], taken: dict[Any, Any]) -> bool:
         flush=True,
     )
     return ratio <= must
+
+
+def _zero(work_of: dict[str, Any], taken: dict[Any, Any]) -> None:
+    """CPU seconds of a step that ranks share, against one process."""
+    sides = [taken.get((side, "fixed")) for side in ("zero-2", "ours")]
+    if all(sides):
+        ratio = [statistics.median(line["step"] for line in lines or ()) for lines in sides]
+        value = round(ratio[0] / ratio[1], 2)
+        line = {**work_of, "ratio": "step fixed, CPU seconds: zero-2 / ours", "value": value}
+        line |= {"aim": ZERO_TARGET, "aim_met": value <= ZERO_TARGET}
+        print(json.dumps(line), flush=True)
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -201,12 +215,31 @@ def _run(
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1",
         "TOKENIZERS_PARALLELISM": "false", **{f"BENCH_{k.upper()}": v for k, v in more.items()},
     }  # fmt: skip
-    command = [sys.executable, "-m", "benchmarks.rl_step", "--side", side, "--folder", str(folder)]
+    command = [sys.executable, "-m"]
+    if side == "zero-2":
+        environment["OMP_NUM_THREADS"] = "1"
+        command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={ZERO_RANKS}", "-m"]
+    command += ["benchmarks.rl_step", "--side", side, "--folder", str(folder)]
     command += ["--lengths", lengths, "--threads", threads, "--steps", str(arguments.steps)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
+    return _together(lines) if side == "zero-2" else lines
+
+
+def _together(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The ranks' lines of each step as one: seconds of the clock as of the slowest, all else added up."""
+    ranks = [[line for line in lines if line["rank"] == rank] for rank in range(ZERO_RANKS)]
+    return [
+        {
+            key: (max if key.endswith("_wall") or key == "mean_length" else sum)(
+                line[key] for line in step
+            )
+            for key in step[0]
+        }
+        for step in zip(*ranks, strict=True)
+    ]
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ def run(side: str, folder: Path, lengths: str, steps: int) -> None:
             "check": lambda: _check(folder),
             "ours": lambda: _ours(folder, steps),
             # as many rows at the same time as TRL's micro-batches
-            "ours, equal rows": lambda: _ours(folder, steps, micro_batch_tokens=2048 // _threads()),
+            "zero-2": lambda: _ours(folder, steps, backend="deepspeed"),
+            "ours equal rows": lambda: _ours(folder, steps, micro_batch_tokens=2048 // _threads()),
             "hf generate": lambda: _hf_generate(folder, steps),
             "vllm": lambda: _vllm(folder, steps),
         }
@@ -161,14 +162,15 @@ class Counting:
         return [Reward(reward(answer)) for answer in answers]
 
 
-def _learner(folder: Path, **settings: Any) -> Any:
+def _learner(folder: Path, backend: str = "local", **settings: Any) -> Any:
     """Our step on this work: the real engine, the real step, an in-memory task."""
-    from trainorder.rl.backend import LocalBackend
     from trainorder.rl.method import Method
     from trainorder.rl.problems import TaskSet
     from trainorder.rl.step import Learner
+    from trainorder.rl.trainer import make_backend
     from trainorder.rollout import TorchEngine
     from trainorder.tasks.base import Problem
+    from trainorder.workers import workers_for
 
     policy = Policy.load(folder)
     problems = [
@@ -176,33 +178,33 @@ def _learner(folder: Path, **settings: Any) -> Any:
         for i, text in enumerate(text for seed in range(40) for text in prompts(seed))
     ]
     config = RlConfig(
-        prompts_per_step=PROMPTS,
-        group_size=GROUP,
-        lr=1e-6,
-        threads=_threads(),
-        **settings,
+        prompts_per_step=PROMPTS, group_size=GROUP, lr=1e-6, threads=_threads(), **settings
     )
     task_set = TaskSet(
         {"bench": 1.0}, {"bench": Counting()}, {"bench": problems}, {"bench": NEW_TOKENS}
     )
     method = Method.from_config(config.method)
-    backend = LocalBackend(policy.model, config, TrainingConfig())
-    engine = TorchEngine(policy, backend.workers)
-    return Learner(policy, engine, task_set, method, config, backend, None, "bench", 0)
+    made = make_backend(policy.model, config, TrainingConfig(backend=backend))
+    engine = TorchEngine(policy, workers_for(policy.model, config.threads))
+    return Learner(policy, engine, task_set, method, config, made, None, "bench", 0)
 
 
-def _ours(folder: Path, steps: int, **settings: Any) -> None:
+def _ours(folder: Path, steps: int, backend: str = "local", **settings: Any) -> None:
     machine.prepare(_threads(), folder)
+    from trainorder.rl import deepspeed_backend
     from trainorder.rl.step import rl_step
     from trainorder.rl.types import State
 
-    learner, state = _learner(folder, **settings), State(total=steps + 2)
+    if backend == "deepspeed":
+        deepspeed_backend.join("cpu")
+    learner, state = _learner(folder, backend, **settings), State(total=steps + 2)
     meter, engine = Meter(), learner.engine
     generate = engine.generate
     engine.generate = lambda *a, **k: meter.timed("generate", lambda: generate(*a, **k))
     for _ in range(steps + 2):
         log = meter.timed("step", lambda: rl_step(learner, state))
-        meter.end(mean_length=log["rollout/length"])
+        meter.end(mean_length=log["rollout/length"], rank=learner.backend.rank)
+    deepspeed_backend.leave()
 
 
 def _trl(

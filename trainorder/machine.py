@@ -2,9 +2,10 @@
 
 On some processors torch's default float32 product takes half of the speed that oneDNN's reaches, on others oneDNN's computes
 in bfloat16 under the same setting. Fused attention beats plain products on some machines and loses on others. So each is
-chosen by a probe of about a second: what is clearly faster and about as exact. Choices are cached per machine, because they decide the last bits of every checkpoint.
-Threads decide no byte: of those asked for, as many are used as compute faster than fewer. torch.compile is no
-choice: its half minute per process is longer than most stages.
+chosen by a probe of about a second: what is clearly faster and about as exact. What torch.compile makes of log-probabilities
+and entropies takes half a minute to try, so it is tried for wide models only, whose phases are long. Choices are cached per
+machine, because they decide the last bits of every checkpoint. Threads decide no byte: of those asked for, as many are used
+as compute faster than fewer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ CLEARLY = 1.05
 """How many times faster than the default another way must be to be chosen."""
 NARROW = 128
 """Below this width products take little of the time: the default, so that no run of a tiny model hangs on a close call."""
-UNKNOWN = 1024
-"""Width that a checkpoint has which does not say it."""
+WIDE = 1024
+"""From this width on compiling is tried; also the width of a checkpoint that does not say it."""
 PRECISION = 3.0
 """How many times larger than the default's its error against float64 may be."""
 
@@ -45,6 +46,8 @@ OWN_CORE = 0.9
 UNSURE = "unsure"
 """Marks a measurement that is used now and not kept."""
 
+LIKELIHOODS = (256, 8192)
+"""Tokens and vocabulary of the logits whose log-probabilities and entropies are timed, forward and backward."""
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """`quota period` of the container in microseconds, or `max period`."""
 
@@ -54,20 +57,21 @@ _chosen: dict[str, Any] = {}
 def prepare(threads: int, checkpoint: Path) -> dict[str, Any]:
     """Set torch up for a stage with a model as wide as the checkpoint.
 
-    Chosen are `threads` (at most those asked for), the path of float32 products (`gemm`) and how rows
-    attend to shared prompts (`attention`).
-    `TRAINORDER_GEMM=default|onednn` and `TRAINORDER_ATTENTION=products|sdpa` override the probe, e.g. to get the bytes of
-    another machine.
+    Chosen are `threads` (at most those asked for), the path of float32 products (`gemm`), how rows
+    attend to shared prompts (`attention`) and how log-probabilities come from logits (`likelihood`).
+    `TRAINORDER_GEMM=default|onednn`, `TRAINORDER_ATTENTION=products|sdpa` and `TRAINORDER_LIKELIHOOD=eager|compiled` override
+    the probe, e.g. to get the bytes of another machine.
 
     Returns:
         What was chosen and measured; `chosen` gives the same to the manifest.
     """
     import torch
 
-    from trainorder.prefix import WAYS, use_way
+    from trainorder import likelihood, prefix
 
     found = dict(measured(_width(checkpoint)))
-    for name, allowed in (("gemm", PATHS), ("attention", WAYS)):
+    ways = {"gemm": PATHS, "attention": prefix.WAYS, "likelihood": likelihood.WAYS}
+    for name, allowed in ways.items():
         variable = f"TRAINORDER_{name.upper()}"
         found[name] = os.environ.get(variable) or found[name]
         if found[name] not in allowed:
@@ -75,7 +79,8 @@ def prepare(threads: int, checkpoint: Path) -> dict[str, Any]:
     found |= useful_threads(min(threads, allowed_cores()))
     torch.set_num_threads(found["threads"])
     _use(found["gemm"])
-    use_way(found["attention"])
+    prefix.use_way(found["attention"])
+    likelihood.use_way(found["likelihood"])
     _chosen.update(found)
     return found
 
@@ -86,7 +91,7 @@ def chosen() -> dict[str, Any]:
 
 
 def measured(width: int) -> dict[str, Any]:
-    """`gemm`, `attention` and `peak_gflops` of one thread, from the cache or by measuring now."""
+    """`gemm`, `attention`, `likelihood` and `peak_gflops` of one thread, from the cache or by measuring now."""
     return _cached(f"machine-{_key(width)}.json", lambda: _probe(width))
 
 
@@ -184,8 +189,8 @@ def _width(checkpoint: Path) -> int:
     try:
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return UNKNOWN
-    return int(config.get("hidden_size") or UNKNOWN)
+        return WIDE
+    return int(config.get("hidden_size") or config.get("n_embd") or WIDE)
 
 
 def cache_folder() -> Path:
@@ -211,7 +216,7 @@ def _key(width: int) -> str:
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     shapes = ROWS, (GROUPS, GROUP, TOKENS, HEADS, HEAD_SIZE)
-    return _digest(width, *shapes, ROUNDS, CLEARLY, PRECISION, NARROW, device)
+    return _digest(width, *shapes, LIKELIHOODS, ROUNDS, CLEARLY, PRECISION, NARROW, WIDE, device)
 
 
 def _digest(*facts: object) -> str:
@@ -241,12 +246,13 @@ def _probe(width: int) -> dict[str, Any]:
         _use("default")
     try:
         ways = {} if width < NARROW else _attention()
+        ways |= {} if width < WIDE else _likelihood()
     finally:
         torch.set_num_threads(threads)
     gemm, peak = choose(speed, error), max(speed.values())
     gemm = "default" if width < NARROW else gemm
     found = {"gemm": gemm, "peak_gflops": peak, "width": width, "speed": speed, "error": error}
-    return {**found, "attention": "products", **ways}
+    return {**found, "attention": "products", "likelihood": "eager", **ways}
 
 
 def choose(speed: Mapping[str, float], error: Mapping[str, float]) -> str:
@@ -267,11 +273,11 @@ def _attention() -> dict[str, Any]:
     """How rows attend: chosen by the time of forward and backward, with the error of values and gradients."""
     import torch
 
-    from trainorder.prefix import WAYS, Layout, use_way
+    from trainorder import prefix
 
     owners = [group for group in range(GROUPS) for _ in range(GROUP)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    layout = Layout.of([TOKENS] * GROUPS, [TOKENS] * len(owners), owners, device)
+    layout = prefix.Layout.of([TOKENS] * GROUPS, [TOKENS] * len(owners), owners, device)
     generator = torch.Generator().manual_seed(0)
     shape = (3, HEADS, len(layout.positions), HEAD_SIZE)
     whole = torch.randn(shape, generator=generator).to(device)
@@ -284,25 +290,62 @@ def _attention() -> dict[str, Any]:
         assert x.grad is not None
         return [out.detach(), x.grad]
 
-    seconds = dict.fromkeys(WAYS, float("inf"))
+    speed, error = _raced(prefix.WAYS, prefix.use_way, run)
+    attention = choose(speed, error)
+    return {"attention": attention, "attention_speed": speed, "attention_error": error}
+
+
+def _likelihood() -> dict[str, Any]:
+    """How log-probabilities and entropies come from logits: eager where compiling fails, e.g. for want of a compiler."""
+    import torch
+
+    from trainorder import likelihood
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randn(LIKELIHOODS, generator=generator).to(device)
+    targets = torch.arange(len(whole), device=device)
+
+    def run(dtype: torch.dtype) -> list[torch.Tensor]:
+        x = whole.to(dtype, copy=True).requires_grad_()
+        logp, entropy = likelihood.likelihood(x, targets)
+        (logp + 0.1 * entropy).sum().backward()
+        assert x.grad is not None
+        return [logp.detach(), entropy.detach(), x.grad]
+
+    try:
+        speed, error = _raced(likelihood.WAYS, likelihood.use_way, run)
+    except Exception as failure:  # torch.compile raises whatever its compilers do
+        return {"likelihood_error": f"{type(failure).__name__}: {str(failure)[:200]}"}
+    way = choose(speed, error)
+    return {"likelihood": way, "likelihood_speed": speed, "likelihood_error": error}
+
+
+def _raced(
+    ways: Sequence[str],
+    use: Callable[[str], None],
+    run: Callable[[Any], list[Any]],
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Of each way runs per second at best, in turns, and the largest error of what it gives against float64."""
+    import torch
+
+    seconds = dict.fromkeys(ways, float("inf"))
     error: dict[str, float] = {}
     try:
         exact = run(torch.float64)
-        for way in WAYS:
-            use_way(way)
+        for way in ways:
+            use(way)
             pairs = zip(run(torch.float32), exact, strict=True)
             error[way] = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
         for _ in range(ROUNDS // 3):
-            for way in WAYS:
-                use_way(way)
+            for way in ways:
+                use(way)
                 start = time.perf_counter()
-                run(torch.float32)[1].cpu()  # waits for a GPU
+                run(torch.float32)[-1].cpu()  # waits for a GPU
                 seconds[way] = min(seconds[way], time.perf_counter() - start)
     finally:
-        use_way(WAYS[0])
-    speed = {way: round(1 / max(spent, 1e-9), 1) for way, spent in seconds.items()}
-    attention = choose(speed, error)
-    return {"attention": attention, "attention_speed": speed, "attention_error": error}
+        use(ways[0])
+    return {way: round(1 / max(spent, 1e-9), 1) for way, spent in seconds.items()}, error
 
 
 def _use(path: str) -> None:

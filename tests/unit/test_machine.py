@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainorder import machine, prefix
+from trainorder import likelihood, machine, prefix
 from trainorder.llama import kernels
 from trainorder.reading import ParamsError
 
@@ -23,6 +23,7 @@ def cache(tmp_path, monkeypatch):
     before = torch.backends.mkldnn.matmul.fp32_precision
     yield tmp_path / "trainorder"
     prefix.use_way("products")
+    likelihood.use_way("eager")
     torch.backends.mkldnn.matmul.fp32_precision = before
 
 
@@ -50,6 +51,30 @@ def test_attention_is_chosen_where_it_takes_time_and_only_if_it_is_exact(cache):
     found = machine.measured(128)
     assert found["attention"] == machine.choose(found["attention_speed"], found["attention_error"])
     assert max(found["attention_error"].values()) < 1e-5
+    assert found["likelihood"] == "eager"
+    assert "likelihood_speed" not in found
+
+
+def test_compiling_is_tried_for_wide_models_and_chosen_if_it_is_faster_and_exact(cache):
+    found = machine.measured(machine.WIDE)
+    assert found["likelihood"] == machine.choose(
+        found["likelihood_speed"], found["likelihood_error"]
+    )
+    assert max(found["likelihood_error"].values()) < 1e-5
+    machine.prepare(1, wide(cache, machine.WIDE))
+    assert likelihood._way == found["likelihood"]
+
+
+def test_where_nothing_can_be_compiled_likelihoods_are_eager(cache, monkeypatch):
+    monkeypatch.setattr(likelihood, "_compiled", broken)
+    found = machine._likelihood()
+    assert found == {"likelihood_error": "RuntimeError: no compiler"}
+    assert likelihood._way == "eager"
+
+
+def broken(*_: object) -> None:
+    """What torch.compile does on a machine without a compiler."""
+    raise RuntimeError("no compiler")
 
 
 def test_no_more_threads_than_the_container_allows(cache, monkeypatch):

@@ -8,12 +8,14 @@ import pytest
 import torch
 from rl_small import exact, make_roll, pad_more, tiny_llama
 
-from trainorder import llama, prefix
+from trainorder import likelihood, llama, prefix
 from trainorder.rl.forward import check_forward, forward, micro_batches
 from trainorder.rl.types import Roll
 
 
-@pytest.fixture(params=["kernels", "prefix", "prefix sdpa", "prefix many scores", "padded"])
+@pytest.fixture(
+    params=["kernels", "prefix", "prefix sdpa", "prefix many scores", "prefix compiled", "padded"]
+)
 def way(request, monkeypatch):
     """Each of the ways through a model; they must not differ."""
     if request.param == "kernels":
@@ -24,6 +26,8 @@ def way(request, monkeypatch):
         monkeypatch.setattr(prefix, "_tried", lambda model: False)
     if request.param == "prefix sdpa":
         monkeypatch.setattr(prefix, "_way", "sdpa")
+    if request.param == "prefix compiled":
+        monkeypatch.setattr(likelihood, "_way", "compiled")
     if request.param == "prefix many scores":
         monkeypatch.setattr(prefix, "MAX_SCORES", 20)
     return request.param

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from trainorder import llama
+from trainorder.likelihood import likelihood
 from trainorder.llama import training
 from trainorder.prefix import Layout, shares_prefixes, using_prefix_attention
 from trainorder.rl.types import Live, Roll
@@ -201,10 +202,10 @@ def _head(
     def piece(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         scores = _logits(model, states)
         scores = scores if temperature == 1 else scores / temperature
-        scale = scores.logsumexp(-1)
-        logps = scores.gather(-1, targets[:, None])[:, 0] - scale
-        # H = logsumexp(z) - sum p z
-        return logps, scale - (scores.softmax(-1) * scores).sum(-1) if entropy else logps.detach()
+        if entropy:
+            return likelihood(scores, targets)
+        logps = scores.gather(-1, targets[:, None])[:, 0] - scores.logsumexp(-1)
+        return logps, logps.detach()
 
     size = max(1, chunk_entries // model.get_output_embeddings().weight.shape[0])
     cuts = list(zip(states.split(size), targets.split(size), strict=True))
