@@ -474,12 +474,15 @@ def test_gc_of_uncommitted_results_names_them_and_keeps_every_committed_plan(cop
     assert {line for line in ran(copy) if line.startswith("rl@")} == tried
 
 
-def test_gc_waits_for_nobody_and_deletes_nothing_under_a_run(copy: Project):
+@pytest.mark.parametrize(
+    ("lock", "does"), [(".resume/s0.lock", "makes s0"), (str(paths.FLOW_LOCK), "runs a flow")]
+)
+def test_gc_waits_for_nobody_and_deletes_nothing_under_a_run(copy: Project, lock: str, does: str):
     (copy.root / ".resume").mkdir(exist_ok=True)
     holder = (
         "import sys, time; from pathlib import Path; from trainorder.process import exclusive\n"
     )
-    holder += "with exclusive(Path('.resume/s0.lock'), ''):\n    print('held', flush=True); time.sleep(60)"
+    holder += f"with exclusive(Path('{lock}'), ''):\n    print('held', flush=True); time.sleep(60)"
     command = [sys.executable, "-c", holder]
     with subprocess.Popen(command, cwd=copy.root, env=copy.env, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -487,7 +490,7 @@ def test_gc_waits_for_nobody_and_deletes_nothing_under_a_run(copy: Project):
         refused = copy.cli("gc", "--yes", ok=False)
         process.kill()
     assert refused.returncode == 1
-    assert f"another process ({process.pid}) makes s0" in refused.stderr
+    assert f"another process ({process.pid}) {does}" in refused.stderr
 
 
 def test_uncommitted_results_are_not_freed_where_nothing_is_committed(copy: Project):

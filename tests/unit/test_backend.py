@@ -77,6 +77,8 @@ def test_several_machines_need_a_hostfile_and_a_way_to_them(tmp_path: Path, monk
     command = ranks.command("stages.rl", ["--node", "x"], training)
     assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
     assert command[-4:] == ["--module", "stages.rl", "--node", "x"]
+    ports = {c[c.index("--master_port") + 1] for c in (command, ranks.command("x", [], training))}
+    assert len(ports) == 2  # two nodes at a time do not meet
 
 
 def test_noise_of_a_share_is_a_slice_of_the_noise_of_all():

@@ -13,7 +13,9 @@ import pytest
 import rl_project
 import torch
 
+from trainorder.config import TrainingConfig
 from trainorder.policy import Policy
+from trainorder.rl import ranks as launch
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
@@ -34,12 +36,17 @@ def run(
     folder: Path, out: str, training: dict[str, Any], *, ranks: int = 2, **job: Any
 ) -> list[dict]:
     """Train in processes of their own, as a launcher starts them; what rank 0 logged."""
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
-    command = [sys.executable, "-m", *(launcher if ranks else []), "rl_project"]
     job = {"steps": STEPS, **job, "out": out, "training": training}
+    if "hostfile" in training:
+        config = TrainingConfig.model_validate(training)
+        command = launch.command("rl_project", [json.dumps(job)], config)
+    else:
+        launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
+        command = [sys.executable, "-m", *(launcher if ranks else []), "rl_project"]
+        command.append(json.dumps(job))
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
-        [*command, json.dumps(job)],
+        command,
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         text=True,
@@ -92,6 +99,15 @@ def test_two_ranks_train_like_one_process_and_resume(project: Path, stage: int):
     assert_close_weights(
         project, f"first{stage}", "one3", share=0.02
     )  # no sampled token has turned yet
+
+
+def test_the_ranks_of_a_hostfile_train_like_one_process(project: Path):
+    # one machine, which needs no pdsh; everything else is as with several
+    hosts = project / "hosts"
+    hosts.write_text("# ours\nlocalhost slots=2\n", encoding="utf-8")
+    zero = {"backend": "deepspeed", "zero_stage": 2, "hostfile": str(hosts)}
+    found = run(project, "hosts", zero, steps=3)
+    assert_same_curve(found, json.loads((project / "one3.json").read_text()))
 
 
 def test_a_state_goes_from_two_ranks_to_one_process(project: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import uuid
@@ -78,16 +79,25 @@ def launch(module: str, arguments: Sequence[str], training: TrainingConfig) -> i
 
 
 def command(module: str, arguments: Sequence[str], training: TrainingConfig) -> list[str]:
-    """The deepspeed launcher's command line for a hostfile: pdsh where it is installed."""
+    """The deepspeed launcher's command line for a hostfile, by pdsh where it names several machines."""
     assert training.hostfile is not None
-    if not Path(training.hostfile).is_file():
+    try:
+        lines = Path(training.hostfile).read_text(encoding="utf-8").splitlines()
+    except OSError:
         raise ParamsError(
             f"training.hostfile: {training.hostfile} not found; write one line `host slots=GPUS` per machine"
-        )
-    if shutil.which("pdsh") is None:
+        ) from None
+    hosts = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
+    if len(hosts) > 1 and shutil.which("pdsh") is None:
         raise ParamsError(
             "training.hostfile needs pdsh, with which DeepSpeed reaches the machines: install pdsh (apt-get install pdsh) "
             "and let this user log in to each host without a password, or set training.hostfile to null"
         )
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", training.hostfile]
+    with socket.socket() as free:  # the launcher's own choice is the same for two nodes at a time
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
+    launcher += ["--master_port", port, "--no_local_rank"]
+    if len(hosts) == 1:  # this machine, which need not let anybody in
+        launcher += ["--master_addr", "127.0.0.1", "--no_ssh_check"]
     return [*launcher, "--module", module, *arguments]
