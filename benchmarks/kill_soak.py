@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -33,6 +34,7 @@ SOURCES = ("trainorder", "stages", "flows", "configs", "dvc.yaml", ".dvcignore",
 COMPARED = ("data/**/*", "checkpoints/**/*", "evaluations/*", "reports/bwt.json", "plan.yaml")
 KINDS = {"sandbox": "sandbox_worker", "trainer": "-m stages.", "dvc": "-m dvc"}
 """Kind of process -> what its command line holds; the flow is the process that was started."""
+STAGE = re.compile(r"-m stages\.(\w+)")
 SETTLE_SECONDS = 60.0
 POLL_SECONDS = 0.25
 ITS_START = 0.2
@@ -73,14 +75,14 @@ def soak(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     expected = hashes(reference)
     reference_seconds = time.monotonic() - start
     rng = random.Random(arguments.seed)
-    kills: Counter[str] = Counter()
+    kills, during = Counter[str](), Counter[str]()
     different: list[str] = []
     rounds = starts = 0
     while kills.total() < arguments.kills:
         project = copy_project(
             scratch / f"round{rounds}", arguments.params, arguments.checkpoint_seconds
         )
-        starts += one_round(project, arguments, rng, kills)
+        starts += one_round(project, arguments, rng, kills, during)
         found = hashes(project)
         different += sorted(
             f"round {rounds}: {name}"
@@ -93,6 +95,7 @@ def soak(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "equal": not different,
         "kills": kills.total(),
         "killed": dict(sorted(kills.items())),
+        "during": dict(sorted(during.items())),
         "rounds": rounds,
         "flows_started": starts,
         "files_compared": len(expected),
@@ -108,9 +111,15 @@ def soak(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 
 def one_round(
-    project: Path, arguments: argparse.Namespace, rng: random.Random, kills: Counter[str]
+    project: Path,
+    arguments: argparse.Namespace,
+    rng: random.Random,
+    kills: Counter[str],
+    during: Counter[str],
 ) -> int:
     """Run the experiment to its end under kills; returns how often the flow was started.
+
+    `kills` counts them by kind of process, `during` by what was at work.
 
     Raises:
         RuntimeError: the flow fails although nothing was killed since it started.
@@ -132,9 +141,10 @@ def one_round(
         while flow.poll() is None and kills.total() < arguments.kills:
             if not _moment(flow, arguments.seconds, rng):
                 break
-            kind = kill_one(flow.pid, rng)
+            kind, stages = kill_one(flow.pid, rng)
             if kind is not None:
                 kills[kind] += 1
+                during.update(stages or {"no stage"})
                 print(f"kill {kills.total()}: {kind}", file=sys.stderr, flush=True)
         flow.wait()
         if flow.returncode == 0:
@@ -162,10 +172,16 @@ def _moment(flow: subprocess.Popen[bytes], seconds: float, rng: random.Random) -
     return True
 
 
-def kill_one(flow: int, rng: random.Random) -> str | None:
-    """Kill a random process of a random kind among those that run; returns the kind, None where none was left."""
+def kill_one(flow: int, rng: random.Random) -> tuple[str | None, set[str]]:
+    """Kill a random process of a random kind among those that run.
+
+    Returns:
+        The kind, None where none was left, and the stages that were at work.
+    """
     victims: dict[str, list[int]] = {"flow": [flow]}
-    for pid, command in descendants(flow).items():
+    below = descendants(flow)
+    stages = {found.group(1) for c in below.values() if (found := STAGE.search(c))}
+    for pid, command in below.items():
         for kind, mark in KINDS.items():
             if mark in command:
                 victims.setdefault(kind, []).append(pid)
@@ -174,8 +190,8 @@ def kill_one(flow: int, rng: random.Random) -> str | None:
     try:
         os.kill(rng.choice(sorted(victims[kind])), signal.SIGKILL)
     except ProcessLookupError:
-        return None
-    return kind
+        return None, stages
+    return kind, stages
 
 
 def descendants(root: int) -> dict[int, str]:

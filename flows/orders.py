@@ -109,11 +109,12 @@ class Pipeline:
         return stage
 
 
-def run_flow(body: Callable[[], None], pipeline: Pipeline, workers: int) -> None:
-    """Run `body` as a Prefect flow run; what it raises comes out here too."""
+def run_flow(body: Callable[[], None], pipeline: Pipeline, workers: int, name: str) -> None:
+    """Run `body` as a Prefect flow run of this name; what it raises comes out here too."""
 
     @flow(
         name=NAME,
+        flow_run_name=name,
         task_runner=ThreadPoolTaskRunner(max_workers=workers + IDLE_THREADS),  # pyright: ignore
         retries=0,
         persist_result=False,

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -113,7 +114,8 @@ def _run(wanted: plan.Plan, console: Console) -> None:
             orders.sweep()
         pipeline = orders.Pipeline(display)
         try:
-            orders.run_flow(lambda: _passes(state, pipeline), pipeline, wanted.params.flow.workers)
+            workers, name = wanted.params.flow.workers, shorten(", ".join(wanted.params.orders), 60)
+            orders.run_flow(lambda: _passes(state, pipeline), pipeline, workers, name)
         finally:
             _remember(pipeline.seconds)
 

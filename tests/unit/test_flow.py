@@ -216,6 +216,12 @@ def test_the_first_run_trains_each_node_once_and_then_the_recommended_order(proj
     assert str(project.root / "reports" / "report.html") in text
 
 
+def test_a_flow_run_is_named_after_its_orders(project):
+    with sqlite3.connect(project.root / ".prefect" / "prefect.db") as database:
+        names = {name for (name,) in database.execute("select name from flow_run")}
+    assert names == {"structured_first, recommended, joint"}
+
+
 def test_a_rerun_executes_nothing_and_shows_every_stage_as_cached(project):
     executions(project)
     flow(project)
