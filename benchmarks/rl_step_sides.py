@@ -42,7 +42,7 @@ def run(side: str, folder: Path, lengths: str, steps: int) -> None:
             "check": lambda: _check(folder),
             "ours": lambda: _ours(folder, steps),
             # as many rows at the same time as TRL's micro-batches
-            "zero-2": lambda: _ours(folder, steps, backend="deepspeed"),
+            "zero-2": lambda: _ours(folder, steps, backend_name="deepspeed"),
             "ours equal rows": lambda: _ours(folder, steps, micro_batch_tokens=2048 // _threads()),
             "hf generate": lambda: _hf_generate(folder, steps),
             "vllm": lambda: _vllm(folder, steps),
@@ -162,7 +162,7 @@ class Counting:
         return [Reward(reward(answer)) for answer in answers]
 
 
-def _learner(folder: Path, backend: str = "local", **settings: Any) -> Any:
+def _learner(folder: Path, backend_name: str = "local", **settings: Any) -> Any:
     """Our step on this work: the real engine, the real step, an in-memory task."""
     from trainorder.rl.method import Method
     from trainorder.rl.problems import TaskSet
@@ -184,20 +184,20 @@ def _learner(folder: Path, backend: str = "local", **settings: Any) -> Any:
         {"bench": 1.0}, {"bench": Counting()}, {"bench": problems}, {"bench": NEW_TOKENS}
     )
     method = Method.from_config(config.method)
-    made = make_backend(policy.model, config, TrainingConfig(backend=backend))
+    backend = make_backend(policy.model, config, TrainingConfig(backend=backend_name))
     engine = TorchEngine(policy, workers_for(policy.model, config.threads))
-    return Learner(policy, engine, task_set, method, config, made, None, "bench", 0)
+    return Learner(policy, engine, task_set, method, config, backend, None, "bench", 0)
 
 
-def _ours(folder: Path, steps: int, backend: str = "local", **settings: Any) -> None:
+def _ours(folder: Path, steps: int, backend_name: str = "local", **settings: Any) -> None:
     machine.prepare(_threads(), folder)
     from trainorder.rl import deepspeed_backend
     from trainorder.rl.step import rl_step
     from trainorder.rl.types import State
 
-    if backend == "deepspeed":
+    if backend_name == "deepspeed":
         deepspeed_backend.join("cpu")
-    learner, state = _learner(folder, backend, **settings), State(total=steps + 2)
+    learner, state = _learner(folder, backend_name, **settings), State(total=steps + 2)
     meter, engine = Meter(), learner.engine
     generate = engine.generate
     engine.generate = lambda *a, **k: meter.timed("generate", lambda: generate(*a, **k))

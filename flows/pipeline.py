@@ -114,7 +114,7 @@ def _run(wanted: plan.Plan, console: Console) -> None:
             orders.sweep()
         pipeline = orders.Pipeline(display)
         try:
-            workers, name = wanted.params.flow.workers, shorten(", ".join(wanted.params.orders), 60)
+            workers, name = wanted.params.flow.workers, shorten(", ".join(wanted.params.orders), 80)
             orders.run_flow(lambda: _passes(state, pipeline), pipeline, workers, name)
         finally:
             _remember(pipeline.seconds)

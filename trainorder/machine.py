@@ -45,7 +45,6 @@ OWN_CORE = 0.9
 """Share of the time that every thread must have had a core while threads were compared."""
 UNSURE = "unsure"
 """Marks a measurement that is used now and not kept."""
-
 LIKELIHOODS = (256, 8192)
 """Tokens and vocabulary of the logits whose log-probabilities and entropies are timed, forward and backward."""
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -123,13 +122,12 @@ def useful_threads(most: int) -> dict[str, Any]:
 
 
 def _timed_threads(most: int) -> dict[str, Any]:
-    counts = [most]
-    while counts[-1] > 1:
-        counts.append(counts[-1] // 2)
-    best = {count: max(_side_by_side(count) for _ in range(ROUNDS)) for count in counts}
-    if min(share for _, share in best.values()) < OWN_CORE:
-        return {"threads": most, "threads_speed": "other programs ran", UNSURE: True}
-    speed = {count: products for count, (products, _) in best.items()}
+    speed, count = dict[int, float](), most
+    while count:
+        speed[count], share = max(_side_by_side(count) for _ in range(ROUNDS))
+        if share < OWN_CORE:
+            return {"threads": most, "threads_speed": "other programs ran", UNSURE: True}
+        count //= 2
     return {"threads": fewest(speed), "threads_speed": {str(n): x for n, x in speed.items()}}
 
 
@@ -309,6 +307,7 @@ def _likelihood() -> dict[str, Any]:
     def run(dtype: torch.dtype) -> list[torch.Tensor]:
         x = whole.to(dtype, copy=True).requires_grad_()
         logp, entropy = likelihood.likelihood(x, targets)
+        assert entropy is not None
         (logp + 0.1 * entropy).sum().backward()
         assert x.grad is not None
         return [logp.detach(), entropy.detach(), x.grad]

@@ -103,10 +103,8 @@ class _SwiGLU(Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        grad, ctx.gate_up = (
-            ctx.gate_up,
-            None,
-        )  # turned into its own gradient: the product that made it does not need it
+        grad, ctx.gate_up = ctx.gate_up, None
+        # turned into its own gradient: the product that made it does not need it
         rows, inner = len(grad), grad.shape[1] // 2
         dy = grad_outputs[0].contiguous()
         ctx.kernels.swiglu_backward(dy, grad, grad[:, inner:], rows, inner, 2 * inner)

@@ -85,7 +85,7 @@ def micro_batches(roll: Roll, budget: int) -> Iterator[list[int]]:
             groups.setdefault(tuple(prompt), []).append(i)
 
     def tokens(rows: list[int]) -> int:
-        """Of rows behind one prompt."""
+        """What rows behind one prompt count."""
         found = [lengths[i] for i in rows]
         return len(roll.prompt[rows[0]]) + max(sum(found), len(rows) * max(found) // 2)
 
@@ -199,13 +199,10 @@ def _head(
     entropy: bool,
     chunk_entries: int,
 ) -> tuple[Float[Tensor, " target"], Float[Tensor, " target"] | None]:
-    def piece(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def piece(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         scores = _logits(model, states)
         scores = scores if temperature == 1 else scores / temperature
-        if entropy:
-            return likelihood(scores, targets)
-        logps = scores.gather(-1, targets[:, None])[:, 0] - scores.logsumexp(-1)
-        return logps, logps.detach()
+        return likelihood(scores, targets, entropy=entropy)
 
     size = max(1, chunk_entries // model.get_output_embeddings().weight.shape[0])
     cuts = list(zip(states.split(size), targets.split(size), strict=True))
@@ -215,8 +212,8 @@ def _head(
         ]
     else:
         done = [piece(*cut) for cut in cuts]
-    logps = torch.cat([logp for logp, _ in done])
-    return logps, torch.cat([h for _, h in done]) if entropy else None
+    entropies = [h for _, h in done if h is not None]
+    return torch.cat([logp for logp, _ in done]), torch.cat(entropies) if entropies else None
 
 
 def _backbone(model: Any) -> Any:
