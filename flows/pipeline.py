@@ -24,7 +24,7 @@ from flows import dvc
 from flows.progress import Display
 from flows.schedule import Schedule
 from flows.warm import warm_stages
-from trainorder import paths, plan, tracking
+from trainorder import paths, plan, preflight, tracking
 from trainorder.files import write_json
 from trainorder.process import exclusive
 from trainorder.reading import ParamsError
@@ -78,6 +78,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         wanted = plan.load()
+        preflight.check(wanted.params)
         with _only_flow_here():
             _run(wanted, console)
         _show(console)

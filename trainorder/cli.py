@@ -24,13 +24,19 @@ app = typer.Typer(
 
 
 @app.command()
-def check() -> None:
-    """Say within a second whether params.yaml can work."""
+def check(
+    params_path: Annotated[
+        str | None, typer.Option("--params", help="Another file than params.yaml.")
+    ] = None,
+) -> None:
+    """Say within seconds whether params.yaml, the files it names and this machine can work."""
+    _use(params_path)
     with refusing():
-        from trainorder import plan
+        from trainorder import plan, preflight
         from trainorder.config import params_file
 
         current = plan.load()
+        preflight.check(current.params)
         level = _sandbox(current.params)
     params = current.params
     waiting = plan.pending(params, current.resolved)

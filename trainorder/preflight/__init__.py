@@ -1,0 +1,22 @@
+"""What the last hour of a run needs, tried in its first seconds: the machine, the user's rows, the model.
+
+`trainorder.plan.check` looks at params alone; this looks at the files and the machine they name.
+"""
+
+from __future__ import annotations
+
+from trainorder.config import Params
+from trainorder.preflight import machine, model, rows
+
+__all__ = ["check"]
+
+
+def check(params: Params) -> None:
+    """Raise on the first thing that would stop a run of these params later.
+
+    Raises:
+        ParamsError: one line: what was found, what is needed and what to do.
+    """
+    machine.check(params)
+    rows.check(params)
+    model.check(params)
