@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -43,12 +44,10 @@ def test_parse_is_the_inverse_of_render() -> None:
         "7",
         "<answer> 7 </answer>",
         "<think> </think> <answer> 7 </answer>",
+        "<think> \u200b </think> <answer> 7 </answer>",
         "<think> easy </think> <answer> </answer>",
         "<think> easy </think> <answer> 7 </answer> .",
         "so <think> easy </think> <answer> 7 </answer>",
-        " <think> easy </think> <answer> 7 </answer>",
-        "<think> easy </think> <answer> 7 </answer>\n",
-        "<think> easy </think><answer> 7 </answer>",
         "<think> easy </think> 7 <answer> 7 </answer>",
         "<think> easy </think> <answer> 7 </answer> <answer> 8 </answer>",
         "<think> <think> easy </think> <answer> 7 </answer>",
@@ -58,6 +57,58 @@ def test_parse_is_the_inverse_of_render() -> None:
 )
 def test_anything_else_than_one_thought_and_one_answer_is_refused(text: str) -> None:
     assert format.parse(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>3 + 4 = 7</think><answer>7</answer>",
+        "<think>\n3 + 4 = 7\n</think>\n\n<answer>\n7\n</answer>\n",
+        " <think> 3 + 4 = 7 </think> <answer> 7 </answer>",
+        "3 + 4 = 7\n</think>\n<answer> 7 </answer>",  # the chat template opened the thought
+    ],
+)
+def test_whitespace_and_a_thought_opened_by_the_template_keep_the_format(text: str) -> None:
+    assert format.parse(text) == ("3 + 4 = 7", "7")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("<think>2+3=5</think>\n<answer>5</answer>", "5"),
+        ("2+3 is 5\n</think>\n<answer> 5 </answer>", "5"),
+        ("<answer> 4 </answer> no , <answer> 5 </answer>", "5"),
+        ("<answer>5</answer> </answer>", "5"),
+        ("<Answer>5</Answer>", "5"),
+        ("<answer> so \\boxed{5} </answer>", "5"),
+        ("first \\boxed{4} then \\boxed{\\frac{1}{2}} and \\boxed{", "\\frac{1}{2}"),
+        ("2 + 3 = 5\n#### 5", "5"),
+        ("The answer is 5. Good luck", "5"),
+        ("Final answer: **5**", "**5**"),
+        ("<answer>a\n  b</answer>", "a\n  b"),
+        ("<think> <answer> 5 </answer> </think>", ""),
+        ("<think> the answer is 5 </think>", ""),
+        ("<answer> \u200b\u3164 </answer>", ""),
+        ("5", ""),
+        ("", ""),
+    ],
+)
+def test_the_answer_is_the_last_tag_box_or_mark_outside_of_thoughts(text: str, found: str) -> None:
+    assert format.answer(text) == found
+
+
+def test_marks_count_only_where_a_task_allows_them() -> None:
+    assert format.answer("The answer is 5", marked=False) == ""
+    assert format.answer("\\boxed{5}", marked=False) == "5"
+
+
+@pytest.mark.parametrize(
+    "text", ["\\boxed{", "<answer>", "</think>", "<think></think>", "answer is ", "{", "####"]
+)
+def test_a_megabyte_of_tags_is_searched_in_linear_time(text: str) -> None:
+    started = time.process_time()
+    format.answer(text * (1_000_000 // len(text)))
+    assert time.process_time() - started < 5
 
 
 def test_exact_tells_a_wrong_format_from_a_wrong_answer() -> None:
