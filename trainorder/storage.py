@@ -1,7 +1,8 @@
 """Disk space: what a plan will need before it starts, and what can be freed without breaking what was committed.
 
-DVC's own `gc -w` deletes what the run cache needs, so that undoing a reorder trains again. Here a result stays as long as
-any commit's dvc.lock or plan.yaml names it, and, unless told otherwise, as long as the run cache can restore it.
+DVC's own `gc -w` deletes what the run cache needs, so that undoing a reorder trains again. Here an object stays as long as
+any dvc.lock or .dvc file names it, in a work tree or anywhere in git (commits, stashes, experiments, the reflog), and,
+unless told otherwise, as long as the run cache can restore it.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainorder import paths, plan
-from trainorder.config import PolicyConfig
+from trainorder.config import PolicyConfig, params_file
 from trainorder.plan.compile import Plan
 from trainorder.plan.state import State
-from trainorder.process import StageError, exclusive
+from trainorder.process import Busy, StageError, exclusive
 from trainorder.reading import ParamsError
 from trainorder.resume import KEPT
 from trainorder.verify import folder_md5
@@ -29,9 +30,13 @@ RECORDS_BYTES = 64 << 20
 """What evaluations, metrics, MLflow and Prefect may take beside the checkpoints."""
 OPTIMIZER_COPIES = 3
 """A step checkpoint holds the weights and AdamW's two moments."""
-_MD5 = re.compile(r"md5: '?([0-9a-f]{32}(?:\.dir)?)")
-_NODE = re.compile(r"^  (s\d+(?:--[a-z0-9_]+)*):", re.MULTILINE)
+_MD5 = re.compile(r"\b([0-9a-f]{32}(?:\.dir)?)\b")
+_NODE = re.compile(r"s\d+(?:--[a-z0-9_]+)*")
+_IN_PLAN = re.compile(rf"^  ({_NODE.pattern}):", re.MULTILINE)
 _OF_NODE = re.compile(r"--node (\S+)")
+_IN_GIT = (":(top,glob)**/*.dvc", ":(top,glob)**/dvc.lock", f":(top,glob)**/{paths.PLAN}")
+_CHANGE = re.compile(rb":\d+ \d+ [0-9a-f]+ ([0-9a-f]{40,}) [A-Z]\d*\0([^\0]+)")
+_STAGED = re.compile(rb"\d+ ([0-9a-f]{40,}) \d\t([^\0]+)")
 
 
 class DiskError(StageError):
@@ -113,12 +118,24 @@ class Item:
 
 @contextmanager
 def nothing_running() -> Iterator[None]:
-    """Hold the locks of the flow and of every node, so that nothing is deleted under a run.
+    """Hold the locks of the flow, of every node and of DVC, so that nothing is deleted under a run or a `dvc add`.
 
     Raises:
-        Busy: a flow or a stage runs here.
+        Busy: a flow, a stage or dvc runs here.
     """
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
     with ExitStack() as locks:
+        try:
+            locks.enter_context(locks.enter_context(Repo(".")).lock)
+        except LockError:
+            raise Busy(
+                "another dvc command runs in this folder; wait for it, then run again"
+            ) from None
+        except NotDvcRepoError:
+            pass  # `candidates` refuses
         locks.enter_context(exclusive(paths.FLOW_LOCK, "runs a flow in this folder"))
         for file in sorted(paths.RESUME.glob("*.lock")):
             locks.enter_context(exclusive(file, f"makes {file.stem}"))
@@ -132,20 +149,19 @@ def candidates(*, uncommitted: bool = False) -> list[Item]:
     dvc.lock; asking for such a node again would train it again.
 
     Raises:
-        ParamsError: no DVC project, DVC's cache lies outside of it, or (with `uncommitted`) there is no git history.
+        ParamsError: no DVC project, its cache may be used by other projects, git cannot be read, or (with `uncommitted`)
+            there is no git history.
     """
     current = plan.load()
-    cache, runs = _cache_folders()
-    items = [*_remains(set(current.nodes)), *_left_the_plan(set(current.nodes), cache)]
-    committed, nodes = _history()
-    if uncommitted and not nodes:
+    cache, runs, top = _cache_folders()
+    used = _used(top)
+    if uncommitted and not used.nodes:
         raise ParamsError(
             "no commit holds a plan.yaml, so every result would count as uncommitted: "
             "`git add params.yaml plan.yaml dvc.lock` and commit what you want to keep first"
         )
-    lock = paths.DVC_LOCK.read_text(encoding="utf-8") if paths.DVC_LOCK.is_file() else ""
-    kept = set(_MD5.findall(lock)) | committed
-    nodes |= set(current.nodes)
+    items = list(_remains(set(current.nodes)))
+    kept, nodes = set(used.objects), used.nodes | set(current.nodes)
     dropped: list[tuple[Path, str, set[str]]] = []
     for entry in sorted(runs.glob("??/*/*")):
         text = entry.read_text(encoding="utf-8")
@@ -157,6 +173,8 @@ def candidates(*, uncommitted: bool = False) -> list[Item]:
         else:
             kept |= made
     kept = _with_members(kept, cache)
+    restorable = kept.union(*(made for _, _, made in dropped))
+    items += _left_the_plan(set(current.nodes), restorable, cache)
     taken: set[Path] = set()
     for entry, text, made in dropped:
         gone = {_object(cache, md5) for md5 in _with_members(made, cache) - kept}
@@ -170,7 +188,17 @@ def candidates(*, uncommitted: bool = False) -> list[Item]:
         for file in sorted(cache.glob("??/*"))
         if file not in taken and file.parent.name + file.name not in kept
     ]
-    if loose:
+    unlisted = {md5 for md5 in used.folders if not _object(cache, md5).is_file()}
+    if loose and unlisted:
+        items.append(
+            Item(
+                f"{len(loose)} objects of DVC's cache left alone: {len(unlisted)} folders that .dvc files name are not in "
+                f"the cache, so these may be their files (`dvc fetch -A` brings the folders)",
+                (),
+                0,
+            )
+        )
+    elif loose:
         items.append(_item(f"{len(loose)} objects of DVC's cache that nothing refers to", loose))
     return items
 
@@ -196,8 +224,8 @@ def size_text(size: int) -> str:
     return f"{size / 1024:.1f} KiB"
 
 
-def _cache_folders() -> tuple[Path, Path]:
-    """DVC's objects and its run cache."""
+def _cache_folders() -> tuple[Path, Path, Path]:
+    """DVC's objects, its run cache, and the folder of the git repository (of the project, where there is none)."""
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
 
@@ -205,13 +233,16 @@ def _cache_folders() -> tuple[Path, Path]:
         with Repo(".") as repo:
             cache, runs = Path(repo.cache.local.path), Path(repo.stage_cache.cache_dir)
             root = Path(repo.root_dir)
+            shared = "shared" in repo.config["cache"]
     except NotDvcRepoError:
         raise ParamsError(f"{Path.cwd()} is no DVC project: go to where dvc.yaml lies") from None
-    if not cache.resolve().is_relative_to(root.resolve()):
+    if shared or not cache.resolve().is_relative_to((root / ".dvc").resolve()):
         raise ParamsError(
-            f"DVC's cache {cache} lies outside this project and others may use it: free it with `dvc gc -A -p ...`"
+            f"DVC's cache {cache} may be shared with other projects, whose files cannot be seen from here: free it with "
+            f"`dvc gc -A -p ...`"
         )
-    return cache, runs
+    above = (folder for folder in (root, *root.parents) if (folder / ".git").exists())
+    return cache, runs, next(above, root)
 
 
 def _remains(nodes: set[str]) -> Iterator[Item]:
@@ -222,46 +253,120 @@ def _remains(nodes: set[str]) -> Iterator[Item]:
     for folder in sorted(paths.DUMPS.glob("*")):
         yield _item(f"dumps of refused updates of {folder.name}", [folder])
     homes = [paths.checkpoint("x").parent, paths.JUDGE, paths.evaluation("x").parent]
-    homes += [Path(), paths.BWT.parent, *sorted(paths.run("x").parent.glob("*/"))]
+    homes += [paths.BWT.parent, *sorted(paths.run("x").parent.glob("*/"))]
     broken = [f for home in homes for f in sorted(home.glob(".*.tmp"))]
+    ours = [file.with_name(f".{file.name}.tmp") for file in (paths.PLAN, params_file())]
+    broken += [file for file in ours if file.exists()]
     if broken:
         yield _item(f"{len(broken)} half-written files of killed runs", broken)
 
 
-def _left_the_plan(nodes: set[str], cache: Path) -> Iterator[Item]:
+def _left_the_plan(nodes: set[str], restorable: set[str], cache: Path) -> Iterator[Item]:
     for folder in sorted(paths.checkpoint("x").parent.glob("*")):
-        if (
-            not folder.is_dir()
-            or folder.name in nodes
-            or folder.name.startswith(".")
-            or folder == paths.JUDGE
-        ):
+        if not folder.is_dir() or folder.name in nodes or not _NODE.fullmatch(folder.name):
             continue
-        if _object(cache, folder_md5(folder)).is_file():
+        md5 = folder_md5(folder)
+        if md5 in restorable and _object(cache, md5).is_file():
             yield _item(
                 f"{folder}: not in the plan, restored from DVC's cache when it is again", [folder]
             )
 
 
-def _history() -> tuple[set[str], set[str]]:
-    """Of all commits: the hashes in dvc.lock, and the nodes of plan.yaml."""
-    hashes, nodes = set[str](), set[str]()
-    for file, found, pattern in ((paths.DVC_LOCK, hashes, _MD5), (paths.PLAN, nodes, _NODE)):
-        for commit in _git("log", "--all", "--format=%H", "--", str(file)).split():
-            found |= set(pattern.findall(_git("show", f"{commit}:./{file}")))
-    return hashes, nodes
+@dataclass
+class _Used:
+    """What the files of DVC and the plans name."""
+
+    objects: set[str] = field(default_factory=set)
+    folders: set[str] = field(default_factory=set)
+    """Those of `objects` that are folders under a .dvc file."""
+    nodes: set[str] = field(default_factory=set)
+    """Nodes of committed plans."""
+
+    def read(self, name: str, text: str) -> None:
+        """Note what one file names; more than it means is harmless, less is not, so any hash in it counts."""
+        if name == paths.PLAN.name:
+            self.nodes |= set(_IN_PLAN.findall(text))
+            return
+        self.objects |= set(_MD5.findall(text))
+        if name.endswith(".dvc"):
+            outs = _MD5.findall(text.partition("outs:")[2])
+            self.folders |= {md5 for md5 in outs if md5.endswith(".dir")}
 
 
-def _git(*arguments: str) -> str:
-    """The output of a git command; nothing where it fails (no repository, no such file in that commit)."""
-    done = subprocess.run(
-        ["git", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "LC_ALL": "C"},
-    )
-    return done.stdout if done.returncode == 0 else ""
+def _used(top: Path) -> _Used:
+    """What is named below `top`, in the other work trees of its repositories, and anywhere in their git.
+
+    Raises:
+        ParamsError: a repository cannot be read.
+    """
+    used, folders, seen = _Used(), [top], set[Path]()
+    while folders:
+        folder = folders.pop().resolve()
+        if folder in seen or not folder.is_dir():
+            continue
+        seen.add(folder)
+        if (folder / ".git").exists():
+            _read_git(folder, used)
+            listed = os.fsdecode(_git(folder, "worktree", "list", "--porcelain")).splitlines()
+            folders += [Path(line[9:]) for line in listed if line.startswith("worktree ")]
+        for home, inside, files in os.walk(folder):
+            here = Path(home)
+            if ".git" in {*inside, *files}:
+                folders.append(here)
+            skipped = {".git", ".venv", "cache" if here.name == ".dvc" else ".venv"}
+            inside[:] = [name for name in inside if name not in skipped]
+            for name in files:
+                if (name.endswith(".dvc") and name != ".dvc") or name.startswith(
+                    paths.DVC_LOCK.name
+                ):
+                    text = (here / name).read_text(encoding="utf-8", errors="replace")
+                    used.read(name, text)
+    return used
+
+
+def _read_git(top: Path, used: _Used) -> None:
+    """Every version of these files in the index, in any commit that a ref leads to, and in the reflog (stashes)."""
+    commits = _git(top, "rev-list", "--all", "--reflog")
+    command = ("diff-tree", "--stdin", "-r", "-m", "--root", "--no-commit-id", "--no-renames", "-z")
+    changes = _git(top, *command, "--", *_IN_GIT, given=commits)
+    staged = _git(top, "ls-files", "-s", "-z", "--", *_IN_GIT)
+    names: dict[bytes, set[str]] = {}
+    for blob, path in [*_CHANGE.findall(changes), *_STAGED.findall(staged)]:
+        if blob.strip(b"0"):
+            names.setdefault(blob, set()).add(Path(os.fsdecode(path)).name)
+    rest = _git(top, "cat-file", "--batch", given=b"\n".join(names))
+    for blob in names:
+        head, _, rest = rest.partition(b"\n")  # "<blob> blob <size>"
+        size = int(head.split()[2])
+        for name in names[blob]:
+            used.read(name, rest[:size].decode(errors="replace"))
+        rest = rest[size + 1 :]
+
+
+def _git(top: Path, *arguments: str, given: bytes = b"") -> bytes:
+    """The output of a git command in `top`.
+
+    Raises:
+        ParamsError: it fails; without the history nobody knows what commits need.
+    """
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(top), *arguments],
+            input=given,
+            capture_output=True,
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except FileNotFoundError:
+        raise ParamsError(
+            f"{top} is a git repository but git is not installed, so what its commits need is not known: install git"
+        ) from None
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise ParamsError(
+            f"git cannot read {top}, so what its commits need is not known: {said[0] if said else done.returncode}"
+        )
+    return done.stdout
 
 
 def _with_members(hashes: set[str], cache: Path) -> set[str]:
