@@ -17,7 +17,7 @@ from trainorder.rewards import format
 from trainorder.rewards.sandbox import Result
 from trainorder.streams import stream
 from trainorder.tasks import code, creative, load_problems, load_task, make_task, programs
-from trainorder.tasks.base import Problem, content_id, exact, split_of
+from trainorder.tasks.base import Problem, content_id, split_of
 from trainorder.tasks.code import Code
 from trainorder.tasks.constraints import Constraints
 from trainorder.tasks.creative import Creative
@@ -111,12 +111,65 @@ def test_a_megabyte_of_tags_is_searched_in_linear_time(text: str) -> None:
     assert time.process_time() - started < 5
 
 
-def test_exact_tells_a_wrong_format_from_a_wrong_answer() -> None:
-    assert exact("<think> easy </think> <answer> 07 </answer>", "7").parts == {
-        "format": 1.0,
-        "answer": 0.0,
-    }
-    assert exact("7", "7").parts == {"format": 0.0, "answer": 0.0}
+GRADED = {  # kind -> what its answer may look like, and what is no answer
+    "math": (
+        "{a}|{a}.|+{a}|0{a}|{a}.0|**{a}**|${a}$|\\text{{{a}}}|{a} figs|\n{a}\n|{a}e0|({a})|\u200b{a}\u200b|= {a}",
+        "{b}|{a} {b}|{a}, {b}|{a} or {b}|{p}|{a} + 0|-{a}|{a}{a}|.|\u200b|{a} hundred|{a}!|{a} x|not {a}",
+    ),
+    "qa": (
+        '{a}|{a}.|{A}|**{a}**|"{a}"|\n{a}\n| {a} !|({a})',
+        "{b}|{a} {b}|{a} , {b}|{a} or {b}|{p}|not {a}|{a}\u200b{a}|.|\u200b|{a}{a}",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", GRADED)
+def test_right_answers_written_otherwise_earn_all_and_guesses_nothing(kind: str) -> None:
+    task = make_task(kind, TaskConfig())
+    for n in range(4):
+        item = task.draw(stream("graded", kind, n))
+        a = item.meta["answer"]
+        b = str(int(a) + 1) if kind == "math" else item.meta["options"][0]
+        b = b if b != a else item.meta["options"][1]
+        right, wrong = (
+            [text.format(a=a, A=a.title(), b=b, p=item.prompt) for text in side.split("|")]
+            for side in GRADED[kind]
+        )
+        for texts, value in ((right, 1.0), (wrong, 0.0)):
+            for way in ("<think>x</think><answer>{}</answer>", "x </think>\n<answer> {} </answer>"):
+                rewards = task.grade([way.format(t) for t in texts], [item] * len(texts))
+                assert {t: r.value for t, r in zip(texts, rewards, strict=True)} == dict.fromkeys(
+                    texts, value
+                )
+                assert value == 0 or {r.parts["format"] for r in rewards} == {1.0}
+        loose = [
+            f"so \\boxed{{{a}}}",
+            f"The answer is {a}.",
+            f"#### {a}",
+            f"<answer>{a}</answer> ok",
+        ]
+        found = task.grade(loose, [item] * 4)
+        assert [(r.value, r.parts["format"]) for r in found] == [(1.0, 0.0)] * 4
+        bare = [
+            a,
+            f"{a} {b}",
+            item.prompt,
+            f"<think> {a} </think>",
+            f"<answer> {a} </answer> <answer>{b}</answer>",
+        ]
+        assert [r.value for r in task.grade(bare, [item] * 5)] == [0.0] * 5
+
+
+def test_where_the_place_of_the_answer_is_the_task_the_other_place_earns_nothing() -> None:
+    item = Math().draw(stream("place"))
+    a = item.meta["answer"]
+    last, first = f"<think>x</think><answer>{a}.</answer>", f"<answer>{a}.</answer><think>x</think>"
+    for task, values in (
+        (Math(), [1, 1]),
+        (Math(answer="last"), [1, 0]),
+        (Math(answer="first"), [0, 1]),
+    ):
+        assert [r.value for r in task.grade([last, first], [item] * 2)] == values
 
 
 def test_splits_hold_60_20_and_20_percent() -> None:
@@ -479,7 +532,7 @@ def test_data_of_another_version_or_missing_says_what_to_run(built: Path) -> Non
     (built / "task.json").write_text(json.dumps({**card, "version": 99}))
     with pytest.raises(
         ParamsError,
-        match=r"built by version 99 of 'math', the code is version 1: run `dvc repro build_data`",
+        match=r"built by version 99 of 'math', the code is version 2: run `dvc repro build_data`",
     ):
         load_task("sums")
     for load in (lambda: load_task("nothing"), lambda: load_problems("sums", "test")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -91,8 +91,11 @@ def split_of(problem_id: str) -> Split:
     return "test" if bucket < 2 else "dev" if bucket < 4 else "train"
 
 
-def exact(completion: str, answer: str, *, answer_first: bool = False) -> Reward:
-    """1 for the strict format with exactly this answer, else 0; part `format` tells which of the two failed."""
-    parsed = format.parse(completion, answer_first=answer_first)
-    value = float(parsed is not None and parsed.answer == answer)
-    return Reward(value, {"format": float(parsed is not None), "answer": value})
+def graded(completion: str, right: Callable[[str], bool], *, marked: bool = True) -> Reward:
+    """1 if `right` accepts the completion's answer, else 0; part `format`: it also keeps the format.
+
+    `marked`: an answer after `####` or `answer is` counts too, where there is neither tag nor box.
+    """
+    answer = format.answer(completion, marked=marked)
+    value = float(bool(answer) and right(answer))
+    return Reward(value, {"format": float(format.parse(completion) is not None), "answer": value})

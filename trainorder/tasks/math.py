@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from trainorder.rewards import format
-from trainorder.tasks.base import HASTY, Problem, Reward, content_id, exact
+from trainorder.rewards.answers import same_number
+from trainorder.tasks.base import HASTY, Problem, Reward, content_id, graded
 
 NAMES = ("sam", "ana", "ben", "mia", "leo", "eva", "tom", "zoe")
 THINGS = ("figs", "plums", "coins", "cards", "shells", "pens", "eggs", "books")
@@ -29,10 +30,10 @@ class Math:
     max_operations: int = 3
     stories: float = 0.5
     """Share of problems told as a story; the others are expressions."""
-    answer_first: bool = False
-    """True: the answer must come before the steps. The same problems, the same prompts, a format that excludes the
-    usual one: together with a task without this option, a pair that conflicts by construction."""
-    version: int = field(default=1, init=False)
+    answer: Literal["anywhere", "last", "first"] = "anywhere"
+    """Where the answer must stand: `last` and `first` accept only a completion in the format with the answer behind
+    or before the steps. One task of each, with the same problems, is a pair that conflicts by construction."""
+    version: int = field(default=2, init=False)
     rewarded_by: Literal["verifier", "judge"] = field(default="verifier", init=False)
 
     def __post_init__(self) -> None:
@@ -74,14 +75,24 @@ class Math:
         return " ; ".join(_steps(self._chain(rng, operations=1)) for _ in range(4))
 
     def grade(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[Reward]:
-        """Strict format, exact number."""
+        """1 for the right number, however it is written."""
         return [
-            exact(text, problem.meta["answer"], answer_first=self.answer_first)
+            self._grade(text, problem.meta["answer"])
             for text, problem in zip(completions, problems, strict=True)
         ]
 
+    def _grade(self, completion: str, wanted: str) -> Reward:
+        reward = graded(completion, lambda given: same_number(given, wanted))
+        if self.answer == "anywhere":
+            return reward
+        parsed = format.parse(completion, answer_first=self.answer == "first")
+        right = reward.value if parsed else 0.0
+        return Reward(
+            right, {"format": float(parsed is not None), "answer": reward.parts["answer"]}
+        )
+
     def _render(self, steps: str, answer: int) -> str:
-        return format.render(steps, str(answer), answer_first=self.answer_first)
+        return format.render(steps, str(answer), answer_first=self.answer == "first")
 
     def _chain(self, rng: random.Random, operations: int | None = None) -> Chain:
         count = operations or rng.randint(self.min_operations, self.max_operations)

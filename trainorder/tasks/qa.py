@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple
 
 from trainorder.rewards import format
-from trainorder.tasks.base import HASTY, Problem, Reward, content_id, exact
+from trainorder.rewards.answers import same_text
+from trainorder.tasks.base import HASTY, Problem, Reward, content_id, graded
 
 
 class Country(NamedTuple):
@@ -113,9 +115,9 @@ class Qa:
         )
 
     def grade(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[Reward]:
-        """Strict format, exact answer."""
+        """1 for the right answer and nothing beside it, in any case."""
         return [
-            exact(text, problem.meta["answer"])
+            graded(text, partial(same_text, wanted=problem.meta["answer"], fold_case=True))
             for text, problem in zip(completions, problems, strict=True)
         ]
 
