@@ -139,7 +139,7 @@ def _write_weights(folder: Path, model: str, lengths: str) -> None:
 
 def _mean_length(policy: Policy) -> float:
     """Tokens of an answer on average, of 512."""
-    from trainorder.rollout import TorchEngine
+    from trainorder.rollout.torch_engine import TorchEngine
 
     asked = [policy.encode_prompt(text) for seed in range(4) for text in prompts(seed)]
     done = TorchEngine(policy).generate(
@@ -168,7 +168,7 @@ def _learner(folder: Path, backend_name: str = "local", **settings: Any) -> Any:
     from trainorder.rl.problems import TaskSet
     from trainorder.rl.step import Learner
     from trainorder.rl.trainer import make_backend
-    from trainorder.rollout import TorchEngine
+    from trainorder.rollout.torch_engine import TorchEngine
     from trainorder.tasks.base import Problem
     from trainorder.workers import workers_for
 
@@ -334,7 +334,7 @@ def _sampler_p_value(policy: Policy) -> float:
     """Smallest of 30 seeds' p-values, times 30: first tokens of 2,048 answers against the model's distribution."""
     from scipy.stats import chi2
 
-    from trainorder.rollout import TorchEngine
+    from trainorder.rollout.torch_engine import TorchEngine
 
     prompt = policy.encode_prompt(prompts(0)[0])
     with torch.no_grad():

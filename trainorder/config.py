@@ -310,6 +310,17 @@ class RlConfig(Section):
     """CPU threads of a phase: micro-batches and batches of rollouts of a small Llama side by side, which changes no byte;
     other models use them inside torch's operations. With one each, two phases run side by side on two cores."""
 
+    def pieces(self) -> frozenset[tuple[str, str]]:
+        """(slot, name) of all pieces that these settings name, sampler and curriculum included."""
+        slots: dict[str, list[Piece]] = {"sampler": [self.sampler], "curriculum": [self.curriculum]}
+        slots |= {k: v for k, v in self.method if isinstance(v, list)}
+        return frozenset(
+            (slot, name)
+            for slot, pieces in slots.items()
+            for piece in pieces
+            for name in ([piece] if isinstance(piece, str) else piece)
+        )
+
 
 class RolloutConfig(Section):
     """The engine that samples in RL phases. Evaluation always uses the torch engine."""

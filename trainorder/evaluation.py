@@ -121,7 +121,7 @@ def dev_scorer(tasks: Sequence[str]) -> Callable[[Path], float]:
     config = EvaluationConfig(samples=DEV_SAMPLES)
 
     def score(checkpoint: Path) -> float:
-        from trainorder.rollout import TorchEngine
+        from trainorder.rollout.torch_engine import TorchEngine
 
         policy = Policy.load(checkpoint)
         engine = TorchEngine(policy)
@@ -193,7 +193,7 @@ def answer(
     policy: Policy, exams: Sequence[Exam], config: EvaluationConfig, work: Work = NOTHING
 ) -> list[Answers]:
     """Sampled and greedy answers to every exam, and the entropy on its references."""
-    from trainorder.rollout import TorchEngine
+    from trainorder.rollout.torch_engine import TorchEngine
 
     engine = TorchEngine(policy, workers_for(policy.model, config.threads))
     prompts = [

@@ -1,7 +1,9 @@
 """What a stage's code means: a hash of its import closure without comments, docstrings and formatting.
 
 DVC stages depend on these hashes instead of on source files, so a reworded comment retrains nothing and a changed
-formula always does. Sections of config.py are left out: their values, defaults included, are in plan.yaml.
+formula always does. Identity follows names: of the task kinds, engines, backends and judges, and of the pieces of the RL
+step, a stage's fingerprint covers those that its params name and no others. Sections of config.py are left out: their
+values, defaults included, are in params.json.
 """
 
 from __future__ import annotations
@@ -10,35 +12,57 @@ import ast
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from trainorder import paths
 from trainorder.files import write_text
-from trainorder.tasks import TASKS
+from trainorder.registries import listed
 
 PACKAGES = ("trainorder", "stages")
 LAZY = re.compile(r"(?:trainorder|stages)(?:\.\w+)+:\w+")
-"""An entry of a registry that is imported by name: covered by `tasks` of `Plan.code`, not by the registry's hash."""
+"""An entry of a registry that is imported by name: covered by `Code.targets`, not by the registry's hash."""
+RECORDERS = frozenset({"trainorder.tracking", "trainorder.rl.speed", "stages.warm"})
+"""Modules that log, time or preload what a stage does and decide nothing: no part of any fingerprint."""
 MODULE, FILE = re.compile(r"(?:trainorder|stages)(?:\.\w+)+"), re.compile(r"\w+\.py")
 SKIPPED_FIELDS = {"ctx", "kind", "type_comment", "lineno", "col_offset"}
 
 
-def compute(code: Mapping[str, Mapping[str, Any]], root: Path | None = None) -> dict[str, str]:
-    """Name -> text of its fingerprint, one line `file hash` per file that the stage's module can run.
+@dataclass(frozen=True)
+class Code:
+    """What a stage runs."""
 
-    `code` is `Plan.code()`: a module, and the kinds of tasks that it loads by name.
-    """
+    module: str
+    """The stage's own module."""
+    targets: frozenset[str] = frozenset()
+    """Entries of registries that its params name, as `module:attribute`."""
+    pieces: frozenset[tuple[str, str]] = frozenset()
+    """(slot, name) of the listed pieces that its params name."""
+
+
+def compute(code: Mapping[str, Code], root: Path | None = None) -> dict[str, str]:
+    """Name -> text of its fingerprint, one line `file hash` per file that the stage can run (`Plan.code()` says what)."""
     base = root or Path(__file__).parents[1]
+    reached = cache(partial(closure, base))
     result = {}
     for name, entry in code.items():
-        targets = [TASKS[kind] for kind in entry["tasks"]]
-        modules = [entry["module"], *(target.partition(":")[0] for target in targets)]
-        files = sorted({file for module in modules for file in closure(base, module)})
-        lines = [f"{file} {digest(base / file)}" for file in files]
-        result[name] = "\n".join([*lines, *sorted(targets)]) + "\n"
+        modules = [entry.module, *(target.partition(":")[0] for target in entry.targets)]
+        files = sorted({file for module in modules for file in reached(module)})
+        used = {name for file in files for name in _used(base / file, file, _stamp(base / file))}
+        lines = [
+            f"{file} {digest(base / file, _roots(file, used, entry.pieces))}" for file in files
+        ]
+        result[name] = "\n".join([*lines, *sorted(entry.targets)]) + "\n"
     return result
+
+
+def _roots(file: str, used: set[str], pieces: frozenset[tuple[str, str]]) -> frozenset[str]:
+    """What other files use of a file, and the pieces named in params.yaml as `slot:name`."""
+    module = ".".join(Path(file).with_suffix("").parts)
+    taken = {name.removeprefix(f"{module}.") for name in used if name.startswith(f"{module}.")}
+    return frozenset(taken | {f"{slot}:{name}" for slot, name in pieces})
 
 
 def write(texts: Mapping[str, str], folder: Path = paths.FINGERPRINTS) -> None:
@@ -70,6 +94,8 @@ def _files(root: Path, module: str) -> Iterator[str]:
     if parts[0] not in PACKAGES:
         return
     for end in range(1, len(parts) + 1):
+        if ".".join(parts[:end]) in RECORDERS:
+            return
         stem = Path(*parts[:end])
         for file in (stem.with_suffix(".py"), stem / "__init__.py"):
             if (root / file).is_file():
@@ -98,10 +124,17 @@ def _tree(path: Path, stamp: tuple[int, int]) -> ast.Module:
 
 
 @cache
+def _nodes(path: Path, stamp: tuple[int, int]) -> list[ast.AST]:
+    """Imports, texts and attributes of the file that may be reached when it runs."""
+    kinds = (ast.Import, ast.ImportFrom, ast.Constant, ast.Attribute)
+    return [node for node in _running(_tree(path, stamp)) if isinstance(node, kinds)]
+
+
+@cache
 def _imports(path: Path, file: str, stamp: tuple[int, int]) -> list[str]:
     """Modules that the file may import when it runs, inside functions too; `TYPE_CHECKING` blocks never run."""
     found = []
-    for node in _running(_tree(path, stamp)):
+    for node in _nodes(path, stamp):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -110,6 +143,33 @@ def _imports(path: Path, file: str, stamp: tuple[int, int]) -> list[str]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             found += _named(node.value, file)
     return found
+
+
+@cache
+def _used(path: Path, file: str, stamp: tuple[int, int]) -> frozenset[str]:
+    """Dotted names that the file takes from modules: `from a import b` and `a.b`."""
+    if path.suffix != ".py":
+        return frozenset()
+    known, found = dict[str, str](), set[str]()
+    for node in _nodes(path, stamp):
+        if isinstance(node, ast.Import):
+            known |= {alias.asname or alias.name: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {a.asname or a.name: f"{_origin(node, file)}.{a.name}" for a in node.names}
+            known |= names
+            found |= set(names.values())
+    for node in _nodes(path, stamp):
+        if isinstance(node, ast.Attribute) and (value := _dotted(node.value)) in known:
+            found.add(f"{known[value]}.{node.attr}")
+    return frozenset(found)
+
+
+def _dotted(node: ast.expr) -> str:
+    """`a.b` as text; empty for what is no dotted name."""
+    if isinstance(node, ast.Attribute):
+        value = _dotted(node.value)
+        return value and f"{value}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def _named(text: str, file: str) -> list[str]:
@@ -143,8 +203,13 @@ def _is_for_types(node: ast.AST) -> bool:
     )
 
 
-def digest(path: Path) -> str:
-    """Hash of a file's meaning; of its bytes where it is no Python."""
+def digest(path: Path, roots: frozenset[str]) -> str:
+    """Hash of a file's meaning; of its bytes where it is no Python.
+
+    Of a file that lists pieces, only what `roots` reach: names that others use, and pieces as `slot:name`.
+    """
+    if path.suffix == ".py" and any(listed(tree := _tree(path, _stamp(path)))):
+        return meaning(_reached(tree, roots))
     return _digest(path, _stamp(path))
 
 
@@ -153,6 +218,22 @@ def _digest(path: Path, stamp: tuple[int, int]) -> str:
     if path.suffix != ".py":
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     return meaning(_tree(path, stamp))
+
+
+def _reached(tree: ast.Module, roots: frozenset[str]) -> ast.Module:
+    """The file without the functions and classes that nothing reaches."""
+    pieces = {function.name: f"{slot}:{function.name}" for slot, function in listed(tree)}
+    parts = {i.name: i for i in tree.body if isinstance(i, (ast.FunctionDef, ast.ClassDef))}
+    todo: list[ast.AST] = [item for item in tree.body if item not in parts.values()]
+    todo += [part for name, part in parts.items() if roots & {name, pieces.get(name, name)}]
+    kept = list(todo)
+    while todo:
+        for node in _running(todo.pop()):
+            part = parts.get(node.id) if isinstance(node, ast.Name) else None
+            if part is not None and part not in kept:
+                kept.append(part)
+                todo.append(part)
+    return ast.Module([item for item in tree.body if item in kept], [])
 
 
 def meaning(tree: ast.AST) -> str:

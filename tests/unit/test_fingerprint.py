@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from trainorder import fingerprint
-from trainorder.fingerprint import closure, compute, meaning
+from trainorder.config import parse_params
+from trainorder.fingerprint import Code, closure, compute, meaning
+from trainorder.plan import compile_plan
+from trainorder.reading import read_yaml
+from trainorder.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,7 +110,7 @@ def test_the_closure_follows_lazy_and_relative_imports_and_modules_run_by_name(t
 
 def test_a_changed_file_of_the_closure_changes_exactly_its_line(tmp_path: Path):
     root = world(tmp_path, PROJECT)
-    code = {"rl": {"module": "stages.rl", "tasks": []}}
+    code = {"rl": Code("stages.rl")}
     before = compute(code, root)["rl"].splitlines()
     for name, text in {"trainorder/other.py": "x = 2\n", "trainorder/rl/notes.md": "other"}.items():
         (root / name).write_text(text)
@@ -121,11 +125,119 @@ def test_a_changed_file_of_the_closure_changes_exactly_its_line(tmp_path: Path):
 
 
 def test_a_phase_covers_its_own_tasks_code_and_no_others():
-    code = {name: {"module": "stages.merge", "tasks": [name]} for name in ("math", "qa")}
+    code = {name: Code("stages.merge", frozenset({TASKS[name]})) for name in ("math", "qa")}
     texts = compute(code, ROOT)
     assert "trainorder/tasks/math.py" in texts["math"]
     assert "trainorder/tasks/qa.py" not in texts["math"]
     assert "trainorder.tasks.qa:Qa" in texts["qa"]
+
+
+SMOKE = read_yaml(ROOT / "configs" / "smoke.yaml")
+
+
+def files_of_a_phase(**sections: object) -> set[str]:
+    """Files that the fingerprint of the first structured phase of smoke.yaml covers under these sections."""
+    plan = compile_plan(parse_params({**SMOKE, **sections}))
+    code = plan.code()
+    name = next(n for n, c in code.items() if c.module == "stages.rl" and "creative" not in n)
+    return {line.split()[0] for line in compute({name: code[name]}, ROOT)[name].splitlines()}
+
+
+RL, ROLLOUT = "trainorder/rl", "trainorder/rollout"
+
+
+@pytest.mark.parametrize(
+    ("sections", "covered", "left_out"),
+    [
+        (
+            {},
+            {f"{RL}/backend.py", f"{ROLLOUT}/torch_engine.py"},
+            {f"{RL}/deepspeed_backend.py", f"{ROLLOUT}/vllm_engine.py", "trainorder/tracking.py"},
+        ),
+        (
+            {"rollout": {"backend": "vllm"}},
+            {f"{ROLLOUT}/vllm_engine.py"},
+            {f"{ROLLOUT}/torch_engine.py", f"{ROLLOUT}/decoders.py"},
+        ),
+        (
+            {"training": {"backend": "deepspeed"}},
+            {f"{RL}/deepspeed_backend.py", f"{ROLLOUT}/torch_engine.py"},
+            {f"{ROLLOUT}/vllm_engine.py", f"{RL}/speed.py"},
+        ),
+    ],
+    ids=["plain", "vllm", "deepspeed"],
+)
+def test_a_phase_covers_the_engine_and_backend_that_params_name(
+    sections: dict[str, object], covered: set[str], left_out: set[str]
+):
+    files = files_of_a_phase(**sections)
+    assert covered <= files
+    assert not left_out & files
+
+
+LISTING = """
+from trainorder.rl.registry import advantage, term
+EPS = 1e-6
+def centred(x): return x - x.mean()
+def scale(x): return x / EPS
+@advantage
+def grpo(roll, state): return scale(centred(roll))
+@advantage
+def rloo(roll, state): return centred(roll)
+@term(needs=frozenset())
+def kl(live, roll, state): return shared(live)
+def shared(x): return x
+class Unused: pass
+"""
+
+
+def print_of(tmp_path: Path, text: str, *pieces: tuple[str, str], user: str = "") -> str:
+    files = {
+        "stages/rl.py": f"from trainorder.rl import pieces as _pieces\n{user}\n",
+        "trainorder/rl/pieces.py": text,
+    }
+    return compute({"x": Code("stages.rl", pieces=frozenset(pieces))}, world(tmp_path, files))["x"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "changes_grpo", "changes_kl"),
+    [
+        (("centred(roll)\n@term", "centred(roll) * 2\n@term"), False, False),
+        (("scale(centred(roll))", "scale(roll)"), True, False),
+        (("x / EPS", "x * EPS"), True, False),
+        (("return shared(live)", "return live"), False, True),
+        (("def shared(x): return x", "def shared(x): return -x"), False, True),
+        (("1e-6", "1e-8"), True, True),
+        (("class Unused: pass", "@term\ndef cispo(live, roll, state): return live"), False, False),
+        (("class Unused: pass", "class Unused: x = 1"), False, False),
+        (("def centred", "# why\ndef centred"), False, False),
+    ],
+)
+def test_a_phase_covers_the_pieces_it_names_and_what_they_call(
+    tmp_path: Path, edit: tuple[str, str], changes_grpo: bool, changes_kl: bool
+):
+    assert LISTING.count(edit[0]) == 1
+    edited = LISTING.replace(*edit)
+    grpo, kl = ("advantage", "grpo"), ("terms", "kl")
+    for piece, changes in ((grpo, changes_grpo), (kl, changes_kl)):
+        before, after = (print_of(tmp_path, text, piece) for text in (LISTING, edited))
+        assert (before != after) == changes
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        "_pieces.rloo(1, 2)",
+        "from trainorder.rl.pieces import rloo as r",
+        "import trainorder.rl.pieces\ntrainorder.rl.pieces.rloo",
+    ],
+)
+def test_a_piece_that_other_code_calls_is_covered_though_no_params_name_it(
+    tmp_path: Path, user: str
+):
+    edited = LISTING.replace("centred(roll)\n@term", "centred(roll) * 2\n@term")
+    before, after = (print_of(tmp_path, text, user=user) for text in (LISTING, edited))
+    assert before != after
 
 
 def test_the_worker_of_the_sandbox_is_covered():
@@ -144,8 +256,8 @@ def test_write_touches_only_what_changed_and_removes_what_left(tmp_path: Path):
 
 def test_needs_neither_torch_nor_any_of_the_stages():
     script = (
-        "import sys; from trainorder.fingerprint import compute;"
-        "compute({'rl': {'module': 'stages.build_data', 'tasks': ['math']}});"
+        "import sys; from trainorder.fingerprint import Code, compute;"
+        "compute({'rl': Code('stages.build_data', frozenset({'trainorder.tasks.math:Math'}))});"
         "print([m for m in ('torch', 'transformers', 'pandas', 'stages') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -13,8 +13,9 @@ from trainorder.llama import kernels_for
 from trainorder.llama.decoder import LlamaDecoder
 from trainorder.policy import Policy, import_transformers
 from trainorder.reading import ParamsError
-from trainorder.rollout import Completions, TorchEngine, make_engine
+from trainorder.rollout import Completions, make_engine
 from trainorder.rollout.decoders import HfDecoder, PrefixDecoder, make_decoder
+from trainorder.rollout.torch_engine import TorchEngine
 from trainorder.workers import Workers
 
 WORDS = {f" {a}{b}" for a in "abcdefgh" for b in "abcd"}
@@ -340,6 +341,7 @@ def test_impossible_requests_are_refused(policy: Policy, options: dict[str, Any]
 def test_engines_are_made_by_name(policy: Policy):
     assert make_engine("torch", policy) == TorchEngine(policy)
     with pytest.raises(
-        ParamsError, match=r"no engine 'trch'; there are torch, vllm \(did you mean 'torch'\?\)"
+        ParamsError,
+        match=r"rollout.backend: no entry 'trch'; there are torch, vllm \(did you mean 'torch'\?\)",
     ):
         make_engine("trch", policy)

@@ -24,22 +24,12 @@ from trainorder.config import (
 )
 from trainorder.plan.orders import listed_orders, single_phases
 from trainorder.reading import ParamsError, did_you_mean
+from trainorder.registries import SLOT_OF, listed
 from trainorder.tasks import make_task
 
 SOURCES = [
     Path(__file__).parents[1] / "rl" / f"{name}.py" for name in ("pieces", "samplers", "curricula")
 ]
-SLOT_OF = {
-    "reward": "reward",
-    "edit": "edit",
-    "advantage": "advantage",
-    "weight": "weight",
-    "metric": "metric",
-    "term": "terms",
-    "sampler": "sampler",
-    "curriculum": "curriculum",
-}
-"""Decorator of a function in SOURCES -> key of `rl.method:`, or of `rl:` itself."""
 MAX_PERMUTED = 5
 """Phases of `{all: [...]}`: one more would be 720 orders."""
 WITH_COEF = ("reward", "terms")
@@ -355,16 +345,10 @@ def _check_piece(where: str, slot: str, piece: Piece) -> None:
 def pieces() -> dict[str, dict[str, dict[str, Any]]]:
     """Slot -> piece -> option -> its type, read from the source: importing it would import torch."""
     found: dict[str, dict[str, dict[str, Any]]] = {slot: {} for slot in SLOT_OF.values()}
-    functions = [i for file in SOURCES for i in ast.parse(file.read_text(encoding="utf-8")).body]
-    for item in functions:
-        if not isinstance(item, ast.FunctionDef):
-            continue
-        for decorator in item.decorator_list:
-            called = decorator.func if isinstance(decorator, ast.Call) else decorator
-            slot = SLOT_OF.get(called.id) if isinstance(called, ast.Name) else None
-            if slot:
-                options = {a.arg: _type(a.annotation) for a in item.args.kwonlyargs}
-                found[slot][item.name] = options | ({"coef": float} if slot in WITH_COEF else {})
+    for file in SOURCES:
+        for slot, function in listed(ast.parse(file.read_text(encoding="utf-8"))):
+            options = {a.arg: _type(a.annotation) for a in function.args.kwonlyargs}
+            found[slot][function.name] = options | ({"coef": float} if slot in WITH_COEF else {})
     return found
 
 

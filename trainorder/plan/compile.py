@@ -13,9 +13,11 @@ from typing import Any, Literal
 from trainorder import fingerprint, paths
 from trainorder.config import DEFAULT, Params, load_params
 from trainorder.files import write_text
+from trainorder.fingerprint import Code
 from trainorder.plan.orders import Resolved, order_phases, single_phases, usable
 from trainorder.reading import ParamsError, read_yaml
-from trainorder.tasks import make_task
+from trainorder.registries import BACKENDS, ENGINES
+from trainorder.tasks import TASKS, make_task
 
 Kind = Literal["base", "structured", "creative", "mixed", "merge"]
 
@@ -194,30 +196,34 @@ class Plan:
             for name, task in tasks.items()
         }
 
-    def code(self) -> dict[str, dict[str, Any]]:
-        """Fingerprint -> the stage module it covers, and the kinds of tasks that this module loads by name."""
-        tasks = self.params.tasks
-        loads = {
-            "build_data": list(tasks),
-            "sft_warmup": list(self.params.sft.gate),
-            "train_judge": [self.params.judge.task],
-            "merge": list(tasks),
-            "evaluate": list(tasks),
+    def code(self) -> dict[str, Code]:
+        """Fingerprint -> the stage module it covers, and what this module loads by name."""
+        params = self.params
+        tasks = {
+            "build_data": list(params.tasks),
+            "sft_warmup": list(params.sft.gate),
+            "train_judge": [params.judge.task],
+            "merge": list(params.tasks),
+            "evaluate": list(params.tasks),
             "measure_bwt": [],
             "report": [],
         }
-        modules = {name: f"stages.{name}" for name in loads}
-        for variant in self.params.variant_names():
-            for name, phase in self.params.variant(variant).phases.items():
-                loads[phase_code(name, variant)] = list(phase.tasks)
-                modules[phase_code(name, variant)] = "stages.rl"
-        return {
-            name: {
-                "module": modules[name],
-                "tasks": sorted({tasks[t].kind or t for t in loads[name]}),
-            }
-            for name in modules
+        found = {
+            stage: Code(f"stages.{stage}", self._kinds(names)) for stage, names in tasks.items()
         }
+        for variant in params.variant_names():
+            changed = params.variant(variant)
+            for name, phase in changed.phases.items():
+                backends = {ENGINES[params.rollout.backend], BACKENDS[params.training.backend]}
+                found[phase_code(name, variant)] = Code(
+                    "stages.rl",
+                    self._kinds(phase.tasks) | backends,
+                    changed.phase_rl(name).pieces(),
+                )
+        return found
+
+    def _kinds(self, tasks: Iterable[str]) -> frozenset[str]:
+        return frozenset(TASKS[self.params.tasks[task].kind or task] for task in tasks)
 
     def _entry(self, node: Node) -> dict[str, Any]:
         if node.kind == "base":

@@ -31,6 +31,11 @@ class Backend(Protocol):
     world: int
     optimizer: Any
 
+    @staticmethod
+    def join(device: str) -> None:
+        """Meet the other ranks; before the model is loaded."""
+        ...
+
     def deal(self, roll: Roll, budget: int) -> list[list[int]]:
         """This rank's micro-batches, rows of `roll`; all ranks get equally many, [] where one has nothing to do."""
         ...
@@ -82,6 +87,10 @@ class LocalBackend:
     """One process and plain torch."""
 
     rank, world = 0, 1
+
+    @staticmethod
+    def join(device: str) -> None:
+        """See Backend."""
 
     def __init__(self, model: Any, config: RlConfig, training: TrainingConfig) -> None:
         self.model, self.config, self.training = model, config, training

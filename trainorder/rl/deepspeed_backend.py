@@ -37,6 +37,11 @@ STATE = ("exp_avg", "exp_avg_sq")
 class DeepSpeedBackend:
     """ZeRO 1, 2 or 3; one object per rank. The process group must be there (`join`)."""
 
+    @staticmethod
+    def join(device: str) -> None:
+        """See Backend."""
+        join(device)
+
     def __init__(self, model: Any, config: RlConfig, training: TrainingConfig) -> None:
         deepspeed = _deepspeed()
         self.model, self.config, self.training = model, config, training

@@ -18,9 +18,10 @@ from trainorder.policy import Policy
 from trainorder.prefix import recomputing_alike
 from trainorder.process import fail_point
 from trainorder.reading import ParamsError
+from trainorder.registries import BACKENDS, load
 from trainorder.resume import NOTHING, Work
 from trainorder.rl.adapters import add_adapters, copy_weights
-from trainorder.rl.backend import Backend, LocalBackend
+from trainorder.rl.backend import Backend
 from trainorder.rl.forward import check_forward
 from trainorder.rl.guard import watch
 from trainorder.rl.method import Method
@@ -143,10 +144,7 @@ def make_learner(
         )
     task_set = TaskSet.load(phase.tasks, Scheduler.from_config(rl))
     device = device_of(training.device)
-    if training.backend == "deepspeed":
-        from trainorder.rl.deepspeed_backend import join
-
-        join(device)
+    load(BACKENDS, training.backend, "training.backend").join(device)
     policy = Policy.load(parent)
     policy.model.eval()  # no dropout: the policy that samples is the policy that is trained
     move: Any = policy.model.to
@@ -194,11 +192,7 @@ def make_learner(
 
 def make_backend(model: Any, rl: RlConfig, training: TrainingConfig) -> Backend:
     """What computes the updates of `model`."""
-    if training.backend == "local":
-        return LocalBackend(model, rl, training)
-    from trainorder.rl.deepspeed_backend import DeepSpeedBackend
-
-    return DeepSpeedBackend(model, rl, training)
+    return load(BACKENDS, training.backend, "training.backend")(model, rl, training)
 
 
 def save(learner: Learner, out: Path) -> None:

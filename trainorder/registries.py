@@ -1,0 +1,67 @@
+"""What params.yaml names: engines, backends and judges as `module:attribute`, and the listed pieces of the RL step.
+
+Imports nothing heavy. An entry is text, so that loading one variant imports no other, and a fingerprint covers the code of
+the variants that a stage names and of no others. Task kinds are listed the same way in trainorder/tasks/__init__.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from trainorder.reading import ParamsError, did_you_mean
+
+ENGINES: dict[str, str] = {
+    "torch": "trainorder.rollout.torch_engine:TorchEngine",
+    "vllm": "trainorder.rollout.vllm_engine:VllmEngine",
+}
+"""`rollout.backend` -> what samples, called with the policy."""
+
+BACKENDS: dict[str, str] = {
+    "local": "trainorder.rl.backend:LocalBackend",
+    "deepspeed": "trainorder.rl.deepspeed_backend:DeepSpeedBackend",
+}
+"""`training.backend` -> what computes updates, called with model, `rl` and `training`."""
+
+SLOT_OF = {
+    "reward": "reward",
+    "edit": "edit",
+    "advantage": "advantage",
+    "weight": "weight",
+    "metric": "metric",
+    "term": "terms",
+    "sampler": "sampler",
+    "curriculum": "curriculum",
+}
+"""Decorator that lists a piece -> key of `rl.method:`, or of `rl:` itself."""
+
+
+def load(registry: Mapping[str, str], name: str, where: str) -> Any:
+    """Import the entry `name`; `where` is the key of params.yaml that an error blames.
+
+    Raises:
+        ParamsError: there is no such entry.
+    """
+    if name not in registry:
+        known = sorted(registry)
+        raise ParamsError(
+            f"{where}: no entry {name!r}; there are {', '.join(known)}{did_you_mean(name, known)}"
+        )
+    module, _, attribute = registry[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def listed(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
+    r"""The pieces that a source file lists, as (slot, function); read from the source, as importing it would import torch.
+
+    >>> [(slot, f.name) for slot, f in listed(ast.parse("@term(needs=x)\ndef kl(): ...\ndef helper(): ..."))]
+    [('terms', 'kl')]
+    """
+    for item in tree.body:
+        if isinstance(item, ast.FunctionDef):
+            for decorator in item.decorator_list:
+                called = decorator.func if isinstance(decorator, ast.Call) else decorator
+                if isinstance(called, ast.Name) and called.id in SLOT_OF:
+                    yield SLOT_OF[called.id], item
