@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from trainorder.reading import (
+    MAX_NODES,
     MAX_PARAMS,
     ParamsError,
     check_plain,
@@ -55,7 +56,20 @@ def _check_name(name: Any) -> str:
 Name = Annotated[str, BeforeValidator(_check_name)]
 """Names become file names and DVC stage names, where other characters break every dvc command."""
 
-Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(ge=1e-6, le=1e6)]
+"""A weight or a factor."""
+Rate = Annotated[float, Field(ge=1e-12, le=10)]
+"""A learning rate."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[list[Beta], Field(min_length=2, max_length=2)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""As numpy takes them."""
+Steps = Annotated[int, Field(ge=1, le=10_000_000)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+"""Problems, prompts, resamples: what is held in memory or written to one file."""
+Batch = Annotated[int, Field(ge=1, le=65_536)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
 
 Piece = str | dict[str, dict[str, Any]]
 """A piece of the RL step: `grpo`, or with options `{clipped_surrogate: {clip_high: 0.28}}`."""
@@ -70,15 +84,15 @@ class PolicyConfig(Section):
 
     path: str | None = None
     """Folder or hub name of a causal LM to start from; null builds a tiny Llama from scratch with the sizes below."""
-    hidden_size: int = Field(default=64, ge=8)
+    hidden_size: int = Field(default=64, ge=8, le=65_536)
     """Width of the tiny model."""
-    num_layers: int = Field(default=3, ge=1)
+    num_layers: int = Field(default=3, ge=1, le=1000)
     """Layers of the tiny model."""
-    num_heads: int = Field(default=2, ge=1)
+    num_heads: int = Field(default=2, ge=1, le=1024)
     """Attention heads of the tiny model; divides hidden_size."""
-    mlp_size: int = Field(default=192, ge=8)
+    mlp_size: int = Field(default=192, ge=8, le=262_144)
     """Inner width of the tiny model's SwiGLU."""
-    max_positions: int = Field(default=192, ge=16)
+    max_positions: int = Field(default=192, ge=16, le=1 << 20)
     """Longest prompt plus completion the tiny model can see, tokens."""
     trust_remote_code: bool = False
     """True: run Python code that a model brings along (`auto_map` in its config.json). Recorded in the manifest."""
@@ -91,24 +105,24 @@ class TaskConfig(Section):
     """Entry of trainorder/tasks/__init__.py::TASKS; null means the key itself. Two tasks may share a kind."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of that kind, the fields of its class (number range, distractors, ...)."""
-    train: int = Field(default=3000, ge=1)
+    train: Count = 3000
     """Training problems. Generators of small worlds may hold fewer; the build then fails and says how many exist."""
-    dev: int = Field(default=256, ge=1)
+    dev: Count = 256
     """Problems that choose the order."""
-    test: int = Field(default=256, ge=1)
+    test: Count = 256
     """Problems that are only reported."""
-    max_new_tokens: int = Field(default=48, ge=1)
+    max_new_tokens: int = Field(default=48, ge=1, le=1 << 17)
     """Tokens an answer may have, in training and in evaluation."""
-    demonstrations: int = Field(default=4000, ge=0)
+    demonstrations: int = Field(default=4000, ge=0, le=10_000_000)
     """Noisy demonstrations written for the SFT warm-up; 0 leaves the task out of it."""
-    drills: int = Field(default=0, ge=0)
+    drills: int = Field(default=0, ge=0, le=10_000_000)
     """Clean textbook lines written for the SFT warm-up; 0 where the task offers none."""
 
 
 class DataConfig(Section):
     """What build_data does beside the tasks' own numbers."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of all problems and demonstrations; the same for every training seed, so that all seeds meet one test set."""
 
 
@@ -117,41 +131,41 @@ class SftConfig(Section):
 
     changes_nothing = frozenset({"threads"})
 
-    steps: int = Field(default=750, ge=1)
+    steps: Steps = 750
     """Updates before the gate is asked for the first time; the learning rate decays over these."""
-    extension: int = Field(default=200, ge=1)
+    extension: Steps = 200
     """Further updates, with a new decay, each time the gate is not met."""
-    extension_lr_fraction: float = Field(default=0.3, gt=0, le=1)
+    extension_lr_fraction: float = Field(default=0.3, ge=1e-6, le=1)
     """Extensions begin at this share of the peak learning rates: the full rate would undo what is learned."""
-    max_steps: int = Field(default=1750, ge=1)
+    max_steps: Steps = 1750
     """Updates after which a gate that is still shut stops the run with an error."""
-    gate: dict[Name, float] = Field(default_factory=dict)
+    gate: dict[Name, Share] = Field(default_factory=dict)
     """Greedy dev accuracy each named task must reach: RL on a skill the base lacks destroys it. Empty: no gate."""
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: Batch = 64
     """Demonstrations per update."""
-    drill_batch_size: int = Field(default=45, ge=0)
+    drill_batch_size: int = Field(default=45, ge=0, le=65_536)
     """Drill lines per update."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon: Muon for the weight matrices of the layers, AdamW for the rest; half the steps when training from scratch."""
-    lr: float = Field(default=1.5e-2, gt=0)
+    lr: Rate = 1.5e-2
     """Peak learning rate of AdamW."""
-    muon_lr: float = Field(default=2e-2, gt=0)
+    muon_lr: Rate = 2e-2
     """Peak learning rate of Muon; it follows the same schedule. Unused by adamw."""
-    final_lr_fraction: float = Field(default=0.05, ge=0, le=1)
+    final_lr_fraction: Share = 0.05
     """The cosine decay ends at this share of lr."""
-    warmup_steps: int = Field(default=20, ge=0)
+    warmup_steps: int = Field(default=20, ge=0, le=10_000_000)
     """Updates of linear warm-up."""
-    betas: list[float] = Field(default=[0.9, 0.98], min_length=2, max_length=2)
+    betas: Betas = Field(default=[0.9, 0.98])
     """AdamW betas."""
-    weight_decay: float = Field(default=0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0, le=10)
     """AdamW weight decay."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_grad_norm: Positive = 1.0
     """Gradient norm bound."""
     prompt_weight: float = Field(default=0.1, ge=0, le=1)
     """Weight of prompt tokens in the loss, against 1 for the completion."""
-    micro_batches: int = Field(default=4, ge=1)
+    micro_batches: Batch = 4
     """Parts of a batch, by length; more of them take less memory. Part of the result (rounding), unlike threads."""
-    threads: int = Field(default=2, ge=1)
+    threads: Threads = 2
     """Micro-batches computed side by side; changes the time, never the checkpoint."""
 
 
@@ -164,7 +178,7 @@ class EndpointConfig(Section):
     """Model name the endpoint knows."""
     api_key_env: str | None = Field(default=None, pattern=r"^[A-Z][A-Z0-9_]{0,63}$")
     """NAME of the environment variable that holds the key, e.g. OPENAI_API_KEY; null for an endpoint without one."""
-    timeout_seconds: float = Field(default=60.0, gt=0, le=3600)
+    timeout_seconds: float = Field(default=60.0, ge=0.01, le=3600)
     """Of one request."""
     retries: int = Field(default=5, ge=0, le=100)
     """Repetitions of a request that met an error of the server, with growing pauses."""
@@ -172,7 +186,7 @@ class EndpointConfig(Section):
     """How long to wait for an endpoint that is away or says "too many requests"; then the stage stops, resumable."""
     concurrency: int = Field(default=8, ge=1, le=256)
     """Requests at the same time."""
-    requests_per_minute: float | None = Field(default=None, gt=0)
+    requests_per_minute: float | None = Field(default=None, ge=0.01, le=1e6)
     """Upper bound; null for none."""
     max_tokens: int = Field(default=8, ge=1, le=4096)
     """Of a reply; it is one word."""
@@ -189,29 +203,29 @@ class JudgeConfig(Section):
     """Used by the backend `endpoint` only."""
     task: Name = "creative"
     """The task whose answers are compared."""
-    prompts: int = Field(default=600, ge=1)
+    prompts: Count = 600
     """Prompts whose answers are compared, per judge; no prompt serves both judges."""
-    answers: int = Field(default=4, ge=2)
+    answers: int = Field(default=4, ge=2, le=64)
     """Answers per prompt; the annotator compares all of them with one another: 4 answers, 6 comparisons."""
-    heldout_prompts: int = Field(default=150, ge=1)
+    heldout_prompts: Count = 150
     """Further prompts per judge, on which its agreement with the annotator is measured."""
     corrupted: float = Field(default=0.30, ge=0, le=1)
     """Share of answers that are damaged samples (stutter, cut, words swapped): what RL finds if nobody forbids it."""
     flat: float = Field(default=0.15, ge=0, le=1)
     """Share of answers with all words equally likely: a judge knows only words it has seen."""
-    annotator_sharpness: float = Field(default=12.0, gt=0)
+    annotator_sharpness: Positive = 12.0
     """P(annotator prefers a to b) = sigmoid(sharpness * (taste(a) - taste(b)))."""
-    epochs: int = Field(default=4, ge=1)
+    epochs: int = Field(default=4, ge=1, le=10_000)
     """Passes over the pairs."""
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: Batch = 16
     """Prompts per update, with all their comparisons."""
-    lr: float = Field(default=2e-3, gt=0)
+    lr: Rate = 2e-3
     """Peak learning rate, decayed linearly to zero."""
-    weight_decay: float = Field(default=0.05, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0, le=10)
     """AdamW weight decay."""
     min_agreement: float = Field(default=0.70, ge=0.5, le=1)
     """Held-out agreement with the annotator below which the stage fails: a bad judge ruins creative RL."""
-    threads: int = Field(default=2, ge=1)
+    threads: Threads = 2
     """Judges trained side by side, one CPU thread each; changes the time, never the result."""
 
 
@@ -220,7 +234,7 @@ class GradingConfig(Section):
 
     isolation: IsolationLevel = "filtered"
     """Least isolation of model-written programs: process, filtered or namespaces; a machine that offers less is refused."""
-    seconds: float = Field(default=30.0, gt=0, le=3600)
+    seconds: float = Field(default=30.0, ge=0.01, le=3600)
     """Clock time a verifier may take for one answer; after that the answer has no grade."""
     max_unscored: float = Field(default=0.2, ge=0, le=1)
     """Share of a task's newest 256 answers that may have no grade (verifier or judge); above it the stage stops."""
@@ -254,15 +268,15 @@ class AlarmConfig(Section):
 
     entropy_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Mean entropy below this share of the phase's start: the policy collapses onto few answers."""
-    kl: float = Field(default=0.5, gt=0)
+    kl: float = Field(default=0.5, gt=0, le=1e9)
     """KL(sampler || trainer) per token above this: the rollouts are no longer the policy's own."""
-    length_factor: float = Field(default=3.0, gt=1)
+    length_factor: float = Field(default=3.0, gt=1, le=1e9)
     """Mean length above this multiple of the phase's start, or below its inverse."""
     unscored: float = Field(default=0.25, ge=0, le=1)
     """Share of rollouts that could not be graded above this."""
-    grad_norm: float = Field(default=100.0, gt=0)
+    grad_norm: float = Field(default=100.0, gt=0, le=1e9)
     """Gradient norm before clipping above this."""
-    patience: int = Field(default=3, ge=1)
+    patience: Steps = 3
     """Steps in a row beyond a bound before its alarm sounds."""
 
 
@@ -271,25 +285,25 @@ class RlConfig(Section):
 
     changes_nothing = frozenset({"alarms", "threads"})
 
-    prompts_per_step: int = Field(default=16, ge=1)
+    prompts_per_step: Batch = 16
     """Prompts of one step."""
-    group_size: int = Field(default=8, ge=2)
+    group_size: int = Field(default=8, ge=2, le=4096)
     """Rollouts per prompt. A lone rollout is its own baseline: zero advantage, nothing learned."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=0.01, le=100)
     """Sampling temperature."""
-    lr: float = Field(default=3e-4, gt=0)
+    lr: Rate = 3e-4
     """Learning rate after warm-up, constant (AdamW, fresh in every phase)."""
-    warmup_steps: int = Field(default=5, ge=0)
+    warmup_steps: int = Field(default=5, ge=0, le=10_000_000)
     """Updates of linear warm-up at the start of every phase."""
-    betas: list[float] = Field(default=[0.9, 0.95], min_length=2, max_length=2)
+    betas: Betas = Field(default=[0.9, 0.95])
     """AdamW betas."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=10)
     """AdamW weight decay."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_grad_norm: Positive = 1.0
     """Gradient norm bound."""
-    updates_per_batch: int = Field(default=1, ge=1)
+    updates_per_batch: Batch = 1
     """Optimiser updates on each step's rollouts; above 1 the batch is split by prompt and ratios leave 1."""
-    micro_batch_tokens: int = Field(default=2048, ge=64)
+    micro_batch_tokens: int = Field(default=2048, ge=64, le=1 << 24)
     """Tokens per forward, twice as many with padding; bounds memory, never changes the result beyond rounding."""
     method: MethodConfig = Field(default_factory=MethodConfig)
     """The pieces of the step."""
@@ -303,10 +317,10 @@ class RlConfig(Section):
     """After an update whose loss, gradient or log-probabilities are not finite was refused: stop the phase, or go on without it."""
     alarms: AlarmConfig = Field(default_factory=AlarmConfig)
     """Bounds of the alarms; a changed bound retrains nothing and holds from the next training on."""
-    task_lr: dict[Name, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    task_lr: dict[Name, Positive] = Field(default_factory=dict)
     """Task -> factor on lr, 1 where not named. An update on one task's rows takes it as it is; one on rows of several
     tasks multiplies each task's share of the loss, which AdamW feels as a weight among tasks, not as a step size."""
-    threads: int = Field(default=1, ge=1)
+    threads: Threads = 1
     """CPU threads of a phase: micro-batches and batches of rollouts of a small Llama side by side, which changes no byte;
     other models use them inside torch's operations. With one each, two phases run side by side on two cores."""
 
@@ -329,11 +343,11 @@ class RolloutConfig(Section):
     """torch: in this process with the live weights. vllm: in this process too, weights pushed after every update."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision vLLM computes in; auto is training.dtype. The torch engine samples in fp32."""
-    max_model_len: int | None = Field(default=None, ge=16)
+    max_model_len: int | None = Field(default=None, ge=16, le=1 << 20)
     """Longest prompt plus answer vLLM makes room for, tokens; null takes the model's own limit."""
-    gpu_memory_share: float = Field(default=0.4, gt=0, lt=1)
+    gpu_memory_share: float = Field(default=0.4, ge=0.01, lt=1)
     """Share of a GPU's memory for vLLM's weights and cache; the trainer needs the rest. Changes no result."""
-    cpu_cache_gib: int = Field(default=1, ge=1)
+    cpu_cache_gib: int = Field(default=1, ge=1, le=16_384)
     """Memory for vLLM's key/value cache where it runs on the CPU. Changes no result."""
 
     def results(self) -> dict[str, Any]:
@@ -346,9 +360,9 @@ class RolloutConfig(Section):
 class LoraConfig(Section):
     """Low-rank adapters (arXiv:2106.09685, by peft) in place of full weights; saved merged into the weights."""
 
-    rank: int = Field(default=16, ge=1)
+    rank: Batch = 16
     """Rank of the adapters."""
-    alpha: float = Field(default=32.0, gt=0)
+    alpha: Positive = 32.0
     """Their output is multiplied by alpha / rank."""
     target: list[str] | Literal["all-linear"] = "all-linear"
     """Module names that get an adapter, e.g. [q_proj, v_proj]; all-linear takes every linear layer but the head."""
@@ -359,7 +373,7 @@ class TrainingConfig(Section):
 
     backend: Literal["local", "deepspeed"] = "local"
     """local: one process, plain torch. deepspeed: ZeRO over several ranks, started by the stage."""
-    ranks: int = Field(default=1, ge=1)
+    ranks: Threads = 1
     """Processes of the deepspeed backend on this machine, one per GPU; with a hostfile its slots count instead."""
     zero_stage: Literal[1, 2, 3] = 2
     """What ZeRO splits over the ranks: 1 optimiser state, 2 gradients too, 3 weights too (arXiv:1910.02054)."""
@@ -386,9 +400,9 @@ class PhaseConfig(Section):
 
     kind: Literal["structured", "creative", "mixed"]
     """structured: all tasks have verifiers; creative: all are judged; mixed: any."""
-    tasks: dict[Name, float] = Field(min_length=1)
+    tasks: dict[Name, Positive] = Field(min_length=1)
     """Task -> weight; each step's prompts are split in proportion."""
-    steps: int = Field(ge=1)
+    steps: Steps
     """RL steps."""
     rl: dict[str, Any] = Field(default_factory=dict)
     """Overrides of the `rl` section for this phase, e.g. `{lr: 1.5e-4}`; nested sections merge key by key."""
@@ -397,9 +411,9 @@ class PhaseConfig(Section):
 class PhaseOverride(Section):
     """What a variant changes in one phase."""
 
-    steps: int | None = Field(default=None, ge=1)
+    steps: Steps | None = None
     """Another number of steps; null keeps the phase's own."""
-    tasks: dict[Name, float] | None = Field(default=None, min_length=1)
+    tasks: dict[Name, Positive] | None = Field(default=None, min_length=1)
     """Other tasks and weights, in place of the phase's own; null keeps them."""
     rl: dict[str, Any] = Field(default_factory=dict)
     """Overrides on top of the phase's own `rl`."""
@@ -422,11 +436,11 @@ class MergeConfig(Section):
     method: Literal["average", "task_arithmetic", "ties", "dare", "dare_ties"]
     """average of weights; base + scale * sum of deltas; TIES (arXiv 2306.01708); DARE (arXiv 2311.03099); DARE's random
     deltas merged by TIES' elected signs."""
-    density: float = Field(default=1.0, gt=0, le=1)
+    density: float = Field(default=1.0, ge=1e-6, le=1)
     """Share of each delta's entries kept by TIES (largest) and DARE (random)."""
-    scale: Positive | Annotated[list[Positive], Field(min_length=1)] = 1.0
+    scale: Positive | Annotated[list[Positive], Field(min_length=1, max_length=100)] = 1.0
     """Factor on the merged delta; average ignores it. Of a list, the one with the best mean dev score is kept."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of DARE's random mask."""
 
 
@@ -435,31 +449,31 @@ class EvaluationConfig(Section):
 
     changes_nothing = frozenset({"threads"})
 
-    samples: int = Field(default=4, ge=1)
+    samples: int = Field(default=4, ge=1, le=1024)
     """Answers sampled per problem at temperature 1; their mean is the main score, pass@k uses all."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Sampling seed; the same numbers for every checkpoint, so that differences are paired."""
-    threads: int = Field(default=1, ge=1)
+    threads: Threads = 1
     """CPU threads, as in `rl.threads`."""
 
 
 class MeasureConfig(Section):
     """Statistics of the comparison."""
 
-    bootstrap: int = Field(default=2000, ge=100)
+    bootstrap: int = Field(default=2000, ge=100, le=100_000)
     """Resamples of seeds and prompts behind every interval."""
-    level: float = Field(default=0.95, gt=0.5, lt=1)
+    level: float = Field(default=0.95, gt=0.5, le=0.9999)
     """Coverage of the intervals."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of the resampling."""
 
 
 class FlowConfig(Section):
     """How the Prefect flow runs the plan; changes speed, never results."""
 
-    workers: int = Field(default=2, ge=1)
+    workers: Threads = 2
     """Nodes trained at the same time; workers x threads should not exceed the cores."""
-    checkpoint_seconds: float = Field(default=60.0, ge=0)
+    checkpoint_seconds: float = Field(default=60.0, ge=0, le=86_400)
     """Seconds of work between two step checkpoints of a stage: what a kill or a crash can cost. 0: after every step."""
 
 
@@ -506,7 +520,7 @@ class Params(Section):
     """Merge name -> how to merge."""
     variants: dict[Name, VariantConfig] = Field(default_factory=dict)
     """Variant name -> overrides; every order, single and merge is also trained under each. Comparisons stay within one."""
-    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
     """Training seeds. Each has its own SFT warm-up, so replicates never share a checkpoint."""
     allow_unequal_budgets: bool = False
     """True: compare orders although they differ in steps or prompts."""
@@ -576,7 +590,7 @@ def load_params(path: Path | str | None = None) -> Params:
         ParamsError: the file is missing, is not YAML, or holds an unknown key or a bad value.
     """
     file = params_file() if path is None else Path(path)
-    return parse_params(read_yaml(file, MAX_PARAMS), source=str(file))
+    return parse_params(read_yaml(file, MAX_PARAMS, MAX_NODES), source=str(file))
 
 
 def remote_code_allowed() -> bool:

@@ -1,4 +1,4 @@
-"""Reads what a user wrote in YAML, and refuses what no such file needs before anything expands, compares or prints it.
+"""Reads what a user wrote, and refuses what no such file needs before anything expands, compares or prints it.
 
 Bombs, absurd numbers, control characters and secrets; what the keys mean is `config.py`'s.
 """
@@ -6,89 +6,260 @@ Bombs, absurd numbers, control characters and secrets; what the keys mean is `co
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
+import stat
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from trainorder.redact import NO_SECRETS, SECRET_KEY, is_secret, redact
+
+T = TypeVar("T")
+
 MAX_YAML = 64 << 20
-"""Bytes of a YAML file."""
+"""Bytes of a YAML or JSON file."""
+MAX_VALUES = 2_000_000
+"""Values of a YAML file, those behind an alias counted as often as it is used."""
 MAX_PARAMS = 256 << 10
 """Bytes of params.yaml."""
 MAX_NODES, MAX_DEPTH, MAX_TEXT, MAX_NUMBER = 20_000, 20, 4096, 10**12
 """Values, levels, characters of a text and size of an integer in params.yaml."""
-SECRET = re.compile(
-    r"\b(sk-|rk-|pk-|hf_|ghp_|gho_|ghs_|github_pat_|glpat-|xox[abp]-|AIza|AKIA|gsk_|dckr_pat_|nvapi-)[\w-]{12,}"
-    r"|\beyJ[\w-]{10,}\.[\w-]{10,}|-----BEGIN|^Bearer\s|://[^/\s:@]*:[^/\s@]+@"
-)
-"""What API keys, tokens, private keys and addresses with a password look like."""
-SECRET_KEY = re.compile(
-    r"(api_?key|secret|password|passwd|credential|access_?token|auth_?token)", re.IGNORECASE
-)
-NO_SECRETS = (
-    "this looks like a secret, and params are copied into manifests, MLflow and reports; put it into an environment "
-    "variable and name that (judge.endpoint.api_key_env). Its value is not repeated here"
-)
 
 
 class ParamsError(ValueError):
     """params.yaml asks for something impossible; the text names the key, what is allowed and what to do."""
 
 
-def read_yaml(path: Path, most: int = MAX_YAML) -> Any:
-    """YAML 1.2 as DVC reads it (`3e-4` is a number, a repeated key is an error), of at most `most` bytes."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
+def found_at(path: Path | str) -> Literal["file", "folder", "other", ""]:
+    """What lies at a path that a user named; empty where nothing does.
 
-    if not path.is_file():
+    Raises:
+        ParamsError: the system cannot say: too long a name, a loop of links, no permission.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except (OSError, ValueError) as error:
+        raise ParamsError(f"{shown(str(path))} cannot be read: {_reason(error)}") from None
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
+
+
+def read_text(path: Path, most: int = MAX_YAML) -> str:
+    """The UTF-8 text of a file of at most `most` bytes, without a byte order mark.
+
+    Raises:
+        ParamsError: no such file, not a file, not readable, too large, or not UTF-8.
+    """
+    kind = found_at(path)
+    if not kind:
         raise ParamsError(
             f"{path} not found: run this in the project folder, where params.yaml lies"
         )
+    if kind != "file":
+        raise ParamsError(
+            f"{path} is a {kind if kind == 'folder' else 'device or pipe'}, not a file"
+        )
     try:
-        if path.stat().st_size > most:
-            raise ParamsError(f"{path} has {path.stat().st_size} bytes, at most {most} are read")
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ParamsError(f"{path} is not valid YAML here: nested too deep") from None
+        with path.open("rb") as stream:
+            data = stream.read(most + 1)
     except OSError as error:
-        raise ParamsError(f"{path} cannot be read: {error.strerror}") from None
-    except (
-        YAMLError,
-        ValueError,
-        TypeError,
-        ArithmeticError,
-        LookupError,
-        AttributeError,
-    ) as error:
-        if isinstance(error, ParamsError):
-            raise
-        text = str(error) if len(str(error)) < 2000 else f"{str(error)[:2000]} ..."
-        if not isinstance(error, YAMLError | UnicodeDecodeError):
-            text = f"{_culprit(path)}{text}"
-        raise ParamsError(f"{path} is not valid YAML: {text}") from None
+        raise ParamsError(f"{path} cannot be read: {_reason(error)}") from None
+    if len(data) > most:
+        raise ParamsError(f"{path} has {path.stat().st_size} bytes, at most {most} are read")
+    if b"\0" in data[:4]:
+        raise ParamsError(
+            f"{path} must be UTF-8, and it looks like UTF-16 or UTF-32; save it as UTF-8"
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ParamsError(
+            f"{path} must be UTF-8, and line {line} is not; save it as UTF-8"
+        ) from None
 
 
-def _culprit(path: Path) -> str:
-    """Key and line of the first scalar that no Python value can be made of; the parser's own error names none."""
-    from ruamel.yaml import YAML
+def read_yaml(path: Path, most: int = MAX_YAML, values: int = MAX_VALUES) -> Any:
+    """YAML 1.2 as DVC reads it (`3e-4` is a number, a repeated key is an error), of at most `most` bytes.
 
-    yaml = YAML(typ="safe", pure=True)
-    todo: list[tuple[str, Any]] = [("", yaml.compose(path.read_text(encoding="utf-8")))]
-    for where, node in (todo.pop() for _ in range(MAX_NODES) if todo):
+    Aliases and merge keys are counted before they are expanded: more than `values` values are refused.
+
+    Raises:
+        ParamsError: the file cannot be read, or is no such YAML; names the line, never a value.
+    """
+    import yaml
+
+    text = read_text(path, most)
+    try:
+        _count(text, values)
+        root = yaml.compose(text, Loader=_loader())
+        _check_keys(root)
+        return _construct(root)
+    except ParamsError as error:
+        raise ParamsError(f"{path}{redact(str(error))}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f"line {mark.line + 1}: " if mark else ""
+        problem = redact(str(error.problem or error.context))[:300]
+        raise ParamsError(f"{path} is not valid YAML: {line}{problem}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        problem = redact(" ".join(str(error).split()))[:300]
+        raise ParamsError(f"{path} is not valid YAML: {problem}") from None
+
+
+def read_json(path: Path, shape: type[T], repair: str) -> T:
+    """A JSON file that this program wrote, if it has the shape that it was written in; `repair` says what to do if not.
+
+    Raises:
+        ParamsError: the file is missing, torn, or holds something else.
+    """
+    try:
+        data = json.loads(read_text(path))
+        return TypeAdapter(shape).validate_python(data)
+    except ParamsError as error:
+        text = str(error)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        text = f"{path} is damaged ({f'{where}: ' if where else ''}{first['msg'][:200]})"
+    except (ValueError, RecursionError):
+        text = f"{path} is damaged (no JSON)"
+    raise ParamsError(f"{text}; {repair}")
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """What the system says, without the path."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+@cache
+def _loader() -> Any:
+    """PyYAML's parser, in C where it was built with it, under the YAML 1.2 rules of ruamel.yaml, with which DVC reads.
+
+    ruamel.yaml itself takes seconds for 256 KiB.
+    """
+    import yaml
+    from ruamel.yaml.resolver import implicit_resolvers
+
+    fastest: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class Loader(fastest):
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+        def construct_yaml_int(self, node: Any) -> int:
+            digits = self.construct_scalar(node).replace("_", "")
+            sign, digits = (-1 if digits[0] == "-" else 1), digits.lstrip("+-")
+            base = {"0b": 2, "0o": 8, "0x": 16}.get(digits[:2], 10)
+            return sign * int(digits, base)
+
+    for versions, tag, pattern, first in implicit_resolvers:
+        if (1, 2) in versions:
+            Loader.add_implicit_resolver(tag, pattern, first)
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+    return Loader
+
+
+def _count(text: str, most: int) -> None:
+    """Refuse a text of more than `most` values or too many levels from its events alone: nothing is expanded or built."""
+    import yaml
+    from yaml.events import CollectionEndEvent, CollectionStartEvent
+
+    sizes: dict[str, int | None] = {}
+    open_: list[tuple[str | None, int]] = []
+    total = 0
+    for event in yaml.parse(text, Loader=_loader()):
+        if isinstance(event, yaml.AliasEvent):
+            size = sizes.get(event.anchor, 1)
+            if size is None:
+                line = event.start_mark.line + 1
+                raise ParamsError(f": line {line}: alias *{event.anchor} stands inside itself")
+            total += size
+        elif isinstance(event, yaml.ScalarEvent):
+            total += 1
+            if event.anchor:
+                sizes[event.anchor] = 1
+        elif isinstance(event, CollectionStartEvent):
+            total += 1
+            open_.append((event.anchor, total))
+            if event.anchor:
+                sizes[event.anchor] = None
+            if len(open_) > MAX_DEPTH:
+                line = event.start_mark.line + 1
+                raise ParamsError(f": line {line}: nested deeper than {MAX_DEPTH} levels")
+        elif isinstance(event, CollectionEndEvent):
+            anchor, before = open_.pop()
+            if anchor:
+                sizes[anchor] = total - before + 1
+        if total > most:
+            raise ParamsError(
+                f": more than {most} values (aliases counted as often as they are used); remove some"
+            )
+
+
+def _nodes(root: Any) -> Iterator[tuple[str, Any]]:
+    """Every node with the path of keys that leads to it, each once."""
+    todo, seen = [("", root)], set[int]()
+    while todo:
+        where, node = todo.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield where, node
         if isinstance(node.value, list):
             for number, item in enumerate(node.value):
                 key, value = item if isinstance(item, tuple) else (None, item)
                 name = str(number) if key is None else str(key.value)[:100]
                 todo.append((f"{where}.{name}".lstrip("."), value))
-            continue
-        try:
-            YAML(typ="safe", pure=True).constructor.construct_object(node)
-        except (ValueError, ArithmeticError, TypeError):
-            return f"{where} (line {node.start_mark.line + 1}): "
-    return ""
+
+
+def _check_keys(root: Any) -> None:
+    """Refuse a key that is no single text, or that its mapping has already."""
+    from yaml import MappingNode, ScalarNode
+
+    for where, node in _nodes(root):
+        seen: dict[tuple[str, str], int] = {}
+        for key, _ in node.value if isinstance(node, MappingNode) else ():
+            line, inside = key.start_mark.line + 1, f" in {where}" if where else ""
+            if not isinstance(key, ScalarNode):
+                raise ParamsError(
+                    f": line {line}: a key{inside} must be a short text, not a list or mapping"
+                )
+            name = (key.tag, key.value)
+            if name in seen:
+                raise ParamsError(
+                    f" is not valid YAML: line {line}: duplicate key {shown(key.value)}{inside}, first in line {seen[name]}"
+                )
+            seen[name] = line
+
+
+def _construct(root: Any) -> Any:
+    """The value of a composed document; the parser's own errors name no key, so the culprit is looked for."""
+    import yaml
+
+    if root is None:
+        return None
+    try:
+        return _loader()("").construct_document(root)
+    except yaml.YAMLError:
+        raise
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        for where, node in _nodes(root):
+            if isinstance(node.value, str):
+                try:
+                    _loader()("").construct_object(node)
+                except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError):
+                    line = node.start_mark.line + 1
+                    raise ParamsError(
+                        f" is not valid YAML: {where} (line {line}): {shown(node.value)} is no {node.tag.rpartition(':')[2]}"
+                    ) from None
+        raise ParamsError(f" is not valid YAML: {error}") from None
 
 
 def check_plain(source: str, data: Any) -> None:
@@ -105,15 +276,17 @@ def check_plain(source: str, data: Any) -> None:
             )
         if isinstance(value, dict):
             for key, item in value.items():
+                if isinstance(key, str) and is_secret(key):
+                    raise ParamsError(f"{where}: a key of it: {NO_SECRETS}")
                 if not isinstance(key, str) or len(key) > 200 or not key.isprintable():
                     raise ParamsError(f"{where}: a key must be a short text, got {shown(key)}")
-                if SECRET_KEY.search(key) and not key.endswith("_env") and isinstance(item, str):
+                if SECRET_KEY.search(key) and not _names_variable(key, item):
                     raise ParamsError(f"{where}{'.' if loc else ': '}{key}: {NO_SECRETS}")
                 todo.append(((*loc, key), item))
         elif isinstance(value, (list, tuple)):
             todo += [((*loc, str(i)), item) for i, item in enumerate(value)]
         elif isinstance(value, str):
-            if SECRET.search(value):
+            if is_secret(value):
                 raise ParamsError(f"{where}: {NO_SECRETS}")
             if (
                 len(value) > MAX_TEXT
@@ -138,6 +311,13 @@ def check_plain(source: str, data: Any) -> None:
     )
 
 
+def _names_variable(key: str, value: Any) -> bool:
+    """Whether what stands under a key like `api_key_env` can only be a variable's name, or nothing."""
+    if key.endswith("_env"):
+        return not isinstance(value, str) or re.fullmatch(r"\w{0,64}", value) is not None
+    return value is None or value == "" or isinstance(value, bool)
+
+
 def _broken(text: str) -> bool:
     try:
         text.encode()
@@ -148,7 +328,7 @@ def _broken(text: str) -> bool:
 
 def shown(value: Any) -> str:
     """What came, for a message, cut to a line or two."""
-    text = repr(value)
+    text = redact(repr(value))
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 

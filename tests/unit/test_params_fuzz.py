@@ -10,6 +10,7 @@ import math
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ruamel.yaml import YAML
 from trainorder.cli import app
 from trainorder.config import parse_params
 from trainorder.plan.check import check
-from trainorder.reading import ParamsError
+from trainorder.reading import ParamsError, read_yaml
 
 ROOT = Path(__file__).parents[2]
 BASE = """\
@@ -149,7 +150,7 @@ def test_the_base_works(tmp_path: Path) -> None:
 def test_mutated_values_are_accepted_or_refused_by_name() -> None:
     """As a file would give them, nan and the like included, through all that `trainorder check` checks."""
     accepted = 0
-    for seed in range(1500):
+    for seed in range(600):
         data, words = mutate(random.Random(seed))
         try:
             params = parse_params(data)
@@ -160,12 +161,12 @@ def test_mutated_values_are_accepted_or_refused_by_name() -> None:
             assert any(word in text for word in words), (seed, words, text[:300])
             assert len(text) < 20_000, seed
             assert SECRET not in text, seed
-    assert 100 < accepted < 1400
+    assert 40 < accepted < 560
 
 
-def test_a_thousand_mutated_files_through_the_command(tmp_path: Path) -> None:
+def test_mutated_files_through_the_command(tmp_path: Path) -> None:
     codes = []
-    for seed in range(1000):
+    for seed in range(150):
         data, words = mutate(random.Random(10_000 + seed))
         code, said = verdict(tmp_path, written(data))
         codes.append(code)
@@ -207,7 +208,7 @@ def test_damaged_text_through_the_command(tmp_path: Path) -> None:
         "!!set ",
         "2001-99-99",
     ]
-    for number in range(150):
+    for number in range(100):
         text = BASE
         for _ in range(rng.randint(1, 3)):
             place = rng.randrange(len(text))
@@ -233,12 +234,27 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
     f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}]"
     for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
+MERGES = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 10)
+)
 BOMBS: dict[str, tuple[str | bytes, str]] = {
     "billion laughs": (LAUGHS, "more than 20000 values"),
     "laughs in options": (BASE.replace("creative: {train: 240}", "creative: {train: 240, options: {x: &a [1,1,1,1,1,1,1,1,1,1], y: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a], z: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b], u: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c], v: [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]}}"), "more than 20000 values"),
-    "deep lists": ("tasks: " + "[" * 5000 + "]" * 5000, "nested too deep"),
+    "deep lists": ("tasks: " + "[" * 5000 + "]" * 5000, "line 1: nested deeper than 20 levels"),
     "deep maps": ("tasks: " + "{a: " * 60 + "1" + "}" * 60, "nested deeper than 20 levels"),
-    "itself": ("tasks: &a [*a]", "nested deeper than 20 levels"),
+    "merge keys": (MERGES, "more than 20000 values"),
+    "merge lists": ("a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n}\n  <<:\n" + f"  - *a{n - 1}\n" * 10 for n in range(1, 9)), "more than 20000 values"),
+    "anchored keys": ("&a0 k0: &b0 [x]\n" + "".join(f"&a{n} k{n}: &b{n} [{', '.join([f'*b{n - 1}'] * 12)}]\n" for n in range(1, 9)), "more than 20000 values"),
+    "merges in lists": ("x:\n- &a0 {x: 1}\n" + "".join(f"- &a{n} [{{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}]\n" for n in range(1, 9)), "more than 20000 values"),
+    "a merge of itself": ("tasks: &a {<<: *a}", "alias *a stands inside itself"),
+    "a bomb as a key": ("? &a [x, x]\n: 1\n", "must be a short text, not a list or mapping"),
+    "deep blocks": ("".join(f"{' ' * n}a{n}:\n" for n in range(300)), "nested deeper than 20 levels"),
+    "many values": (BASE + "x: [" + "1, " * 50_000 + "1]\n", "more than 20000 values"),
+    "utf-16": (BASE.encode("utf-16"), "must be UTF-8, and it looks like UTF-16"),
+    "utf-32": (BASE.encode("utf-32-be"), "must be UTF-8, and it looks like UTF-16 or UTF-32"),
+    "an unknown tag": (BASE.replace("train: 240", "train: !mine 240"), "could not determine a constructor for the tag '!mine'"),
+    "a number in words": (BASE.replace("train: 240", "train: !!int many"), "tasks.creative.train (line 5): 'many' is no int"),
+    "itself": ("tasks: &a [*a]", "line 1: alias *a stands inside itself"),
     "huge integer": (BASE.replace("steps: 150", "steps: " + "9" * 5000), "sft.steps (line 7): "),
     "large integer": (BASE.replace("steps: 150", "steps: " + "9" * 30), "sft.steps: at most 1000000000000 is allowed"),
     "nan": (BASE.replace("lr: 3.0e-4", "lr: .nan"), "rl.lr: must be a finite number, got nan"),
@@ -247,7 +263,7 @@ BOMBS: dict[str, tuple[str | bytes, str]] = {
     "duplicate key": (BASE + "seeds: [3]\n", "duplicate key"),
     "nested duplicate": (BASE.replace("train: 240", "train: 240, train: 3"), "duplicate key"),
     "python object": (BASE + "x: !!python/object/apply:os.system [true]\n", "could not determine a constructor"),
-    "not utf-8": (b"tasks: \xff\xfe\n", "not valid YAML"),
+    "not utf-8": (b"tasks: \xff\xfe\n", "must be UTF-8, and line 1 is not"),
     "binary": (BASE.replace("train: 240", "train: !!binary aGVsbG8="), "tasks.creative.train"),
     "date": (BASE.replace("train: 240", "train: 2001-01-01"), "tasks.creative.train: must be text, number"),
     "bad date": (BASE.replace("train: 240", "train: 2001-99-99"), "tasks.creative.train"),
@@ -267,7 +283,9 @@ BOMBS: dict[str, tuple[str | bytes, str]] = {
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_refused_at_once_and_explained(tmp_path: Path, name: str) -> None:
     text, reason = BOMBS[name]
+    before = time.process_time()
     code, said = verdict(tmp_path, text)
+    assert time.process_time() - before < 1
     assert code == 2
     assert reason in said
     assert len(said) < 5000
@@ -277,14 +295,15 @@ def test_a_bomb_is_refused_at_once_and_explained(tmp_path: Path, name: str) -> N
 
 def test_dozens_in_processes_of_their_own(tmp_path: Path) -> None:
     """Forked from one that has imported the command: exit code, one message on stderr, nothing on stdout."""
-    texts = [text for text, _ in BOMBS.values()][:12]
-    texts += [written(mutate(random.Random(20_000 + seed))[0]) for seed in range(18)]
+    texts = [text for text, _ in BOMBS.values()][:6]
+    texts += [written(mutate(random.Random(20_000 + seed))[0]) for seed in range(6)]
     for number, text in enumerate(texts):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "params.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     script = (
         "import os, subprocess, sys\n"
+        "import trainorder.plan.compile, trainorder.preflight, typer, yaml\n"
         "from trainorder.cli import app\n"
         "for n in range(int(sys.argv[1])):\n"
         "    pid = os.fork()\n"
@@ -303,6 +322,33 @@ def test_dozens_in_processes_of_their_own(tmp_path: Path) -> None:
         assert err.startswith("error: ") == (code == "2")
 
 
+@pytest.mark.parametrize("text", [
+    BASE, BASE.replace("train: 240", "train: &n 240, dev: *n"), "a: {u: http://h:1/v1, x: b:c, y: [b:c]}",
+    "a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: {<<: [*a, {z: 3}], x: 4}", "\ufeffa: [1,]",
+    "a: [010, 0o10, 0x1F, 0b11, 1_000, +5, 3e-4, 3E4, .5, 5., 1__0, 08, -0o7, 1.5e+3, -.5, 12:30:45]",
+    "a: [yes, on, True, ~, Null, .inf, -.INF, 2001-01-01, '', |-\n]".replace(", |-\n", ""), "a: |\n  b\n\n  c\n", "", "# x\n",
+    "a: !!int 0x1_0\nb: !!float 3\nc: !!str 5\nd: !!bool 'true'\ne: !!set {x}\nf: !!binary aGk=",
+])  # fmt: skip
+def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path, text: str) -> None:
+    (tmp_path / "file.yaml").write_text(text, encoding="utf-8")
+    assert repr(read_yaml(tmp_path / "file.yaml")) == repr(YAML(typ="safe", pure=True).load(text))
+
+
+def test_256_kib_are_checked_in_well_under_a_second(tmp_path: Path) -> None:
+    orders = "".join(f"  o{n}: [math, qa, creative]\n" for n in range(6000))
+    for text, code in (
+        (BASE + "#" * (250 << 10), 0),
+        (BASE + "\n".join(["", *["# a comment of some words"] * 9000]), 0),
+        (BASE.replace("orders:\n", f"orders:\n{orders}"), 2),
+        (BASE.replace("seeds: [0, 1]", f"seeds: [{', '.join(map(str, range(15_000)))}]"), 2),
+        (BASE + "x: " + "y" * (250 << 10), 2),
+        (BASE + "x: [" * 60_000, 2),
+    ):
+        before = time.process_time()
+        assert verdict(tmp_path, text)[0] == code
+        assert time.process_time() - before < 1
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: (
@@ -313,7 +359,7 @@ JSON = st.recursive(
 
 
 @settings(
-    max_examples=300,
+    max_examples=150,
     deadline=None,
     derandomize=True,
     database=None,

@@ -14,6 +14,7 @@ import pytest
 from conftest import Project, make_project
 from judge_server import judge_server
 
+from trainorder.config import load_params, parse_params
 from trainorder.data import write_tokenizer
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
@@ -120,6 +121,68 @@ def test_a_key_in_the_params_is_refused_unseen(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert "judge.endpoint.model: this looks like a secret" in done.stderr
         assert KEY not in done.stdout + done.stderr
+
+
+LETTERS = "Ab3dEf6hIj9lMn2pQr5tUv8xYz1B4d7f"
+SECRETS = [
+    *(f"{start}{LETTERS}" for start in (
+        "sk-", "sk-proj-", "sk-ant-api03-", "hf_", "ghp_", "ghu_", "github_pat_", "glpat-", "xoxb-", "xoxe-", "xoxe.xoxp-1-",
+        "ya29.a0", "npm_", "pypi-AgEI", "SG.", "sk_live_", "rk_test_", "r8_", "dop_v1_", "AIza", "gsk_", "nvapi-", "dckr_pat_",
+        "xai-", "pplx-", "hvs.", "shpat_", "GOCSPX-", "whsec_", "figd_", "glsa_", "tskey-auth-", "lin_api_", "dapi", "Bearer ",
+    )),
+    "AKIAIOSFODNN7EXAMPLE", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl", "-----BEGIN OPENSSH PRIVATE KEY-----",
+    "https://host/v1?api_key=x", "https://host/v1?token=x", "https://host/v1?version=2&access_token=x", "https://h/v1?sig=x",
+    "https://host/v1?subscription-key=x", "https://TOKEN@host/v1", "https://me:pass@host/v1", "http://:pass@host", "//h?key=x",
+    "https://host/v1?%61pi_key=x", "Basic dXNlcjpwYXNzd29yZA==", "AccountKey=abc", "0123456789abcdef0123456789abcdef",
+    "https://hooks.slack.com/services/T0/B0/x", "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY9", LETTERS,
+]  # fmt: skip
+HARMLESS = [
+    "http://127.0.0.1:8000/v1", "https://host.example/openai/v1?api-version=2024-02-01", "Qwen/Qwen3-0.6B-Base", "a risk-averse model",
+    "meta-llama/Llama-3.1-8B-Instruct", "models/Qwen3ForCausalLMWithLongName2/snapshots/0123456789abcdef0123456789abcdef01234567",
+    "data/my_questions.train.jsonl", "~/Modelle/x", "q_proj", "all-linear", "/data/hub/models--Qwen--Qwen3-0.6B/snapshots/x",
+    "ModelsOfTheYear2025/MetaLlama3InstructQuantized4Bit", "JUDGE_KEY", "basic arithmetic", "gpt-4o-mini-2024-07-18",
+    "unsloth/Qwen2.5-7B-Instruct-bnb-4bit", "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", "task-skills-of-a-model",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_a_secret_of_any_usual_form_is_refused_in_any_field_and_not_repeated(secret: str) -> None:
+    whole = {"tasks": {"math": {}}, "phases": {}, "orders": {}}
+    fields = (
+        {"judge": {"endpoint": {"base_url": secret}}},
+        {"policy": {"path": f"{secret}"}},
+        {"tasks": {"math": {"options": {"x": [{"y": secret}]}}}},
+        {"rl": {"method": {"terms": [{secret: 1}]}}},
+    )
+    for changes in fields:
+        with pytest.raises(ParamsError, match="this looks like a secret") as caught:
+            parse_params(whole | changes)
+        assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_names_paths_and_addresses_are_no_secrets(text: str) -> None:
+    with pytest.raises(ParamsError) as caught:
+        parse_params({"tasks": {"math": {"options": {"x": text}}}, "phases": {}, "orders": {}})
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["api_key", "password", "token", "hf_token", "apikey", "private_key", "Authorization"])  # fmt: skip
+@pytest.mark.parametrize("value", ["hunter2", 12345, ["hunter2"], {"x": "hunter2"}])
+def test_whatever_stands_under_the_name_of_a_secret_is_refused(key: str, value: object) -> None:
+    data = {"tasks": {"math": {"options": {key: value}}}, "phases": {}, "orders": {}}
+    with pytest.raises(ParamsError, match=f"tasks.math.options.{key}: this looks like a secret"):
+        parse_params(data)
+
+
+@pytest.mark.parametrize("text", [
+    "a: {k}\na: 1\n", "a: !{k} 1\n", "a: !!int {k}\n", "a: *{k}\n", 'a: "{k}\n', "a: {k}: b\n", "{k}: 1\n{k}: 2\n", "a: [{k}\n",
+])  # fmt: skip
+def test_a_file_that_cannot_be_parsed_is_not_quoted(tmp_path: Path, text: str) -> None:
+    (tmp_path / "params.yaml").write_text(text.format(k=KEY.replace(" ", "")))
+    with pytest.raises(ParamsError) as caught:
+        load_params(tmp_path / "params.yaml")
+    assert KEY not in str(caught.value)
 
 
 # Checkpoints run no code
