@@ -20,6 +20,7 @@ from trainorder.reading import (
     check_plain,
     did_you_mean,
     explain,
+    found_at,
     read_yaml,
     shown,
 )
@@ -69,7 +70,7 @@ Steps = Annotated[int, Field(ge=1, le=10_000_000)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 """Problems, prompts, resamples: what is held in memory or written to one file."""
 Batch = Annotated[int, Field(ge=1, le=65_536)]
-Threads = Annotated[int, Field(ge=1, le=1024)]
+Threads = Annotated[int, Field(ge=1, le=256)]
 
 Piece = str | dict[str, dict[str, Any]]
 """A piece of the RL step: `grpo`, or with options `{clipped_surrogate: {clip_high: 0.28}}`."""
@@ -471,7 +472,7 @@ class MeasureConfig(Section):
 class FlowConfig(Section):
     """How the Prefect flow runs the plan; changes speed, never results."""
 
-    workers: Threads = 2
+    workers: int = Field(default=2, ge=1, le=64)
     """Nodes trained at the same time; workers x threads should not exceed the cores."""
     checkpoint_seconds: float = Field(default=60.0, ge=0, le=86_400)
     """Seconds of work between two step checkpoints of a stage: what a kill or a crash can cost. 0: after every step."""
@@ -596,7 +597,7 @@ def load_params(path: Path | str | None = None) -> Params:
 def remote_code_allowed() -> bool:
     """Whether params.yaml of this folder sets `policy.trust_remote_code`; without a params.yaml, no."""
     path = params_file()
-    return path.is_file() and load_params(path).policy.trust_remote_code
+    return found_at(path) == "file" and load_params(path).policy.trust_remote_code
 
 
 def parse_params(data: Any, source: str = "params.yaml") -> Params:

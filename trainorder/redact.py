@@ -28,7 +28,7 @@ SECRET = re.compile(
     r"|(?i:\b(?:accountkey|sharedaccesskey|password|passwd|pwd|secret|token|api[_-]?key)\s*=\s*\S)"
     r"|(?i:hooks\.slack\.com/(?:services|workflows)/\w|discord(?:app)?\.com/api/webhooks/\d)"
     r"|(?<!\d)\d{8,10}:[\w-]{35}(?![\w-])"  # a Telegram bot
-    r"|\A\s*(?:[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64})\s*\Z"  # a bare key in hex
+    r"|\A\s*(?=(?:\D*\d){6})(?:[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64})\s*\Z"  # a bare key in hex
     r"|(?<![\w/.-])(?=\w*[a-z])(?=\w*[A-Z])(?=\w*\d)[A-Za-z0-9]{32,}(?![\w/.-])"
     r"|\A\s*(?=\S*[a-z])(?=\S*[A-Z])(?=\S*\d)[A-Za-z0-9+/]{40}\s*\Z"  # as AWS makes them
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainorder.config import Params, parse_params
+from trainorder.files import write_text
 from trainorder.plan import compile_plan, pending
-from trainorder.plan.check import budget, check, pieces
+from trainorder.plan.check import MAX_NAME, budget, check, pieces
 from trainorder.plan.compile import SLOTS
 from trainorder.plan.orders import single_phases
 from trainorder.reading import ParamsError, read_yaml
@@ -349,7 +351,7 @@ def test_a_merge_named_like_a_phase_and_a_merge_of_nothing_are_refused():
 
 def test_seeds_are_distinct_and_not_negative():
     assert "seeds: each seed once" in refusal(seeds=[0, 0])
-    assert "none below 0, got [-1]" in refusal(seeds=[-1])
+    assert "seeds.0: input should be greater than or equal to 0, got -1" in refusal(seeds=[-1])
 
 
 def test_a_budget_counts_updates_rollouts_and_prompts_by_weight():
@@ -493,3 +495,116 @@ def test_a_model_whose_heads_do_not_divide_its_width_is_refused():
     assert "policy: hidden_size 32 over num_heads 3" in refusal(
         policy={"hidden_size": 32, "num_heads": 3}
     )
+
+
+# What no machine can do
+
+LONG = {name * 16: {"kind": "structured", "tasks": {"math": 1}, "steps": 2} for name in ("abcd", "efgh", "ijkl", "mnop")}  # fmt: skip
+FIVE = ("math", "qa", "a", "b", "c")
+IMPOSSIBLE: dict[str, tuple[Change, str]] = {
+    "beta of 2": ({"rl__betas": [2.0, 0.98]}, "rl.betas.0: input should be less than 1, got 2.0"),
+    "beta of 1": ({"sft__betas": [0.9, 1.0]}, "sft.betas.1: input should be less than 1"),
+    "negative beta": ({"sft__betas": [-0.5, 0.9]}, "sft.betas.0: input should be greater than or equal to 0"),
+    "width": ({"policy__hidden_size": 10**12}, "policy.hidden_size: input should be less than or equal to 65536"),
+    "layers": ({"policy__num_layers": 10**9}, "policy.num_layers"),
+    "a model of all sizes": ({"policy": {"hidden_size": 65536, "num_layers": 1000, "num_heads": 64}}, "make a model of 1.7e+13 parameters"),
+    "bootstrap": ({"measure__bootstrap": 10**12}, "measure.bootstrap"),
+    "samples": ({"evaluation__samples": 10**12}, "evaluation.samples"),
+    "group": ({"rl__group_size": 10**12}, "rl.group_size"),
+    "rollouts": ({"rl__group_size": 4096, "rl__prompts_per_step": 65536}, "268435456 rollouts a step, at most 262144"),
+    "problems": ({"tasks__math": {"train": 10**12}}, "tasks.math.train"),
+    "demonstrations": ({"tasks__math": {"demonstrations": 10**12}}, "tasks.math.demonstrations"),
+    "threads": ({"sft__threads": 10**9}, "sft.threads"),
+    "threads of a phase": ({"rl__threads": 10**9}, "rl.threads"),
+    "workers": ({"flow__workers": 10**9}, "flow.workers"),
+    "ranks": ({"training": {"backend": "deepspeed", "ranks": 10**9}}, "training.ranks"),
+    "operand": ({"tasks__math": {"options": {"max_operand": 10**10, "max_value": 10**10}}}, "max_operand <= max_value <= 10,000"),
+    "operations": ({"tasks__math": {"options": {"max_operations": 10**9}}}, "max_operations <= 100"),
+    "an answer beyond the context": ({"tasks__math": {"max_new_tokens": 500}}, "tasks.math.max_new_tokens: 500 leaves no room for a prompt within policy.max_positions 192"),
+    "no room for a prompt": ({"tasks__math": {"max_new_tokens": 190}}, "leaves no room"),
+    "cold": ({"rl__temperature": 1e-300}, "rl.temperature"),
+    "hot": ({"rl__temperature": 1e300}, "rl.temperature"),
+    "rate": ({"rl__lr": 1e300}, "rl.lr: input should be less than or equal to 10"),
+    "no rate": ({"sft__muon_lr": 1e-300}, "sft.muon_lr"),
+    "weight": ({"phases__math": {"kind": "structured", "tasks": {"math": 1e-300}, "steps": 1}}, "phases.math.tasks.math"),
+    "a phase's own": ({"phases__math": {"kind": "structured", "tasks": {"math": 1}, "steps": 1, "rl": {"lr": 1e9}}}, "phases.math.rl: lr"),
+    "a variant's own": ({"variants": {"v": {"rl": {"temperature": 1e-9}}}}, "variants.v.rl: temperature"),
+    "a piece's option": ({"rl__method": {"terms": [{"clipped_surrogate": {"clip_high": 1e300}}]}}, "clip_high: at most 1e+09"),
+    "a seed numpy refuses": ({"seeds": [2**32]}, "seeds.0: input should be less than 4294967296"),
+    "a file": ({"policy": {"path": "/etc/passwd"}}, "policy.path: '/etc/passwd' is a file, not a folder"),
+    "a device": ({"policy": {"path": "/dev/null"}}, "is a file, not a folder"),
+    "a folder of no model": ({"policy": {"path": "/etc"}}, "holds no config.json"),
+    "a missing folder": ({"policy": {"path": "/nowhere/model"}}, "no such folder, and no name on the hub"),
+    "a home": ({"policy": {"path": "~/model"}}, "`~` is not expanded here"),
+    "no path": ({"policy": {"path": ""}}, "policy.path: '' is no such folder"),
+    "a long path": ({"policy": {"path": "x" * 300}}, "File name too long"),
+    "long names": ({"phases": LONG, "orders": {"one": list(LONG)}, "merges": {}}, "would have a name of 268 characters, and files can have 200"),
+    "sixty phases": ({"orders": {"one": ["math"] * 60}, "merges": {}}, "the checkpoint after 60 phases"),
+    "a long variant": ({"orders": {"one": ["math"] * 24}, "merges": {}, "variants": {"v" * 64: {}}}, "shorten the phases' names and the variants"),
+    "seeds": ({"seeds": list(range(3000)), **AB}, "at most 2000 can be planned"),
+    "a sweep": ({
+        "phases": {n: {"kind": "structured", "tasks": {"math": 1}, "steps": 2} for n in FIVE}, "orders": {"all": {"all": list(FIVE)}},
+        "merges": {}, "seeds": list(range(40)), "variants": {f"v{n}": {} for n in range(10)},
+    }, "143040 checkpoints (3575 of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_what_cannot_work_is_refused_at_once(name: str):
+    changes, reason = IMPOSSIBLE[name]
+    before = time.process_time()
+    assert reason in refusal(**changes)
+    assert time.process_time() - before < 1
+
+
+def test_the_longest_allowed_name_fits_every_file_made_of_it(tmp_path: Path):
+    phases = {("a" * 63)[:n]: {"kind": "structured", "tasks": {"math": 1}, "steps": 2} for n in (59, 60, 61)}  # fmt: skip
+    fits = params(phases=phases, orders={"one": list(phases)}, merges={})
+    check(fits)
+    longest = max(compile_plan(fits).nodes, key=len)
+    assert 185 < len(longest) <= MAX_NAME
+    for name in (longest, f".{longest}.parquet.tmp", f"evaluate--{longest}", f".{longest}.tmp"):
+        write_text(tmp_path / name, "")
+
+
+ENDPOINTS = {
+    "http://[::1/v1": "an address like",
+    "http://\u2100.example/v1": "an address like",
+    "http://host:99999/v1": "an address like",
+    "http://a b/v1": "an address like",
+    "ftp://host/v1": "an address like",
+    "http://" + "a" * 300: "an address like",
+    "http://h/v1#x": "an address like",
+    "https:///v1": "an address like",
+    "http://judge.example/v1": "http to judge.example would send the key of KEY unencrypted",
+    "http://10.0.0.7:8000/v1": "would send the key of KEY unencrypted",
+    "http://127.evil.example/v1": "would send the key of KEY unencrypted",
+}
+
+
+@pytest.mark.parametrize("url", ENDPOINTS)
+def test_an_address_that_cannot_be_asked_is_refused(url: str):
+    endpoint = {"base_url": url, "model": "m", "api_key_env": "KEY"}
+    judge = {"task": "creative", "prompts": 80, "backend": "endpoint", "endpoint": endpoint}
+    assert ENDPOINTS[url] in refusal(judge=judge)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/v1", "http://[::1]:1/v1", "http://localhost/v1", "https://h.example/v1?api-version=1"])  # fmt: skip
+def test_loopback_and_encrypted_addresses_may_have_a_key(url: str):
+    endpoint = {"base_url": url, "model": "m", "api_key_env": "KEY"}
+    check(params(judge={"task": "creative", "prompts": 80, "backend": "endpoint", "endpoint": endpoint}))  # fmt: skip
+
+
+def test_files_of_rows_that_cannot_be_looked_at_are_one_line(tmp_path: Path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dev").write_text("")
+    (tmp_path / "test").write_text("")
+    for train, reason in (
+        ("loop", "Too many levels of symbolic links"),
+        ("x" * 300, "File name too long"),
+        (".", "no file"),
+        ("dev/x", "no file"),
+    ):
+        options = {"train": train, "dev": "dev", "test": "test"}
+        options = {split: str(tmp_path / file) for split, file in options.items()}
+        assert reason in refusal(tasks__math={"kind": "jsonl", "options": options})

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -20,10 +22,11 @@ from trainorder.config import (
     Permutations,
     PhaseConfig,
     Piece,
+    PolicyConfig,
     RlConfig,
 )
-from trainorder.plan.orders import listed_orders, single_phases
-from trainorder.reading import ParamsError, did_you_mean
+from trainorder.plan.orders import listed_orders, order_phases, single_phases
+from trainorder.reading import ParamsError, did_you_mean, found_at, shown
 from trainorder.registries import SLOT_OF, listed
 from trainorder.tasks import make_task
 
@@ -33,6 +36,18 @@ SOURCES = [
 MAX_PERMUTED = 5
 """Phases of `{all: [...]}`: one more would be 720 orders."""
 WITH_COEF = ("reward", "terms")
+MAX_OPTION = 1e9
+"""Size of a number among a piece's options; what it means is the piece's."""
+MAX_PARAMETERS = 2e9
+"""Of a model that is trained from scratch here; 8 GB."""
+MAX_CHECKPOINTS = 2000
+"""Nodes of a plan; DVC looks at each one's stages before anything runs."""
+MAX_NAME = 200
+"""Bytes of a node's name: files may have 255, and DVC and we add `.parquet` and temporary endings."""
+MAX_ROLLOUTS = 262_144
+"""Rollouts of one step, all held in memory."""
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})|[0-9A-Fa-f:.]{2,45}(%\w+)?")
 PAID_BY = {"structured": "verifier", "creative": "judge"}
 
 
@@ -46,11 +61,12 @@ def check(params: Params) -> None:
     rewarded_by = {name: task.rewarded_by for name, task in tasks.items()}
     for name, task in tasks.items():
         for file in getattr(task, "files", ()):
-            if not file.is_file():
+            if found_at(file) != "file":
                 raise ParamsError(
-                    f"tasks.{name}.options: {file} not found; name a JSONL file of this project"
+                    f"tasks.{name}.options: no file {shown(str(file))}; name a JSONL file of this project"
                 )
-    _check_policy(params)
+    _check_policy(params.policy)
+    _check_lengths(params)
     _check_backends(params)
     _check_seeds(params.seeds)
     _check_sft(params)
@@ -64,19 +80,61 @@ def check(params: Params) -> None:
     _check_orders(params)
     _check_merges(params)
     _check_variants(params)
+    _check_size(params)
     if not params.allow_unequal_budgets:
         for variant in params.variant_names():
             where = "" if variant == DEFAULT else f"variants.{variant}: "
             _check_budgets(params.variant(variant), where)
 
 
-def _check_policy(params: Params) -> None:
-    width, heads = params.policy.hidden_size, params.policy.num_heads
-    if params.policy.path is None and (width % heads or (width // heads) % 2):
+def _check_policy(policy: PolicyConfig) -> None:
+    if policy.path is not None:
+        _check_model_path(policy.path)
+        return
+    width, heads = policy.hidden_size, policy.num_heads
+    if width % heads or (width // heads) % 2:
         raise ParamsError(
             f"policy: hidden_size {width} over num_heads {heads} gives no even head size; "
             f"take a hidden_size that is a multiple of {2 * heads}"
         )
+    size = policy.num_layers * (4 * width**2 + 3 * width * policy.mlp_size)
+    if size > MAX_PARAMETERS:
+        raise ParamsError(
+            f"policy: these sizes make a model of {size:.2g} parameters, and one trained from scratch may have "
+            f"{MAX_PARAMETERS:.0g}; lower hidden_size, mlp_size or num_layers, or start from a model (policy.path)"
+        )
+
+
+def _check_model_path(path: str) -> None:
+    kind = found_at(path) if path else ""
+    if kind == "folder" and found_at(Path(path) / "config.json") == "file":
+        return
+    if kind == "folder":
+        raise ParamsError(
+            f"policy.path: the folder {path} holds no config.json; name a Hugging Face model folder"
+        )
+    if kind or not HUB_NAME.fullmatch(path):
+        what = (
+            "a file, not a folder"
+            if kind
+            else "no such folder, and no name on the hub (owner/model)"
+        )
+        hint = "; `~` is not expanded here, write the path out" if path.startswith("~") else ""
+        raise ParamsError(f"policy.path: {shown(path)} is {what}{hint}")
+
+
+def _check_lengths(params: Params) -> None:
+    """An answer must leave room for a prompt: of two pieces beside what marks its beginning and end."""
+    limits = {"policy.max_positions": None if params.policy.path else params.policy.max_positions}
+    if params.rollout.backend == "vllm":
+        limits["rollout.max_model_len"] = params.rollout.max_model_len
+    for where, limit in limits.items():
+        for name, task in params.tasks.items():
+            if limit is not None and task.max_new_tokens + 4 > limit:
+                raise ParamsError(
+                    f"tasks.{name}.max_new_tokens: {task.max_new_tokens} leaves no room for a prompt within {where} "
+                    f"{limit}; lower it or raise {where}"
+                )
 
 
 def _check_backends(params: Params) -> None:
@@ -100,8 +158,8 @@ def _check_backends(params: Params) -> None:
 
 
 def _check_seeds(seeds: Sequence[int]) -> None:
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ParamsError(f"seeds: each seed once and none below 0, got {list(seeds)}")
+    if len(set(seeds)) < len(seeds):
+        raise ParamsError(f"seeds: each seed once, got {shown(list(seeds))}")
 
 
 def _check_sft(params: Params) -> None:
@@ -119,13 +177,35 @@ def _check_sft(params: Params) -> None:
 
 
 def _check_endpoint(config: EndpointConfig) -> None:
-    url = urlsplit(config.base_url)
-    if url.scheme not in ("http", "https") or not url.hostname:
+    where = "judge.endpoint.base_url"
+    try:
+        url = urlsplit(config.base_url)
+        host, _ = (url.hostname or "").encode("idna").decode(), url.port
+    except ValueError:
+        url, host = urlsplit(""), ""
+    if url.scheme not in ("http", "https") or not HOST.fullmatch(host) or url.fragment:
         raise ParamsError(
-            f"judge.endpoint.base_url: an address like http://127.0.0.1:8000/v1 is needed, got {config.base_url!r}"
+            f"{where}: an address like http://127.0.0.1:8000/v1 is needed, got {shown(config.base_url)}"
+        )
+    if url.scheme == "http" and config.api_key_env and not is_loopback(host):
+        raise ParamsError(
+            f"{where}: http to {host} would send the key of {config.api_key_env} unencrypted; use https, or set "
+            f"judge.endpoint.api_key_env to null if the endpoint needs no key"
         )
     if not config.model:
         raise ParamsError("judge.endpoint.model: name the model that judges, got nothing")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name is this machine by every resolver.
+
+    >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "127.evil.example")]
+    [True, True, True, False]
+    """
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _check_judge(params: Params, rewarded_by: Mapping[str, str]) -> None:
@@ -172,6 +252,11 @@ def _check_phase(
         raise ParamsError(
             f"{where}: rl.serial_tasks makes one update per task, got updates_per_batch {rl.updates_per_batch}; "
             f"leave that at 1"
+        )
+    if rl.prompts_per_step * rl.group_size > MAX_ROLLOUTS:
+        raise ParamsError(
+            f"{where}: rl.prompts_per_step {rl.prompts_per_step} times rl.group_size {rl.group_size} is "
+            f"{rl.prompts_per_step * rl.group_size} rollouts a step, at most {MAX_ROLLOUTS} are allowed; lower one"
         )
     if rl.prompts_per_step < len(phase.tasks):
         raise ParamsError(
@@ -241,6 +326,30 @@ def _check_merges(params: Params) -> None:
     if params.merges and len(single_phases(params)) < 2:
         raise ParamsError(
             "merges: nothing to merge, no order lists two or more phases; add one or remove `merges`"
+        )
+
+
+def _check_size(params: Params) -> None:
+    """Every node must be nameable as a file, and all of them plannable by DVC."""
+    orders = list(order_phases(params, {}).values()) + [[p] for p in single_phases(params)]
+    variant = max(map(len, params.variants), default=-2)
+    root = len(f"s{max(params.seeds)}--") + variant + 2
+    for phases in orders:
+        length = root + len("--".join(phases))
+        if length > MAX_NAME:
+            raise ParamsError(
+                f"orders: the checkpoint after {len(phases)} phases ({shown(' > '.join(phases))}) would have a name of "
+                f"{length} characters, and files can have {MAX_NAME}; shorten the phases' names"
+                f"{' and the variants' if params.variants else ''}, or the order"
+            )
+    prefixes = {tuple(phases[:n]) for phases in orders for n in range(1, len(phases) + 1)}
+    each = (len(prefixes) + len(params.merges)) * (1 + len(params.variants))
+    nodes = (1 + each) * len(params.seeds)
+    if nodes > MAX_CHECKPOINTS:
+        raise ParamsError(
+            f"orders: {nodes} checkpoints ({each} of {len(params.orders)} orders, {len(params.merges)} merges and "
+            f"{1 + len(params.variants)} variants, for {len(params.seeds)} seeds), at most {MAX_CHECKPOINTS} can be "
+            f"planned; take fewer seeds, variants or orders"
         )
 
 
@@ -332,12 +441,16 @@ def _check_piece(where: str, slot: str, piece: Piece) -> None:
             raise ParamsError(
                 f"{where}.{name}: no option {option!r}; {takes}{did_you_mean(option, allowed)}"
             )
+        if isinstance(value, int | float) and abs(value) > MAX_OPTION:
+            raise ParamsError(
+                f"{where}.{name}.{option}: at most {MAX_OPTION:g} is allowed, got {shown(value)}"
+            )
         try:
             TypeAdapter(listed[name][option]).validate_python(value, strict=True)
         except ValidationError as error:
             message = error.errors()[0]["msg"]
             raise ParamsError(
-                f"{where}.{name}.{option}: {message[0].lower()}{message[1:]}, got {value!r}"
+                f"{where}.{name}.{option}: {message[0].lower()}{message[1:]}, got {shown(value)}"
             ) from None
 
 

@@ -15,7 +15,7 @@ from trainorder.config import DEFAULT, Params, load_params
 from trainorder.files import write_text
 from trainorder.fingerprint import Code
 from trainorder.plan.orders import Resolved, order_phases, single_phases, usable
-from trainorder.reading import ParamsError, read_yaml
+from trainorder.reading import ParamsError, found_at, read_yaml
 from trainorder.registries import BACKENDS, ENGINES
 from trainorder.tasks import TASKS, make_task
 
@@ -283,7 +283,7 @@ class Plan:
                     yield from (str(paths.JUDGE / name) for name in ("reward", "evaluation"))
         elif node.phase is None:
             path = self.params.policy.path
-            yield path if path is not None and Path(path).is_dir() else str(paths.TOKENIZER)
+            yield path if path is not None and found_at(path) == "folder" else str(paths.TOKENIZER)
             yield from (str(paths.TASK_DATA / task / "dev.jsonl") for task in self.params.sft.gate)
         else:
             tasks = self.params.variant(node.variant).phases[node.phase].tasks

@@ -37,13 +37,13 @@ class Math:
     rewarded_by: Literal["verifier", "judge"] = field(default="verifier", init=False)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_operand <= self.max_value:
+        if not 1 <= self.max_operand <= self.max_value <= 10_000:
             raise ValueError(
-                f"needs 1 <= max_operand <= max_value, got {self.max_operand} and {self.max_value}"
+                f"needs 1 <= max_operand <= max_value <= 10,000, got {self.max_operand} and {self.max_value}"
             )
-        if not 1 <= self.min_operations <= self.max_operations:
+        if not 1 <= self.min_operations <= self.max_operations <= 100:
             raise ValueError(
-                f"needs 1 <= min_operations <= max_operations, got {self.min_operations} and {self.max_operations}"
+                f"needs 1 <= min_operations <= max_operations <= 100, got {self.min_operations} and {self.max_operations}"
             )
         if not 0 <= self.stories <= 1:
             raise ValueError(f"stories is a share in 0..1, got {self.stories}")
