@@ -538,7 +538,7 @@ IMPOSSIBLE: dict[str, tuple[Change, str]] = {
     "a home": ({"policy": {"path": "~/model"}}, "`~` is not expanded here"),
     "no path": ({"policy": {"path": ""}}, "policy.path: '' is no such folder"),
     "a long path": ({"policy": {"path": "x" * 300}}, "File name too long"),
-    "long names": ({"phases": LONG, "orders": {"one": list(LONG)}, "merges": {}}, "would have a name of 268 characters, and files can have 200"),
+    "long names": ({"phases": LONG, "orders": {"one": list(LONG)}, "merges": {}}, "would have a name of 266 characters, and files can have 200"),
     "sixty phases": ({"orders": {"one": ["math"] * 60}, "merges": {}}, "the checkpoint after 60 phases"),
     "a long variant": ({"orders": {"one": ["math"] * 24}, "merges": {}, "variants": {"v" * 64: {}}}, "shorten the phases' names and the variants"),
     "seeds": ({"seeds": list(range(3000)), **AB}, "at most 2000 can be planned"),
