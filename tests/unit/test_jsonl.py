@@ -189,7 +189,7 @@ def test_a_missing_file_is_refused_by_check_and_build() -> None:
         "tasks.mine.options.dev: cannot read mine/dev.jsonl (No such file or directory)"
         in refused()
     )
-    with pytest.raises(ParamsError, match=r"tasks\.mine\.options: mine/dev\.jsonl not found"):
+    with pytest.raises(ParamsError, match=r"tasks\.mine\.options: no file .mine/dev\.jsonl."):
         check(params())
 
 

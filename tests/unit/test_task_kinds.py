@@ -470,7 +470,7 @@ def test_corrupting_survives_any_text() -> None:
         (
             "math",
             {"options": {"max_operand": 30}},
-            r"needs 1 <= max_operand <= max_value, got 30 and 20",
+            r"needs 1 <= max_operand <= max_value <= 10,000, got 30 and 20",
         ),
         ("code", {"options": {"examples": 2.0}}, r"examples is a share in 0\.\.1, got 2\.0"),
         ("creative", {"options": {"taste": 1}}, r"creative has no option 'taste'; it takes none"),
