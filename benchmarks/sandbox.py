@@ -12,6 +12,7 @@ from trainorder.rewards.sandbox import LEVELS, Sandbox
 from trainorder.rewards.sandbox_worker import compile_function
 from trainorder.streams import stream
 from trainorder.tasks import programs
+from trainorder.tasks.hidden_inputs import hidden_inputs
 
 
 def main() -> None:
@@ -22,7 +23,7 @@ def main() -> None:
     rng = stream("benchmark", "sandbox")
     drawn = [programs.draw(rng) for _ in range(count)]
     work = [
-        (f"{program.source} if {number} >= 0 else 0", programs.hidden_inputs(program, 4))
+        (f"{program.source} if {number} >= 0 else 0", hidden_inputs(program, 4))
         for number, program in enumerate(drawn)
     ]
     print(f"{count} programs on 4 lists each, {os.cpu_count()} cores, {platform.machine()}")

@@ -21,6 +21,7 @@ from trainorder.tasks.base import Problem, content_id, split_of
 from trainorder.tasks.code import Code
 from trainorder.tasks.constraints import Constraints
 from trainorder.tasks.creative import Creative
+from trainorder.tasks.hidden_inputs import hidden_inputs
 from trainorder.tasks.math import Math
 from trainorder.tasks.programs import Program
 from trainorder.tasks.qa import COUNTRIES, Qa
@@ -234,12 +235,9 @@ def test_math_demonstrations_are_half_careful_and_wrong_as_documented() -> None:
 
 
 def test_code_pays_what_runs_right_whatever_its_form() -> None:
-    rng = stream("c")
-    item = next(
-        p
-        for p in iter(lambda: Code().draw(rng), None)
-        if "below 6 of xs , give the sum" in p.prompt
-    )
+    program = Program("sum", "below", 6)
+    hidden = hidden_inputs(program, 4)
+    item = problem(inputs=hidden, outputs=[program.run(xs) for xs in hidden])
     answers = {
         "return sum ( v for v in xs if v < 6 )": 1.0,
         "return sum ( [ v for v in xs if not v >= 6 ] )": 1.0,
@@ -256,34 +254,119 @@ def test_code_pays_what_runs_right_whatever_its_form() -> None:
 
 def test_one_program_asked_in_two_ways_is_one_problem() -> None:
     rng = stream("wordings")
-    items = [Code(examples=0.0).draw(rng) for _ in range(5000)]
+    items = [Code(examples=0.0).draw(rng) for _ in range(1500)]
     sources = {Program(*item.meta["program"]).source for item in items}
     assert len({item.id for item in items}) == len(sources) < len({item.prompt for item in items})
 
 
-def test_hidden_tests_catch_nearly_every_bug_of_the_demonstrations() -> None:
-    def behaviour(program: programs.Program, inputs: list[list[int]]) -> object:
-        try:
-            return [program.run(xs) for xs in inputs]
-        except ValueError:  # max of nothing
-            return None
+WORLD = [
+    Program(aggregate, keep, bound, change, operand)
+    for aggregate in programs.AGGREGATES
+    for keep, a in programs.FILTERS.items()
+    for bound in ([-1, 0, 1, *a.numbers, 14] if len(a.numbers) > 1 else [0])
+    for change, b in programs.MAPS.items()
+    for operand in ([1, *b.numbers, 10] if len(b.numbers) > 1 else [0])
+]
+"""Every program of the world, and those one step outside its numbers."""
 
+
+def value(program: Program, xs: list[int]) -> object:
+    try:
+        return program.run(xs)
+    except ValueError:  # the largest of nothing
+        return None
+
+
+def test_no_wrong_program_of_the_world_passes_the_hidden_inputs() -> None:
+    """A program that passes is equal: on 400 other lists it gives the same wherever the right one gives anything."""
+    rng = stream("wrong programs")
+    lists = [
+        [rng.randint(low, low + w) for _ in range(rng.randint(1, 6))]
+        for low in range(-6, 24)
+        for w in (0, 2, 5, 15)
+        for _ in range(3)
+    ]
+    for item in [Code().draw(rng) for _ in range(25)]:
+        right, hidden = Program(*item.meta["program"]), item.meta["inputs"]
+        expected = item.meta["outputs"]
+        passing = [p for p in WORLD if value(p, hidden[0]) == expected[0]]
+        passing = [p for p in passing if [value(p, xs) for xs in hidden] == expected]
+        assert right in passing
+        for other in passing:
+            differ = [xs for xs in lists if value(right, xs) not in (None, value(other, xs))]
+            assert differ == [], f"{other.source} passes for {right.source}"
+
+
+def test_no_bug_of_the_demonstrations_passes_unless_it_changes_nothing() -> None:
     rng = stream("bugs")
-    missed = 0
-    for program in [programs.draw(rng) for _ in range(2000)]:
-        inputs = programs.hidden_inputs(program, 4)
-        assert behaviour(program, inputs) is not None
-        missed += behaviour(programs.with_bug(program, rng), inputs) == behaviour(program, inputs)
-    # what is left hardly differs at all, e.g. the largest of all numbers and of those other than 8
-    assert missed / 2000 < 0.02
+    lists = [[rng.randint(-3, 16) for _ in range(rng.randint(1, 4))] for _ in range(600)]
+    for item in [Code().draw(rng) for _ in range(500)]:
+        right = Program(*item.meta["program"])
+        bug = programs.with_bug(right, rng)
+        if [value(bug, xs) for xs in item.meta["inputs"]] == item.meta["outputs"]:
+            differ = [xs for xs in lists if value(right, xs) not in (None, value(bug, xs))]
+            assert differ == [], f"{bug.source} passes for {right.source}"
 
 
-def test_the_numbers_around_the_bound_are_among_the_hidden_inputs() -> None:
-    for bound in range(2, 13):
-        both, upwards, downwards, *_ = programs.hidden_inputs(Program("sum", "below", bound), 4)
-        assert {bound - 1, bound, bound + 1} <= set(both)
-        assert {bound, bound + 1} <= set(upwards)
-        assert {bound - 1, bound} <= set(downwards)
+GUESSES = """
+0
+1
+[ ]
+xs
+xs [ 0 ]
+xs [ -1 ]
+[ xs [ 0 ] ]
+len ( xs )
+len ( xs ) - 1
+sum ( xs )
+max ( xs )
+min ( xs )
+max ( xs ) - 1
+min ( xs ) + 1
+sorted ( xs )
+xs [ 1 : ]
+xs [ : -1 ]
+sorted ( set ( xs ) )
+sum ( set ( xs ) )
+sorted ( xs ) [ len ( xs ) // 2 ] if xs else 0
+"""
+
+
+def test_short_guesses_earn_nothing_through_the_sandbox() -> None:
+    filtered = (Code(examples=0.0).draw(stream("guesses", n)) for n in range(99))
+    items = [p for p in filtered if p.meta["program"][1] in ("below", "above", "not")][:8]
+    texts = [format.render("x", f"return {guess}") for guess in GUESSES.strip().split("\n")]
+    texts += [format.render("x", f"return {y}") for y in items[0].meta["outputs"]]
+    rewards = Code().grade(texts * len(items), [p for p in items for _ in texts])
+    assert {reward.value for reward in rewards} == {0.0}
+    golds = Code().grade([p.gold for p in items], items)
+    assert {reward.value for reward in golds} == {1.0}
+
+
+def test_no_constant_and_no_line_through_one_fact_of_the_list_passes() -> None:
+    """a * fact + b with any a and b, a constant among them; except where the right program is one itself."""
+    facts = (len, sum, lambda xs: max(xs, default=0), lambda xs: xs[0] if xs else 0)
+    for item in [Code(examples=0.0).draw(stream("lines", n)) for n in range(200)]:
+        hidden, outputs = item.meta["inputs"], item.meta["outputs"]
+        assert len({str(y) for y in outputs}) > 1, item.prompt
+        aggregate, keep, _, change, _ = item.meta["program"]
+        if keep in ("below", "above") and aggregate == "sum" and change != "same":
+            for fact in facts:
+                points = sorted({(fact(xs), y) for xs, y in zip(hidden, outputs, strict=True)})
+                (x0, y0), (x1, y1) = points[0], points[-1]
+                line = all((x - x0) * (y1 - y0) == (y - y0) * (x1 - x0) for x, y in points)
+                assert not line or x0 == x1, item.prompt
+
+
+def test_the_number_of_lists_is_a_lower_bound() -> None:
+    program = Program("sum", "below", 6)
+    fewest = hidden_inputs(program, 1)
+    assert len(hidden_inputs(program, 20)) == 20
+    assert len({json.dumps(xs) for xs in hidden_inputs(program, 20)}) == 20
+    fewest.append([0])
+    fewest[0].append(5)  # a caller's change stays with the caller
+    assert [] in hidden_inputs(program, 1)
+    assert len(hidden_inputs(Program("smallest"), 4)) > 13  # one for every "other than k"
 
 
 def test_a_truth_value_is_no_number() -> None:

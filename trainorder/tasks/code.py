@@ -11,6 +11,7 @@ from trainorder.rewards import format
 from trainorder.rewards.sandbox import Result, run_programs
 from trainorder.tasks import programs
 from trainorder.tasks.base import HASTY, Problem, Reward, content_id
+from trainorder.tasks.hidden_inputs import hidden_inputs
 from trainorder.tasks.programs import AGGREGATES, FILTERS, MAPS, Program
 
 
@@ -19,10 +20,10 @@ class Code:
     """The answer is the body of `def f ( xs ) :`; it must return the right value on every hidden list."""
 
     tests: int = 4
-    """Hidden lists per problem."""
+    """Hidden lists per problem, at least: there are more where fewer would let a wrong program pass."""
     examples: float = 0.1
     """Share of problems stated by two examples instead of a request."""
-    version: int = field(default=1, init=False)
+    version: int = field(default=2, init=False)
     rewarded_by: Literal["verifier", "judge"] = field(default="verifier", init=False)
     sandboxed: ClassVar[bool] = True
     """Runs model-written programs: `grading.isolation` applies."""
@@ -47,7 +48,7 @@ class Code:
             program = programs.draw(rng)
             prompt = _request(program, rng)
             key = content_id("code", program.source)
-        inputs = programs.hidden_inputs(program, self.tests)
+        inputs = hidden_inputs(program, self.tests)
         outputs = [program.run(xs) for xs in inputs]
         meta = {"program": list(program), "inputs": inputs, "outputs": outputs}
         gold = format.render(_plan(program), program.source)

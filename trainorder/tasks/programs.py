@@ -6,8 +6,6 @@ import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from trainorder.streams import stream
-
 Numbers = list[int]
 
 
@@ -43,6 +41,8 @@ AGGREGATES: dict[str, tuple[Callable[[Numbers], Any], str]] = {
     "sorted list": (sorted, "sorted ( {} )"),
     "count": (len, "len ( [ {} ] )"),
 }
+UNDEFINED_ON_NOTHING = ("largest", "smallest")
+"""Aggregates that raise ValueError where no number is kept."""
 
 
 class Program(NamedTuple):
@@ -60,9 +60,12 @@ class Program(NamedTuple):
         >>> Program("sum", "below", 6, "add", 1).run([1, 2, 9])
         5
         """
+        return AGGREGATES[self.aggregate][0](self.kept(xs))
+
+    def kept(self, xs: Numbers) -> Numbers:
+        """The numbers that the filter keeps, changed by the map."""
         keep, change = FILTERS[self.filter].apply, MAPS[self.map].apply
-        kept = [change(v, self.operand) for v in xs if keep(v, self.bound)]
-        return AGGREGATES[self.aggregate][0](kept)
+        return [change(v, self.operand) for v in xs if keep(v, self.bound)]
 
     @property
     def condition(self) -> str:
@@ -108,24 +111,3 @@ def with_bug(program: Program, rng: random.Random) -> Program:
         fits = fits and mixed.operand in MAPS[mixed.map].numbers
         if fits and mixed.source != program.source:
             return mixed
-
-
-def hidden_inputs(program: Program, count: int) -> list[Numbers]:
-    """Lists around the filter's bound: on both sides of it, then hardly below it, then hardly above it.
-
-    The one-sided lists tell filters apart under max and min. At least two numbers of each list are kept.
-    """
-    rng = stream("code", "inputs", program.source)
-    keep = FILTERS[program.filter]
-    bound = program.bound if len(keep.numbers) > 1 else rng.randint(4, 9)
-    kept = [v for v in range(16) if keep.apply(v, program.bound)]
-    kept.sort(key=lambda v: abs(v - bound))
-    lists: list[Numbers] = []
-    for number in range(count):
-        low, high = ((1, 15), (bound, 15), (min(bound, 1), bound))[number % 3]
-        xs = [v for v in (bound - 1, bound, bound + 1) if low <= v <= high]
-        xs += [rng.randint(low, high) for _ in range(3)]
-        xs += kept[: max(0, 2 - sum(keep.apply(v, program.bound) for v in xs))]
-        rng.shuffle(xs)
-        lists.append(xs)
-    return lists
