@@ -91,8 +91,11 @@ class DeepSpeedBackend:
         return computing(self.model, self.training)
 
     def zero_grad(self) -> None:
-        """See Backend."""
-        self.engine.zero_grad()
+        """See Backend. DeepSpeed drops its sums at an update only, and the one before may have been refused."""
+        self.optimizer.zero_grad()
+        self.optimizer.averaged_gradients = {}
+        if self.training.zero_stage < 3:
+            self.optimizer.all_grad_tensors = {}
 
     def map(self, function: Callable[[list[int]], R], batches: Sequence[list[int]]) -> Iterator[R]:
         """See Backend."""
@@ -109,6 +112,9 @@ class DeepSpeedBackend:
             with torch.enable_grad():
                 loss, facts = loss_of(rows)
                 self.engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
+                # rows go through the inner module, so DeepSpeed sees no forward; without this ZeRO-3
+                # would overwrite the gradient of the micro-batch before instead of adding to it
+                self.optimizer.clear_backward_seen_flag()
                 self.engine.backward(loss * self.world)
             yield facts
 
@@ -117,8 +123,9 @@ class DeepSpeedBackend:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
-        norm = float(self.engine.get_global_grad_norm())
-        return norm if self.engine.was_step_applied() else float("nan")
+        if not self.engine.was_step_applied():
+            return float("nan")
+        return float(self.engine.get_global_grad_norm())
 
     def gather(self, mine: T) -> list[T]:
         """See Backend."""
