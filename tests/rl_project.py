@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ import torch
 from trainorder.config import PhaseConfig, PolicyConfig, RlConfig, TrainingConfig, parse_params
 from trainorder.data import build
 from trainorder.policy import Policy
-from trainorder.rl.registry import REWARDS, Entry
-from trainorder.rl.step import Learner, rl_step
+from trainorder.rl.learner import Learner
+from trainorder.rl.registry import REWARDS, TERMS, Entry
+from trainorder.rl.step import rl_step
 from trainorder.rl.trainer import make_learner, save
-from trainorder.rl.types import Roll, State
+from trainorder.rl.types import Live, Roll, State
 
 PARENT = Path("checkpoints/s0")
 TASK = {"train": 12, "dev": 2, "test": 2, "demonstrations": 5}
@@ -36,6 +39,24 @@ def even_tokens(roll: Roll, state: State) -> torch.Tensor:
 
 for _reward in (says_seven, even_tokens):
     REWARDS[_reward.__name__] = Entry("reward", _reward.__name__, _reward)
+
+
+def infinite_loss(live: Live, roll: Roll, state: State) -> torch.Tensor:
+    """Not finite in the last row of every second step."""
+    bad = torch.zeros_like(live.logp)
+    bad[-1] = math.inf if state.step % 2 else 0.0
+    return -live.logp * roll.a + bad
+
+
+def infinite_gradient(live: Live, roll: Roll, state: State) -> torch.Tensor:
+    """A finite loss; its gradient is nan where there are rows of qa, at every second step from the first on."""
+    if state.step % 2 == 0 and any(problem.task == "qa" for problem in roll.problem):
+        return -live.logp * roll.a + (live.logp - live.logp.detach()).abs().sqrt()
+    return -live.logp * roll.a
+
+
+BROKEN = {f.__name__: Entry("term", f.__name__, f) for f in (infinite_loss, infinite_gradient)}
+"""Terms for tests of refused updates; those put them into TERMS themselves."""
 
 
 def make_parent() -> None:
@@ -75,13 +96,12 @@ def steps(learner: Learner, state: State, count: int) -> list[dict[str, float]]:
     return [rl_step(learner, state) for _ in range(count)]
 
 
-def main() -> None:
-    """One rank: train some steps from the start or from a saved state, then write log, state and checkpoint."""
-    torch.set_num_threads(1)
-    job = json.loads(sys.argv[1])
-    learner = learner_of(
-        rl=settings(**job.get("rl", {})), training=TrainingConfig.model_validate(job["training"])
-    )
+def run_job(job: dict[str, Any]) -> Learner:
+    """Train some steps from the start or from a saved state, then write `<out>.json`, `<out>.pt` and the checkpoint."""
+    training = TrainingConfig.model_validate(job["training"])
+    learner = learner_of(rl=settings(**job.get("rl", {})), training=training)
+    out = Path(job["out"])
+    learner = replace(learner, dumps=Path("dumps") / out.name)
     state, begin = State(total=9), job.get("resume")
     if begin:
         found = torch.load(f"{begin}.pt", weights_only=True)
@@ -90,10 +110,18 @@ def main() -> None:
     log = steps(learner, state, job["steps"])
     tensors = learner.backend.tensors()
     if learner.backend.rank == 0:
-        out = Path(job["out"])
         out.with_suffix(".json").write_text(json.dumps(log))
         torch.save({"tensors": tensors, "state": state.state_dict()}, f"{out}.pt")
-    save(learner, Path("checkpoints") / job["out"])
+    save(learner, Path("checkpoints") / out.name)
+    return learner
+
+
+def main() -> None:
+    """One rank: run the jobs of the command line, one after another."""
+    torch.set_num_threads(1)
+    TERMS.update(BROKEN)
+    for job in json.loads(sys.argv[1]):
+        run_job(job)
     if "RANK" in os.environ:
         from trainorder.rl.deepspeed_backend import leave
 

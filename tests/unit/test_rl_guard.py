@@ -16,9 +16,10 @@ from rl_project import PARENT, build_parent
 
 from trainorder.config import AlarmConfig, PhaseConfig, RlConfig
 from trainorder.rl.guard import NonFiniteError, watch
+from trainorder.rl.learner import Learner
 from trainorder.rl.registry import REWARDS, TERMS, Entry
 from trainorder.rl.replay import replay
-from trainorder.rl.step import Learner, rl_step
+from trainorder.rl.step import rl_step
 from trainorder.rl.trainer import make_learner
 from trainorder.rl.types import Live, Roll, State
 

@@ -67,7 +67,7 @@ def gradient(
         state,
         budget=budget,
         temperature=1.0,
-        max_length=8,
+        max_length={"sums": 8},
         backend=LocalBackend(model, RlConfig(), TrainingConfig()),
     )
     return log, [p.grad.clone() for p in model.parameters()]
@@ -197,3 +197,6 @@ def test_a_batch_is_split_into_updates_by_whole_prompts():
     # groups 4, 7, 9 are dealt in turn: 4 and 9 to the first update, 7 to the second
     assert split_by_prompt(roll, 2) == [[0, 1, 2, 3], [4, 5]]
     assert split_by_prompt(roll, 1) == [[0, 1, 2, 3, 4, 5]]
+    for updates in (3, 4, 9):  # no update is without rows
+        assert split_by_prompt(roll, updates) == [[1, 3], [4, 5], [0, 2]]
+    assert split_by_prompt(roll.rows([]), 2) == []

@@ -16,9 +16,10 @@ from trainorder.config import PhaseConfig, RlConfig
 from trainorder.policy import Policy, weights_hash
 from trainorder.reading import ParamsError
 from trainorder.rl.guard import NonFiniteError
+from trainorder.rl.learner import Learner
 from trainorder.rl.method import Bound
 from trainorder.rl.registry import REWARDS, Entry
-from trainorder.rl.step import Learner, rl_step
+from trainorder.rl.step import rl_step
 from trainorder.rl.trainer import make_learner, train_phase
 from trainorder.rl.types import Roll, State
 

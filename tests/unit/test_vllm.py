@@ -11,8 +11,9 @@ import torch
 
 from trainorder.config import RolloutConfig
 from trainorder.reading import ParamsError
+from trainorder.rl.learner import Learner
 from trainorder.rl.records import mismatch
-from trainorder.rl.step import Learner, rl_step
+from trainorder.rl.step import rl_step
 from trainorder.rl.types import State
 from trainorder.rollout.vllm_engine import VllmEngine
 

@@ -30,6 +30,7 @@ class Backend(Protocol):
     rank: int
     world: int
     optimizer: Any
+    training: TrainingConfig
 
     @staticmethod
     def join(device: str) -> None:

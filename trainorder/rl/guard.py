@@ -24,7 +24,7 @@ from trainorder.rl.types import Roll, State
 from trainorder.tasks.base import Problem
 
 if TYPE_CHECKING:
-    from trainorder.rl.step import Learner
+    from trainorder.rl.learner import Learner
 
 MAX_IN_A_ROW = 10
 """Updates refused one after another before `on_nonfinite: skip` stops too: such a run learns nothing any more."""
@@ -56,7 +56,9 @@ def broken(numbers: Mapping[str, float], roll: Roll) -> list[str]:
 
 
 def refuse(learner: Learner, roll: Roll, state: State, names: list[str]) -> None:
-    """Leave a dump and, unless `rl.on_nonfinite` says skip, stop the phase. Weights and optimiser are untouched.
+    """Leave a dump and, unless `rl.on_nonfinite` says skip, stop the phase. All ranks call it.
+
+    Weights and optimiser are untouched.
 
     Raises:
         NonFiniteError: names what was not finite, the step and the dump.
@@ -65,10 +67,8 @@ def refuse(learner: Learner, roll: Roll, state: State, names: list[str]) -> None
     state.mem["refused"] = state.mem.get("refused", 0) + 1
     where = ""
     if learner.dumps is not None:
-        place = learner.dumps / f"step{state.step:06d}"
+        place = learner.dumps / f"step{state.step:06d}-{state.mem['refused']:04d}"
         dump(place, learner, roll, state, names)
-        for old in sorted(learner.dumps.glob("step*"))[:-KEPT]:
-            shutil.rmtree(old)
         where = f"; `python -m trainorder.rl.replay {place}` computes it again"
     text = f"{', '.join(names)} not finite at step {state.step} of phase {learner.phase!r}: the update was refused{where}"
     if learner.config.on_nonfinite == "stop":
@@ -83,9 +83,13 @@ def refuse(learner: Learner, roll: Roll, state: State, names: list[str]) -> None
 
 
 def dump(place: Path, learner: Learner, roll: Roll, state: State, names: list[str]) -> None:
-    """The refused update whole: its rows, the weights it met and the settings."""
+    """The refused update whole: its rows, the weights it met and the settings. The newest KEPT dumps stay."""
     from safetensors.torch import save_file
 
+    policy = learner.whole_policy()
+    if policy is None:
+        learner.backend.gather(None)
+        return
     tensors = {name: getattr(roll, name) for name in _TENSORS}
     tensors |= {f"part.{k}": v for k, v in roll.part.items()} | {
         f"x.{k}": v for k, v in roll.x.items()
@@ -96,7 +100,8 @@ def dump(place: Path, learner: Learner, roll: Roll, state: State, names: list[st
         "seed": learner.seed,
         "state": state.state_dict(),
         "rl": learner.config.model_dump(),
-        "max_length": max(learner.task_set.max_new_tokens.values()),
+        "dtype": learner.backend.training.dtype,
+        "max_length": dict(learner.task_set.max_new_tokens),
         "prompt": roll.prompt,
         "text": roll.text,
         "problem": [dataclasses.asdict(problem) for problem in roll.problem],
@@ -104,7 +109,10 @@ def dump(place: Path, learner: Learner, roll: Roll, state: State, names: list[st
     with writing_folder(place) as new:
         save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, new / ROLL)
         write_json(new / FACTS, facts)
-    learner.policy.save(place / "policy")
+        policy.save(new / "policy")
+    for old in sorted(place.parent.glob("step*"))[:-KEPT]:
+        shutil.rmtree(old)
+    learner.backend.gather(None)  # a launcher stops all ranks as soon as one ends
 
 
 def load_dump(place: Path) -> tuple[Roll, dict[str, Any]]:

@@ -19,20 +19,20 @@ def reduction_shares(
     *,
     how: Reduction = "token",
     denominator: Denominator = "mask",
-    max_length: int,
+    max_length: Float[Tensor, " row"],
 ) -> Float[Tensor, "row token"]:
     """Shares c with reduce(x) = sum(c * x): each token's share of the update's loss.
 
     Shares are computed once on the rows of the whole update, so that any cut into micro-batches
     adds up exactly:
 
-        token     w / sum of all d                       one mean over tokens (DAPO,
-        arXiv:2503.14476) sequence  w / (row's sum of d * rows)            mean of row means (GRPO,
-        arXiv:2402.03300) constant  w / (rows * max_length)                no length normalisation
-        (Dr.GRPO, arXiv:2503.20783) prompt    w / (group's sum of d * groups)        mean of prompt
-        means (arXiv:2510.13786)
+    - token: w / sum of all d; one mean over tokens (DAPO, arXiv:2503.14476)
+    - sequence: w / (row's sum of d * rows); mean of row means (GRPO, arXiv:2402.03300)
+    - constant: w / (rows * row's max_length); no length normalisation (Dr.GRPO, arXiv:2503.20783)
+    - prompt: w / (group's sum of d * groups); mean of prompt means (arXiv:2510.13786)
 
-    d is the mask (all response tokens) or the weighted mask (`denominator="weight"`: tokens that
+    `max_length` is the longest answer that the row's task allows, in tokens: a task's rows weigh the
+    same whichever tasks stand beside it. d is the mask (all response tokens) or the weighted mask (`denominator="weight"`: tokens that
     kept weight); rows and groups without any d are not counted. `constant` has no d. A row that
     earned no credit stays in the denominator.
     """
@@ -44,7 +44,7 @@ def reduction_shares(
         per_row = counted.sum(1, keepdim=True)
         return _divide(weighted, per_row * (per_row > 0).sum())
     if how == "constant":
-        return weighted / (len(mask) * max_length)
+        return weighted / (len(mask) * max_length[:, None])
     if how == "prompt":
         groups, dense = group.unique(return_inverse=True)
         per_group = counted.new_zeros(len(groups)).index_add_(0, dense, counted.sum(1))

@@ -3,12 +3,13 @@
 A piece is a pure function; its keyword-only parameters are its options and their defaults the
 paper's. Slots, in the order the engine runs them (methods are rows of piece names in params.yaml):
 
-    reward    (Roll, State) -> [row]                  added up, each times its `coef`, into
-    roll.reward edit      (Roll, State, refill) -> Roll           drops, truncates or adds rows;
-    refill({task: prompts}) -> Roll advantage (Roll, State) -> [row] or [row, token]  replaces
-    roll.a; the first estimates, later ones reshape weight    (Roll, State) -> [row] or [row, token]
-    multiplied into roll.w metric    (Roll, State) -> {name: number}         logged as rl/<name>
-    term      (Live, Roll, State) -> [row, token]     a loss per token; the only one that sees grad
+- reward: (Roll, State) -> [row]; added up, each times its `coef`, into roll.reward
+- edit: (Roll, State, refill) -> Roll; drops, truncates or adds rows, refill({task: prompts}) -> Roll
+- advantage: (Roll, State) -> [row] or [row, token]; replaces roll.a, the first estimates, later ones
+  reshape
+- weight: (Roll, State) -> [row] or [row, token]; multiplied into roll.w
+- metric: (Roll, State) -> {name: number}; logged as rl/<name>
+- term: (Live, Roll, State) -> [row, token]; a loss per token, the only one that sees grad
 
 All but terms see the whole step batch at once: whatever is computed over more than one row is
 computed there, so that micro-batches never change a result.

@@ -1,6 +1,7 @@
 """`python -m trainorder.rl.replay DUMP`: compute a refused update again, and say in which rows it goes wrong.
 
-A dump (trainorder/rl/guard.py) holds the rows, the weights they met and the settings, so nothing else is needed.
+A dump (trainorder/rl/guard.py) holds the rows, the weights they met (adapters merged, parts of all ranks joined) and the
+settings, so nothing else is needed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from trainorder.reading import ParamsError
 from trainorder.rl.backend import LocalBackend
 from trainorder.rl.guard import FACTS, broken, load_dump
 from trainorder.rl.method import Method
-from trainorder.rl.step import accumulate
+from trainorder.rl.step import accumulate, task_factors
 from trainorder.rl.types import Roll, State
 
 
@@ -50,7 +51,8 @@ def _numbers(policy: Policy, roll: Roll, rl: RlConfig, facts: dict[str, Any]) ->
         budget=rl.micro_batch_tokens,
         temperature=rl.temperature,
         max_length=facts["max_length"],
-        backend=LocalBackend(policy.model, rl, TrainingConfig()),
+        backend=LocalBackend(policy.model, rl, TrainingConfig(dtype=facts["dtype"])),
+        factor=task_factors(roll, rl)[1],
     )
     grads = [p.grad for p in policy.model.parameters() if p.grad is not None]
     norm = math.sqrt(sum(float(torch.linalg.vector_norm(g.double())) ** 2 for g in grads))

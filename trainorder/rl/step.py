@@ -15,24 +15,23 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from trainorder.config import RlConfig
-from trainorder.resume import model_tensors, restore_model
 from trainorder.rl import guard
 from trainorder.rl.backend import Backend, in_order, slice_of
 from trainorder.rl.forward import flat_tokens, forward
 from trainorder.rl.helpers import k3, log_ratio
+from trainorder.rl.learner import Learner
 from trainorder.rl.method import Method
-from trainorder.rl.problems import TaskSet, split_by_task
+from trainorder.rl.problems import split_by_task
 from trainorder.rl.records import describe
 from trainorder.rl.reduce import reduction_shares
 from trainorder.rl.speed import rates
@@ -40,45 +39,6 @@ from trainorder.rl.types import Roll, State
 from trainorder.rollout.base import cut
 from trainorder.streams import torch_stream
 from trainorder.tasks.base import Problem
-
-if TYPE_CHECKING:
-    from trainorder.policy import Policy
-    from trainorder.rollout import Engine
-
-
-@dataclass(frozen=True)
-class Learner:
-    """What the steps of a phase share; only the weights and the optimiser's state change."""
-
-    policy: Policy
-    engine: Engine
-    task_set: TaskSet
-    method: Method
-    config: RlConfig
-    backend: Backend
-    reference: Any
-    """Frozen copy of the phase's parent, or None where no term needs it."""
-    phase: str
-    seed: int
-    push: Callable[[Iterable[tuple[str, Tensor]]], None] | None = None
-    """Gives the engine the trainer's weights; None where it samples from them directly."""
-    exact: bool = True
-    """Whether the engine's log-probabilities are the trainer's, to rounding."""
-    dumps: Path | None = None
-    """Where refused updates are left for replay; None: nowhere."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors that steps change, or that a piece may: weights, optimiser, reference."""
-        found = self.backend.tensors()
-        if self.reference is not None:
-            found |= model_tensors("reference", self.reference)
-        return found
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `tensors` took; settings stay those of this learner."""
-        self.backend.restore(tensors)
-        if self.reference is not None:
-            restore_model("reference", self.reference, tensors)
 
 
 def rl_step(learner: Learner, state: State) -> dict[str, float]:
@@ -229,7 +189,7 @@ def give_credit(roll: Roll, method: Method, state: State) -> Roll:
 
 def add_reference(roll: Roll, learner: Learner) -> Roll:
     """The reference's log-probabilities, if a term needs them."""
-    if learner.reference is None:
+    if learner.reference is None or not len(roll):
         return roll
     logps, _ = score(learner.reference, roll, learner)
     return replace(roll, x={**roll.x, "ref": logps})
@@ -239,11 +199,12 @@ def update(learner: Learner, roll: Roll, state: State) -> dict[str, float]:
     """One or several AdamW updates on the step's rows, each on its own share of the prompts."""
     config, backend = learner.config, learner.backend
     log: dict[str, float] = defaultdict(float)
+    applied: dict[str, list[float]] = defaultdict(list)
     if config.serial_tasks:
         parts = split_by_task(roll, learner.seed, learner.phase, state.step)
     else:
         parts = split_by_prompt(roll, config.updates_per_batch)
-    for i, rows in enumerate(parts):
+    for rows in parts:
         part = roll.rows(rows)
         alone, factor = task_factors(part, config)
         sums = accumulate(
@@ -253,11 +214,11 @@ def update(learner: Learner, roll: Roll, state: State) -> dict[str, float]:
             state,
             budget=config.micro_batch_tokens,
             temperature=config.temperature,
-            max_length=max(learner.task_set.max_new_tokens.values()),
+            max_length=learner.task_set.max_new_tokens,
             backend=backend,
             factor=factor,
         )
-        lr, norm = learning_rate(config, state.step * len(parts) + i) * alone, 0.0
+        lr, norm = learning_rate(config, state.updates) * alone, 0.0
         wrong = guard.broken({"loss": sums["loss"]}, part)
         if not wrong:
             norm = backend.step(lr)
@@ -267,14 +228,17 @@ def update(learner: Learner, roll: Roll, state: State) -> dict[str, float]:
             log["rl/refused"] += 1
             continue
         state.mem["refused_in_a_row"] = 0
+        state.updates += 1
         log["rl/forward_tokens"] += sums.pop("forward_tokens")
         gap = {name: sums.pop(name) for name in ("mismatch_mean", "mismatch_max") if name in sums}
-        if i == 0 and learner.exact:  # later updates have moved on from the policy that sampled
+        if (
+            not applied and learner.exact
+        ):  # later updates train another policy than the one that sampled
             log |= {f"rollout/{name}": value for name, value in gap.items()}
             log["rollout/mismatch_kl"] = sums.get("kl_old", 0.0)
         for name, value in {**sums, "grad_norm": norm, "lr": lr}.items():
-            log[f"rl/{name}"] += value / len(parts)
-    return log
+            applied[name].append(value)
+    return log | {f"rl/{name}": sum(values) / len(values) for name, values in applied.items()}
 
 
 def accumulate(
@@ -285,14 +249,15 @@ def accumulate(
     *,
     budget: int,
     temperature: float,
-    max_length: int,
+    max_length: Mapping[str, int],
     backend: Backend,
     factor: Tensor | float = 1.0,
 ) -> dict[str, float]:
     """Add up the gradient of one update's loss; returns the loss and the logged means.
 
     The loss is a sum over tokens with shares fixed beforehand, so how rows fall into micro-batches
-    and ranks changes nothing. `factor`, [row, 1], multiplies each row's shares.
+    and ranks changes nothing. `factor`, [row, 1], multiplies each row's shares; `max_length` is each
+    task's longest answer in tokens.
     """
     backend.zero_grad()
     shares = reduction_shares(
@@ -301,7 +266,7 @@ def accumulate(
         roll.group,
         how=method.reduction,
         denominator=method.denominator,
-        max_length=max_length,
+        max_length=roll.mask.new_tensor([max_length[problem.task] for problem in roll.problem]),
     )
     shares = shares * factor
     learning = torch.ones(len(roll), dtype=torch.bool)
@@ -316,7 +281,7 @@ def accumulate(
         part = roll.rows(rows) if rows else whole.rows(idle)
         with backend.computing():
             live = forward(model, part, temperature=temperature, entropy="H" in method.needs)
-        if not rows:  # another rank has more micro-batches: keep it company
+        if not rows:  # another rank has more micro-batches, and every backward is a collective call
             return 0.0 * live.logp.sum(), ({}, 0.0)
         losses = [
             term.coef * (term(live, part, state) * shares[rows]).sum() for term in method.terms
@@ -359,10 +324,12 @@ def kl_old(logps: Float[Tensor, "row token"], roll: Roll) -> Float[Tensor, "row 
 def split_by_prompt(roll: Roll, updates: int) -> list[list[int]]:
     """Rows of each update: whole groups, dealt in turn, so that every update sees every task.
 
-    A group's place in the roll decides, so edits that drop groups leave the shares even.
+    A group's place in the roll decides, so edits that drop groups leave the shares even. Of fewer
+    groups than updates each is an update of its own; no update is empty.
     """
-    _, dense = roll.group.unique(return_inverse=True)
-    return [(dense % updates == i).nonzero().flatten().tolist() for i in range(updates)]
+    groups, dense = roll.group.unique(return_inverse=True)
+    parts = range(min(updates, len(groups)))
+    return [(dense % len(parts) == i).nonzero().flatten().tolist() for i in parts]
 
 
 def learning_rate(config: RlConfig, update: int) -> float:

@@ -24,11 +24,12 @@ from trainorder.rl.adapters import add_adapters, copy_weights
 from trainorder.rl.backend import Backend
 from trainorder.rl.forward import check_forward
 from trainorder.rl.guard import watch
+from trainorder.rl.learner import Learner
 from trainorder.rl.method import Method
 from trainorder.rl.problems import TaskSet
 from trainorder.rl.scheduler import Scheduler
 from trainorder.rl.speed import Trace
-from trainorder.rl.step import Learner, rl_step
+from trainorder.rl.step import rl_step
 from trainorder.rl.types import State
 from trainorder.rollout import make_engine
 from trainorder.workers import workers_for
@@ -82,8 +83,7 @@ def train_phase(
     """
     start = time.perf_counter()
     learner = make_learner(parent, phase_name, phase, rl, seed, rollout=rollout, training=training)
-    if learner.backend.rank == 0:
-        learner = replace(learner, dumps=paths.DUMPS / out.name)
+    learner = replace(learner, dumps=paths.DUMPS / out.name)
     state = State(total=phase.steps)
     tokens, metrics = 0.0, dict[str, float]()
     backend = learner.backend
@@ -197,19 +197,10 @@ def make_backend(model: Any, rl: RlConfig, training: TrainingConfig) -> Backend:
 
 def save(learner: Learner, out: Path) -> None:
     """Write the policy as an ordinary Hugging Face folder: adapters merged, parts of all ranks joined."""
-    policy, backend = learner.policy, learner.backend
-    if learner.push is not None:  # the weights are not, or not as they are, in the model
-        weights = {name: weight.detach().cpu() for name, weight in backend.weights()}
-        if backend.rank == 0:
-            with torch.device("meta"):
-                whole = type(policy.model)(policy.model.config)
-            whole.load_state_dict(weights, assign=True)
-            whole.tie_weights()
-            whole.generation_config = policy.model.generation_config
-            policy = Policy(whole.eval(), policy.tokenizer)
-    if backend.rank == 0:
+    policy = learner.whole_policy()
+    if policy is not None:
         policy.save(out)
-    backend.gather(None)  # no rank goes on before it is written
+    learner.backend.gather(None)  # no rank goes on before it is written
 
 
 def device_of(wanted: str) -> str:

@@ -126,6 +126,8 @@ class State:
     total: int
     """Steps of the phase."""
     step: int = 0
+    updates: int = 0
+    """Updates applied so far; what the learning rate's schedule counts."""
     mem: dict[str, Any] = field(default_factory=dict)
     """JSON-able memory of the pieces (moving averages, ...) and of the problem sequence."""
 
@@ -139,7 +141,12 @@ class State:
         """Plain data for `from_state_dict`, detached from this object."""
         import copy
 
-        return {"total": self.total, "step": self.step, "mem": copy.deepcopy(self.mem)}
+        return {
+            "total": self.total,
+            "step": self.step,
+            "updates": self.updates,
+            "mem": copy.deepcopy(self.mem),
+        }
 
     @classmethod
     def from_state_dict(cls, data: dict[str, Any]) -> State:

@@ -1,0 +1,74 @@
+"""What the steps of a phase share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from trainorder.config import RlConfig
+from trainorder.resume import model_tensors, restore_model
+from trainorder.rl.backend import Backend
+from trainorder.rl.method import Method
+from trainorder.rl.problems import TaskSet
+
+if TYPE_CHECKING:
+    from trainorder.policy import Policy
+    from trainorder.rollout import Engine
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What the steps of a phase share; only the weights and the optimiser's state change."""
+
+    policy: Policy
+    engine: Engine
+    task_set: TaskSet
+    method: Method
+    config: RlConfig
+    backend: Backend
+    reference: Any
+    """Frozen copy of the phase's parent, or None where no term needs it."""
+    phase: str
+    seed: int
+    push: Callable[[Iterable[tuple[str, Tensor]]], None] | None = None
+    """Gives the engine the trainer's weights; None where it samples from them directly."""
+    exact: bool = True
+    """Whether the engine's log-probabilities are the trainer's, to rounding."""
+    dumps: Path | None = None
+    """Where refused updates are left for replay; None: nowhere. The same on all ranks."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that steps change, or that a piece may: weights, optimiser, reference."""
+        found = self.backend.tensors()
+        if self.reference is not None:
+            found |= model_tensors("reference", self.reference)
+        return found
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `tensors` took; settings stay those of this learner."""
+        self.backend.restore(tensors)
+        if self.reference is not None:
+            restore_model("reference", self.reference, tensors)
+
+    def whole_policy(self) -> Policy | None:
+        """The policy as an ordinary model: adapters merged, parts of all ranks joined; None on ranks but the first.
+
+        All ranks call it. Where the weights are whole in the model already it is that model, not a copy.
+        """
+        policy, first = self.policy, self.backend.rank == 0
+        if self.push is None:
+            return policy if first else None
+        weights = {name: weight.detach().cpu() for name, weight in self.backend.weights()}
+        if not first:
+            return None
+        with torch.device("meta"):
+            whole = type(policy.model)(policy.model.config)
+        whole.load_state_dict(weights, assign=True)
+        whole.tie_weights()
+        whole.generation_config = policy.model.generation_config
+        return type(policy)(whole.eval(), policy.tokenizer)
