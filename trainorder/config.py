@@ -439,6 +439,8 @@ class MergeConfig(Section):
     deltas merged by TIES' elected signs."""
     density: float = Field(default=1.0, ge=1e-6, le=1)
     """Share of each delta's entries kept by TIES (largest) and DARE (random)."""
+    trim: Literal["all", "tensor"] = "all"
+    """What TIES takes the largest entries of: all tensors of a delta together, as in its paper, or each tensor by itself."""
     scale: Positive | Annotated[list[Positive], Field(min_length=1, max_length=100)] = 1.0
     """Factor on the merged delta; average ignores it. Of a list, the one with the best mean dev score is kept."""
     seed: Seed = 0

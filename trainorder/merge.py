@@ -7,6 +7,9 @@ One tensor is in memory at a time. With delta_i = theta_i - theta_0 of the merge
     ties             theta_0 + scale * mean of the trimmed deltas that agree with the sign   arXiv 2306.01708
     dare             theta_0 + scale * sum_i delta_i * keep / density, keep ~ Bernoulli      arXiv 2311.03099
     dare_ties        DARE's random deltas in place of TIES' trimmed ones
+
+TIES keeps the `density` share of largest entries of a whole delta, as in its paper: a first reading of all tensors finds
+the magnitude from which on entries stay (`cut_of`). With `trim: tensor` each tensor keeps that share of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,15 +50,19 @@ def merge_folders(
         ValueError: a folder holds no weights, or other tensors than the base.
     """
     _check_same_tensors(base, parents)
+    cuts = [0.0] * len(parents)
+    if config.method == "ties" and config.trim == "all":
+        cuts = [_cut_of_folder(base, parent, config.density) for parent in parents]
     with writing_folder(out) as whole:
         ignore = shutil.ignore_patterns(WEIGHTS)
         shutil.copytree(base, whole, ignore=ignore, dirs_exist_ok=True)
         for shard in sorted(base.glob(WEIGHTS)):
             kept = work.file(
-                shard.name, lambda file, shard=shard: _merge_shard(shard, parents, file, config)
+                shard.name,
+                lambda file, shard=shard: _merge_shard(shard, parents, file, config, cuts),
             )
             if kept is None:
-                _merge_shard(shard, parents, whole / shard.name, config)
+                _merge_shard(shard, parents, whole / shard.name, config, cuts)
             else:
                 os.link(kept, whole / shard.name)
 
@@ -90,16 +97,24 @@ def merge_tensors(
     base: Float[Tensor, "*shape"],
     parents: Sequence[Float[Tensor, "*shape"]],
     config: MergeConfig,
+    *,
     generators: Sequence[Generator] = (),
+    cuts: Sequence[float] = (),
 ) -> Float[Tensor, "*shape"]:
-    """One tensor of the merge, in the base's type; computed in float32. `generators` are DARE's, one per parent."""
+    """One tensor of the merge, in the base's type; computed in float32.
+
+    Of each parent, `generators` draw DARE's mask, and `cuts` are the magnitudes from which on entries of its delta stay
+    in TIES (with `trim: tensor` this tensor's own are taken).
+    """
     import torch
 
     if config.method == "average":
         return torch.stack([parent.float() for parent in parents]).mean(0).to(base.dtype)
     deltas = [parent.float() - base.float() for parent in parents]
     if config.method == "ties":
-        merged = ties(deltas, density=config.density)
+        if config.trim == "tensor":
+            cuts = [cut_of(lambda d=d: [d], config.density) for d in deltas]
+        merged = elect(torch.stack([trim(d, cut) for d, cut in zip(deltas, cuts, strict=True)]))
     elif config.method in ("dare", "dare_ties"):
         kept = [
             dare(d, density=config.density, generator=g)
@@ -114,13 +129,6 @@ def merge_tensors(
     return (base.float() + config.scale * merged).to(base.dtype)
 
 
-def ties(deltas: Sequence[Float[Tensor, "*shape"]], *, density: float) -> Float[Tensor, "*shape"]:
-    """Trim each delta to its largest entries, elect a sign per entry by their sum, average those that agree."""
-    import torch
-
-    return elect(torch.stack([trim(delta, density=density) for delta in deltas]))
-
-
 def elect(deltas: Float[Tensor, "*parents_shape"]) -> Float[Tensor, "*shape"]:
     """Per entry, the mean of the deltas other than 0 that have the sign of their sum."""
     from peft.utils.merge_utils import calculate_majority_sign_mask, disjoint_merge
@@ -128,18 +136,54 @@ def elect(deltas: Float[Tensor, "*parents_shape"]) -> Float[Tensor, "*shape"]:
     return disjoint_merge(deltas, calculate_majority_sign_mask(deltas, method="total"))
 
 
-def trim(delta: Float[Tensor, "*shape"], *, density: float) -> Float[Tensor, "*shape"]:
-    """Zero all but the `density` share of largest entries; at least one stays, however small the tensor.
+def trim(delta: Float[Tensor, "*shape"], cut: float) -> Float[Tensor, "*shape"]:
+    """Zero all entries of a magnitude below `cut`."""
+    return delta * (delta.abs() >= cut)
 
-    On a tie the earlier entry stays, so that the result does not depend on how `topk` breaks it.
+
+def cut_of(tensors: Callable[[], Iterable[Tensor]], density: float) -> float:
+    """The smallest magnitude that the `density` share of largest entries of all `tensors` together has.
+
+    At least one entry stays, and all entries of equal magnitude do, so the order of entries decides nothing. `tensors`
+    is read twice, in float32: magnitudes are counted by the upper 16 bits of their pattern, which orders them, then
+    within one such bin by the lower ones. Memory is that of the counts and of one chunk, whatever the tensors' size.
+
+    >>> import torch
+    >>> cut_of(lambda: [torch.tensor([10.0, 9.0]), torch.tensor([-0.1, 0.2])], 0.5)
+    9.0
     """
     import torch
 
-    kept = max(1, round(density * delta.numel()))
-    order = delta.abs().flatten().argsort(descending=True, stable=True)
-    mask = torch.zeros(delta.numel(), dtype=delta.dtype, device=delta.device)
-    mask[order[:kept]] = 1
-    return delta * mask.view_as(delta)
+    upper, total = torch.zeros(HALF, dtype=torch.long), 0
+    for patterns in _patterns(tensors()):
+        upper += torch.bincount(patterns >> 16, minlength=HALF)
+        total += len(patterns)
+    bin_, larger = _reach(upper, max(1, round(density * total)), 0)
+    lower = torch.zeros(HALF, dtype=torch.long)
+    for patterns in _patterns(tensors()):
+        lower += torch.bincount(patterns[patterns >> 16 == bin_] & (HALF - 1), minlength=HALF)
+    place, _ = _reach(lower, max(1, round(density * total)), larger)
+    pattern = torch.tensor([bin_ << 16 | place], dtype=torch.int32)
+    return float(pattern.view(torch.float32))
+
+
+HALF, CHUNK = 2**16, 2**22
+
+
+def _patterns(tensors: Iterable[Tensor]) -> Iterable[Tensor]:
+    """The bits of the entries' magnitudes as numbers, chunk by chunk; larger magnitudes have larger ones."""
+    import torch
+
+    for tensor in tensors:
+        for chunk in tensor.float().flatten().split(CHUNK):
+            yield chunk.abs().view(torch.int32).long()
+
+
+def _reach(counts: Tensor, wanted: int, before: int) -> tuple[int, int]:
+    """The bin that holds the `wanted`-th largest, `before` being larger than all bins; and how many lie above it."""
+    above = before + counts.flip(0).cumsum(0).flip(0) - counts  # in larger bins
+    bin_ = int((above < wanted).nonzero()[0])
+    return bin_, int(above[bin_])
 
 
 def dare(
@@ -152,7 +196,19 @@ def dare(
     return torch.where(keep, delta / density, 0.0)
 
 
-def _merge_shard(shard: Path, parents: Sequence[Path], out: Path, config: MergeConfig) -> None:
+def _cut_of_folder(base: Path, parent: Path, density: float) -> float:
+    """`cut_of` the delta of a parent, one tensor in memory at a time."""
+    with ExitStack() as stack:
+        ours, theirs = _Weights(stack, base), _Weights(stack, parent)
+        return cut_of(
+            lambda: (theirs.get(name).float() - ours.get(name).float() for name in ours.names),
+            density,
+        )
+
+
+def _merge_shard(
+    shard: Path, parents: Sequence[Path], out: Path, config: MergeConfig, cuts: Sequence[float]
+) -> None:
     """Write the merged shard behind the base's own header: same tensors, same types, same places."""
     import torch
     from safetensors import safe_open
@@ -169,7 +225,9 @@ def _merge_shard(shard: Path, parents: Sequence[Path], out: Path, config: MergeC
         for name in names:
             tensors = [other.get(name) for other in others]
             masks = [torch_stream("merge", config.seed, folder.name, name) for folder in parents]
-            merged = merge_tensors(base.get_tensor(name), tensors, config, masks)
+            merged = merge_tensors(
+                base.get_tensor(name), tensors, config, generators=masks, cuts=cuts
+            )
             stream.write(merged.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         stream.flush()
         os.fsync(stream.fileno())
@@ -186,6 +244,10 @@ class _Weights:
             for file in sorted(folder.glob(WEIGHTS))
         ]
         self._file_of: dict[str, Any] = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self._file_of)
 
     def get(self, name: str) -> Tensor:
         return self._file_of[name].get_tensor(name)

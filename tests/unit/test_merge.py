@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trainorder.config import MergeConfig
-from trainorder.merge import dare, merge_folders, merge_tensors, ties, trim, tune_scale
+from trainorder.merge import cut_of, dare, merge_folders, merge_tensors, tune_scale
 from trainorder.streams import torch_stream
 
 ZERO = torch.zeros(3)
@@ -28,22 +28,60 @@ def test_task_arithmetic_adds_scaled_deltas_to_the_base():
 
 def test_ties_keeps_two_of_three_and_the_elected_sign():
     # trimmed A = (2, -1, 0), B = (-1, -3, 0); signs +, -: 2 stands alone, -1 and -3 agree on -2
-    torch.testing.assert_close(ties([A, B], density=2 / 3), torch.tensor([2.0, -2.0, 0.0]))
+    config = MergeConfig(method="ties", density=2 / 3, trim="tensor")
+    torch.testing.assert_close(merge_tensors(ZERO, [A, B], config), torch.tensor([2.0, -2.0, 0.0]))
 
 
 def test_ties_scale_multiplies_the_merged_delta():
     merged = merge_tensors(
-        ZERO + 1, [A + 1, B + 1], MergeConfig(method="ties", density=0.67, scale=0.5)
+        ZERO + 1,
+        [A + 1, B + 1],
+        MergeConfig(method="ties", density=0.67, scale=0.5, trim="tensor"),
     )
     torch.testing.assert_close(merged, torch.tensor([2.0, 0.0, 1.0]))
 
 
-def test_trim_keeps_one_entry_of_a_tensor_too_small_for_its_density():
-    torch.testing.assert_close(trim(A, density=0.01), torch.tensor([2.0, 0.0, 0.0]))
+def test_ties_trims_over_the_whole_task_vector_or_each_tensor(tmp_path: Path):
+    # deltas (10, 9) and (.1, .2), in two shards: half of all entries are 10 and 9, half of each tensor 10 and .2
+    large, small = torch.tensor([10.0, 9.0]), torch.tensor([0.1, 0.2])
+    base, one = (
+        shards(tmp_path / n, {"large": large * v, "small": small * v})
+        for n, v in (("base", 0), ("one", 1))
+    )
+    found = {}
+    for trim in (None, "tensor"):
+        config = MergeConfig(method="ties", density=0.5, **({"trim": trim} if trim else {}))
+        merge_folders(base, [one], tmp_path / "out", config)
+        files = [load_file(file) for file in sorted((tmp_path / "out").glob("*.safetensors"))]
+        found[trim] = [
+            files[0]["large"].tolist(),
+            [round(x, 6) for x in files[1]["small"].tolist()],
+        ]
+    assert found == {None: [[10.0, 9.0], [0.0, 0.0]], "tensor": [[10.0, 0.0], [0.0, 0.2]]}
 
 
-def test_trim_breaks_ties_towards_the_front():
-    assert trim(torch.ones(10_000), density=0.5).tolist() == [1.0] * 5000 + [0.0] * 5000
+def shards(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    """A file for each tensor."""
+    path.mkdir()
+    for i, (name, tensor) in enumerate(tensors.items()):
+        save_file({name: tensor}, path / f"model-{i + 1:05d}-of-00002.safetensors")
+    return path
+
+
+@pytest.mark.parametrize("density", [1e-9, 0.013, 0.5, 0.999, 1.0])
+@pytest.mark.parametrize("kind", ["normal", "bfloat16", "zeros", "equal", "tiny"])
+def test_the_cut_is_the_smallest_of_the_kept_share_of_all_entries(kind: str, density: float):
+    values = torch.randn(3001, generator=torch_stream("cut"))
+    values = {
+        "normal": values,
+        "bfloat16": values.bfloat16().float(),  # many entries of equal magnitude
+        "zeros": torch.where(values > 1, values, 0.0),
+        "equal": torch.full_like(values, -0.25),
+        "tiny": values * 1e-41,  # below the smallest normal number
+    }[kind]
+    parts = [values[:1000].view(10, 100), values[1000:1001], values[1001:]]
+    kept = max(1, round(density * 3001))
+    assert cut_of(lambda: parts, density) == float(values.abs().sort(descending=True)[0][kept - 1])
 
 
 def test_dare_divides_what_it_keeps_by_the_density():
@@ -56,10 +94,10 @@ def test_dare_ties_elects_signs_among_what_dare_kept():
     # density 1 keeps all: sums (1, -4, .3) have signs +, -, +; 2, (-1 - 3) / 2, (.1 + .2) / 2
     whole = MergeConfig(method="dare_ties", density=1.0)
     streams = [torch_stream("dare_ties", i) for i in range(2)]
-    merged = merge_tensors(ZERO, [A, B], whole, streams)
+    merged = merge_tensors(ZERO, [A, B], whole, generators=streams)
     torch.testing.assert_close(merged, torch.tensor([2.0, -2.0, 0.15]))
     thin = MergeConfig(method="dare_ties", density=0.5)
-    kept = merge_tensors(torch.zeros(400), [torch.ones(400)] * 2, thin, streams)
+    kept = merge_tensors(torch.zeros(400), [torch.ones(400)] * 2, thin, generators=streams)
     assert sorted(set(kept.tolist())) == [0.0, 2.0]  # a mean, where DARE alone would add to 4
 
 

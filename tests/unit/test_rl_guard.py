@@ -14,7 +14,8 @@ import pytest
 import torch
 from rl_project import PARENT, build_parent
 
-from trainorder.config import AlarmConfig, PhaseConfig, RlConfig
+from trainorder.config import AlarmConfig, PhaseConfig, RlConfig, TrainingConfig
+from trainorder.policy import Policy
 from trainorder.rl.guard import NonFiniteError, watch
 from trainorder.rl.learner import Learner
 from trainorder.rl.registry import REWARDS, TERMS, Entry
@@ -117,6 +118,41 @@ def test_a_log_probability_that_is_not_finite_is_found_though_the_loss_is_finite
 
     with pytest.raises(NonFiniteError, match=r"^H not finite"):
         rl_step(replace(made, engine=Broken()), state)
+
+
+def test_what_is_logged_is_the_mean_over_the_updates_that_were_applied(tmp_path: Path, monkeypatch):
+    # of two updates the one with rows of group 1 is refused
+    def half(live: Live, roll: Roll, state: State) -> torch.Tensor:
+        return live.logp * roll.a + torch.where(roll.group[:, None] == 1, math.inf, 0.0)
+
+    monkeypatch.setitem(TERMS, "poisoned", Entry("term", "poisoned", half))
+    made = learner(tmp_path, on_nonfinite="skip", updates_per_batch=2, lr=0.01, warmup_steps=0)
+    state = State(total=4)
+    line = rl_step(made, state)
+    assert (line["rl/refused"], state.updates, line["rl/lr"]) == (1, 1, 0.01)
+
+
+def test_a_dump_of_adapters_computes_the_same_again(tmp_path: Path):
+    # the loss is infinite in the last row, in the second step: the adapters are no longer zero
+    phase = PhaseConfig(kind="structured", tasks={"math": 1.0}, steps=4)
+    method = {"reward": ["lucky"], "advantage": ["dr_grpo"], "terms": ["poisoned"]}
+    rl = {"prompts_per_step": 2, "group_size": 4, "method": method, "on_nonfinite": "skip"}
+    rl |= {"lr": 0.05, "warmup_steps": 0}
+    training = TrainingConfig.model_validate({"lora": {"rank": 2}})
+    made = make_learner(PARENT, "math", phase, RlConfig.model_validate(rl), 0, training=training)
+    made, state = replace(made, dumps=tmp_path), State(total=4)
+    for _ in range(2):
+        rl_step(made, state)
+    (place,) = tmp_path.iterdir()
+    dumped, parent = (
+        Policy.load(p).model.state_dict() for p in (place / "policy", Path.cwd() / PARENT)
+    )
+    for name, weight in made.backend.weights():
+        torch.testing.assert_close(dumped[name], weight, msg=name)
+    assert not all(torch.equal(parent[name], weight) for name, weight in dumped.items())
+    # a row alone is the last one, so each is named
+    found = replay(place)
+    assert found == {"not_finite": ["loss"], "again": ["loss"], "rows": list(range(8))}
 
 
 def test_a_dump_computes_the_same_again_and_names_the_rows(tmp_path: Path, capsys):

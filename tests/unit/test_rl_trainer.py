@@ -179,6 +179,58 @@ def test_the_learning_rate_warms_up_over_updates_not_steps():
     assert [line["rl/lr"] for line in lines] == pytest.approx([0.003, 0.007, 0.008])
 
 
+def only(keep: int) -> Any:
+    """An edit that keeps the first groups of a step: 0, 1, ... of them."""
+
+    def edit(roll: Roll, state: State, refill: Any) -> Roll:
+        return roll.rows((roll.group < keep).nonzero().flatten().tolist())
+
+    return Bound(Entry("edit", "only", edit), {})
+
+
+@pytest.mark.parametrize("serial", [False, True])
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_a_step_of_fewer_groups_than_updates_makes_no_empty_update(kept: int, serial: bool):
+    # the four prompts of a step are two of each task, tasks in turn
+    rl = settings(updates_per_batch=4, serial_tasks=serial, method={"terms": ["kl"]})
+    phase = PhaseConfig(kind="structured", tasks={"math": 1.0, "qa": 1.0}, steps=2)
+    learner, state = make_learner(PARENT, "math", phase, rl, 0), State(total=2)
+    learner = replace(learner, method=replace(learner.method, edit=(only(kept),)))
+    line = rl_step(learner, state)
+    updates = {0: 0, 1: 1, 3: 2 if serial else 3}[kept]
+    assert state.updates == updates
+    assert {int(s["step"]) for s in learner.backend.optimizer.state.values()} == (
+        {updates} if updates else set()
+    )
+    assert ("rl/lr" in line) == (updates > 0)
+
+
+def test_dynamic_sampling_that_drops_groups_goes_with_several_updates():
+    # groups of two: in these steps some have equal rewards and are dropped, and fewer than four are left
+    rl = settings(
+        group_size=2,
+        updates_per_batch=4,
+        method={"edit": [{"dynamic_sampling": {"max_rounds": 1}}]},
+    )
+    lines, _ = train("dropping", 4, rl)
+    assert any(0 < line["rollout/flat_groups"] < 1 for line in lines)
+    assert all(math.isfinite(line["rl/grad_norm"]) for line in lines)
+
+
+def test_the_learning_rate_counts_updates_when_the_parts_of_a_step_vary():
+    # an edit leaves one of two tasks in every other step: one part, then two
+    rl = settings(serial_tasks=True, warmup_steps=10, lr=0.1, prompts_per_step=2)
+    phase = PhaseConfig(kind="structured", tasks={"math": 1.0, "qa": 1.0}, steps=6)
+    learner, state = make_learner(PARENT, "math", phase, rl, 0), State(total=6)
+    rates = list[float]()
+    for step in range(6):
+        edit = () if step % 2 else (only(1),)
+        one = replace(learner, method=replace(learner.method, edit=edit))
+        rates.append(rl_step(one, state)["rl/lr"])
+        state = State.from_state_dict(json.loads(json.dumps(state.state_dict())))
+    assert rates == pytest.approx([0.01, 0.025, 0.04, 0.055, 0.07, 0.085])
+
+
 def test_micro_batches_change_the_result_by_rounding_only():
     for budget in (64, 8192):
         train(f"budget{budget}", 1, settings(micro_batch_tokens=budget))
