@@ -49,15 +49,16 @@ def test_ties_trims_over_the_whole_task_vector_or_each_tensor(tmp_path: Path):
         for n, v in (("base", 0), ("one", 1))
     )
     found = {}
-    for trim in (None, "tensor"):
-        config = MergeConfig(method="ties", density=0.5, **({"trim": trim} if trim else {}))
+    configs = {"default": MergeConfig(method="ties", density=0.5)}
+    configs["tensor"] = MergeConfig(method="ties", density=0.5, trim="tensor")
+    for trim, config in configs.items():
         merge_folders(base, [one], tmp_path / "out", config)
         files = [load_file(file) for file in sorted((tmp_path / "out").glob("*.safetensors"))]
         found[trim] = [
             files[0]["large"].tolist(),
             [round(x, 6) for x in files[1]["small"].tolist()],
         ]
-    assert found == {None: [[10.0, 9.0], [0.0, 0.0]], "tensor": [[10.0, 0.0], [0.0, 0.2]]}
+    assert found == {"default": [[10.0, 9.0], [0.0, 0.0]], "tensor": [[10.0, 0.0], [0.0, 0.2]]}
 
 
 def shards(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
