@@ -164,9 +164,9 @@ class Counting:
 
 def _learner(folder: Path, backend_name: str = "local", **settings: Any) -> Any:
     """Our step on this work: the real engine, the real step, an in-memory task."""
+    from trainorder.rl.learner import Learner
     from trainorder.rl.method import Method
     from trainorder.rl.problems import TaskSet
-    from trainorder.rl.learner import Learner
     from trainorder.rl.trainer import make_backend
     from trainorder.rollout.torch_engine import TorchEngine
     from trainorder.tasks.base import Problem
