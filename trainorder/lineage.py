@@ -16,7 +16,6 @@ from typing import Any
 
 from trainorder import paths
 from trainorder.files import sha256, write_json
-from trainorder.llama import kernels
 from trainorder.machine import chosen, processor
 from trainorder.policy import weights_hash
 
@@ -161,6 +160,8 @@ def versions() -> dict[str, str]:
 
 def _machine() -> dict[str, Any]:
     """Where it ran: bytes are promised per machine type only."""
+    from trainorder.llama import kernels  # brings torch, which readers of manifests do not need
+
     return {
         "host": platform.node(),
         "system": f"{platform.system()} {platform.release()}",

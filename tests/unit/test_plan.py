@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -608,3 +610,12 @@ def test_files_of_rows_that_cannot_be_looked_at_are_one_line(tmp_path: Path):
         options = {"train": train, "dev": "dev", "test": "test"}
         options = {split: str(tmp_path / file) for split, file in options.items()}
         assert reason in refusal(tasks__math={"kind": "jsonl", "options": options})
+
+
+def test_commands_that_train_nothing_import_no_torch():
+    modules = "trainorder.plan.show, trainorder.storage, trainorder.verify, flows.pipeline"
+    script = f"import sys, {modules}; print([m for m in ('torch', 'transformers', 'mlflow') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
