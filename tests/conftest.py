@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from flows.warm import warm_stages
+from stages.warm import VARIABLE
 from trainorder.config import GradingConfig
 from trainorder.rewards import grading
 from trainorder.rewards.grading import Grader
@@ -24,6 +29,8 @@ class Project:
     """A folder in which the pipeline runs, and the commands a user would type there."""
 
     root: Path
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables besides a user's own."""
 
     def run(self, *command: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command in the project; by default it must succeed."""
@@ -48,7 +55,7 @@ class Project:
         kept = {
             k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "OMP_"))
         }
-        return {**kept, "PATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
+        return {**kept, "PATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "160", **self.settings}
 
     def edit(self, file: str, old: str, new: str) -> None:
         """Replace text that must be there."""
@@ -73,6 +80,59 @@ def make_project(root: Path, params: str = "configs/smoke.yaml") -> Project:
     shutil.copy(ROOT / params, root / "params.yaml")
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
     return Project(root)
+
+
+TOY_FRAME = '''
+"""The real frame (frame.py) for `fingerprint`, which is real; toys start in a tenth of the time without its imports."""
+
+from stages import warm
+
+warm.borrow()
+
+
+def __getattr__(name):
+    import frame
+
+    return getattr(frame, name)
+'''
+
+
+def make_toy_project(root: Path, stages: Mapping[str, str]) -> Project:
+    """A project whose stages are these sources, all but `fingerprint`; they borrow the flow's warm process as real ones do."""
+    project = make_project(root)
+    folder = root / "stages"
+    (folder / "__init__.py").rename(root / "frame.py")
+    (folder / "__init__.py").write_text(TOY_FRAME)
+    for file in folder.glob("*.py"):
+        if file.stem not in ("fingerprint", "warm", "__init__"):
+            file.unlink()
+    for name, source in stages.items():
+        (folder / f"{name}.py").write_text(source)
+    warm = root / "flows" / "warm.py"
+    text, found = re.subn(r"(?ms)^PACKAGES = \(.*?^\)", "PACKAGES = ()", warm.read_text())
+    assert found == 1
+    warm.write_text(text)  # a toy needs neither torch nor MLflow
+    return project
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with many long tests first, so that no worker is left alone with one at the end."""
+    long = Counter(item.path for item in items if item.get_closest_marker("long"))
+    items.sort(key=lambda item: -long[item.path])
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[dict[str, str]]:
+    """Settings under which stages run in children of one process that has torch, transformers and MLflow imported.
+
+    Importing them takes a stage over ten CPU seconds, far longer than what it computes for the smoke params.
+    """
+    with warm_stages():
+        address = os.environ.pop(VARIABLE)  # for those who ask for it only
+        try:
+            yield {VARIABLE: address}
+        finally:
+            os.environ[VARIABLE] = address
 
 
 @pytest.fixture(autouse=True)

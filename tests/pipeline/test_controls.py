@@ -17,6 +17,7 @@ from trainorder.policy import Policy
 from trainorder.rl.trainer import train_phase
 from trainorder.sft import warm_up
 
+pytestmark = pytest.mark.long("trains until planted effects are larger than their noise")
 ROOT = Path(__file__).parents[2]
 
 

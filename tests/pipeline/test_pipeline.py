@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,15 @@ from conftest import ROOT, Project, make_project
 
 from trainorder.reading import read_yaml
 
+pytestmark = pytest.mark.long(
+    "trains the smoke experiment three times: by DVC, by the flow, under kills"
+)
+
 
 @pytest.fixture(scope="session")
-def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Trained by plain `dvc repro`, second pass included (the plan is resolved in between, as the flow does)."""
-    project = make_project(tmp_path_factory.mktemp("by_dvc") / "project")
+def by_dvc(tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]) -> Project:
+    """Trained by `dvc repro`, second pass included (the plan is resolved in between, as the flow does)."""
+    project = replace(make_project(tmp_path_factory.mktemp("by_dvc") / "project"), settings=warm)
     project.cli("plan")
     project.dvc("repro")
     project.cli("plan", "--resolve")
@@ -43,7 +48,7 @@ def by_flow(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def trained(by_dvc: Project, tmp_path: Path) -> Project:
     """A copy of the trained project, to change things in."""
     shutil.copytree(by_dvc.root, tmp_path / "project", symlinks=True)
-    return Project(tmp_path / "project")
+    return replace(by_dvc, root=tmp_path / "project")
 
 
 def hashes(project: Project, *patterns: str) -> dict[str, str]:
@@ -74,6 +79,14 @@ def stages_run(output: str) -> set[str]:
 def test_dvc_and_the_flow_leave_the_same_bytes(by_dvc: Project, by_flow: Project):
     patterns = ("checkpoints/**/*", "evaluations/*", "reports/bwt.json", "data/**/*", "plan.yaml")
     assert hashes(by_dvc, *patterns) == hashes(by_flow, *patterns)
+
+
+def test_stages_in_processes_of_their_own_leave_the_same_bytes(trained: Project):
+    before = hashes(trained, "checkpoints/**/*", "evaluations/*")
+    again = ("creative_rl@s0--creative", "evaluate@s0--creative")
+    alone = Project(trained.root).dvc("repro", "--force", "--single-item", *again)
+    assert stages_run(alone.stdout) == set(again)
+    assert hashes(trained, "checkpoints/**/*", "evaluations/*") == before
 
 
 def test_a_second_run_trains_nothing(by_dvc: Project, by_flow: Project):
@@ -114,6 +127,21 @@ def test_a_lost_checkpoint_is_restored_not_trained(trained: Project):
     assert hashes(trained, "checkpoints/**/*") == before
 
 
+def test_a_second_clone_pulls_everything_and_trains_nothing(trained: Project, tmp_path: Path):
+    trained.dvc("remote", "add", "--default", "store", str(tmp_path / "remote"))
+    trained.dvc("push", "--run-cache", "--quiet")
+    trained.run("git", "add", "--all")
+    who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    trained.run("git", *who, "commit", "--quiet", "--message", "an experiment")
+    clone = replace(trained, root=tmp_path / "clone")
+    trained.run("git", "clone", "--quiet", ".", str(clone.root))
+    assert not (clone.root / "checkpoints").exists()
+    assert stages_run(clone.dvc("repro", "--pull").stdout) == set()
+    made = ("checkpoints/**/*", "evaluations/*", "runs/**/*", "reports/*")
+    assert hashes(clone, *made) == hashes(trained, *made)
+    assert "to train" not in clone.cli("plan").stdout
+
+
 def test_a_stale_plan_stops_dvc_repro_at_once(trained: Project):
     trained.edit("params.yaml", "[math, qa, creative]", "[qa, math, creative]")
     stopped = trained.dvc("repro", ok=False)
@@ -122,15 +150,20 @@ def test_a_stale_plan_stops_dvc_repro_at_once(trained: Project):
     assert stages_run(stopped.stdout) == set()
 
 
-def test_a_comment_retrains_nothing_and_a_formula_does(trained: Project):
-    pieces = "trainorder/rl/pieces.py"
-    text = (trained.root / pieces).read_text()
-    (trained.root / pieces).write_text(text + "\n# a comment\n")
+def test_a_comment_and_a_formula_that_no_phase_names_retrain_nothing_and_a_named_one_all(
+    trained: Project,
+):
+    pieces = trained.root / "trainorder" / "rl" / "pieces.py"
+    pieces.write_text(pieces.read_text() + "\n# a comment\n")
+    trained.edit(
+        "trainorder/rl/pieces.py",
+        "def rloo(roll: Roll, state: State)",
+        "def rloo(roll: Roll, state: State, *, unused: float = 1.0)",
+    )
     assert stages_run(trained.dvc("repro").stdout) == set()
-    (trained.root / pieces).write_text(text + "\nUNUSED = 1\n")
-    stale = trained.dvc("repro", "--dry").stdout
-    # --dry does not write fingerprints; the plan's own status sees the change in the code
-    assert "to train" in trained.cli("plan").stdout, stale
+    assert "to train" not in trained.cli("plan").stdout
+    trained.edit("trainorder/rl/pieces.py", "eps: float = 1e-6", "eps: float = 2e-6")
+    assert trained.cli("plan").stdout.count("to train") == len(nodes(trained)) - 1  # not the base
 
 
 def test_every_node_leaves_its_manifest_with_its_parents_hash(by_dvc: Project):

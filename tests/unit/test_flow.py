@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import Project, make_project
+from conftest import Project, make_project, make_toy_project
 from order_worlds import World
 
 from flows.schedule import Schedule, topological
@@ -67,6 +67,7 @@ elif stage == "measure_bwt":
 else:
     write("reports/report.html")
 '''
+long = pytest.mark.long("every run of the flow starts a Prefect server and DVC")
 STAGES = (
     "build_data",
     "sft_warmup",
@@ -142,9 +143,7 @@ def test_parents_come_before_children_whatever_the_order_of_the_names():
 
 def toy_project(root: Path) -> Project:
     """The smoke project with toy stages; `joint` needs no merge of trained weights."""
-    project = make_project(root)
-    for stage in STAGES:
-        (root / "stages" / f"{stage}.py").write_text(TOY)
+    project = make_toy_project(root, dict.fromkeys(STAGES, TOY))
     phases = {**{task: (task,) for task in TASKS}, "joint": TASKS}
     orders = {"structured_first": TASKS, "joint": ("joint",)}
     world = World(tasks=TASKS, phases=phases, orders=orders, effects=HARM, problems=100)
@@ -198,6 +197,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+@long
 def test_the_first_run_trains_each_node_once_and_then_the_recommended_order(project):
     ran = executions(project)
     trained = {line.split()[1] for line in ran if line.startswith("rl ")}
@@ -216,12 +216,14 @@ def test_the_first_run_trains_each_node_once_and_then_the_recommended_order(proj
     assert str(project.root / "reports" / "report.html") in text
 
 
+@long
 def test_a_flow_run_is_named_after_its_orders(project):
     with sqlite3.connect(project.root / ".prefect" / "prefect.db") as database:
         names = {name for (name,) in database.execute("select name from flow_run")}
     assert names == {"structured_first, recommended, joint"}
 
 
+@long
 def test_a_rerun_executes_nothing_and_shows_every_stage_as_cached(project):
     executions(project)
     flow(project)
@@ -230,6 +232,7 @@ def test_a_rerun_executes_nothing_and_shows_every_stage_as_cached(project):
     assert (state, set(tasks)) == ("Completed", {"Cached"})
 
 
+@long
 def test_a_failed_node_is_named_and_stops_only_what_needs_it(project):
     executions(project)
     project.edit(
@@ -254,6 +257,7 @@ def test_a_failed_node_is_named_and_stops_only_what_needs_it(project):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@long
 def test_a_killed_flow_leaves_no_process_and_the_next_one_goes_on(project, number):
     executions(project)
     lr = {signal.SIGKILL: "1", signal.SIGTERM: "2"}[number]  # either makes s0--joint stale
@@ -302,6 +306,7 @@ def test_wrong_params_end_at_once_with_code_2_and_start_no_server(tmp_path):
     assert not (project.root / "plan.yaml").exists()
 
 
+@long
 def test_durations_of_the_last_run_are_the_next_estimate(project):
     known = json.loads((project.root / ".prefect" / "durations.json").read_text())
     assert known.keys() >= {"build_data", "sft_warmup@s0", "structured_rl@s0--math", "measure_bwt"}

@@ -1,0 +1,405 @@
+"""DVC does with a plan what the plan says: the real dvc.yaml over stages that only copy names.
+
+A whole plan "trains" in seconds, and a log tells which stages ran. No training code runs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Project, make_toy_project
+
+from trainorder import paths
+from trainorder.reading import read_yaml
+
+pytestmark = pytest.mark.long("DVC writes its lock file after every stage of a whole plan")
+MODULES = {
+    stage.get("do", stage)["cmd"].split()[2].removeprefix("stages.")
+    for stage in read_yaml(ROOT / "dvc.yaml")["stages"].values()
+} - {"fingerprint"}
+
+TOY = """
+import argparse
+from pathlib import Path
+
+
+def put(path, text):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text)
+
+
+def record(node, phase=None):
+    put(f"runs/{node}/manifest.json", '{"phase": %s, "steps": 2, "seconds": 60}' % (f'"{phase}"' if phase else "null"))
+
+
+def main(stage):
+    parser = argparse.ArgumentParser()
+    for option in ("node", "seed", "parent", "phase", "variant", "base", "merge", "parents", "tasks"):
+        parser.add_argument(f"--{option}")
+    a = parser.parse_args()
+    with open("log", "a") as log:
+        log.write(f"{stage}@{a.node}\\n" if a.node else f"{stage}\\n")
+    if stage == "build_data":
+        from trainorder.config import load_params
+
+        for task, config in load_params().tasks.items():
+            for split in ("train", "dev", "test"):
+                put(f"data/tasks/{task}/{split}.jsonl", f"{task} {getattr(config, split)}")
+            put(f"data/tasks/{task}/task.json", "{}")
+        for file in ("sft/demonstrations.jsonl", "tokenizer/tokenizer.json", "summary.json"):
+            put(f"data/{file}", "{}")
+    elif stage == "train_judge":
+        for file in ("reward/x", "evaluation/x", "report.json"):
+            put(f"checkpoints/judge/{file}", "{}")
+    elif stage in ("sft_warmup", "rl", "merge"):
+        put(f"checkpoints/{a.node}/weights", a.node)
+        record(a.node, a.phase)
+        for file in ("metrics.jsonl", "run.json") if stage != "merge" else ():
+            put(f"runs/{a.node}/{file}", "{}")
+    elif stage == "evaluate":
+        put(f"evaluations/{a.node}.parquet", Path(f"checkpoints/{a.node}/weights").read_text())
+    else:
+        text = " ".join(sorted(p.stem for p in Path("evaluations").iterdir()))
+        put({"measure_bwt": "reports/bwt.json", "report": "reports/report.html"}[stage], text)
+"""
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose stages write names instead of training, brought up to date by `dvc repro`."""
+    toys = {name: f"import toy\n\ntoy.main({name!r})\n" for name in MODULES}
+    project = make_toy_project(tmp_path_factory.mktemp("toy") / "project", toys)
+    (project.root / "toy.py").write_text(TOY)
+    project.edit("params.yaml", "  recommended: recommended\n", "")
+    project.edit("params.yaml", "  dare: {method: dare, density: 0.5, scale: 0.5}\n", "")
+    project.cli("plan")
+    project.dvc("repro")
+    return project
+
+
+@pytest.fixture
+def copy(toy: Project, tmp_path: Path) -> Project:
+    """A copy to change, with an empty log."""
+    shutil.copytree(toy.root, tmp_path / "project")
+    project = Project(tmp_path / "project")
+    (project.root / "log").write_text("")
+    return project
+
+
+def ran(project: Project) -> list[str]:
+    """What `dvc repro` runs now."""
+    (project.root / "log").write_text("")
+    project.dvc("repro")
+    return sorted((project.root / "log").read_text().split())
+
+
+def states(project: Project) -> dict[str, str]:
+    """`plan.status` of a project, in a process of its own: it looks at the working directory and its code."""
+    script = "import json; from trainorder import plan; p = plan.load(); plan.write(p); print(json.dumps(plan.status(p)))"
+    return json.loads(project.run("python", "-c", script).stdout)
+
+
+def only(project: Project, state: str) -> list[str]:
+    return sorted(stage for stage, found in states(project).items() if found == state)
+
+
+def test_each_stage_runs_once_and_then_none(toy: Project):
+    nodes = [
+        "s0",
+        "s0--math",
+        "s0--math--qa",
+        "s0--math--qa--creative",
+        "s0--creative",
+        "s0--creative--qa",
+    ]
+    nodes += ["s0--creative--qa--math", "s0--joint", "s0--qa", "s0--ties"]
+    log = (toy.root / "log").read_text().split()
+    assert sorted(log) == sorted(
+        ["build_data", "train_judge", "measure_bwt", "report", "sft_warmup@s0", "merge@s0--ties"]
+        + [f"rl@{node}" for node in nodes if node not in ("s0", "s0--ties")]
+        + [f"evaluate@{node}" for node in nodes]
+    )
+    assert set(states(toy).values()) == {"cached"}
+    toy.dvc("repro")
+    assert (toy.root / "log").read_text().split() == log
+    assert json.loads(toy.dvc("status", "--json").stdout) == {"fingerprint": ["always changed"]}
+
+
+OLD, NEW = "structured_first: [math, qa, creative]", "structured_first: [math, creative, qa]"
+SUFFIX = ["creative_rl@s0--math--creative", "structured_rl@s0--math--creative--qa"]
+
+
+def test_a_reorder_trains_the_changed_suffix_and_undoing_it_nothing(copy: Project):
+    evaluations = [f"evaluate@{stage.partition('@')[2]}" for stage in SUFFIX]
+    copy.edit("params.yaml", OLD, NEW)
+    assert only(copy, "stale") == sorted([*SUFFIX, *evaluations, "measure_bwt", "report"])
+    assert ran(copy) == sorted(
+        [
+            "rl@s0--math--creative",
+            "rl@s0--math--creative--qa",
+            *evaluations,
+            "measure_bwt",
+            "report",
+        ]
+    )
+    assert set(states(copy).values()) == {"cached"}
+    left = "s0--math--qa"  # gone from the plan: gone from the table, the records in the cache only
+    assert left not in (copy.root / paths.BWT).read_text().split()
+    assert not (copy.root / paths.run(left)).exists()
+    copy.edit("params.yaml", NEW, OLD)
+    assert only(copy, "stale") == []
+    assert ran(copy) == []
+    assert (copy.root / paths.run(left) / "metrics.jsonl").exists()
+    assert set(states(copy).values()) == {"cached"}
+
+
+def test_everything_lost_but_the_cache_is_restorable_and_restored(copy: Project):
+    for name in ("checkpoints", "runs", "evaluations", "reports", "data", ".fingerprints"):
+        shutil.rmtree(copy.root / name)
+    (copy.root / "dvc.lock").unlink()
+    assert set(states(copy).values()) == {"restorable"}
+    assert ran(copy) == []
+    assert set(states(copy).values()) == {"cached"}
+
+
+def test_what_a_killed_dvc_left_half_written_is_mended(copy: Project):
+    lock, table = copy.root / "dvc.lock", copy.root / ".dvc/tmp/rwlock"
+    lock.write_text(lock.read_text()[: lock.stat().st_size // 2 - 7])
+    table.write_text('{"read": {"/a')
+    refused = copy.dvc("repro", ok=False)
+    assert "is invalid" in refused.stderr
+    said = copy.cli("plan").stderr
+    assert said.count("half written by a killed dvc") == 2
+    assert only(copy, "stale") == []
+    assert ran(copy) == []
+    assert "half written" not in copy.cli("plan").stderr
+
+
+def test_a_checkpoint_lost_from_folder_and_cache_is_stale_with_all_that_grew_from_it(copy: Project):
+    shutil.rmtree(copy.root / "checkpoints" / "s0--creative--qa")
+    lost = copy.root / "dvc.lock"
+    out = next(
+        o
+        for o in read_yaml(lost)["stages"]["structured_rl@s0--creative--qa"]["outs"]
+        if o["path"].startswith("check")
+    )
+    (copy.root / ".dvc/cache/files/md5" / out["md5"][:2] / out["md5"][2:]).unlink()
+    assert only(copy, "stale") == [
+        "evaluate@s0--creative--qa",
+        "evaluate@s0--creative--qa--math",
+        "measure_bwt",
+        "report",
+        "structured_rl@s0--creative--qa",
+        "structured_rl@s0--creative--qa--math",
+    ]
+    # its bytes come back equal, so that nothing above them runs
+    assert ran(copy) == ["rl@s0--creative--qa"]
+
+
+def test_a_changed_phase_is_stale_wherever_it_stands_and_below(copy: Project):
+    copy.edit(
+        "params.yaml", "tasks: {qa: 1}, steps: 2}", "tasks: {qa: 1}, steps: 2, rl: {lr: 1.0e-5}}"
+    )
+    nodes = [stage for stage in only(copy, "stale") if "_rl@" in stage]
+    assert nodes == [
+        "creative_rl@s0--math--qa--creative",
+        "structured_rl@s0--creative--qa",
+        "structured_rl@s0--creative--qa--math",
+        "structured_rl@s0--math--qa",
+        "structured_rl@s0--qa",
+    ]
+
+
+def test_a_variant_shares_the_base_and_follows_its_own_settings_only(copy: Project):
+    copy.edit("params.yaml", OLD, "structured_first: [math, qa]")
+    copy.edit("params.yaml", "  creative_first: [creative, qa, math]\n  joint: [joint]\n", "")
+    copy.edit("params.yaml", "  ties: {method: ties, density: 0.2}\n", "")
+    copy.edit("params.yaml", "merges:\n", "")
+    copy.edit("params.yaml", "seeds: [0]", "variants: {slow: {rl: {lr: 1.0e-5}}}\nseeds: [0]")
+    branch = ["math", "math--qa", "qa"]
+    copy.cli("plan")
+    log = ran(copy)
+    assert [s for s in log if s.startswith("rl")] == sorted(f"rl@s0--slow--{p}" for p in branch)
+    assert [s for s in log if s.startswith(("sft", "train", "build"))] == []
+    copy.edit("params.yaml", "lr: 1.0e-5", "lr: 2.0e-5")
+    stale = [s.partition("@")[2] for s in only(copy, "stale") if "_rl@" in s]
+    assert sorted(stale) == sorted(f"s0--slow--{p}" for p in branch)
+    copy.edit("params.yaml", "{qa: 1}, steps: 2}", "{qa: 1}, steps: 2, rl: {temperature: 0.9}}")
+    stale = [s.partition("@")[2] for s in only(copy, "stale") if "_rl@" in s]
+    assert "s0--math--qa" in stale
+    assert "s0--math" not in stale
+
+
+def test_more_test_problems_retrain_nothing_and_reevaluate_everything(copy: Project):
+    copy.edit(
+        "params.yaml",
+        "qa:       {train: 64, dev: 16, test: 16,",
+        "qa:       {train: 64, dev: 16, test: 17,",
+    )
+    log = ran(copy)
+    assert [stage for stage in log if stage.startswith(("rl", "sft", "merge", "train"))] == []
+    assert len([stage for stage in log if stage.startswith("evaluate")]) == 10
+
+
+def test_changed_code_is_stale_where_it_runs_and_below_and_a_comment_nowhere(copy: Project):
+    stage = copy.root / "stages" / "rl.py"
+    stage.write_text(stage.read_text() + "# a comment\n")
+    assert set(states(copy).values()) == {"cached"}
+    copy.edit("stages/rl.py", "toy.main", "1 + 1\ntoy.main")
+    current = ["build_data", "evaluate@s0", "sft_warmup@s0", "train_judge"]
+    assert only(copy, "cached") == current
+    assert set(states(copy).values()) == {"cached", "stale"}
+
+
+def test_a_plan_of_other_params_stops_dvc_repro_before_anything_runs(copy: Project):
+    copy.edit("params.yaml", OLD, NEW)
+    stopped = copy.dvc("repro", ok=False)
+    assert stopped.returncode != 0
+    assert (
+        "plan.yaml does not match params.yaml; run: trainorder plan"
+        in stopped.stdout + stopped.stderr
+    )
+    assert (copy.root / "log").read_text() == ""
+    copy.edit("params.yaml", NEW, OLD)
+    assert ran(copy) == []
+
+
+def test_the_plan_estimates_from_what_the_same_phase_took(copy: Project):
+    # 60 s for 2 steps; math now takes 4 steps: 2 min
+    copy.edit("params.yaml", "tasks: {math: 1}, steps: 2}", "tasks: {math: 1}, steps: 4}")
+    copy.edit("params.yaml", "seeds: [0]", "seeds: [0]\nallow_unequal_budgets: true")
+    out = copy.cli("plan").stdout
+    assert "math  structured  to train  2 min" in out
+    assert "qa  structured  cached" in out
+
+
+def git(project: Project, *arguments: str) -> str:
+    name = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    return project.run("git", *name, *arguments).stdout
+
+
+def commit(project: Project) -> None:
+    git(project, "add", "params.yaml", "plan.yaml", "dvc.lock")
+    git(project, "commit", "-q", "-m", "a plan")
+
+
+def test_gc_shows_first_and_never_breaks_the_undo_of_a_reorder(copy: Project):
+    commit(copy)
+    copy.edit("params.yaml", OLD, NEW)
+    copy.cli("plan")
+    trained = ran(copy)
+    assert "rl@s0--math--creative" in trained
+    copy.edit("params.yaml", NEW, OLD)
+    copy.cli("plan")
+    ran(copy)
+    (copy.root / "checkpoints" / ".s0.tmp").mkdir()
+    (copy.root / "checkpoints" / ".s0.tmp" / "half").write_text("of a checkpoint")
+    cache = copy.root / ".dvc" / "cache"
+    before = sorted(p for p in cache.rglob("*") if p.is_file())
+    shown = copy.cli("gc").stdout
+    assert "checkpoints/s0--math--creative: not in the plan, restored from DVC's cache" in shown
+    assert "1 half-written files of killed runs" in shown
+    assert "would be freed; add --yes" in shown
+    assert (copy.root / "checkpoints" / ".s0.tmp").exists()
+    assert "freed" in copy.cli("gc", "--yes").stdout
+    assert not (copy.root / "checkpoints" / ".s0.tmp").exists()
+    assert not (copy.root / "checkpoints" / "s0--math--creative").exists()
+    assert sorted(p for p in cache.rglob("*") if p.is_file()) == before
+    assert ran(copy) == []  # the plan is untouched
+    copy.edit("params.yaml", OLD, NEW)
+    copy.cli("plan")
+    assert ran(copy) == []  # and so is the reorder, though it was never committed
+
+
+def test_gc_of_uncommitted_results_names_them_and_keeps_every_committed_plan(copy: Project):
+    commit(copy)
+    copy.edit("params.yaml", OLD, NEW)
+    copy.cli("plan")
+    ran(copy)
+    commit(copy)
+    copy.edit("params.yaml", NEW, OLD)
+    copy.edit(
+        "params.yaml",
+        "creative_first: [creative, qa, math]",
+        "creative_first: [qa, creative, math]",
+    )
+    copy.cli("plan")
+    tried = {line for line in ran(copy) if line.startswith("rl@")}
+    assert tried == {"rl@s0--qa--creative", "rl@s0--qa--creative--math"}
+    copy.edit(
+        "params.yaml",
+        "creative_first: [qa, creative, math]",
+        "creative_first: [creative, qa, math]",
+    )
+    copy.cli("plan")
+    ran(copy)
+    git(copy, "checkout", "-q", "dvc.lock", "plan.yaml", "params.yaml")
+    named = [
+        line
+        for line in copy.cli("gc", "--uncommitted", "--yes").stdout.splitlines()
+        if "--node" in line
+    ]
+    assert {re.search(r"--node (\S+)", line)[1] for line in named} == {
+        "s0--qa--creative",
+        "s0--qa--creative--math",
+    }
+    assert ran(copy) == []  # the last commit
+    git(copy, "checkout", "-q", "HEAD~1", "--", "params.yaml", "plan.yaml", "dvc.lock")
+    assert ran(copy) == []  # the one before
+    copy.edit(
+        "params.yaml",
+        "creative_first: [creative, qa, math]",
+        "creative_first: [qa, creative, math]",
+    )
+    copy.cli("plan")
+    assert {line for line in ran(copy) if line.startswith("rl@")} == tried
+
+
+@pytest.mark.parametrize(
+    ("lock", "does"), [(".resume/s0.lock", "makes s0"), (str(paths.FLOW_LOCK), "runs a flow")]
+)
+def test_gc_waits_for_nobody_and_deletes_nothing_under_a_run(copy: Project, lock: str, does: str):
+    (copy.root / ".resume").mkdir(exist_ok=True)
+    holder = (
+        "import sys, time; from pathlib import Path; from trainorder.process import exclusive\n"
+    )
+    holder += f"with exclusive(Path('{lock}'), ''):\n    print('held', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", holder]
+    with subprocess.Popen(command, cwd=copy.root, env=copy.env, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        refused = copy.cli("gc", "--yes", ok=False)
+        process.kill()
+    assert refused.returncode == 1
+    assert f"another process ({process.pid}) {does}" in refused.stderr
+
+
+def test_uncommitted_results_are_not_freed_where_nothing_is_committed(copy: Project):
+    refused = copy.cli("gc", "--uncommitted", ok=False)
+    assert refused.returncode == 2
+    assert "no commit holds a plan.yaml" in refused.stderr
+
+
+def test_the_plans_need_is_compared_with_the_free_space(copy: Project):
+    script = (
+        "import json, shutil, sys; from trainorder import plan, storage\n"
+        "p = plan.load(); states = plan.status(p); print(json.dumps(storage.need(p, states)))\n"
+        "states |= {n.stage: 'stale' for n in p.nodes.values()}; print(json.dumps(storage.need(p, states)))\n"
+        "storage.check_room(p, states)\n"
+        "weights = open('checkpoints/s0/weights', 'ab'); weights.truncate(shutil.disk_usage('.').free)\n"
+        "storage.check_room(p, states)"
+    )
+    done = copy.run(sys.executable, "-c", script, ok=False)
+    nothing, (here, cached) = map(json.loads, done.stdout.splitlines())
+    assert nothing == [0, 0]
+    assert here > cached > 0
+    assert re.search(
+        r"DiskError: this plan needs about .* GiB on the disk of .* are\s+free: make room",
+        done.stderr,
+    )
