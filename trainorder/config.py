@@ -277,6 +277,8 @@ class AlarmConfig(Section):
     """Share of rollouts that could not be graded above this."""
     grad_norm: float = Field(default=100.0, gt=0, le=1e9)
     """Gradient norm before clipping above this."""
+    credited: float = Field(default=0.0, ge=0, lt=1)
+    """Share of rollouts with an advantage other than 0 at or below this: nothing is being learned."""
     patience: Steps = 3
     """Steps in a row beyond a bound before its alarm sounds."""
 
@@ -314,6 +316,10 @@ class RlConfig(Section):
     """Which of the phase's tasks are open at a step (trainorder/rl/curricula.py): `together`, `{unlock: {...}}`, ..."""
     serial_tasks: bool = False
     """True: each step visits its tasks in random order, one optimiser update for each, instead of one for all."""
+    min_judged_spread: float = Field(default=0.01, ge=0, le=1)
+    """Rewards of a prompt's answers to a judged task that lie within less than this of each other count as equal: so small
+    a difference is the judge's noise, which an advantage divided by the standard deviation turns into full credit.
+    Rewards of verifiers are exact and have no floor. 0: every difference counts."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """After an update whose loss, gradient or log-probabilities are not finite was refused: stop the phase, or go on without it."""
     alarms: AlarmConfig = Field(default_factory=AlarmConfig)

@@ -218,7 +218,7 @@ def _train_leg(run: _Run, batches: Iterator[list[Line]], tracker: Log, work: Wor
 
 
 def greedy_accuracies(policy: Policy, tasks: Iterable[str], workers: Workers) -> dict[str, float]:
-    """Task -> mean dev grade of greedy answers; an answer that cannot be graded counts 0."""
+    """Task -> mean dev grade of greedy answers; answers that cannot be graded are left out; 0 where none is left."""
     names = list(tasks)
     found = workers.map(lambda task: _greedy_accuracy(policy, task), names)
     return dict(zip(names, found, strict=True))

@@ -174,7 +174,7 @@ def test_a_dump_computes_the_same_again_and_names_the_rows(tmp_path: Path, capsy
 
 
 STEADY = {"rollout/entropy": 1.0, "rollout/length": 10.0, "rl/grad_norm": 1.0, "rl/kl_old": 0.0}
-STEADY |= {"reward/unscored/math": 0.0, "reward/unscored/qa": 0.0}
+STEADY |= {"reward/unscored/math": 0.0, "reward/unscored/qa": 0.0, "rl/credited": 0.01}
 
 
 @pytest.mark.parametrize(
@@ -186,6 +186,7 @@ STEADY |= {"reward/unscored/math": 0.0, "reward/unscored/qa": 0.0}
         ("length", {"rollout/length": 3.0}),
         ("unscored", {"reward/unscored/math": 2.0, "reward/unscored/qa": 3.0}),
         ("grad_norm", {"rl/grad_norm": 101.0}),
+        ("credited", {"rl/credited": 0.0}),
     ],
 )
 def test_an_alarm_sounds_after_its_patience_and_no_other_does(name: str, change: dict[str, float]):

@@ -169,6 +169,26 @@ def test_ungradable_answers_are_unscored_and_earn_nothing():
     )
 
 
+JUDGED = [0.99990, 0.99991, 0.99990, 0.99992]
+"""Verdicts of a judge on four answers that it likes alike."""
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo"])
+def test_rewards_closer_than_the_floor_teach_nothing_and_keep_their_mean(name):
+    method = Method.from_config(MethodConfig(advantage=[name]))
+    roll, state = make_roll([0.0] * 8, group=[0] * 4 + [1] * 4), State(total=1)
+    paid = [*JUDGED, 0.2, 0.9, 0.5, None]
+    floored = give_credit(pay(roll, paid, method, state, floor=0.01), method, state)
+    assert (floored.a[:4] == 0).all()
+    assert (floored.a[4:7] != 0).all()
+    assert floored.reward[:4].tolist() == pytest.approx([sum(JUDGED) / 4] * 4)
+    assert floored.reward[4:].tolist() == [0.2, 0.9, 0.5, 0.0]
+    assert describe(floored)["rollout/flat_groups"] == 0.5
+    plain = give_credit(pay(roll, paid, method, state), method, state)
+    assert (plain.a[:4] != 0).all()
+    torch.testing.assert_close(plain.a[4:], floored.a[4:])
+
+
 def test_what_is_logged_of_a_step_by_hand():
     # task a: 1 and an ungradable answer (a flat group); task b: 0 and 0.5
     tasks, lengths = ["a", "a", "b", "b"], [1, 3, 2, 2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +203,32 @@ def test_a_step_of_fewer_groups_than_updates_makes_no_empty_update(kept: int, se
         {updates} if updates else set()
     )
     assert ("rl/lr" in line) == (updates > 0)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A task whose answers a judge grades; its definition is not asked."""
+
+    rewarded_by: str = "judge"
+
+
+class Hesitant:
+    """A judge who finds all answers alike, but for noise in the fourth digit."""
+
+    def win_probability(self, prompts: Any, answers: Any, references: Any) -> list[float]:
+        return [0.9999 + 0.00001 * (len(answer) % 3) for answer in answers]
+
+
+@pytest.mark.parametrize(("changes", "credited"), [({}, 0.0), ({"min_judged_spread": 0.0}, 1.0)])
+def test_noise_of_a_judge_is_no_credit(changes: dict[str, float], credited: float):
+    phase = PhaseConfig(kind="creative", tasks={"math": 1.0}, steps=1)
+    rl = settings(method={"reward": ["graded"]}, **changes)
+    learner = make_learner(PARENT, "math", phase, rl, 0)
+    task_set = replace(learner.task_set, tasks={"math": Judged()}, judge=Hesitant())
+    line = rl_step(replace(learner, task_set=task_set), State(total=1))
+    assert (line["rl/credited"] > 0.5) == (credited > 0.5)
+    assert (line["rl/grad_norm"] > 0) == (credited > 0)
+    assert line["reward/mean"] == pytest.approx(0.9999, abs=1e-4)
 
 
 def test_dynamic_sampling_that_drops_groups_goes_with_several_updates():

@@ -165,6 +165,10 @@ def watch(
             metrics.get("rl/grad_norm", 0.0),
             metrics.get("rl/grad_norm", 0.0) > config.grad_norm,
         ),
+        "credited": (
+            metrics.get("rl/credited", 1.0),
+            metrics.get("rl/credited", 1.0) <= config.credited,
+        ),
         "nonfinite": (metrics.get("rl/refused", 0.0), metrics.get("rl/refused", 0.0) > 0),
     }
     counts, sounded = mem.setdefault("alarm_counts", {}), mem.setdefault("alarms", {})

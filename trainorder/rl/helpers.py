@@ -52,11 +52,34 @@ def flat(
     x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]
 ) -> Bool[Tensor, " row"]:
     """True for rows of groups whose scored values are all equal (or that hold fewer than two)."""
+    return gspread(x, group, scored) <= 0
+
+
+def gspread(
+    x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]
+) -> Float[Tensor, " row"]:
+    """Largest minus smallest scored value of each row's group; -inf where none is scored."""
     _, dense = group.unique(return_inverse=True)
     low = torch.full((len(x),), torch.inf, dtype=x.dtype)
     high = low.neg().scatter_reduce(0, dense, torch.where(scored, x, -torch.inf), "amax")
     low = low.scatter_reduce(0, dense, torch.where(scored, x, torch.inf), "amin")
-    return (low >= high)[dense]
+    return (high - low)[dense]
+
+
+def levelled(
+    x: Float[Tensor, " row"],
+    group: Int[Tensor, " row"],
+    scored: Bool[Tensor, " row"],
+    floor: Float[Tensor, " row"],
+) -> Float[Tensor, " row"]:
+    """The values, each replaced by its group's mean where the group's spread is below the row's `floor`.
+
+    >>> reward, group, scored = torch.tensor([0.5, 0.75, 0.5, 1.0]), torch.tensor([0, 0, 1, 1]), torch.ones(4) > 0
+    >>> levelled(reward, group, scored, torch.full((4,), 0.4)).tolist()
+    [0.625, 0.625, 0.5, 1.0]
+    """
+    close = scored & (gspread(x, group, scored) < floor)
+    return torch.where(close, gmean(x, group, scored).to(x.dtype), x)
 
 
 def centred(

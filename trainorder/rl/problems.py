@@ -58,6 +58,10 @@ class TaskSet:
             scheduler or Scheduler(),
         )
 
+    def is_judged(self, task: str) -> bool:
+        """Whether a judge, whose verdicts are noisy, grades the task's answers in training."""
+        return self.tasks[task].rewarded_by == "judge"
+
     def share(self, prompts: int, state: State, *key: str | int) -> dict[str, int]:
         """Split a step's prompts over the tasks, as the phase's sampler and curriculum say; once per step.
 
@@ -99,7 +103,7 @@ class TaskSet:
         self, name: str, problems: list[Problem], answers: list[str]
     ) -> Sequence[float | None]:
         task = self.tasks[name]
-        if task.rewarded_by == "verifier":
+        if not self.is_judged(name):
             return [reward.value for reward in grading.grade(task, answers, problems)]
         assert self.judge is not None, f"task {name!r} is judged, and there is no judge"
         references = [p.reference for p in problems]

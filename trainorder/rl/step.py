@@ -28,7 +28,7 @@ from trainorder.config import RlConfig
 from trainorder.rl import guard
 from trainorder.rl.backend import Backend, in_order, slice_of
 from trainorder.rl.forward import flat_tokens, forward
-from trainorder.rl.helpers import k3, log_ratio
+from trainorder.rl.helpers import k3, levelled, log_ratio
 from trainorder.rl.learner import Learner
 from trainorder.rl.method import Method
 from trainorder.rl.problems import split_by_task
@@ -58,7 +58,13 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
         with _timed(clock, "generate"):
             parts, grades = zip(*learner.backend.gather((part, paid)), strict=True)
             roll = add_old_logps(in_order(parts), learner)
-        roll = pay(roll, [value for paid in grades for value in paid], method, state)
+        floor = roll.reward.new_tensor(
+            [
+                config.min_judged_spread if task_set.is_judged(problem.task) else 0.0
+                for problem in roll.problem
+            ]
+        )
+        roll = pay(roll, [value for paid in grades for value in paid], method, state, floor=floor)
         roll = replace(roll, group=roll.group + groups)
         groups += len(problems)
         tokens += float(roll.mask.sum())
@@ -74,6 +80,8 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
         for edit in method.edit:
             roll = edit(roll, state, sample)
         roll = give_credit(roll, method, state)
+        credited = ((roll.a * roll.w) != 0).any(1)
+        log["rl/credited"] = float(credited.sum()) / max(1, len(roll))
         task_set.observe(sampled, roll, state)
         for metric in method.metric:
             log |= {f"rl/{name}": value for name, value in metric(roll, state).items()}
@@ -166,14 +174,27 @@ def score(
     return logps, entropies
 
 
-def pay(roll: Roll, paid: Sequence[float | None], method: Method, state: State) -> Roll:
-    """Fill in the grades and add up the reward channels; None leaves a row unscored."""
+def pay(
+    roll: Roll,
+    paid: Sequence[float | None],
+    method: Method,
+    state: State,
+    *,
+    floor: Float[Tensor, " row"] | float = 0.0,
+) -> Roll:
+    """Fill in the grades and add up the reward channels; None leaves a row unscored.
+
+    Rewards of a group that differ by less than `floor` are made equal, so that every piece takes the
+    group as one without spread.
+    """
     graded = roll.reward.new_tensor([0.0 if value is None else value for value in paid])
     scored = torch.tensor([value is not None for value in paid])
     roll = replace(roll, scored=scored, part={**roll.part, "graded": graded})
     reward = torch.zeros_like(graded)
     for channel in method.reward:
         reward = reward + channel.coef * channel(roll, state)
+    floors = torch.as_tensor(floor, dtype=reward.dtype).expand(len(roll))
+    reward = levelled(reward, roll.group, scored, floors)
     return replace(roll, reward=torch.where(scored, reward, 0.0))
 
 
