@@ -24,6 +24,7 @@ from trainorder.rl.replay import replay
 from trainorder.rl.step import rl_step
 from trainorder.rl.types import State
 
+pytestmark = pytest.mark.long("DeepSpeed starts in this process and in two ranks of its launcher")
 ROOT = Path(__file__).parents[2]
 STAGES = [1, 2, 3]
 EVERY_ROW = {"terms": ["clipped_surrogate", {"kl": {"coef": 0.01}}]}

@@ -152,6 +152,7 @@ def toy_project(root: Path) -> Project:
     assert found["recommended"]["order"] == ["creative", "qa", "math"]
     (root / "toy_bwt.json").write_text(to_json(found))
     project.edit("params.yaml", "  creative_first: [creative, qa, math]\n", "")
+    project.edit("params.yaml", "  dare: {method: dare, density: 0.5, scale: 0.5}\n", "")
     return project
 
 

@@ -17,6 +17,7 @@ from trainorder.rl.step import rl_step
 from trainorder.rl.types import State
 from trainorder.rollout.vllm_engine import VllmEngine
 
+pytestmark = pytest.mark.long("a vLLM engine takes about 20 s to start")
 VLLM = RolloutConfig(backend="vllm", max_model_len=160)
 STEPS = 20
 

@@ -15,6 +15,7 @@ from conftest import Project, make_project
 from flows.warm import warm_stages
 from stages.warm import VARIABLE
 
+pytestmark = pytest.mark.long("stages import torch, alone and in a warm process")
 STAGE = """
 import os, sys, time
 from pathlib import Path
