@@ -10,13 +10,13 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from trainorder import paths
-from trainorder.config import Params, TaskConfig
-from trainorder.files import write_json, write_text
+from trainorder.config import Params, PolicyConfig, TaskConfig
+from trainorder.files import write_json, write_jsonl, write_text
 from trainorder.reading import ParamsError
 from trainorder.streams import stream
 from trainorder.tasks import make_task
@@ -55,7 +55,9 @@ def build(params: Params) -> None:
     drills: list[dict[str, str]] = []
     built: dict[str, dict[Split, list[Problem]]] = {}
     for name, config in params.tasks.items():
-        built[name], own, dropped = _make(name, tasks[name], config, seed)
+        built[name], own, dropped = _make(
+            name, tasks[name], config, seed, reserved_tokens(params.policy)
+        )
         lines = list(_drills(name, tasks[name], config.drills, seed))
         summary[name] = _measure(name, config, built[name], own, lines, vocabulary)
         if dropped:
@@ -77,13 +79,13 @@ def build(params: Params) -> None:
 
 
 def _make(
-    name: str, task: Task, config: TaskConfig, seed: int
+    name: str, task: Task, config: TaskConfig, seed: int, reserved: Sequence[str]
 ) -> tuple[dict[Split, list[Problem]], list[dict[str, str]], list[Dropped]]:
     """Problems and demonstrations, drawn or read from the user's files, and the rows of these that were dropped."""
     if not isinstance(task, Jsonl):
         problems = draw_problems(name, task, config, seed)
         return problems, list(_demonstrations(name, task, config.demonstrations, seed)), []
-    found, dropped = task.read(name)
+    found, dropped = task.read(name, reserved)
     wanted: dict[Split, int] = {"train": config.train, "dev": config.dev, "test": config.test}
     for split, count in wanted.items():
         if len(found[split]) < count:
@@ -130,6 +132,17 @@ def pieces(text: str) -> list[str]:
     [' 8', ' +', ' 5', ' =', ' 1', '3']
     """
     return _PIECE.findall(f" {text}")
+
+
+def reserved_tokens(policy: PolicyConfig) -> list[str]:
+    """The special tokens of the tokenizer in use, which no text may hold; none for a model named on the hub."""
+    if policy.path is None:
+        return list(SPECIALS.values())
+    try:
+        text = (Path(policy.path) / "tokenizer.json").read_text(encoding="utf-8")
+        return [token["content"] for token in json.loads(text)["added_tokens"] if token["special"]]
+    except (OSError, ValueError, KeyError, TypeError):  # the preflight says what a folder lacks
+        return []
 
 
 def write_tokenizer(folder: Path, vocabulary: Iterable[str]) -> None:
@@ -190,11 +203,6 @@ def write_tokenizer(folder: Path, vocabulary: Iterable[str]) -> None:
         folder / "tokenizer.json", json.dumps(tokenizer, indent=1, ensure_ascii=False) + "\n"
     )
     write_json(folder / "tokenizer_config.json", config)
-
-
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """One JSON object per line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _named(problem: Problem, name: str) -> Problem:

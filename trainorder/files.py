@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +28,17 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     """Write a value as JSON."""
     write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON object per line; `read_jsonl` gives back the same rows."""
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines. Only a line feed ends a line: texts may hold U+2028 and its like."""
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trainorder import paths
 from trainorder.config import Params, SftConfig
+from trainorder.files import read_jsonl
 from trainorder.process import StageError, fail_point
 from trainorder.reading import ParamsError
 from trainorder.resume import (
@@ -405,4 +406,4 @@ def _shuffled(lines: Sequence[Line], name: str, seed: int) -> Iterator[Line]:
 def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         raise ParamsError(f"{path} not found: run `dvc repro build_data`")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_jsonl(path)

@@ -97,7 +97,7 @@ class Tracker:
         self._text = state["lines"]
         self._file.write(self._text)
         self._file.flush()
-        for line in self._text.splitlines():
+        for line in self._text.split("\n")[:-1]:
             metrics = json.loads(line)
             step = metrics.pop("step")
             self._mirror.add(step, {k: math.nan if v is None else v for k, v in metrics.items()})

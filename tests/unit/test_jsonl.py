@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainorder import paths
-from trainorder.config import Params, TaskConfig, parse_params
-from trainorder.data import build
+from trainorder.config import Params, PolicyConfig, TaskConfig, parse_params
+from trainorder.data import build, reserved_tokens
 from trainorder.plan.check import check
 from trainorder.reading import ParamsError
 from trainorder.tasks import load_problems, load_task, make_task
@@ -22,6 +22,7 @@ from trainorder.tasks.base import SPLITS
 from trainorder.tasks.jsonl import Jsonl
 
 ROOT = Path(__file__).parents[2]
+BUILT_IN = reserved_tokens(PolicyConfig())
 ROWS = {
     "train": [
         {"prompt": f"{n} + 1 = ?", "answer": str(n + 1), "think": f"{n} plus one"}
@@ -30,6 +31,17 @@ ROWS = {
     "dev": [{"prompt": f"{n} + 2 = ?", "answer": n + 2} for n in range(4)],
     "test": [{"prompt": f"{n} + 3 = ?", "answer": str(n + 3)} for n in range(4)],
 }
+LEAKED = [
+    "1  +  2 = ?",
+    "1+2=?",
+    "\uff11 + 2 = ?",
+    "1 +\u200b 2 = ?\ufeff",
+    "1 + 2 = ?.",
+    "1\n+\t2 =",
+    "1 \ufe62 2 = ?",
+    "1\u00a0+\u30002 =\ufe0f ?",
+]
+"""Spellings of `1 + 2 = ?`, a prompt of dev."""
 FILES = {split: f"mine/{split}.jsonl" for split in SPLITS}
 
 
@@ -70,7 +82,7 @@ def task(**options: Any) -> Jsonl:
 
 def refused(**options: Any) -> str:
     with pytest.raises(ParamsError) as caught:
-        task(**options).read("mine")
+        task(**options).read("mine", BUILT_IN)
     return str(caught.value)
 
 
@@ -121,14 +133,23 @@ def test_changed_rows_rebuild_the_data() -> None:
         ('{"prompt": "p", "answer": -Infinity}', "-Infinity is no JSON number"),
         ('{"prompt": " ", "answer": "a"}', "prompt: must not be empty"),
         ('{"prompt": "p", "answer": ""}', "answer: must not be empty"),
+        ('{"prompt": [{"role": "user", "content": "p"}] }', "no key 'answer'"),
         (
-            '{"prompt": "p", "answer": "a", "awnser": "b"}',
-            "unknown key 'awnser'; allowed: prompt, answer",
+            '{"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}], "answer": "a"}',
+            "prompt: one message of the user is allowed",
+        ),
+        ('{"prompt": "\\u200b\\u3164", "answer": "a"}', "prompt: must not be empty"),
+        ('{"prompt": "p", "answer": "\\u2800"}', "answer: must not be empty"),
+        (
+            "{"
+            + "".join(f'"k{n}": 1, ' for n in range(150))
+            + '"prompt": "p", "k149": 2, "answer": "a"}',
+            "key 'k149' twice",
         ),
         ('{"prompt": "p", "answer": "a", "answer": "b"}', "key 'answer' twice"),
         ('{"prompt": "p\\u0000", "answer": "a"}', "prompt: character U+0000 is not allowed"),
         ('{"prompt": "\\ud800", "answer": "a"}', "prompt: character U+D800 is not allowed"),
-        ('{"prompt": "p <eos> <bos> q", "answer": "a"}', "prompt: <bos> is reserved"),
+        ('{"prompt": "p <eos> <bos> q", "answer": "a"}', "<bos> is a special token"),
         ('{"prompt": "p", "answer": "a </answer> b"}', "answer: no completion could give it"),
         (
             '{"prompt": "' + "x" * 100_001 + '", "answer": "a"}',
@@ -136,12 +157,15 @@ def test_changed_rows_rebuild_the_data() -> None:
         ),
         ('{"prompt": "' + "x" * 1_100_000 + '", "answer": "a"}', "longer than 1048576 bytes"),
         ('{"prompt": ' + "[" * 100_000, "nested too deep"),
-        ('{"prompt": "p", "answer": ' + "9" * 5000 + "}", "not JSON"),
+        ('{"prompt": "p", "answer": ' + "9" * 100_001 + "}", "answer: 100001 characters"),
         (b'{"prompt": "\xff", "answer": "a"}', "not UTF-8 at byte 12"),
         ('{"prompt": "0 + 1 = ?", "answer": "1"}', "duplicate: the prompt of line 1 again"),
-        (
-            '{"prompt": "1  +  2 = ?", "answer": "3"}',
-            "leakage: the prompt of mine/dev.jsonl, line 2",
+        *(
+            (
+                json.dumps({"prompt": prompt, "answer": "3"}),
+                "leakage: the prompt of mine/dev.jsonl, line 2",
+            )
+            for prompt in LEAKED
         ),
         (
             '{"prompt": "1 + 3 = ?", "answer": "4"}',
@@ -161,7 +185,7 @@ def test_a_bad_row_is_named_and_refused_or_dropped_and_counted(
     )
     assert f"mine/train.jsonl, line 13: {reason}" in text
     assert len(text) < 1000
-    found, dropped = task(max_dropped=0.1).read("mine")
+    found, dropped = task(max_dropped=0.1).read("mine", BUILT_IN)
     assert [p.prompt for p in found["train"]][-1] == "last"  # what follows a bad row is read
     assert [(row.file, row.line) for row in dropped] == [("mine/train.jsonl", 13)]
     build(params(max_dropped=0.1))
@@ -210,7 +234,7 @@ def test_too_few_rows_say_how_many_there_are() -> None:
         ({"max_dropped": "some"}, "max_dropped: input should be a valid number"),
         (
             {"match": "fuzzy"},
-            "options.match: input should be 'exact', 'number' or 'choice', got 'fuzzy'",
+            "options.match: input should be 'exact', 'text', 'number', 'math' or 'choice', got 'fuzzy'",
         ),
         ({"trian": "x"}, "no option 'trian'.*did you mean 'train'"),
     ],
@@ -220,51 +244,242 @@ def test_a_bad_option_is_named(options: dict[str, Any], reason: str) -> None:
         task(**options)
 
 
-@pytest.mark.parametrize(
-    ("match", "answer", "row", "paid", "unpaid"),
-    [
-        (
-            "exact",
-            "tags",
-            {"answer": "two words"},
-            ["two   words"],
-            ["two", "two words more", "Two words"],
-        ),
-        (
-            "number",
-            "tags",
-            {"answer": "1,000"},
-            ["1000", "1000.0", "+1,000.00"],
-            ["1000.1", "1e3", "one", "10,00", "٣"],
-        ),
-        ("choice", "tags", {"answer": "b", "choices": ["a", "b"]}, ["b"], ["a", "c", "a b"]),
-        (
-            "exact",
-            "whole",
-            {"answer": "lima"},
-            ["lima", " lima\n"],
-            ["lima !", "<answer> lima </answer>"],
-        ),
-    ],
-)
+MATCHES = [
+    (
+        "exact",
+        {"answer": "Two words"},
+        [
+            "Two   words",
+            "Two words.",
+            "**Two words**",
+            '"Two words"',
+            "Two\nwords",
+            "\u200bTwo words",
+        ],
+        [
+            "Two",
+            "Two words more",
+            "two words",
+            "Two words, Three words",
+            "Two wo\u200brds",
+            "Twowords",
+        ],
+    ),
+    ("exact", {"answer": "caf\u00e9"}, ["cafe\u0301", "caf\u00e9!"], ["cafe", "c\u0430f\u00e9"]),
+    ("exact", {"answer": "f(x)"}, ["f(x)", "f(x).", "(f(x))"], ["f(x", "f", "x"]),
+    ("text", {"answer": "Paris"}, ["paris", "PARIS."], ["Paris Rome", "not Paris", "Pari"]),
+    (
+        "number",
+        {"answer": "1,000"},
+        ["1000", "1000.0", "+1,000.00", "1e3", "01000", "$1000", "1000 figs", "1{,}000", "2000/2"],
+        [
+            "1000.1",
+            "one",
+            "10,00",
+            "\u0663",
+            "1000 1001",
+            "999 + 1",
+            "1000 or 1",
+            "1000k",
+            "-1000",
+            "1 000 000",
+        ],
+    ),
+    (
+        "number",
+        {"answer": "0.5"},
+        [
+            ".5",
+            "5e-1",
+            "1/2",
+            "\\frac{1}{2}",
+            "\\dfrac12",
+            "50%",
+            "50\\%",
+            "\\boxed{0.5}",
+            "0.5 kg",
+            "\u00bd",
+            "$0.50$",
+        ],
+        ["5", "5%", "2/1", "1/2/1", "0.5, 0.6", "1/0", "..5", "0.5!"],
+    ),
+    (
+        "number",
+        {"answer": "-3"},
+        ["\u22123", "- 3", "(-3)", "-3.", "x = -3"],
+        ["3", "--3", "5 - 8", "-3-3"],
+    ),
+    (
+        "number",
+        {"answer": "1234567890123456789012345"},
+        ["1234567890123456789012345", "1,234,567,890,123,456,789,012,345"],
+        ["1234567890123456789012346", "1.234567890123456789012345e23"],
+    ),
+    ("number", {"answer": "$8"}, ["8", "8 dollars"], ["9", "$"]),
+    (
+        "math",
+        {"answer": "\\frac{\\sqrt{2}}{2}"},
+        ["\\sqrt{2}/2", "\\frac{1}{\\sqrt{2}}"],
+        ["\\sqrt{2}", "\\sqrt{2}/2, 1", "x!"],
+    ),
+    (
+        "math",
+        {"answer": "x^2-1"},
+        ["(x-1)(x+1)", "$-1+x^2$", "y = x^2 - 1"],
+        ["x^2+1", "x^2-1=0", "9^{9^{9^9}}"],
+    ),
+    ("math", {"answer": "8"}, ["8.", "\\text{8}"], ["3 + 5", "2^3", "7"]),
+    (
+        "choice",
+        {"answer": "b", "choices": ["a", "b"]},
+        ["b", "B", "(b)", "b."],
+        ["a", "c", "a b", "a, b"],
+    ),
+    ("choice", {"answer": "CO", "choices": ["Co", "CO"]}, ["CO"], ["Co", "co"]),
+]
+
+
+@pytest.mark.parametrize("answer", ["tags", "whole"])
+@pytest.mark.parametrize(("match", "row", "paid", "unpaid"), MATCHES)
 def test_what_each_match_pays(
     match: str, answer: str, row: dict[str, Any], paid: list[str], unpaid: list[str]
 ) -> None:
     for split in SPLITS:
-        write(split, json.dumps({"prompt": f"p of {split}", **row}))
+        write(split, json.dumps({"prompt": f"prompt of {split}", **row}))
     made = task(match=match, answer=answer)
     [problem] = made.read("mine")[0]["train"]
 
-    def grades(texts: list[str]) -> list[float | None]:
-        shaped = [
-            f"<think> x </think>\n<answer> {t} </answer>" if answer == "tags" else t for t in texts
-        ]
-        return [reward.value for reward in made.grade(shaped, [problem] * len(texts))]
+    def grades(texts: list[str]) -> dict[str, float | None]:
+        shaped = [f"2+3=5</think>\n<answer>{t}</answer>" if answer == "tags" else t for t in texts]
+        rewards = made.grade(shaped, [problem] * len(texts))
+        return {text: reward.value for text, reward in zip(texts, rewards, strict=True)}
 
-    assert grades(paid) == [1.0] * len(paid)
-    assert grades(unpaid) == [0.0] * len(unpaid)
+    unpaid = [
+        *unpaid,
+        problem.prompt,
+        "",
+        ".",
+        "\u200b",
+        "\u3164",
+        *([""] if answer == "whole" else []),
+    ]
+    assert grades(paid) == dict.fromkeys(paid, 1.0)
+    assert grades(unpaid) == dict.fromkeys(unpaid, 0.0)
     if answer == "tags":
-        assert made.grade(paid, [problem] * len(paid))[0].value == 0.0  # without the tags
+        bare = made.grade(paid, [problem] * len(paid))  # neither tag nor mark
+        assert {r.value for r, t in zip(bare, paid, strict=True) if "boxed" not in t} == {0.0}
+        said = made.grade([f"The answer is {paid[0]}"], [problem])[0]
+        assert (said.value, said.parts["format"]) == (1.0, 0.0)
+
+
+def test_a_copy_out_of_the_prompt_is_no_answer_unless_it_is_the_answer() -> None:
+    for split in SPLITS:
+        write(split, json.dumps({"prompt": f"{split}: 1/2 as a decimal?", "answer": "0.5"}))
+    problem = task(match="number").read("mine")[0]["train"][0]
+    for text, value in (("1/2", 0.0), ("0.5", 1.0), ("2/4", 1.0)):
+        [reward] = task(match="number").grade([f"<answer>{text}</answer>"], [problem])
+        assert reward.value == value
+
+
+NUMERALS = [
+    "0.00001", "1.10", "1e400", "1e5", "1E5", "20000000000000000.0", "12345678901234567890.1", "0.1234567890123456789",
+    "-0", "5.0", "9" * 5000, "1e-400",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("numeral", NUMERALS)
+def test_a_number_is_kept_as_it_was_written(numeral: str) -> None:
+    write("train", f'{{"prompt": "p", "answer": {numeral}, "id": {numeral}}}')
+    [problem] = task().read("mine")[0]["train"]
+    assert problem.meta["answer"] == numeral
+    assert (
+        str(json.loads(json.dumps(problem.meta, allow_nan=False))["id"]).lower() == numeral.lower()
+    )
+    if len(numeral) <= 1000:
+        made = Jsonl(**FILES, match="number")
+        assert made.grade([problem.gold], [problem])[0].value == 1.0
+
+
+ANY_TEXT = "a\u2028b\u2029c\u0085d\r\ne\rf\x0bg\x0ch\x1ei\tj\u00a0k  l"
+
+
+def test_texts_are_kept_character_by_character_through_every_file() -> None:
+    write(
+        "train",
+        json.dumps(
+            {"prompt": ANY_TEXT, "answer": ANY_TEXT, "note": [ANY_TEXT, 1.5, None]},
+            ensure_ascii=False,
+        ),
+    )
+    build(params((1, 4, 4)))
+    [problem] = load_problems("mine", "train")
+    assert (problem.prompt, problem.meta["answer"]) == (ANY_TEXT, ANY_TEXT)
+    assert problem.meta["note"] == [ANY_TEXT, 1.5, None]
+    from trainorder.sft import _read_rows
+
+    rows = [r for r in _read_rows(paths.SFT_DATA / "demonstrations.jsonl") if r["task"] == "mine"]
+    assert {row["prompt"] for row in rows} == {ANY_TEXT}
+    assert len(rows) == 30
+
+
+def test_prompts_that_differ_in_case_or_spaces_are_different_rows_of_one_split() -> None:
+    prompts = ["spell Co", "spell CO", "spell  CO", "spell CO.", "spell CO\n"]
+    write("train", *(json.dumps({"prompt": prompt, "answer": "x"}) for prompt in prompts))
+    found = task().read("mine")[0]["train"]
+    assert [p.prompt for p in found] == prompts
+    assert len({p.id for p in found}) == 5
+
+
+def test_a_byte_order_mark_and_windows_lines_are_read() -> None:
+    write(
+        "train",
+        b"\xef\xbb\xbf" + b'{"prompt": "p", "answer": "1"}\r',
+        b'{"prompt": "q", "answer": "2"}\r',
+    )
+    assert [p.prompt for p in task().read("mine")[0]["train"]] == ["p", "q"]
+
+
+def test_further_keys_are_meta_and_a_single_message_is_a_prompt() -> None:
+    row = {
+        "prompt": [{"role": "user", "content": "p"}],
+        "answer": "a",
+        "id": 17,
+        "x": {"y": [1, "\ud800"]},
+    }
+    write("train", json.dumps(row))
+    [problem] = task().read("mine")[0]["train"]
+    assert problem.prompt == "p"
+    assert problem.meta == {"answer": "a", "id": 17, "x": {"y": [1, "?"]}}
+
+
+def test_special_tokens_are_those_of_the_tokenizer_in_use(folder: Path) -> None:
+    model = folder / "model"
+    model.mkdir()
+    tokens = [{"content": "<|im_end|>", "special": True}, {"content": "<think>", "special": False}]
+    (model / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+    other = reserved_tokens(PolicyConfig(path=str(model)))
+    assert other == ["<|im_end|>"]
+    rows = ["p <eos> <unk>", "p <|im_end|> q"]
+    write("train", *(json.dumps({"prompt": prompt, "answer": "a"}) for prompt in rows))
+    for reserved, kept in ((other, rows[0]), (BUILT_IN, rows[1])):
+        found, dropped = task(max_dropped=0.5).read("mine", reserved)
+        assert [p.prompt for p in found["train"]] == [kept]
+        assert "is a special token" in dropped[0].reason
+
+
+def test_a_loop_of_links_and_a_name_too_long_are_one_line_each() -> None:
+    for name in ("one", "two"):
+        Path("mine", name).symlink_to("two" if name == "one" else "one")
+    with pytest.raises(ParamsError) as loop:
+        task(train="mine/one").read("mine")
+    with pytest.raises(ParamsError) as long:
+        task(train="x" * 300).read("mine")
+    with pytest.raises(ParamsError) as null:
+        task(train="x\0y").read("mine")
+    for caught in (loop, long, null):
+        assert len(str(caught.value)) < 250
+        assert "\n" not in str(caught.value)
+        assert "tasks.mine.options" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +490,7 @@ def test_what_each_match_pays(
         ("choice", {"answer": "a", "choices": ["a"]}, "choices: a list of 2"),
         ("choice", {"answer": "a", "choices": ["b", "c"]}, "the answer among them"),
         ("choice", {"answer": "a", "choices": ["a", "a"]}, "each once"),
-        ("choice", {"answer": "a", "choices": ["a", 1]}, "choices: must be text, got 1"),
+        ("choice", {"answer": "a", "choices": ["a", None]}, "choices: must be text, got None"),
     ],
 )
 def test_a_row_that_does_not_fit_the_match_is_bad(
@@ -326,7 +541,7 @@ LINES = st.one_of(
 )
 @given(
     st.lists(LINES, min_size=1, max_size=6),
-    st.sampled_from(["exact", "number", "choice"]),
+    st.sampled_from(["exact", "text", "number", "choice"]),
     st.sampled_from(["tags", "whole"]),
 )
 def test_any_rows_are_used_or_named(lines: list[bytes], match: str, answer: str) -> None:

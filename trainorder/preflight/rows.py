@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainorder.config import Params
+from trainorder.data import reserved_tokens
 from trainorder.reading import ParamsError
 from trainorder.tasks import make_task
 from trainorder.tasks.base import SPLITS
@@ -19,7 +20,7 @@ def check(params: Params) -> None:
         task = make_task(name, config)
         if not isinstance(task, Jsonl):
             continue
-        found, _ = task.read(name)
+        found, _ = task.read(name, reserved_tokens(params.policy))
         short = [
             f"{split}: {getattr(config, split)} asked for, {len(found[split])} usable rows in {getattr(task, split)}"
             for split in SPLITS

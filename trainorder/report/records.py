@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainorder import paths
+from trainorder.files import read_jsonl
 from trainorder.report.words import Bwt
 
 
@@ -45,8 +46,7 @@ def curves(node: str) -> dict[str, list[tuple[int, float]]]:
     result: dict[str, list[tuple[int, float]]] = {}
     if not file.is_file():
         return result
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_jsonl(file):
         step = row.pop("step")
         for name, value in row.items():
             if value is not None:

@@ -166,19 +166,28 @@ def _fraction_of(sign: str) -> str:
 
 def _bare(text: str, pairs: tuple[tuple[str, str], ...], trailing: str) -> str:
     """The text without what stands around it, invisible characters and LaTeX's text commands."""
-    while True:
+    for _ in range(8):
         shorter = _ENDS.sub("", _COMMAND.sub(r"\1", text)).rstrip(trailing)
         for opening, closing in pairs:
             inner = shorter[len(opening) : -len(closing)]
-            if (
-                shorter == f"{opening}{inner}{closing}"
-                and opening not in inner
-                and closing not in inner
-            ):
+            if shorter == f"{opening}{inner}{closing}" and _closed(inner, opening, closing):
                 shorter = inner
         if shorter == text:
-            return text
+            break
         text = shorter
+    return text
+
+
+def _closed(text: str, opening: str, closing: str) -> bool:
+    """Whether brackets in the text close one another, so that a pair around it belongs together."""
+    if opening == closing:
+        return opening not in text
+    depth = 0
+    for part in re.findall(f"{re.escape(opening)}|{re.escape(closing)}", text):
+        depth += 1 if part == opening else -1
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def _verify(given: str, wanted: str) -> bool:

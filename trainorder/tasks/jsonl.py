@@ -1,38 +1,47 @@
 """jsonl: the user's own problems, one JSON object per line, in a file per split.
 
     {"prompt": "2 + 3 = ?", "answer": "5"}
-    {"prompt": "capital of peru ?", "answer": "lima", "choices": ["lima", "quito"], "think": "a fact"}
+    {"prompt": "capital of peru ?", "answer": "lima", "choices": ["lima", "quito"], "think": "a fact", "id": 17}
 
-Rows are checked strictly: a bad one is named with file, line, what came and what is allowed. None may be bad unless
-`max_dropped` says so.
+Texts and numbers are kept as written; other keys than these are kept as meta. Rows are checked strictly: a bad one is
+named with file, line, what came and what is allowed. None may be bad unless `max_dropped` says so.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
-import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from trainorder.reading import ParamsError
 from trainorder.rewards import format
+from trainorder.rewards.answers import numbers, same_expression, same_number, same_text
 from trainorder.tasks.base import SPLITS, Problem, Reward, Split, content_id
+from trainorder.tasks.leaks import normal_form
 
 KEYS = ("prompt", "answer", "choices", "think")
-NUMBER = re.compile(r"[+-]?(\d{1,3}(,\d{3}){1,6}|\d{1,24})(\.\d{1,24})?")
 MAX_CHARS = 100_000
 """Of one text."""
 MAX_LINE = 1 << 20
 """Bytes of one row."""
-RESERVED = ("<pad>", "<bos>", "<sep>", "<eos>", "<unk>")
-"""Tokens of the built-in tokenizer: in a text they would end or begin a message."""
 SHOWN = 5
 """Bad rows that an error names."""
+
+
+class Written(str):
+    """A JSON number, as it was written."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 class BadRow(ValueError):
@@ -61,23 +70,27 @@ class Jsonl:
     """Path of the rows that choose the order."""
     test: str = ""
     """Path of the rows that are only reported."""
-    match: Literal["exact", "number", "choice"] = "exact"
-    """exact: same words; number: same value (1,000 is 1000.0); choice: same words, and rows list `choices`."""
+    match: Literal["exact", "text", "number", "math", "choice"] = "exact"
+    """exact: same text but for runs of whitespace and the punctuation around it; text: case is free as well; number:
+    same value, one literal (1,000 is 1000.0 is 1e3); math: same expression in algebra; choice: as text, and rows list
+    `choices`."""
     answer: Literal["tags", "whole"] = "tags"
-    """Where a completion holds its answer: in `<answer> ... </answer>` behind `<think> ... </think>`, or all of it."""
+    """Where a completion holds its answer: in `<answer> ... </answer>`, a box or behind `answer is` (rewards/format.py),
+    or all of it."""
     max_dropped: float = 0.0
     """Share of a file's rows that may be bad, doubled or leaked; more refuse the build."""
-    version: int = field(default=1, init=False)
+    version: int = field(default=2, init=False)
     rewarded_by: Literal["verifier", "judge"] = field(default="verifier", init=False)
 
     def __post_init__(self) -> None:
         for split in SPLITS:
             if not getattr(self, split):
                 raise ValueError(f"{split}: name the JSONL file of this split, got nothing")
-        paths = [
-            os.path.realpath(getattr(self, split)) for split in SPLITS
-        ]  # a loop of links is no error here
-        if len(set(paths)) < len(paths):
+        try:  # a loop of links is no error here; it is one when the file is read
+            paths = {os.path.realpath(getattr(self, split)) for split in SPLITS}
+        except ValueError as error:  # NUL
+            raise ValueError(f"train, dev and test: cannot look at these files ({error})") from None
+        if len(paths) < len(SPLITS):
             raise ValueError("train, dev and test must be three different files")
         if not 0 <= self.max_dropped < 1:
             raise ValueError(f"max_dropped is a share in 0..1, got {self.max_dropped}")
@@ -87,10 +100,16 @@ class Jsonl:
         """What the build reads, in the order of the splits."""
         return tuple(Path(getattr(self, split)) for split in SPLITS)
 
-    def read(self, task: str) -> tuple[dict[Split, list[Problem]], list[Dropped]]:
+    def read(
+        self, task: str, reserved: Sequence[str] = ()
+    ) -> tuple[dict[Split, list[Problem]], list[Dropped]]:
         """The problems of each split in file order, and the rows that were dropped.
 
-        A prompt that test or dev holds too is dropped from the split that trains or chooses (leakage).
+        `reserved` are the special tokens of the model's tokenizer: in a text they would begin or end a message, so a
+        row that holds one is bad.
+
+        A prompt that test or dev holds too, in whatever spelling, is dropped from the split that trains or chooses
+        (leakage). Within a split only the same prompt, character by character, is a duplicate.
 
         Raises:
             ParamsError: a file is missing or empty, or more than `max_dropped` of its rows are bad.
@@ -102,16 +121,19 @@ class Jsonl:
             file = Path(getattr(self, split))
             found[split], bad, rows = [], list[Dropped](), 0
             own: dict[str, tuple[str, int]] = {}
+            lines: dict[str, int] = {}
             for number, line in _lines(task, split, file):
                 rows += 1
                 try:
                     problem = self._problem(task, line)
-                    key = " ".join(problem.prompt.split()).casefold()
-                    if key in own:
-                        raise BadRow(f"duplicate: the prompt of line {own[key][1]} again")
+                    _refuse_tokens(problem, reserved)
+                    if problem.prompt in lines:
+                        raise BadRow(f"duplicate: the prompt of line {lines[problem.prompt]} again")
+                    key = normal_form(problem.prompt)
                     if key in seen:
                         raise BadRow("leakage: the prompt of {}, line {}".format(*seen[key]))
-                    own[key] = (str(file), number)
+                    lines[problem.prompt] = number
+                    own.setdefault(key, (str(file), number))
                     found[split].append(problem)
                 except BadRow as error:
                     bad.append(Dropped(str(file), number, str(error)))
@@ -136,49 +158,55 @@ class Jsonl:
         return None
 
     def grade(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[Reward]:
-        """1 for the right answer, else 0; part `format`: an answer of the right shape was found."""
+        """1 for the right answer, else 0; part `format`: the format of `answer` is kept."""
         return [
-            self._grade(text, problem.meta)
+            self._grade(text, problem.prompt, problem.meta)
             for text, problem in zip(completions, problems, strict=True)
         ]
 
-    def _grade(self, completion: str, meta: dict[str, Any]) -> Reward:
-        words = " ".join(completion.split())
-        parsed = format.parse(words) if self.answer == "tags" else None
-        given = parsed.answer if parsed else words if self.answer == "whole" else ""
-        shaped = bool(given)
-        if self.match == "number":
-            value, wanted = _number(given), _number(meta["answer"])
-            shaped, right = value is not None, value is not None and value == wanted
-        else:
-            right = shaped and given == meta["answer"]
-            if self.match == "choice":
-                shaped = given in meta["choices"]
+    def _grade(self, completion: str, prompt: str, meta: dict[str, Any]) -> Reward:
+        whole = self.answer == "whole"
+        given = completion.strip() if whole else format.answer(completion)
+        shaped = format.visible(given) if whole else format.parse(completion) is not None
+        right = format.visible(given) and self._right(given, prompt, meta)
         return Reward(float(right), {"format": float(shaped), "answer": float(right)})
+
+    def _right(self, given: str, prompt: str, meta: dict[str, Any]) -> bool:
+        wanted: str = meta["answer"]
+        if self.match in ("number", "math") and not given.isdecimal():
+            copied = normal_form(given)  # `1/2` is 0.5, but not the answer to `1/2 as a decimal`
+            if copied != normal_form(wanted) and copied in normal_form(prompt):
+                return False
+        same: dict[str, Callable[[str, str], bool]] = {
+            "exact": same_text,
+            "text": partial(same_text, fold_case=True),
+            "number": same_number,
+            "math": same_expression,
+            "choice": partial(
+                same_text, fold_case=_differ_by_more_than_case(meta.get("choices", ()))
+            ),
+        }
+        return same[self.match](given, wanted)
 
     def _problem(self, task: str, line: bytes) -> Problem:
         row = _parse(line)
-        unknown = sorted(set(row) - set(KEYS))
-        if unknown:
-            raise BadRow(f"unknown key {_short(unknown[0])}; allowed: {', '.join(KEYS)}")
-        prompt = _text(row, "prompt")
-        answer = row.get("answer")
-        if isinstance(answer, (int, float)) and not isinstance(answer, bool):
-            row["answer"] = str(answer)
-        answer = " ".join(_text(row, "answer").split())
-        think = " ".join(_text(row, "think").split()) if "think" in row else "answer"
-        meta: dict[str, Any] = {"answer": answer}
-        if self.match == "number" and _number(answer) is None:
+        prompt = _text(
+            row | {"prompt": _only_turn(row.get("prompt"))} if "prompt" in row else row, "prompt"
+        )
+        answer = _text(row, "answer", number=True).strip()
+        think = _text(row, "think") if "think" in row else "answer"
+        meta: dict[str, Any] = {key: _plain(row[key]) for key in row if key not in KEYS}
+        meta["answer"] = answer
+        if self.match == "number" and not numbers(answer):
             raise BadRow(f"answer: match is number, got {_short(answer)}")
         if self.match == "choice":
             meta["choices"] = _choices(row, answer)
-        gold = format.render(think, answer) if self.answer == "tags" else answer
-        if self._grade(gold, meta).value != 1.0:
+        gold = format.render(think.strip(), answer) if self.answer == "tags" else answer
+        if self._grade(gold, prompt, meta) != Reward(1.0, {"format": 1.0, "answer": 1.0}):
             raise BadRow(
                 f"answer: no completion could give it (tags inside?), got {_short(answer)}"
             )
-        key = content_id(task, " ".join(prompt.split()).casefold())
-        return Problem(key, task, prompt, gold, gold, meta)
+        return Problem(content_id(task, prompt), task, prompt, gold, gold, meta)
 
 
 def _lines(task: str, split: str, file: Path) -> Iterator[tuple[int, bytes]]:
@@ -193,8 +221,9 @@ def _lines(task: str, split: str, file: Path) -> Iterator[tuple[int, bytes]]:
                 if line.strip():
                     yield number, line.rstrip(b"\r\n")
     except OSError as error:
+        name = file if error.errno != errno.ENAMETOOLONG else _short(str(file))
         raise ParamsError(
-            f"tasks.{task}.options.{split}: cannot read {file} ({error.strerror}): name a JSONL file"
+            f"tasks.{task}.options.{split}: cannot read {name} ({error.strerror}): name a JSONL file"
         ) from None
 
 
@@ -202,7 +231,13 @@ def _parse(line: bytes) -> dict[str, Any]:
     if len(line) > MAX_LINE:
         raise BadRow(f"longer than {MAX_LINE} bytes")
     try:
-        row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse, object_pairs_hook=_once)
+        row = json.loads(
+            line.decode("utf-8-sig"),
+            parse_constant=_refuse,
+            parse_float=Written,
+            parse_int=Written,
+            object_pairs_hook=_once,
+        )
     except BadRow:
         raise
     except UnicodeDecodeError as error:
@@ -222,51 +257,78 @@ def _refuse(constant: str) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    twice = sorted({key for key in keys if keys.count(key) > 1}) if len(keys) < 100 else keys[:1]
-    if twice:
-        raise BadRow(f"key {_short(twice[0])} twice")
-    return dict(pairs)
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise BadRow(f"key {_short(next(key for key, n in counts.items() if n > 1))} twice")
+    return row
 
 
-def _text(row: dict[str, Any], key: str) -> str:
+def _only_turn(prompt: Any) -> Any:
+    """The text of a prompt given as chat messages, if that is one turn of the user."""
+    match prompt:
+        case [{"role": "user", "content": str(content)}]:
+            return content
+        case [{"role": _}, *_]:
+            raise BadRow(f"prompt: one message of the user is allowed, got {_short(prompt)}")
+        case _:
+            return prompt
+
+
+def _text(row: dict[str, Any], key: str, *, number: bool = False) -> str:
     if key not in row:
         raise BadRow(f"no key {key!r}; it has {', '.join(map(_short, sorted(row))) or 'none'}")
     text = row[key]
-    if not isinstance(text, str):
+    if not isinstance(text, str) or (isinstance(text, Written) and not number):
         raise BadRow(f"{key}: must be text, got {_short(text)}")
-    if not text.strip():
-        raise BadRow(f"{key}: must not be empty")
     if len(text) > MAX_CHARS:
         raise BadRow(f"{key}: {len(text)} characters, at most {MAX_CHARS}")
-    bad = next(
-        (c for c in text if (c < " " and c not in "\n\t") or "\ud800" <= c <= "\udfff"), None
-    )
+    bad = next((c for c in text if c == "\0" or "\ud800" <= c <= "\udfff"), None)
     if bad is not None:
         raise BadRow(f"{key}: character U+{ord(bad):04X} is not allowed")
-    token = next((token for token in RESERVED if token in text), None)
+    if not format.visible(text):
+        raise BadRow(f"{key}: must not be empty")
+    return str(text)
+
+
+def _refuse_tokens(problem: Problem, reserved: Sequence[str]) -> None:
+    texts = (problem.prompt, *(format.parse(problem.gold) or (problem.gold,)))
+    token = next((token for token in reserved for text in texts if token in text), None)
     if token:
-        raise BadRow(f"{key}: {token} is reserved for the tokenizer")
-    return text
+        raise BadRow(f"{token} is a special token of the model's tokenizer: no text may hold it")
 
 
 def _choices(row: dict[str, Any], answer: str) -> list[str]:
     given = row.get("choices")
     if not isinstance(given, list) or len(given) < 2 or len(given) > 100:
         raise BadRow(f"choices: a list of 2 to 100 texts, got {_short(given)}")
-    choices = [" ".join(_text({"choices": item}, "choices").split()) for item in given]
+    choices = [_text({"choices": item}, "choices", number=True).strip() for item in given]
     if answer not in choices or len(set(choices)) < len(choices):
         raise BadRow(f"choices: each once and the answer among them, got {_short(choices)}")
     return choices
 
 
-def _number(text: str) -> Decimal | None:
-    """The value of `1,000.50`; None for what is no plain number.
+def _differ_by_more_than_case(choices: Sequence[str]) -> bool:
+    return len({choice.casefold() for choice in choices}) == len(choices)
 
-    >>> _number("+1,000.50") == _number("1000.5"), _number("1e999"), _number("nan")
-    (True, None, None)
-    """
-    return Decimal(text.replace(",", "")) if NUMBER.fullmatch(text) and text.isascii() else None
+
+def _plain(value: Any) -> Any:
+    """A value of a further key as JSON can say it again: a number stays text where a float would change it."""
+    if isinstance(value, Written):
+        try:
+            number = json.loads(value)
+        except ValueError:  # more digits than an int may have
+            return str(value)
+        return number if json.dumps(number) == value else str(value)
+    if isinstance(value, dict):
+        return {_plain_text(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return _plain_text(value) if isinstance(value, str) else value
+
+
+def _plain_text(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def _short(value: Any) -> str:
@@ -279,5 +341,5 @@ def _explain(task: str, file: Path, bad: list[Dropped], rows: int, most: float) 
     more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
     return (
         f"tasks.{task}: {len(bad)} of {rows} rows of {file} cannot be used, options.max_dropped allows "
-        f"{most:.0%}:\n{shown}{more}\nmend them, or raise tasks.{task}.options.max_dropped"
+        f"{most:.0%}:\n{shown}{more}\ncorrect them, or raise tasks.{task}.options.max_dropped"
     )
