@@ -16,10 +16,18 @@ from trainorder.reading import ParamsError
 from trainorder.rewards import format
 from trainorder.rewards.sandbox import Result
 from trainorder.streams import stream
-from trainorder.tasks import code, creative, load_problems, load_task, make_task, programs
+from trainorder.tasks import (
+    code,
+    constraints,
+    creative,
+    load_problems,
+    load_task,
+    make_task,
+    programs,
+)
 from trainorder.tasks.base import Problem, content_id, split_of
 from trainorder.tasks.code import Code
-from trainorder.tasks.constraints import Constraints
+from trainorder.tasks.constraints import FILLERS, WORDS, Constraints
 from trainorder.tasks.creative import Creative
 from trainorder.tasks.hidden_inputs import hidden_inputs
 from trainorder.tasks.math import Math
@@ -430,6 +438,20 @@ JSON = {"keys": ["food", "pet"], "given": ["pet", "bird"], "only": True}
 SENTENCE = {"use": ["rice", "soup"], "end": "golf", "length": 5, "distinct": True}
 
 
+TRIVIAL = [
+    "\\u200b", "\\u3164", "\\u2800", ".", "x", "aa", "food", "bird", "\u00ad", "ri\u200bce", "1", "_", "\\ufe0f", "\\u0301"
+]  # fmt: skip
+STUFFED = [
+    ", . ; rice soup golf",
+    "rice rice\u200b soup soup\u200b golf",
+    "r\u0456ce rice soup the golf",
+    "say 5 words , none twice , use rice and soup , end with golf",
+    "use rice and soup , end with golf",
+    "rice", "rice soup golf", "rice soup x y golf", "rice soup zz yy golf", "say words rice soup golf",
+    " ".join((*FILLERS, *WORDS, "golf")),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("rules", "text", "value"),
     [
@@ -449,12 +471,27 @@ SENTENCE = {"use": ["rice", "soup"], "end": "golf", "length": 5, "distinct": Tru
         (SENTENCE, "the rice and the golf", 2.5 / 4),
         (SENTENCE, "the big old cat golf", 0),
         (SENTENCE, "golf", 0),
+        (JSON, '{"pet":\n\t"bi\\u0072d" , "food":"Rice and soup"}', 1),
+        (JSON, '```json\n{"pet": "Bird", "food": "rice"}\n```', 1),
+        *((JSON, f'{{"food": "{value}", "pet": "bird"}}', 0) for value in TRIVIAL),
+        (JSON, json.dumps({**dict.fromkeys("abcdefg", "rice"), "food": "rice", "pet": "bird"}), 0),
+        (SENTENCE, "The rice and soup, golf.", 1),
+        (SENTENCE, "the\nrice  and soup golf", 1),
+        (SENTENCE, "rice Rice and soup golf", 3 / 4),
+        *((SENTENCE, text, 0) for text in STUFFED),
     ],
 )
 def test_rules_pay_their_share_and_nothing_without_content(
     rules: dict, text: str, value: float
 ) -> None:
-    assert Constraints().grade([text], [problem(**rules)])[0].value == pytest.approx(value)
+    asked = problem(constraints._prompt(rules), **rules)
+    assert Constraints().grade([text], [asked])[0].value == pytest.approx(value)
+
+
+def test_the_copied_prompt_earns_nothing_whatever_it_asks() -> None:
+    items = [Constraints().draw(stream("copies", n)) for n in range(300)]
+    for text in (lambda p: p.prompt, lambda p: p.prompt.title(), lambda p: p.prompt + " the cat"):
+        assert {r.value for r in Constraints().grade([text(p) for p in items], items)} == {0.0}
 
 
 # creative
