@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_a_stages_params_are_the_sections_its_code_reads(stage: str):
     read: set[str] = set()
     for file in closure(ROOT, module_of(stage)):
         if file.endswith(".py") and not file.startswith(("trainorder/config", "trainorder/plan/")):
-            read |= sections_read(ast.parse((ROOT / file).read_text()))
+            read |= sections_read(file)
     read -= {"flow"}  # how fast, and how often step checkpoints are written: changes no result
     read -= BOUNDS
     folded = {
@@ -61,10 +62,11 @@ def test_a_stages_params_are_the_sections_its_code_reads(stage: str):
     assert folded == params_of(stage)
 
 
-def sections_read(tree: ast.AST) -> set[str]:
+@cache
+def sections_read(file: str) -> set[str]:
     """`params.sft`, `load_params(...).sft`, `params.phase_rl(...)`."""
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
         if not isinstance(node, ast.Attribute):
             continue
         owner = ast.unparse(node.value)
