@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import stages
-from trainorder import paths
+from trainorder import paths, plan
 from trainorder.config import load_params
 from trainorder.files import write_text
-from trainorder.reading import ParamsError, read_yaml
+from trainorder.reading import ParamsError
 from trainorder.resume import finished
 
 if TYPE_CHECKING:
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    plan = read_yaml(paths.PLAN)
-    write_text(paths.BWT, compute(plan))
-    for file in plan["evaluations"]:  # DVC has these: nothing will go on from their parts
+    content = plan.stored()
+    write_text(paths.BWT, compute(content))
+    for file in content["evaluations"]:  # DVC has these: nothing will go on from their parts
         finished(f"evaluate--{Path(file).stem}")
 
 
-def compute(plan: dict[str, Any]) -> str:
+def compute(content: dict[str, Any]) -> str:
     """The text of reports/bwt.json for this content of plan.yaml."""
     from trainorder.measure import from_plan, measure, to_json
 
-    table = read_evaluations([Path(name) for name in plan["evaluations"]])
+    table = read_evaluations([Path(name) for name in content["evaluations"]])
     config = load_params().measure
-    return to_json(measure(table, from_plan(plan), config))
+    return to_json(measure(table, from_plan(content), config))
 
 
 def read_evaluations(files: list[Path]) -> pd.DataFrame:

@@ -113,13 +113,12 @@ def compare(
 ) -> None:
     """Is A better than B, on which tasks, from which phase on, and does that survive seeds and variants?"""
     with refusing():
-        from trainorder import paths
+        from trainorder import plan
         from trainorder.config import load_params
         from trainorder.measure import from_plan
         from trainorder.measure.compare import compare as compare_arms
-        from trainorder.reading import read_yaml
 
-        designs = from_plan(read_yaml(paths.PLAN))
+        designs = from_plan(plan.stored())
         found = compare_arms(designs, a, b, load_params().measure, metric=metric, split=split)
     if as_json:
         _print_json(found)

@@ -5,6 +5,7 @@ number -> evaluation -> checkpoint -> manifest -> parents' weights, params, data
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,12 +13,13 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from trainorder import paths
 from trainorder.files import sha256, write_json
 from trainorder.machine import chosen, processor
 from trainorder.policy import weights_hash
+from trainorder.reading import ParamsError, read_json
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "peft", "dvc")
 """Packages whose version can change a checkpoint or how it is stored."""
@@ -120,13 +122,33 @@ def read_manifest(node: str) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path} not found: node {node!r} is not made yet; run `dvc repro` or `trainorder run`"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    repair = "delete it, and `trainorder run` restores it or makes the node again"
+    return dict(read_json(path, _Manifest, repair))
 
 
 def manifests() -> dict[str, dict[str, Any]]:
-    """Node -> manifest, of all that lie here."""
-    found = sorted(paths.run("x").parent.glob("*/manifest.json"))
-    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in found}
+    """Node -> manifest, of all that lie here and are whole."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(paths.run("x").parent.glob("*/manifest.json")):
+        with contextlib.suppress(ParamsError):
+            found[path.parent.name] = read_manifest(path.parent.name)
+    return found
+
+
+class _Manifest(TypedDict):
+    """What readers of a manifest rely on."""
+
+    node: str
+    seed: int
+    phase: str | None
+    steps: int | None
+    seconds: float
+    files: dict[str, str]
+    parents: dict[str, str]
+    params: dict[str, Any]
+    data: dict[str, str]
+    code: dict[str, str | None]
+    hash: str
 
 
 def params_hash(params: Mapping[str, Any]) -> str:

@@ -122,16 +122,26 @@ def read_json(path: Path, shape: type[T], repair: str) -> T:
     """
     try:
         data = json.loads(read_text(path))
-        return TypeAdapter(shape).validate_python(data)
     except ParamsError as error:
-        text = str(error)
+        raise ParamsError(f"{error}; {repair}") from None
+    except (ValueError, RecursionError):
+        raise ParamsError(f"{path} is damaged (no JSON); {repair}") from None
+    return shaped(data, shape, path, repair)
+
+
+def shaped(data: Any, shape: type[T], path: Path, repair: str) -> T:
+    """The content of a file that this program wrote, if it has the shape that it was written in.
+
+    Raises:
+        ParamsError: it holds something else.
+    """
+    try:
+        TypeAdapter(shape).validate_python(data, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        text = f"{path} is damaged ({f'{where}: ' if where else ''}{first['msg'][:200]})"
-    except (ValueError, RecursionError):
-        text = f"{path} is damaged (no JSON)"
-    raise ParamsError(f"{text}; {repair}")
+        where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
+        raise ParamsError(f"{path} is damaged ({where}{first['msg'][:200]}); {repair}") from None
+    return data
 
 
 def _reason(error: OSError | ValueError) -> str:

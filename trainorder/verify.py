@@ -12,14 +12,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from trainorder import paths, plan
 from trainorder.config import DEFAULT, Params
-from trainorder.lineage import content_hash, manifest_hash
+from trainorder.lineage import content_hash, manifest_hash, read_manifest
 from trainorder.plan.state import SETTINGS
 from trainorder.policy import weights_hash
-from trainorder.reading import ParamsError, did_you_mean, read_yaml
+from trainorder.reading import ParamsError, did_you_mean, found_at, read_yaml, shaped
 
 SHARED = ("build_data", "train_judge", "measure_bwt", "report")
 """Stages that belong to no single node."""
@@ -41,6 +41,7 @@ def verify(node: str | None = None) -> list[str]:
         raise ParamsError(
             f"{paths.DVC_LOCK} not found: nothing was made here yet; run `trainorder run`"
         )
+    locked = _locked()
     fingerprints = current.fingerprints()
     wanted = [node] if node is not None else list(current.nodes)
     found: list[str] = []
@@ -48,10 +49,45 @@ def verify(node: str | None = None) -> list[str]:
         found += [f"{name}: {text}" for text in _node(name, current.params, fingerprints)]
     stages = [s for name in wanted for s in (current.nodes[name].stage, f"evaluate@{name}")]
     stages += SHARED if node is None else ()
-    locked = read_yaml(paths.DVC_LOCK).get("stages", {})
+    if node is None:
+        found += _compiled(current.text(), fingerprints)
     for stage in stages:
         found += [f"{stage}: {text}" for text in _outputs(stage, locked.get(stage))]
     return found
+
+
+class _Path(TypedDict):
+    path: str
+    md5: NotRequired[str]
+
+
+class _Stage(TypedDict):
+    deps: NotRequired[list[_Path]]
+    outs: NotRequired[list[_Path]]
+
+
+class _Lock(TypedDict):
+    stages: dict[str, _Stage]
+
+
+def _locked() -> Mapping[str, _Stage]:
+    """The stages of dvc.lock."""
+    repair = (
+        "`trainorder run` sets a damaged one aside and restores every result from DVC's run cache"
+    )
+    try:
+        return shaped(read_yaml(paths.DVC_LOCK), _Lock, paths.DVC_LOCK, repair)["stages"]
+    except ParamsError as error:
+        text = str(error)
+    raise ParamsError(text if repair in text else f"{text}; {repair}")
+
+
+def _compiled(plan_text: str, fingerprints: Mapping[str, str]) -> Iterator[str]:
+    """What was compiled from params.yaml and is not what that says now."""
+    texts = {paths.PLAN: plan_text, SETTINGS: fingerprints[SETTINGS.name]}
+    for file, text in texts.items():
+        if found_at(file) and file.read_bytes() != text.encode():
+            yield f"{file} is not what params.yaml says; `trainorder run` writes it again"
 
 
 def verify_cache() -> list[str]:
@@ -70,7 +106,7 @@ def verify_cache() -> list[str]:
 def md5(path: Path) -> str:
     """DVC's hash of a file's bytes."""
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "md5").hexdigest()
+        return hashlib.file_digest(stream, _md5).hexdigest()
 
 
 def folder_md5(path: Path) -> str:
@@ -78,7 +114,12 @@ def folder_md5(path: Path) -> str:
     files = sorted(file for file in path.rglob("*") if file.is_file())
     rows = [{"md5": md5(f), "relpath": f.relative_to(path).as_posix()} for f in files]
     rows.sort(key=lambda row: tuple(Path(row["relpath"]).parts))
-    return hashlib.md5(json.dumps(rows, sort_keys=True).encode()).hexdigest() + ".dir"
+    return _md5(json.dumps(rows, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def _md5(data: bytes = b"") -> Any:
+    """As DVC names files; no protection, so it is allowed where FIPS forbids md5."""
+    return hashlib.md5(data, usedforsecurity=False)
 
 
 def _node(node: str, params: Params, fingerprints: Mapping[str, str]) -> Iterator[str]:
@@ -87,12 +128,11 @@ def _node(node: str, params: Params, fingerprints: Mapping[str, str]) -> Iterato
         yield f"{file} is missing: the node is not made here"
         return
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        whole = manifest_hash(manifest) == manifest["hash"]
-    except (ValueError, KeyError, TypeError):
-        whole, manifest = False, {}
-    if not whole:
-        yield f"{file} was changed: its own hash is another"
+        manifest = read_manifest(node)
+        if manifest_hash(manifest) != manifest["hash"]:
+            raise ParamsError("its own hash is another")
+    except ParamsError as error:
+        yield f"{file} was changed: {error}"
         return
     yield from _checkpoint(node, manifest)
     for parent, then in manifest["parents"].items():
@@ -170,17 +210,17 @@ def _code(name: str, then: str | None, text: str | None) -> Iterator[str]:
         yield f"code: {name} does something else now ({changed})"
 
 
-def _outputs(stage: str, entry: Mapping[str, Any] | None) -> Iterator[str]:
+def _outputs(stage: str, entry: _Stage | None) -> Iterator[str]:
     if entry is None:
         yield f"{paths.DVC_LOCK} has no entry: the stage did not run here"
         return
     for dep in entry.get("deps", []):
         path = Path(dep["path"])
-        if path.parent == SETTINGS.parent and path.is_file() and md5(path) != dep["md5"]:
+        if path.parent == SETTINGS.parent and path.is_file() and md5(path) != dep.get("md5"):
             yield f"{path} is not the code it was made with"
-    for out in entry["outs"]:
+    for out in entry.get("outs", []):
         path = Path(out["path"])
         if not path.exists():
             yield f"{path} is missing"
-        elif (folder_md5(path) if path.is_dir() else md5(path)) != out["md5"]:
+        elif (folder_md5(path) if path.is_dir() else md5(path)) != out.get("md5"):
             yield f"{path} was changed"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from trainorder import paths
 from trainorder.config import params_file
 from trainorder.measure import VERSION
 from trainorder.measure.apply import apply
-from trainorder.reading import ParamsError, did_you_mean
+from trainorder.reading import ParamsError, did_you_mean, read_json, shaped
 
 
 def load() -> dict[str, Any]:
@@ -21,12 +20,34 @@ def load() -> dict[str, Any]:
     """
     if not paths.BWT.is_file():
         raise ParamsError(f"{paths.BWT} not found: nothing is measured yet; run `trainorder run`")
-    bwt = json.loads(paths.BWT.read_text(encoding="utf-8"))
+    repair = "`trainorder run` measures it again once it is deleted"
+    bwt = read_json(paths.BWT, dict[str, Any], repair)
     if bwt.get("version") != VERSION:
         raise ParamsError(
             f"{paths.BWT} is of version {bwt.get('version')}, this program reads {VERSION}: run `dvc repro measure_bwt`"
         )
-    return bwt
+    return dict(shaped(bwt, _Bwt, paths.BWT, repair))
+
+
+class _Rule(TypedDict):
+    order: list[str]
+
+
+class _Recommended(TypedDict):
+    order: list[str] | None
+    rules: dict[str, _Rule]
+
+
+class _Variant(TypedDict):
+    recommended: _Recommended | None
+    recommended_two_stage: _Recommended | None
+
+
+class _Bwt(_Variant):
+    variants: dict[str, _Variant]
+    settings: dict[str, Any]
+    intervals: dict[str, Any]
+    orders: dict[str, Any]
 
 
 def recommendation(*, two_stage: bool, variant: str, rule: str) -> tuple[dict[str, Any], str]:

@@ -13,6 +13,7 @@ from trainorder.plan.compile import (
     compile_plan,
     load,
     measured,
+    stored,
     write,
 )
 from trainorder.plan.mend import mend
@@ -30,5 +31,6 @@ __all__ = [
     "mend",
     "pending",
     "status",
+    "stored",
     "write",
 ]

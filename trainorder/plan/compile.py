@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 from trainorder import fingerprint, paths
 from trainorder.config import DEFAULT, Params, load_params
 from trainorder.files import write_text
 from trainorder.fingerprint import Code
 from trainorder.plan.orders import Resolved, order_phases, single_phases, usable
-from trainorder.reading import ParamsError, found_at, read_yaml
+from trainorder.reading import ParamsError, found_at, read_json, read_yaml, shaped
 from trainorder.registries import BACKENDS, ENGINES
 from trainorder.tasks import TASKS, make_task
 
@@ -399,8 +400,81 @@ def load() -> Plan:
 
     params = load_params()
     check(params)
-    known = read_yaml(paths.PLAN) if paths.PLAN.is_file() else {}
-    return compile_plan(params, (known or {}).get("resolved"))
+    return compile_plan(params, _resolved())
+
+
+def _resolved() -> dict[str, list[str]]:
+    """What plan.yaml knows of `recommended`. All else in it is compiled again, so a damaged one is no error."""
+    if not found_at(paths.PLAN):
+        return {}
+    try:
+        return shaped(read_yaml(paths.PLAN), _Compiled, paths.PLAN, REPAIR).get("resolved", {})
+    except ParamsError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return {}
+
+
+class _Compiled(TypedDict):
+    resolved: NotRequired[dict[str, list[str]]]
+
+
+class _Base(TypedDict):
+    seed: int
+
+
+class _Phase(TypedDict):
+    phase: str
+
+
+class _Merge(TypedDict):
+    base: str
+    merge: str
+
+
+class _Tasks(TypedDict):
+    tasks: dict[str, float]
+
+
+class _Arms(TypedDict):
+    phases: dict[str, _Tasks]
+    orders: dict[str, dict[str, list[str]]]
+    singles: dict[str, dict[str, str]]
+    merges: dict[str, _Merge]
+
+
+class _Stored(_Arms):
+    bases: dict[str, _Base]
+    structured: dict[str, _Phase]
+    creative: dict[str, _Phase]
+    joint: dict[str, _Phase]
+    variants: dict[str, _Arms]
+    evaluations: list[str]
+
+
+REPAIR = "`trainorder plan` writes it from params.yaml"
+
+
+def stored() -> dict[str, Any]:
+    """The content of plan.yaml, as what was measured last was planned.
+
+    Raises:
+        ParamsError: there is none, or it is not what `trainorder plan` writes.
+    """
+    if not found_at(paths.PLAN):
+        raise ParamsError(f"{paths.PLAN} not found: {REPAIR}")
+    try:
+        content = read_yaml(paths.PLAN)
+    except ParamsError as error:
+        raise ParamsError(f"{error}; {REPAIR}") from None
+    return dict(shaped(content, _Stored, paths.PLAN, REPAIR))
+
+
+class _Order(TypedDict):
+    order: list[str]
+
+
+class _Measured(TypedDict):
+    recommended: _Order | None
 
 
 def measured() -> dict[str, list[str]]:
@@ -413,14 +487,15 @@ def measured() -> dict[str, list[str]]:
         raise ParamsError(
             f"{paths.BWT} not found: run `dvc repro measure_bwt` first, it measures the transfer"
         )
-    found = json.loads(paths.BWT.read_text(encoding="utf-8"))["recommended"]
+    found = read_json(paths.BWT, _Measured, "`trainorder run` measures it again once it is deleted")
+    found = found["recommended"]
     return {} if found is None else {"recommended": list(found["order"])}
 
 
 def write(plan: Plan) -> bool:
     """Write plan.yaml, whole and then renamed; returns whether it changed."""
     text = plan.text()
-    if paths.PLAN.is_file() and paths.PLAN.read_text(encoding="utf-8") == text:
+    if paths.PLAN.is_file() and paths.PLAN.read_bytes() == text.encode():
         return False
     write_text(paths.PLAN, text)
     return True

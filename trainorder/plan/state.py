@@ -146,7 +146,7 @@ class _World:
         from dvc_data.hashfile.hash_info import HashInfo
         from dvc_data.hashfile.meta import Meta
 
-        return HashInfo("md5", hashlib.md5(text.encode()).hexdigest()), Meta(
+        return HashInfo("md5", hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()), Meta(
             size=len(text.encode())
         )
 
