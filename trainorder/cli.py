@@ -16,21 +16,48 @@ if TYPE_CHECKING:
     from trainorder.config import Params
 
 app = typer.Typer(
-    help="In which order should a language model be trained on its skills?",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
+def _use(params: str | None) -> None:
+    """Let this command and all it starts read another file than params.yaml."""
+    from trainorder.config import PARAMS_VARIABLE
+
+    if params is not None:
+        os.environ[PARAMS_VARIABLE] = params
+
+
+def _version(asked: bool) -> None:
+    from importlib.metadata import version
+
+    if asked:
+        print(f"trainorder {version('trainorder')}")
+        raise typer.Exit
+
+
+ParamsFile = Annotated[
+    str | None,
+    typer.Option("--params", callback=_use, metavar="FILE", help="Another file than params.yaml."),
+]
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """In which order should a language model be trained on its skills?"""
+
+
 @app.command()
 def check(
-    params_path: Annotated[
-        str | None, typer.Option("--params", help="Another file than params.yaml.")
-    ] = None,
+    params: ParamsFile = None,
 ) -> None:
     """Say within seconds whether params.yaml, the files it names and this machine can work."""
-    _use(params_path)
     with refusing():
         from trainorder import plan, preflight
         from trainorder.config import params_file
@@ -38,15 +65,15 @@ def check(
         current = plan.load()
         preflight.check(current.params)
         level = _sandbox(current.params)
-    params = current.params
-    waiting = plan.pending(params, current.resolved)
+    checked = current.params
+    waiting = plan.pending(checked, current.resolved)
     unused = sorted(
-        set(params.tasks) - {t for phase in params.phases.values() for t in phase.tasks}
+        set(checked.tasks) - {t for phase in checked.phases.values() for t in phase.tasks}
     )
-    variants = f"{1 + len(params.variants)} variants, " if params.variants else ""
+    variants = f"{1 + len(checked.variants)} variants, " if checked.variants else ""
     print(
-        f"{params_file()} can work: {len(current.orders) + len(waiting)} orders of {len(params.phases)} phases over "
-        f"{len(params.tasks)} tasks, {variants}{len(params.seeds)} seed(s), {len(current.nodes)} checkpoints"
+        f"{params_file()} can work: {len(current.orders) + len(waiting)} orders of {len(checked.phases)} phases over "
+        f"{len(checked.tasks)} tasks, {variants}{len(checked.seeds)} seed(s), {len(current.nodes)} checkpoints"
     )
     if level:
         print(f"model-written programs run at isolation {level}")
@@ -61,12 +88,9 @@ def plan_command(
     resolve: Annotated[
         bool, typer.Option("--resolve", help="Fill in `recommended` from reports/bwt.json.")
     ] = False,
-    params: Annotated[
-        str | None, typer.Option("--params", help="Another file than params.yaml.")
-    ] = None,
+    params: ParamsFile = None,
 ) -> None:
     """Compile params.yaml into plan.yaml and show what is cached, restorable and to train."""
-    _use(params)
     with refusing():
         from trainorder import plan
         from trainorder.plan import show
@@ -88,12 +112,9 @@ def plan_command(
 
 @app.command()
 def run(
-    params: Annotated[
-        str | None, typer.Option("--params", help="Another file than params.yaml.")
-    ] = None,
+    params: ParamsFile = None,
 ) -> None:
     """Bring everything params.yaml asks for up to date, then print which order won and how sure that is."""
-    _use(params)
     with refusing():
         from trainorder import plan
 
@@ -110,6 +131,7 @@ def compare(
     metric: Annotated[str, typer.Option(help="Any metric of the evaluations.")] = "score",
     split: Annotated[str, typer.Option(help="test, or dev.")] = "test",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    params: ParamsFile = None,
 ) -> None:
     """Is A better than B, on which tasks, from which phase on, and does that survive seeds and variants?"""
     with refusing():
@@ -140,6 +162,7 @@ def recommend(
     rule: Annotated[str, typer.Option(help="Which of the listed rules --apply takes.")] = "exact",
     apply: Annotated[bool, typer.Option("--apply", help="Add the order to params.yaml.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    params: ParamsFile = None,
 ) -> None:
     """Which order the measured transfer recommends, how sure that is, and what to run to be surer."""
     with refusing():
@@ -160,6 +183,7 @@ def recommend(
 @app.command()
 def table(
     out: Annotated[str, typer.Option(help="A file to write instead of the terminal.")] = "",
+    params: ParamsFile = None,
 ) -> None:
     """All orders as Markdown: predicted by each predictor and measured, under every variant."""
     with refusing():
@@ -169,14 +193,14 @@ def table(
         from trainorder.report.markdown import orders_page
 
         text = orders_page(load())
-    if out:
-        Path(out).write_text(text, encoding="utf-8")
-    else:
+        if out:
+            Path(out).write_text(text, encoding="utf-8")
+    if not out:
         print(text, end="")
 
 
 @app.command()
-def report() -> None:
+def report(params: ParamsFile = None) -> None:
     """Write reports/report.html anew from what was measured; trains nothing."""
     with refusing():
         from trainorder.report import write_report
@@ -188,6 +212,7 @@ def report() -> None:
 def verify(
     node: Annotated[str | None, typer.Argument(help="A node of the plan; all if left out.")] = None,
     cache: Annotated[bool, typer.Option("--cache", help="Check DVC's cache too.")] = False,
+    params: ParamsFile = None,
 ) -> None:
     """Compute all hashes anew and name what differs from the records: checkpoint, parents, data, params, code."""
     with refusing():
@@ -197,7 +222,7 @@ def verify(
     for line in found:
         print(line)
     if found:
-        print(f"{len(found)} difference(s)", file=sys.stderr)
+        print(f"{len(found)} difference(s). {verify.REPAIR}", file=sys.stderr)
         raise typer.Exit(1)
     print(f"{node or 'every node'}: as recorded")
 
@@ -270,19 +295,11 @@ def _print_json(document: object) -> None:
     print(json.dumps(plain(document), indent=1, allow_nan=False))
 
 
-def _use(params: str | None) -> None:
-    """Let this command and all it starts read another file than params.yaml."""
-    from trainorder.config import PARAMS_VARIABLE
-
-    if params is not None:
-        os.environ[PARAMS_VARIABLE] = params
-
-
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Turn wrong input into one line on stderr and exit code 2."""
+    """Turn wrong input, and paths that the system refuses, into one line on stderr and exit code 2."""
     from trainorder.process import Busy
-    from trainorder.reading import ParamsError
+    from trainorder.reading import ParamsError, refused_path
 
     try:
         yield
@@ -291,6 +308,12 @@ def refusing() -> Iterator[None]:
         raise typer.Exit(1) from None
     except (ParamsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        text = refused_path(error)
+        if not text:
+            raise
+        print(f"error: {text}", file=sys.stderr)
         raise typer.Exit(2) from None
 
 

@@ -6,6 +6,7 @@ Bombs, absurd numbers, control characters and secrets; what the keys mean is `co
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import math
 import re
@@ -22,6 +23,11 @@ from trainorder.redact import NO_SECRETS, SECRET_KEY, is_secret, redact
 
 T = TypeVar("T")
 
+REFUSED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENXIO, errno.EEXIST, errno.ESTALE),
+)
+"""Errors of the system that a path is to blame for, not the program or the disk's size."""
 MAX_YAML = 64 << 20
 """Bytes of a YAML or JSON file."""
 MAX_VALUES = 2_000_000
@@ -142,6 +148,17 @@ def shaped(data: Any, shape: type[T], path: Path, repair: str) -> T:
         where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
         raise ParamsError(f"{path} is damaged ({where}{first['msg'][:200]}); {repair}") from None
     return data
+
+
+def refused_path(error: OSError) -> str:
+    """The line that says which path the system refused and why; empty for an error of another kind.
+
+    >>> refused_path(OSError(errno.EROFS, "Read-only file system", "plan.yaml"))
+    'plan.yaml: Read-only file system; check the path and its permissions'
+    """
+    if error.errno not in REFUSED or error.filename is None:
+        return ""
+    return f"{error.filename}: {error.strerror}; check the path and its permissions"
 
 
 def _reason(error: OSError | ValueError) -> str:

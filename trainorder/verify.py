@@ -12,7 +12,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from trainorder import paths, plan
 from trainorder.config import DEFAULT, Params
@@ -21,6 +23,10 @@ from trainorder.plan.state import SETTINGS
 from trainorder.policy import weights_hash
 from trainorder.reading import ParamsError, did_you_mean, found_at, read_yaml, shaped
 
+REPAIR = (
+    "To repair: delete the files named as changed, then `trainorder run` restores them from DVC's cache (checked by "
+    "`trainorder verify --cache`) or makes them again; where params or code differ, it trains with today's"
+)
 SHARED = ("build_data", "train_judge", "measure_bwt", "report")
 """Stages that belong to no single node."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from trainorder import paths
 from trainorder.config import params_file
@@ -30,12 +32,11 @@ def load() -> dict[str, Any]:
 
 
 class _Rule(TypedDict):
-    order: list[str]
+    order: NotRequired[list[str] | None]
 
 
-class _Recommended(TypedDict):
-    order: list[str] | None
-    rules: dict[str, _Rule]
+class _Recommended(_Rule):
+    rules: NotRequired[dict[str, _Rule]]
 
 
 class _Variant(TypedDict):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from trainorder import paths
 from trainorder.files import write_text
+from trainorder.measure.answer import load
 from trainorder.report import plots, records, study, tables, words
 from trainorder.report.words import Bwt
 
@@ -18,13 +18,9 @@ def write_report() -> Path:
     """Read reports/bwt.json and what the nodes left, write reports/report.html whole; returns its path.
 
     Raises:
-        FileNotFoundError: nothing was measured yet.
+        ParamsError: nothing was measured yet, or the file is damaged.
     """
-    if not paths.BWT.is_file():
-        raise FileNotFoundError(
-            f"{paths.BWT} not found: nothing is measured yet; run `trainorder run`"
-        )
-    page = render(json.loads(paths.BWT.read_text(encoding="utf-8")))
+    page = render(load())
     write_text(paths.REPORT, page)
     return paths.REPORT
 

@@ -1,0 +1,136 @@
+"""Files of this program in any shape: one line that says how to repair them, or a warning where they are written again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainorder import lineage, plan
+from trainorder.cli import app
+from trainorder.verify import verify
+
+ROOT = Path(__file__).parents[2]
+TORN: list[str | bytes] = ["", "[]", "- a", "{", "3", "null", b"\xff\xfe\x00", "[" * 5000, "a: [b"]
+PLANS = [*TORN, "resolved: [math]", "resolved: {recommended: 3}", "resolved: {recommended: [1]}"]
+LOCKS = [*TORN, "schema: '2.0'", "stages: []", "stages: {a: []}", "stages: {a: {outs: [{path: 3}]}}"]  # fmt: skip
+BWTS = [*TORN, "{}", '{"version": 2}', '{"version": 2, "recommended": [1], "variants": {}}', '{"version": {}}']  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "configs/smoke.yaml", "params.yaml")
+    return tmp_path
+
+
+def write(name: str, content: str | bytes) -> None:
+    Path(name).parent.mkdir(exist_ok=True, parents=True)
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def refused(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    """What a command that exits with 2 says: one line."""
+    with pytest.raises(SystemExit) as stop:
+        app(list(command))
+    said = capsys.readouterr().err
+    assert stop.value.code == 2, said
+    assert said.count("\n") == 1
+    assert said.startswith("error: ")
+    return said
+
+
+@pytest.mark.parametrize("content", PLANS)
+def test_a_damaged_plan_is_compiled_again_and_says_so(
+    content: str | bytes, capsys: pytest.CaptureFixture[str]
+):
+    write("plan.yaml", content)
+    assert plan.load().nodes
+    assert "warning: plan.yaml" in capsys.readouterr().err
+    assert "`trainorder plan` writes it" in refused(capsys, "compare", "base", "joint")
+    assert plan.write(plan.load())
+    assert not capsys.readouterr().err.count("\n") > 1
+    assert plan.stored()["evaluations"]
+
+
+@pytest.mark.parametrize("content", LOCKS)
+def test_a_damaged_dvc_lock_is_refused_with_the_way_to_repair_it(
+    content: str | bytes, capsys: pytest.CaptureFixture[str]
+):
+    write("dvc.lock", content)
+    said = refused(capsys, "verify")
+    assert "dvc.lock" in said
+    assert "`trainorder run` sets a damaged one aside and restores" in said
+
+
+@pytest.mark.parametrize("content", BWTS)
+@pytest.mark.parametrize("command", [["recommend"], ["table"], ["report"], ["plan", "--resolve"]])
+def test_a_damaged_measurement_is_refused_with_the_way_to_repair_it(
+    content: str | bytes, command: list[str], capsys: pytest.CaptureFixture[str]
+):
+    write("reports/bwt.json", content)
+    said = refused(capsys, *command)
+    assert "reports/bwt.json" in said
+    assert "run`" in said or "dvc repro measure_bwt" in said
+
+
+def hashed(**content: Any) -> str:
+    return json.dumps({**content, "hash": hashlib.sha256(json.dumps(content).encode()).hexdigest()})
+
+
+@pytest.mark.parametrize("content", [*TORN, "{}", '{"hash": 1}', hashed(a=1), hashed(node="s0", files=[])])  # fmt: skip
+def test_a_damaged_manifest_is_named_with_the_way_to_repair_it(content: str | bytes):
+    write("dvc.lock", "schema: '2.0'\nstages: {}\n")
+    write("runs/s0/manifest.json", content)
+    (said,) = [text for text in verify("s0") if "manifest" in text]
+    assert said.startswith("s0: runs/s0/manifest.json was changed: ")
+    assert "`trainorder run` restores it or makes the node again" in said
+    assert lineage.manifests() == {}
+
+
+def test_a_plan_that_was_changed_by_hand_is_a_difference():
+    write("dvc.lock", "schema: '2.0'\nstages: {}\n")
+    plan.write(plan.load())
+    assert not [text for text in verify() if text.startswith("plan.yaml")]
+    Path("plan.yaml").write_text(Path("plan.yaml").read_text().replace("seed: 0", "seed: 1"))
+    assert "plan.yaml is not what params.yaml says; `trainorder run` writes it again" in verify()
+
+
+def test_paths_that_the_system_refuses_are_one_line(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (folder / "loop").symlink_to("loop")
+    for file, reason in (
+        ("x" * 300, "File name too long"),
+        ("loop", "Too many levels of symbolic links"),
+        (".", "is a folder, not a file"),
+        ("/dev/null", "is a device or pipe, not a file"),
+        ("nowhere", "not found"),
+        ("params.yaml/x", "not found"),
+    ):
+        monkeypatch.delenv("TRAINORDER_PARAMS", raising=False)
+        assert reason in refused(capsys, "check", "--params", file)
+        monkeypatch.setenv("TRAINORDER_PARAMS", file)
+        assert reason in refused(capsys, "plan")
+
+
+@pytest.mark.parametrize("command", ["check", "plan", "run", "recommend", "table", "report", "verify", "compare"])  # fmt: skip
+def test_every_command_that_reads_params_takes_another_file(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit) as stop:
+        app([command, "--help"])
+    assert stop.value.code == 0
+    assert "--params" in capsys.readouterr().out
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        app(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("trainorder 0")
