@@ -27,7 +27,8 @@ from benchmarks.rl_step import (
 )  # fmt: skip
 from trainorder import machine
 from trainorder.config import RlConfig, TrainingConfig
-from trainorder.policy import Policy, import_transformers
+from trainorder.policy import Policy
+from trainorder.pretrained import import_transformers
 from trainorder.tasks.base import Problem, Reward
 
 

@@ -60,7 +60,7 @@ def serve() -> None:
     import torch
     from mlflow import MlflowClient
 
-    from trainorder.policy import import_transformers
+    from trainorder.pretrained import import_transformers
 
     import_transformers()
     assert torch, MlflowClient

@@ -1,22 +1,23 @@
 """The policy: a Hugging Face causal LM with its tokenizer, saved as an ordinary Hugging Face folder.
 
-transformers is imported only when a model is built or loaded; see `import_transformers` for what that costs.
+transformers is imported only when a model is built or loaded; see `pretrained.import_transformers` for what that costs.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import json
-import sys
+import itertools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainorder.config import PolicyConfig, remote_code_allowed
+from trainorder.config import PolicyConfig
 from trainorder.files import writing_folder
+from trainorder.pretrained import import_transformers, load_model, load_tokenizer, locate
 from trainorder.reading import ParamsError
 from trainorder.streams import seed_of
 
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SLOW_OPTIONAL_IMPORTS = ("sklearn", "scipy")
-"""Packages that transformers imports if it finds them, for parts that trainorder never calls."""
+OPENED_THOUGHT = re.compile(r"<think>\s*\Z")
+TEMPLATE_DATE = datetime(2025, 1, 1)
+"""The day that every chat template sees: with the clock's, prompts and checkpoints would differ from day to day."""
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Policy:
         import torch
 
         transformers = import_transformers()
-        tokenizer = load_tokenizer(tokenizer_dir, local=True)
+        tokenizer = load_tokenizer(Path(tokenizer_dir))
         llama = transformers.LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=config.hidden_size,
@@ -63,33 +65,17 @@ class Policy:
         return cls(model.eval(), tokenizer)
 
     @classmethod
-    def load(cls, path: Path | str) -> Policy:
+    def load(cls, path: Path | str, *, weights: bool = True) -> Policy:
         """Load a Hugging Face folder, or (a `str` only) a name on the hub. safetensors only.
 
-        Code of the folder or the hub runs only where `policy.trust_remote_code` of params.yaml says so.
+        Code of the folder or the hub runs only where `policy.trust_remote_code` of params.yaml says so. Without
+        `weights` the model has shapes alone: enough to encode, to decode and to be checked.
 
         Raises:
-            ParamsError: a `Path` that is not a folder with a config.json, or a model with code that may not run.
+            ParamsError: not such a folder, weights missing or left over, or code that may not run.
         """
-        import torch
-
-        local = isinstance(path, Path) or Path(path).is_dir()
-        if local and not (Path(path) / "config.json").is_file():
-            raise ParamsError(
-                f"{path} is not a Hugging Face model folder (no config.json): make that checkpoint first"
-            )
-        model = import_transformers().AutoModelForCausalLM.from_pretrained(
-            str(path),
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=_runs_own_code(path, local),
-            local_files_only=local,
-        )
-        for weight in (
-            model.parameters()
-        ):  # mapped from the file they are not aligned, and that decides last bits
-            weight.data = weight.data.clone()
-        return cls(model.eval(), load_tokenizer(path, local=local))
+        folder = locate(path, weights=weights)
+        return cls(load_model(folder, weights=weights), load_tokenizer(folder))
 
     def save(self, path: Path | str) -> None:
         """Write the folder whole, then rename it into place; equal weights give equal bytes."""
@@ -98,32 +84,95 @@ class Policy:
             self.tokenizer.save_pretrained(new)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The tokens of a prompt up to where the answer begins: the tokenizer's chat template, where it has one."""
-        if self.tokenizer.chat_template is None:
-            return list(self.tokenizer.encode(text))
+        """The tokens of a prompt up to where the answer begins: the tokenizer's chat template, where it has one.
+
+        A thought that the template opens (`<think>` at its end) belongs to the answer, which therefore begins with it
+        in training, sampling and grading alike. Without a template an end token that the tokenizer appends is cut.
+        """
+        if self.tokenizer.chat_template is not None:
+            return self._encode(OPENED_THOUGHT.sub("", self.render(text)))
+        ids: list[int] = list(self.tokenizer.encode(OPENED_THOUGHT.sub("", text)))
+        ends: tuple[Any, ...] = (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id)
+        while len(ids) > 1 and ids[-1] in ends:
+            ids.pop()
+        return ids
+
+    def render(self, text: str) -> str:
+        """A user's message in the chat template. A template that asks for the date is told `TEMPLATE_DATE`."""
         chat = [{"role": "user", "content": text}]
-        ids: Any = self.tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, return_dict=False
+        rendered: Any = self.tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=False, strftime_now=TEMPLATE_DATE.strftime
         )
-        return list(ids)
+        return rendered
 
     def encode_completion(self, text: str) -> list[int]:
         """The tokens of an answer, with the end token."""
-        return [*self.tokenizer.encode(text, add_special_tokens=False), self.eos_id]
+        return [*self._encode(text), self.eos_id]
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text before the first stop token, without special tokens."""
+        """The text before the first stop token, without the tokens that frame a text (`framing_ids`).
+
+        Other special tokens are text: a tokenizer may well have `<think>` as one. An id that the tokenizer does not
+        know (embeddings are often padded) is shown as U+FFFD.
+        """
         return self.decode_batch([list(ids)])[0]
 
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """`decode` of every row."""
-        stops = self.stop_ids
-        ends = [next((i for i, id_ in enumerate(row) if id_ in stops), None) for row in rows]
-        kept = [list(row[:end]) for row, end in zip(rows, ends, strict=True)]
-        texts = self.tokenizer.batch_decode(
-            kept, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        stops, framing = self.stop_ids, self.framing_ids
+        texts = []
+        for row in rows:
+            answer = itertools.takewhile(lambda id_: id_ not in stops, row)
+            runs = itertools.groupby(
+                (id_ for id_ in answer if id_ not in framing), self.known_ids.__contains__
+            )
+            texts.append("".join(self._text(list(run), known) for known, run in runs))
+        return texts
+
+    def _text(self, ids: list[int], known: bool) -> str:
+        if not known:
+            return "\ufffd" * len(ids)
+        text: Any = self.tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        return [str(text) for text in texts]
+        return text
+
+    @cached_property
+    def known_ids(self) -> frozenset[int]:
+        """Every id the tokenizer has a token for."""
+        return frozenset(self.tokenizer.get_vocab().values())
+
+    @cached_property
+    def framing_ids(self) -> frozenset[int]:
+        """Tokens around a text, never part of it: begin, end, filler and the tokenizer's other named ones."""
+        named = ("bos", "eos", "pad", "sep", "cls", "mask", "unk")
+        found = (getattr(self.tokenizer, f"{name}_token_id", None) for name in named)
+        return frozenset(id_ for id_ in found if id_ is not None)
+
+    @property
+    def context(self) -> int | None:
+        """Longest prompt plus answer in tokens; None for a model without such a bound."""
+        config: Any = self.model.config.get_text_config()
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
+            bound = getattr(config, name, None)
+            if isinstance(bound, int) and bound > 0:
+                return bound
+        return None
+
+    def check_fits(self, prompt: int, answer: int) -> None:
+        """Refuse a text of `prompt` and `answer` tokens that the model has no positions for.
+
+        Raises:
+            ParamsError: it is longer than `context`.
+        """
+        if self.context is not None and prompt + answer > self.context:
+            raise ParamsError(
+                f"a prompt of {prompt} tokens with an answer of up to {answer} needs {prompt + answer} positions, the "
+                f"model has {self.context}: shorten the prompts or lower tasks.<task>.max_new_tokens"
+            )
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -160,70 +209,6 @@ def weights_hash(path: Path | str) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def import_transformers() -> Any:
-    """transformers, quiet, and without the optional packages that take a third of its import time.
-
-    The first import of its modelling code costs about 2.4 CPU seconds this way, 4.0 otherwise. The packages are hidden
-    while that code asks whether they exist, and can be imported as usual afterwards.
-    """
-    if "transformers.modeling_utils" not in sys.modules:
-        hidden = [name for name in SLOW_OPTIONAL_IMPORTS if name not in sys.modules]
-        modules: dict[str, Any] = sys.modules
-        modules.update(dict.fromkeys(hidden))
-        try:
-            importlib.import_module("transformers.models.llama.modeling_llama")
-        finally:
-            for name in hidden:
-                del sys.modules[name]
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-    return importlib.import_module("transformers")
-
-
-def load_tokenizer(path: Path | str, *, local: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, or (not `local`) of a name on the hub; what it saves does not tell how it was loaded."""
-    if local and not (Path(path) / "tokenizer_config.json").is_file():
-        raise ParamsError(
-            f"{path} holds no tokenizer (no tokenizer_config.json): run the stage that makes it first"
-        )
-    auto = import_transformers().AutoTokenizer
-    trust = _runs_own_code(path, local)
-    tokenizer = auto.from_pretrained(str(path), trust_remote_code=trust, local_files_only=local)
-    for how in ("is_local", "local_files_only"):  # else HF_HUB_OFFLINE would change a checkpoint
-        tokenizer.init_kwargs.pop(how, None)
-    return tokenizer
-
-
-def _runs_own_code(path: Path | str, local: bool) -> bool:
-    """Whether a model's own code may run: it needs some, and params.yaml allows it.
-
-    Raises:
-        ParamsError: it needs some, and params.yaml does not.
-    """
-    if not local:
-        return remote_code_allowed()
-    found = [
-        name for name in ("config.json", "tokenizer_config.json") if _names_code(Path(path) / name)
-    ]
-    if not found:
-        return False
-    if not remote_code_allowed():
-        raise ParamsError(
-            f"{path} brings its own code (auto_map in {', '.join(found)}), and loading it would run that code; "
-            f"set `policy: {{trust_remote_code: true}}` only if you have read it"
-        )
-    print(f"warning: running code from {path} (policy.trust_remote_code)", file=sys.stderr)
-    return True
-
-
-def _names_code(file: Path) -> bool:
-    try:
-        return bool(json.loads(file.read_text(encoding="utf-8")).get("auto_map"))
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def _require(value: Any, what: str) -> int:

@@ -380,6 +380,8 @@ def demonstration_lines(
     """Prompt and answer as one line each; the prompt's tokens count `prompt_weight`, the answer's 1."""
     prompt, answer = cache(policy.encode_prompt), cache(policy.encode_completion)
     pairs = [(prompt(row["prompt"]), answer(row["completion"])) for row in rows]
+    for p, a in pairs:
+        policy.check_fits(len(p), len(a))
     return [Line(p + a, [0.0] + [prompt_weight] * (len(p) - 1) + [1.0] * len(a)) for p, a in pairs]
 
 

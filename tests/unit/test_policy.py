@@ -8,7 +8,8 @@ import torch
 
 from trainorder.config import PolicyConfig
 from trainorder.data import write_tokenizer
-from trainorder.policy import Policy, load_tokenizer, weights_hash
+from trainorder.policy import Policy, weights_hash
+from trainorder.pretrained import load_tokenizer
 
 SIZES = PolicyConfig(hidden_size=16, num_layers=2, num_heads=2, mlp_size=24, max_positions=64)
 VOCABULARY = {" a", " b", " sum", " (", " )", " =", "\n"} | {
@@ -71,11 +72,8 @@ def test_equal_weights_are_saved_as_equal_bytes_also_after_loading(policy: Polic
         assert filecmp.cmpfiles(tmp_path / "a", tmp_path / copy, names, shallow=False)[0] == names
 
 
-@pytest.mark.parametrize("local", [True, False])
-def test_a_saved_tokenizer_does_not_tell_how_it_was_loaded(
-    tokenizer_dir: Path, tmp_path: Path, local: bool
-):
-    load_tokenizer(tokenizer_dir, local=local).save_pretrained(tmp_path / "saved")
+def test_a_saved_tokenizer_does_not_tell_how_it_was_loaded(tokenizer_dir: Path, tmp_path: Path):
+    load_tokenizer(tokenizer_dir).save_pretrained(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
     assert not {"local_files_only", "is_local"} & saved.keys()
 

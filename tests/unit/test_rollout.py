@@ -11,7 +11,8 @@ from trainorder.config import PolicyConfig
 from trainorder.data import write_tokenizer
 from trainorder.llama import kernels_for
 from trainorder.llama.decoder import LlamaDecoder
-from trainorder.policy import Policy, import_transformers
+from trainorder.policy import Policy
+from trainorder.pretrained import import_transformers
 from trainorder.reading import ParamsError
 from trainorder.rollout import Completions, make_engine
 from trainorder.rollout.decoders import HfDecoder, PrefixDecoder, make_decoder

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainorder.config import JudgeConfig
-from trainorder.policy import Policy, import_transformers, load_tokenizer
+from trainorder.policy import Policy
+from trainorder.pretrained import check_report, import_transformers, load_tokenizer
 from trainorder.process import fail_point
 from trainorder.resume import (
     NOTHING,
@@ -61,7 +62,7 @@ class Judge:
         """A copy of the causal LM `base` with a fresh head, drawn from `seed` with sd 1 / hidden size."""
         import torch
 
-        judge = cls._open(base, num_labels=1)
+        judge, _ = cls._open(base, num_labels=1)
         head = judge.model.score.weight
         with torch.no_grad():
             noise = torch.randn(head.shape, generator=torch_stream("judge", "head", seed))
@@ -79,16 +80,18 @@ class Judge:
             raise ValueError(
                 f"{path} holds no judge (no model.safetensors): run `dvc repro train_judge`"
             )
-        judge = cls._open(path)
+        judge, info = cls._open(path)
         [kind] = judge.model.config.architectures
         if not kind.endswith("ForSequenceClassification"):
             raise ValueError(
                 f"{path} is a {kind}, not a judge: run `dvc repro train_judge`, which saves one there"
             )
+        check_report(Path(path), info)
         return judge
 
     @classmethod
-    def _open(cls, path: Path | str, **options: Any) -> Judge:
+    def _open(cls, path: Path | str, **options: Any) -> tuple[Judge, dict[str, Any]]:
+        """The judge, and what transformers reports about its weights."""
         import torch
 
         transformers = import_transformers()
@@ -96,21 +99,23 @@ class Judge:
         transformers.logging.set_verbosity_error()  # a fresh head is no news
         try:
             with torch.random.fork_rng(devices=[]):
-                model = transformers.AutoModelForSequenceClassification.from_pretrained(
+                model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
                     str(path),
                     dtype=torch.float32,
                     use_safetensors=True,
                     trust_remote_code=False,
+                    ignore_mismatched_sizes=True,  # named by check_report
+                    output_loading_info=True,
                     **options,
                 )
         finally:
             transformers.logging.set_verbosity(level)
-        tokenizer = load_tokenizer(path, local=True)
+        tokenizer = load_tokenizer(Path(path))
         for (
             weight
         ) in model.parameters():  # a mapped file is not aligned, and alignment decides last bits
             weight.data = weight.data.clone()
-        return cls(model.eval(), Policy(model, tokenizer))
+        return cls(model.eval(), Policy(model, tokenizer)), info
 
     def save(self, path: Path | str) -> None:
         """Write the folder whole, then rename it into place."""

@@ -61,12 +61,18 @@ class Engine(Protocol):
 
 
 def check_request(
+    policy: Policy,
     prompts: Sequence[Sequence[int]],
     samples: int,
     max_new_tokens: int | Sequence[int],
     temperature: float,
 ) -> list[int]:
-    """The room of each prompt's answers; ValueError for what `generate` cannot do."""
+    """The room of each prompt's answers.
+
+    Raises:
+        ValueError: what `generate` cannot do.
+        ParamsError: a prompt and its room are longer than the model's context.
+    """
     if not prompts or not all(map(len, prompts)):
         raise ValueError(
             f"generate needs prompts of at least one token each, got {len(prompts)} prompts"
@@ -82,6 +88,9 @@ def check_request(
             f"samples and max_new_tokens must be at least 1 and temperature at least 0, "
             f"got {samples}, {min(rooms)} and {temperature}"
         )
+    policy.check_fits(
+        *max(((len(prompt), room) for prompt, room in zip(prompts, rooms, strict=True)), key=sum)
+    )
     return rooms
 
 

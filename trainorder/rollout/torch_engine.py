@@ -44,7 +44,7 @@ class TorchEngine:
         generator: torch.Generator,
     ) -> Completions:
         """See Engine."""
-        rooms = check_request(prompts, samples, max_new_tokens, temperature)
+        rooms = check_request(self.policy, prompts, samples, max_new_tokens, temperature)
         with torch.inference_mode():
             draws, lengths, finished = self._generate(
                 prompts, samples, rooms, temperature, generator

@@ -76,7 +76,7 @@ class VllmEngine:
         """See Engine. A row's seed is made of its first noise; `entropies` is None."""
         from vllm import SamplingParams
 
-        rooms = check_request(prompts, samples, max_new_tokens, temperature)
+        rooms = check_request(self.policy, prompts, samples, max_new_tokens, temperature)
         noise = torch.rand(
             (len(prompts) * samples, max(rooms)), generator=generator, device=generator.device
         )
