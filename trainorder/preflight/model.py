@@ -1,9 +1,281 @@
-"""Whether the model, its tokenizer and the tasks fit one another."""
+"""Whether the model, its tokenizer and the tasks fit one another, seen before anything trains.
+
+A model of the user's is read without its weights (a few seconds): names and shapes against the config, then a few right
+answers of every task through chat template, encoding, decoding and grader. The built-in model's tokenizer is made from
+the tasks' own words, so only lengths and graders are tried.
+"""
 
 from __future__ import annotations
 
+import itertools
+import random
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from trainorder.config import Params
+from trainorder.data import pieces
+from trainorder.reading import ParamsError
+from trainorder.rewards.grading import Grader
+from trainorder.tasks import make_task
+from trainorder.tasks.base import Problem, Task
+from trainorder.tasks.jsonl import Jsonl
+
+if TYPE_CHECKING:
+    from trainorder.policy import Policy
+
+DRAWN = 100
+"""Problems of a generated task whose lengths are looked at."""
+LONGEST = 20
+"""Texts of a task, the longest in characters, that are encoded to find the longest in tokens."""
+GRADED = 4
+"""Right answers of a task that go through tokenizer and grader."""
+FRAME = 2
+"""Tokens of the built-in template around a prompt."""
+RANDOM_NAMES, RANDOM_FILTERS = {"lipsum"}, {"random"}
+"""What makes a Jinja template write something else every time."""
+ADDRESS = re.compile(r" at 0x[0-9a-f]{4,}")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some problems of a task: the first few, and the longest."""
+
+    task: Task
+    room: int
+    first: Sequence[Problem]
+    longest: Sequence[Problem]
 
 
 def check(params: Params) -> None:
-    """Nothing is checked yet."""
+    """Raise on the first thing in model, tokenizer or tasks that would stop or spoil a run.
+
+    Raises:
+        ParamsError: names model or task, what was found, and what to do.
+    """
+    samples = {name: _sample(params, name) for name in params.tasks}
+    if params.policy.path is None:
+        prompts = {
+            name: max(len(pieces(p.prompt)) + FRAME for p in sample.longest)
+            for name, sample in samples.items()
+        }
+        _check_lengths(params, prompts, params.policy.max_positions, "policy.max_positions")
+        golds = {name: [p.gold for p in sample.first] for name, sample in samples.items()}
+    else:
+        from trainorder.policy import Policy
+
+        policy = Policy.load(params.policy.path, weights=False)
+        where = f"policy.path {params.policy.path}"
+        _check_vocabulary(policy, where)
+        _check_template(policy, where)
+        _check_saving(policy, where)
+        prompts = {
+            name: _longest_prompt(policy, where, name, sample) for name, sample in samples.items()
+        }
+        limit = policy.context
+        if params.rollout.backend == "vllm" and params.rollout.max_model_len:
+            limit = min(params.rollout.max_model_len, limit or params.rollout.max_model_len)
+        _check_lengths(params, prompts, limit, where)
+        golds = {
+            name: [_through_tokenizer(policy, where, name, sample, p) for p in sample.first]
+            for name, sample in samples.items()
+        }
+    _check_grades(params, samples, golds)
+
+
+def _sample(params: Params, name: str) -> Sample:
+    config = params.tasks[name]
+    task = make_task(name, config)
+    if isinstance(task, Jsonl):
+        read, _ = task.read(name)
+        problems = [p for split, found in read.items() for p in found[: getattr(config, split)]]
+    else:
+        rng = random.Random(f"preflight {name}")
+        problems = [replace(task.draw(rng), task=name) for _ in range(DRAWN)]
+    longest = sorted(problems, key=lambda p: len(p.prompt), reverse=True)[:LONGEST]
+    answers = sorted(problems, key=lambda p: len(p.gold), reverse=True)[:1]
+    return Sample(task, config.max_new_tokens, [*problems[:GRADED], *answers], longest)
+
+
+def _check_vocabulary(policy: Policy, where: str) -> None:
+    """Every token needs an embedding, and training needs an end token."""
+    rows = policy.model.get_input_embeddings().weight.shape[0]
+    highest = max(policy.known_ids)
+    if highest >= rows:
+        raise ParamsError(
+            f"{where}: the tokenizer has ids up to {highest} and the model {rows} embeddings: take the tokenizer that "
+            f"belongs to the model, or save the model after resize_token_embeddings({highest + 1})"
+        )
+    beyond = [stop for stop in sorted(policy.stop_ids) if stop >= rows]
+    if beyond:
+        raise ParamsError(
+            f"{where}: generation_config.json names the end token {beyond[0]}, the model has {rows} embeddings: "
+            f"take the file that belongs to the model"
+        )
+
+
+def _check_template(policy: Policy, where: str) -> None:
+    """A prompt must be a function of its text: no random numbers, addresses or ignored messages."""
+    source: Any = policy.tokenizer.chat_template
+    if source is None:
+        return
+    found = _random_parts(source if isinstance(source, str) else "\n".join(source.values()))
+    if found:
+        raise ParamsError(
+            f"{where}: the chat template uses {found[0]!r}, so that every prompt differs from run to run: "
+            f"take it out of chat_template"
+        )
+    texts = ("7 apples", "3 pears")
+    try:
+        rendered = [policy.render(text) for text in texts]
+    except Exception as error:  # a template can raise anything
+        raise ParamsError(
+            f"{where}: the chat template cannot render a user's message: {error} ({type(error).__name__}); "
+            f"correct chat_template, or remove it to prompt with the plain text"
+        ) from None
+    if any(text not in shown for text, shown in zip(texts, rendered, strict=True)):
+        raise ParamsError(
+            f"{where}: the chat template leaves out the user's message, it gives {rendered[0][:200]!r}: correct chat_template"
+        )
+    if ADDRESS.search(rendered[0]):
+        raise ParamsError(
+            f"{where}: the chat template prints an object's address, so that every prompt differs from run to run: "
+            f"{rendered[0][:200]!r}"
+        )
+    before = rendered[0].partition(texts[0])[2]
+    opened = before.rpartition("<think>")[2]
+    if "<think>" in before and "</think>" not in opened and opened.strip():
+        raise ParamsError(
+            f"{where}: the chat template begins the thought itself ({opened.strip()[:80]!r} behind <think>), which "
+            f"demonstrations and graders know nothing of: end it at <think>"
+        )
+
+
+def _random_parts(source: str) -> list[str]:
+    """Names and filters of a template that give another text each time; [] where it cannot be parsed: rendering says why."""
+    from jinja2 import Environment, TemplateSyntaxError, nodes
+
+    try:
+        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(
+            re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", source)
+        )
+    except TemplateSyntaxError:
+        return []
+    names = {node.name for node in tree.find_all(nodes.Name)} & RANDOM_NAMES
+    filters = {node.name for node in tree.find_all(nodes.Filter)} & RANDOM_FILTERS
+    return sorted(names | filters)
+
+
+def _check_saving(policy: Policy, where: str) -> None:
+    """All that a checkpoint needs beside its weights is written and read again."""
+    from trainorder.pretrained import load_tokenizer
+
+    text = "<think> 7 apples </think> <answer> 3 </answer>"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            policy.model.config.save_pretrained(folder)
+            policy.model.generation_config.save_pretrained(folder)
+            policy.tokenizer.save_pretrained(folder)
+        except Exception as error:  # each of the three validates in its own way
+            reason = str(error).partition("\n")[0]
+            raise ParamsError(
+                f"{where}: a checkpoint of this model could not be saved: {reason} ({type(error).__name__}); "
+                f"correct its config.json or tokenizer_config.json"
+            ) from None
+        saved = replace(policy, tokenizer=load_tokenizer(Path(folder)))
+        for encode in ("encode_prompt", "encode_completion"):
+            if getattr(saved, encode)(text) != getattr(policy, encode)(text):
+                raise ParamsError(
+                    f"{where}: the tokenizer encodes otherwise after saving and loading: save it once with "
+                    f"save_pretrained of transformers {_transformers_version()} and use that"
+                )
+
+
+def _transformers_version() -> str:
+    import transformers
+
+    return transformers.__version__
+
+
+def _longest_prompt(policy: Policy, where: str, name: str, sample: Sample) -> int:
+    ids = [policy.encode_prompt(problem.prompt) for problem in sample.longest]
+    empty = next((p for p, found in zip(sample.longest, ids, strict=True) if not found), None)
+    if empty is not None:
+        raise ParamsError(
+            f"{where}: the tokenizer makes no token of a prompt of tasks.{name}: {empty.prompt[:80]!r}"
+        )
+    distinct = {
+        problem.prompt: tuple(found) for problem, found in zip(sample.longest, ids, strict=True)
+    }
+    if len(set(distinct.values())) < len(distinct):
+        raise ParamsError(
+            f"{where}: different prompts of tasks.{name} become the same tokens, its words are unknown to the "
+            f"tokenizer: take a model whose tokenizer knows this text"
+        )
+    return max(map(len, ids))
+
+
+def _check_lengths(
+    params: Params, prompts: Mapping[str, int], limit: int | None, where: str
+) -> None:
+    """Prompt and answer have to fit; tasks that are sampled in one phase share the room of the longest answer."""
+    if limit is None:
+        return
+    groups = [(name,) for name in params.tasks]
+    groups += [tuple(phase.tasks) for phase in params.phases.values()]
+    for group in dict.fromkeys(groups):
+        prompt = max(group, key=lambda name: prompts[name])
+        answer = max(group, key=lambda name: params.tasks[name].max_new_tokens)
+        needed = prompts[prompt] + params.tasks[answer].max_new_tokens
+        if needed > limit:
+            raise ParamsError(
+                f"tasks.{prompt}: its longest prompt has {prompts[prompt]} tokens and tasks.{answer}.max_new_tokens is "
+                f"{params.tasks[answer].max_new_tokens}, together {needed}, and {where} has {limit} positions: "
+                f"lower max_new_tokens, shorten the prompts or take a model with a longer context"
+            )
+
+
+def _through_tokenizer(
+    policy: Policy, where: str, name: str, sample: Sample, problem: Problem
+) -> str:
+    """The gold answer as the grader would see it if the policy had sampled its tokens."""
+    ids = policy.encode_completion(problem.gold)
+    unknown: Any = policy.tokenizer.unk_token_id
+    if unknown is not None and unknown in ids[:-1]:
+        raise ParamsError(
+            f"{where}: the tokenizer knows only parts of a right answer of tasks.{name}: {problem.gold[:80]!r} contains "
+            f"{policy.tokenizer.unk_token}: take a model whose tokenizer knows this text"
+        )
+    if len(ids) > sample.room:
+        raise ParamsError(
+            f"tasks.{name}.max_new_tokens is {sample.room}, a right answer has {len(ids)} tokens with its end token "
+            f"({problem.gold[:80]!r}): raise it"
+        )
+    return policy.decode(ids)
+
+
+def _check_grades(
+    params: Params, samples: Mapping[str, Sample], golds: Mapping[str, Sequence[str]]
+) -> None:
+    """A right answer scores 1 and an empty one 0; a judged task has no right answer."""
+    with closing(Grader(params.grading)) as grader:
+        for name, sample in samples.items():
+            if sample.task.rewarded_by != "verifier":
+                continue
+            answers, problems = [*golds[name], ""], [*sample.first, sample.first[0]]
+            rewards = grader.grade(sample.task, answers, problems)
+            wanted = [*itertools.repeat(1.0, len(golds[name])), 0.0]
+            for answer, problem, reward, right in zip(
+                answers, problems, rewards, wanted, strict=True
+            ):
+                if reward.value != right:
+                    what = "a right answer" if right else "an empty answer"
+                    origin = f", of {problem.gold[:200]!r}" if right else ""
+                    raise ParamsError(
+                        f"tasks.{name}: {what} scores {reward.value} instead of {right:g}: the grader sees "
+                        f"{answer[:200]!r}{origin}; {'the tokenizer must give an answer back as it was' if right else 'correct the grader'}"
+                    )
