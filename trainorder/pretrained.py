@@ -256,7 +256,8 @@ def _check_kind(folder: Path, model: Any) -> None:
             f"{folder} is a {kind}, whose state is not a cache of keys and values (Mamba, RWKV and hybrids of them): "
             f"that cannot be sampled here; take a Transformer"
         )
-    if getattr(model.config, "is_decoder", True) is False:
+    looks_ahead = any(getattr(part, "is_causal", True) is False for part in model.modules())
+    if looks_ahead and getattr(model.config, "is_decoder", True) is False:
         raise ParamsError(
             f"{folder} is a {kind} that looks ahead (is_decoder is false in config.json): take a causal language model"
         )

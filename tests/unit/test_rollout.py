@@ -339,6 +339,15 @@ def test_impossible_requests_are_refused(policy: Policy, options: dict[str, Any]
         sample(policy, **options)
 
 
+@pytest.mark.parametrize("kind", ["GPT2", "Llama"])
+def test_answers_beyond_the_context_are_refused_with_the_numbers(with_model, kind: str):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    policy = with_model(kind, {**sizes, "max_position_embeddings": 16})
+    assert sample(policy, max_new_tokens=[11, 13, 8, 13]).ids.shape[0] == 12  # 16 positions at most
+    with pytest.raises(ParamsError, match=r"prompt of 8 tokens .* up to 9 needs 17 .*model has 16"):
+        sample(policy, max_new_tokens=[11, 13, 9, 13])
+
+
 def test_engines_are_made_by_name(policy: Policy):
     assert make_engine("torch", policy) == TorchEngine(policy)
     with pytest.raises(

@@ -12,7 +12,6 @@ import random
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from trainorder.config import Params
 from trainorder.data import pieces
 from trainorder.reading import ParamsError
-from trainorder.rewards.grading import Grader
+from trainorder.rewards import grading
 from trainorder.tasks import make_task
 from trainorder.tasks.base import Problem, Task
 from trainorder.tasks.jsonl import Jsonl
@@ -103,7 +102,8 @@ def _sample(params: Params, name: str) -> Sample:
 
 def _check_vocabulary(policy: Policy, where: str) -> None:
     """Every token needs an embedding, and training needs an end token."""
-    rows = policy.model.get_input_embeddings().weight.shape[0]
+    embedding: Any = policy.model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
     highest = max(policy.known_ids)
     if highest >= rows:
         raise ParamsError(
@@ -262,20 +262,18 @@ def _check_grades(
     params: Params, samples: Mapping[str, Sample], golds: Mapping[str, Sequence[str]]
 ) -> None:
     """A right answer scores 1 and an empty one 0; a judged task has no right answer."""
-    with closing(Grader(params.grading)) as grader:
-        for name, sample in samples.items():
-            if sample.task.rewarded_by != "verifier":
-                continue
-            answers, problems = [*golds[name], ""], [*sample.first, sample.first[0]]
-            rewards = grader.grade(sample.task, answers, problems)
-            wanted = [*itertools.repeat(1.0, len(golds[name])), 0.0]
-            for answer, problem, reward, right in zip(
-                answers, problems, rewards, wanted, strict=True
-            ):
-                if reward.value != right:
-                    what = "a right answer" if right else "an empty answer"
-                    origin = f", of {problem.gold[:200]!r}" if right else ""
-                    raise ParamsError(
-                        f"tasks.{name}: {what} scores {reward.value} instead of {right:g}: the grader sees "
-                        f"{answer[:200]!r}{origin}; {'the tokenizer must give an answer back as it was' if right else 'correct the grader'}"
-                    )
+    grading.configure(params.grading)
+    for name, sample in samples.items():
+        if sample.task.rewarded_by != "verifier":
+            continue
+        answers, problems = [*golds[name], ""], [*sample.first, sample.first[0]]
+        rewards = grading.grade(sample.task, answers, problems)
+        wanted = [*itertools.repeat(1.0, len(golds[name])), 0.0]
+        for answer, problem, reward, right in zip(answers, problems, rewards, wanted, strict=True):
+            if reward.value != right:
+                what = "a right answer" if right else "an empty answer"
+                origin = f", of {problem.gold[:200]!r}" if right else ""
+                raise ParamsError(
+                    f"tasks.{name}: {what} scores {reward.value} instead of {right:g}: the grader sees "
+                    f"{answer[:200]!r}{origin}; {'the tokenizer must give an answer back as it was' if right else 'correct the grader'}"
+                )
