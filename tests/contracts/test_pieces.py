@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import itertools
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 import torch
 from rl_small import make_roll, pad_more
 
+from trainorder.rl.helpers import centred
 from trainorder.rl.method import Bound, bind
 from trainorder.rl.registry import (
     ADVANTAGES,
@@ -21,6 +23,9 @@ from trainorder.rl.registry import (
     TERMS,
     VOCABULARY,
     WEIGHTS,
+    Entry,
+    advantage,
+    weight,
 )
 from trainorder.rl.types import Live, Roll, State
 
@@ -103,12 +108,44 @@ def test_a_permuted_group_gets_permuted_credit(name):
     torch.testing.assert_close(ADVANTAGES[name](roll.rows(order), State(total=1)), credit[order])
 
 
-@pytest.mark.parametrize("name", ADVANTAGES)
-def test_groups_do_not_see_each_other(name):
+def sees_other_groups(entry: Entry) -> bool:
+    """Whether some row's advantage or weight is another one without the other groups of the batch."""
     roll = some_roll()
-    first = [0, 1, 2]
-    alone = ADVANTAGES[name](roll.rows(first), State(total=1))
-    torch.testing.assert_close(ADVANTAGES[name](roll, State(total=1))[first], alone)
+    whole = spread(entry(roll, State(total=1)), roll)
+    alone = torch.zeros_like(whole)
+    for group in roll.group.unique():
+        rows = (roll.group == group).nonzero().flatten().tolist()
+        part = roll.rows(rows)
+        alone[rows] = spread(entry(part, State(total=1)), part).to(alone.dtype)
+    return not torch.allclose(whole, alone)
+
+
+@pytest.mark.parametrize("entry", [*ADVANTAGES.values(), *WEIGHTS.values()], ids=lambda e: e.name)
+def test_the_scope_of_a_piece_is_what_it_says(entry: Entry):
+    assert sees_other_groups(entry) == (entry.scope == "batch")
+
+
+def reinforce_pp(roll: Roll, state: State) -> torch.Tensor:
+    """Group baseline, then normalised over the batch (REINFORCE++, arXiv:2501.03262)."""
+    credit = centred(roll.reward, roll.group, roll.scored)
+    return credit / (credit.std() + 1e-8)
+
+
+def surest_half(roll: Roll, state: State) -> torch.Tensor:
+    """1 for the half of the batch's tokens of highest entropy (arXiv:2506.01939)."""
+    kept = roll.mask > 0
+    return ((roll.x["H"] >= roll.x["H"][kept].median()) & kept).to(roll.mask.dtype)
+
+
+@pytest.mark.parametrize(
+    ("decorator", "function"), [(advantage, reinforce_pp), (weight, surest_half)]
+)
+def test_a_method_over_the_batch_may_be_listed_as_what_it_is(decorator, function):
+    slot = SLOTS[decorator.__name__]
+    decorator(scope="batch")(function)
+    entry = slot.pop(function.__name__)
+    assert entry.scope == "batch"
+    assert sees_other_groups(entry)
 
 
 @pytest.mark.parametrize(("name", "listed"), [(n, s) for s in (REWARDS, WEIGHTS) for n in s])
@@ -121,16 +158,13 @@ def test_rewards_and_weights_are_finite_per_row_or_token(name, listed):
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_weights_are_blind_to_padding_and_to_other_rows(name):
+def test_weights_are_blind_to_padding(name):
     roll, state = some_roll(), State(total=1)
     whole = spread(WEIGHTS[name](roll, state), roll)
     padded = pad_more(roll, 2, junk=-torch.inf)
     torch.testing.assert_close(
         spread(WEIGHTS[name](padded, state), padded)[:, : whole.shape[1]], whole
     )
-    for i in range(len(roll)):
-        one = roll.rows([i])
-        torch.testing.assert_close(spread(WEIGHTS[name](one, state), one)[0], whole[i])
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -160,12 +194,43 @@ def test_metrics_are_finite_and_blind_to_padding(name):
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_edits_keep_whole_groups_of_the_given_width(name):
-    roll = some_roll()
-    edited = EDITS[name](roll, State(total=1), lambda counts: roll.rows([0, 1, 2]))
-    sizes = torch.stack([(edited.group == g).sum() for g in edited.group.unique()])
-    assert (sizes > 0).all()
-    assert len(edited.text) == len(edited.mask) == len(edited.prompt)
+def test_edits_give_rows_that_were_sampled_each_once_and_unchanged(name):
+    # three groups of the step, the second flat; new ones behind them for whatever is refilled
+    rewards = [1, 0, 0.5, 1, 1, 1, 0, 0.25, None]
+    groups = [g for g in range(3) for _ in range(3)]
+    roll = make_roll(rewards, group=groups, lengths=[3, 1, 4, 2, 2, 3, 1, 1, 5])
+    roll = replace(roll, text=[f"first {i}" for i in range(9)])
+    sampled = {text: roll.rows([i]) for i, text in enumerate(roll.text)}
+
+    def refill(counts: Mapping[str, int]) -> Roll:
+        parts = []
+        for _ in range(sum(counts.values())):
+            number = len(sampled)
+            part = make_roll([0, 1, 1], group=[number] * 3, lengths=[2, 6, 1])
+            part = replace(part, text=[f"later {number + i}" for i in range(3)])
+            sampled.update({text: part.rows([i]) for i, text in enumerate(part.text)})
+            parts.append(part)
+        return Roll.cat(parts)
+
+    edited = EDITS[name](roll, State(total=1), refill)
+    assert len(edited) > 0
+    assert len(set(edited.text)) == len(edited.text) == len(edited.prompt) == len(edited.mask)
+    for i, text in enumerate(edited.text):
+        row, was = edited.rows([i]), sampled[text]
+        n = int(was.lengths())
+        assert (row.group, row.reward, row.scored) == (was.group, was.reward, was.scored)
+        assert (row.prompt, row.problem) == (was.prompt, was.problem)
+        assert torch.equal(row.ids[:, :n], was.ids[:, :n])
+        assert (row.mask[:, :n] <= was.mask[:, :n]).all()  # an edit may cut an answer, not lengthen it
+        assert (row.mask[:, n:] == 0).all()
+
+
+def test_dynamic_sampling_drops_and_adds_whole_groups():
+    roll = make_roll([1, 0, 0.5, 1, 1, 1], group=[0, 0, 0, 1, 1, 1])
+    fresh = make_roll([0, 0, 0, 0, 1, None], group=[2, 2, 2, 3, 3, 3])
+    edited = EDITS["dynamic_sampling"](roll, State(total=1), lambda counts: fresh)
+    assert edited.group.tolist() == [0, 0, 0, 3, 3, 3]
+    assert edited.reward.tolist() == [1, 0, 0.5, 0, 1, 0]
 
 
 @pytest.mark.parametrize("term", TERM_VARIANTS)

@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rl_small import exact, make_roll, pad_more, tiny_llama
 
 from trainorder import likelihood, llama, prefix
-from trainorder.rl.forward import check_forward, forward, micro_batches
+from trainorder.rl import forward as forward_module
+from trainorder.rl.forward import check_forward, forward, micro_batches, shares_prompts
 from trainorder.rl.types import Roll
 
 
@@ -92,7 +95,7 @@ def test_gradients_do_not_depend_on_micro_batches_padding_order_or_chunks(kind):
     order = [4, 2, 0, 5, 3, 1]
     variants = {
         "one row each": gradients(model, roll, [[i] for i in range(6)]),
-        "a budget": gradients(model, roll, list(micro_batches(roll, 9))),
+        "a budget": gradients(model, roll, micro_batches(roll, 9)),
         "another order": gradients(model, roll, [order]),
         "padding": gradients(model, pad_more(roll, 5, junk=0.0), [list(range(6))]),
         "chunks": gradients(model, roll, [list(range(6))], chunk_entries=50),
@@ -198,20 +201,71 @@ def test_a_head_that_is_more_than_a_matrix_is_refused():
         check_forward(model)
 
 
-def test_micro_batches_hold_every_learning_row_once_within_the_budget():
-    roll = shared_roll()
-    roll.mask[3] = 0
+def padded_tokens(roll: Roll) -> int:
+    """What attention holds of a micro-batch: every prompt as long as the longest, with as many rows as any has."""
+    layout = forward_module._flatten(roll).layout(torch.device("cpu"))
+    return layout.groups * (layout.width + layout.rows * layout.length)
 
-    def tokens(rows: list[int]) -> int:
-        prompts = {tuple(roll.prompt[i]) for i in rows}
-        return sum(map(len, prompts)) + sum(int(n) for n in roll.lengths()[rows])
 
-    cuts = list(micro_batches(roll, 16))
-    assert sorted(i for cut in cuts for i in cut) == [0, 1, 2, 4, 5]
-    assert all(len(cut) == 1 or tokens(cut) <= 16 for cut in cuts)
-    assert [0, 2, 5] in [sorted(cut) for cut in cuts] or [1, 4] in [sorted(cut) for cut in cuts]
-    assert len(list(micro_batches(roll, 1000))) == 1
-    assert len(list(micro_batches(roll, 1))) == 5
+def roll_of(shapes: list[tuple[int, list[int]]]) -> Roll:
+    """Groups given by the length of their prompt and of their rows."""
+    rows = [(g, prompt, n) for g, (prompt, lengths) in enumerate(shapes) for n in lengths]
+    roll = make_roll(
+        [0.0] * len(rows), group=[g for g, _, _ in rows], lengths=[n for _, _, n in rows]
+    )
+    return replace(roll, prompt=[[g] * prompt for g, prompt, _ in rows])
+
+
+def test_a_long_row_is_not_put_beside_many_short_ones():
+    # one row of 4,096 tokens beside sixteen of 256 makes a grid of 16 times as many tokens
+    roll = roll_of([(5, [4096]), *[(5, [256])] * 16])
+    assert padded_tokens(roll) > 69_000
+    cuts = micro_batches(roll, 16_384)
+    assert all(padded_tokens(roll.rows(cut)) <= 16_384 for cut in cuts)
+    assert len(cuts) == 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shapes=st.lists(
+        st.tuples(st.integers(1, 9), st.lists(st.integers(0, 40), min_size=1, max_size=6)),
+        min_size=1,
+        max_size=8,
+    ),
+    budget=st.integers(1, 400),
+    shared=st.booleans(),
+)
+def test_micro_batches_hold_every_learning_row_once_and_no_more_than_the_budget(
+    shapes: list[tuple[int, list[int]]], budget: int, shared: bool
+):
+    roll = roll_of(shapes)
+    lengths = roll.lengths().tolist()
+    cuts = micro_batches(roll, budget, shared=shared)
+    assert sorted(i for cut in cuts for i in cut) == [i for i, n in enumerate(lengths) if n]
+    for cut in cuts:
+        longest = max(lengths[i] - 1 for i in cut) + max(len(roll.prompt[i]) for i in cut)
+        held = padded_tokens(roll.rows(cut)) if shared else len(cut) * longest
+        assert len(cut) == 1 or held <= budget
+
+
+def test_rows_of_a_prompt_stay_together_as_far_as_they_fit():
+    roll = roll_of([(3, [4, 4, 4]), (3, [4, 4, 4])])  # 3 + 3 * 3 tokens each
+    assert micro_batches(roll, 24) == [[0, 1, 2, 3, 4, 5]]
+    assert micro_batches(roll, 23) == [[0, 1, 2], [3, 4, 5]]
+    assert micro_batches(roll, 11) == [[2], [5], [0, 1], [3, 4]]
+
+
+def test_a_model_that_pads_whole_rows_computes_no_more_than_the_budget():
+    model, seen = random_model("Gemma2"), list[int]()
+    roll = replace(random_roll([9, 2, 2, 2, 2, 7]), prompt=[[3, 4, 5, 6, 7, 8]] * 6)
+    assert not shares_prompts(model, roll)
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    for cut in micro_batches(roll, 30, shared=False):
+        forward(model, roll.rows(cut))
+    assert max(seen) <= 30
+    assert len(seen) == 2
 
 
 def test_micro_batches_are_about_even():

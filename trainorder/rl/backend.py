@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainorder.config import RlConfig, TrainingConfig
 from trainorder.reading import ParamsError
-from trainorder.rl.forward import micro_batches
+from trainorder.rl.forward import micro_batches, shares_prompts
 from trainorder.rl.types import Roll
 from trainorder.workers import workers_for
 
@@ -108,7 +108,7 @@ class LocalBackend:
 
     def deal(self, roll: Roll, budget: int) -> list[list[int]]:
         """See Backend."""
-        return list(micro_batches(roll, budget))
+        return micro_batches(roll, budget, shared=shares_prompts(self.model, roll))
 
     def computing(self) -> AbstractContextManager[Any]:
         """See Backend."""

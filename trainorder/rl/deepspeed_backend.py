@@ -21,7 +21,7 @@ from trainorder.config import RlConfig, TrainingConfig
 from trainorder.reading import ParamsError
 from trainorder.rl.adapters import merged
 from trainorder.rl.backend import check_names, computing, split_by_size, trained
-from trainorder.rl.forward import micro_batches
+from trainorder.rl.forward import micro_batches, shares_prompts
 from trainorder.rl.ranks import INSTALL, launched
 from trainorder.rl.types import Roll
 
@@ -77,9 +77,9 @@ class DeepSpeedBackend:
 
     def deal(self, roll: Roll, budget: int) -> list[list[int]]:
         """See Backend."""
-        shares = []
+        shared, shares = shares_prompts(self.model, roll), []
         for rows in split_by_size(roll, self.world):
-            batches = micro_batches(roll.rows(rows), budget) if rows else []
+            batches = micro_batches(roll.rows(rows), budget, shared=shared)
             shares.append([[rows[i] for i in batch] for batch in batches])
         longest = max(1, *map(len, shares))
         return shares[self.rank] + [[]] * (longest - len(shares[self.rank]))

@@ -8,8 +8,6 @@ pass: a [row, token, vocabulary] tensor never exists.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,42 +69,91 @@ def flat_tokens(roll: Roll) -> int:
     return sum(map(len, prompts)) + int((roll.lengths() - 1).clamp(min=0).sum())
 
 
-def micro_batches(roll: Roll, budget: int) -> Iterator[list[int]]:
-    """Rows in order of length, cut so that they stay within `budget` tokens, a shared prompt counted once.
+def micro_batches(roll: Roll, budget: int, *, shared: bool = True) -> list[list[int]]:
+    """Rows of each micro-batch: what `forward` computes and holds of it is at most `budget` tokens, padding included.
 
-    Answers padded to the longest beside them, as attention sees them, may be twice as many. The rows of a prompt stay
-    together as long as they fit. At least one row each, and about as many tokens in each, so that side by side they end
-    together. Rows without a token to learn from are left out.
+    `shared` (see `shares_prompts`): attention pads prompts to the longest one and gives each as many
+    rows, as long ones, as any other of the micro-batch has. Otherwise each row is padded to the
+    longest behind its prompt. A row larger than the budget is a micro-batch of its own.
+
+    Rows of like length come together, and those of a prompt stay together as far as they fit. Of the
+    bounds that need no more micro-batches than the budget does the smallest is taken, so that
+    micro-batches side by side end together. Rows without a token to learn from are left out.
     """
-    lengths = roll.lengths().tolist()
+    lengths = [max(n - 1, 1) if n else 0 for n in roll.lengths().tolist()]
     groups: dict[tuple[int, ...], list[int]] = {}
-    for i, (prompt, length) in enumerate(zip(roll.prompt, lengths, strict=True)):
-        if length:
-            groups.setdefault(tuple(prompt), []).append(i)
+    for i in sorted(range(len(roll)), key=lambda i: (lengths[i], i)):
+        if lengths[i]:
+            groups.setdefault(tuple(roll.prompt[i]), []).append(i)
 
-    def tokens(rows: list[int]) -> int:
-        """What rows behind one prompt count."""
-        found = [lengths[i] for i in rows]
-        return len(roll.prompt[rows[0]]) + max(sum(found), len(rows) * max(found) // 2)
+    def shape(rows: list[int]) -> _Grid:
+        """Of rows of one prompt, in order of length."""
+        return _Grid(1, len(rows), len(rows), len(roll.prompt[rows[0]]), lengths[rows[-1]])
 
     pieces = []
     for rows in groups.values():
-        size = len(rows)
-        while size > 1 and tokens(rows[:size]) > budget:
-            size -= 1
-        pieces += [rows[i : i + size] for i in range(0, len(rows), size)]
-    total = sum(map(tokens, pieces))
-    share = total / max(1, math.ceil(total / budget))
-    batch: list[int] = []
-    used = 0
-    for rows in sorted(pieces, key=lambda rows: (tokens(rows), rows)):
-        if batch and (used >= share or used + tokens(rows) > budget):
-            yield batch
-            batch, used = [], 0
-        batch = batch + rows
-        used += tokens(rows)
-    if batch:
-        yield batch
+        first = 0
+        for end in range(1, len(rows) + 1):
+            if end == len(rows) or shape(rows[first : end + 1]).tokens(shared) > budget:
+                pieces.append((shape(rows[first:end]), rows[first:end]))
+                first = end
+    pieces.sort(key=lambda piece: (piece[0].length, piece[0].width, piece[0].rows, piece[1]))
+
+    def packed(bound: int) -> list[list[int]]:
+        batches, last = list[list[int]](), _Grid(0, 0, 0, 0, 0)
+        for grid, rows in pieces:
+            both = last.beside(grid)
+            if not batches or both.tokens(shared) > bound:
+                batches.append([])
+                both = grid
+            batches[-1] += rows
+            last = both
+        return batches
+
+    fewest = len(packed(budget))
+    low, high = 0, budget
+    while high - low > 1:
+        bound = (low + high) // 2
+        low, high = (low, bound) if len(packed(bound)) <= fewest else (bound, high)
+    return packed(high)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """What some rows and their prompts take when padded."""
+
+    prompts: int
+    rows: int
+    """Rows behind a prompt, at most."""
+    total: int
+    """Rows in all."""
+    width: int
+    """Tokens of a prompt, at most."""
+    length: int
+    """Tokens of a row, at most."""
+
+    def beside(self, other: _Grid) -> _Grid:
+        """Both in one micro-batch; of other prompts."""
+        return _Grid(
+            self.prompts + other.prompts,
+            max(self.rows, other.rows),
+            self.total + other.total,
+            max(self.width, other.width),
+            max(self.length, other.length),
+        )
+
+    def tokens(self, shared: bool) -> int:
+        if shared:
+            return self.prompts * (self.width + self.rows * self.length)
+        return self.total * (self.width + self.length)
+
+
+def shares_prompts(model: Any, roll: Roll) -> bool:
+    """Whether `forward` computes a prompt once for all its rows with this model and this roll."""
+    if llama.kernels_for(model) is not None:
+        return True
+    longest = max(map(len, roll.prompt), default=0) + max(roll.lengths().tolist(), default=0)
+    return shares_prefixes(model, longest)
 
 
 @dataclass(frozen=True)
@@ -189,6 +236,7 @@ def check_forward(model: Any) -> None:
             f"{type(model).__name__} computes its logits in a way trainorder/rl/forward.py "
             f"does not know (off by {(ours - theirs).abs().max():.2g}): teach `_logits` its head"
         )
+    shares_prefixes(model, 1)  # tried now, while all weights are in this process
 
 
 def _head(

@@ -19,9 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Scope = Literal["group", "batch"]
 Needs = Callable[[Mapping[str, Any]], frozenset[str]]
 
 VOCABULARY = {
@@ -42,6 +43,8 @@ class Entry:
     """Options -> entries of VOCABULARY."""
     scales_with_advantage: bool = False
     """True: a row of zero advantage has zero loss and gradient, so its forward may be left out."""
+    scope: Scope = "group"
+    """Of an advantage or weight: what a row's value depends on, its own group or the whole step batch."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Call the function."""
@@ -75,14 +78,22 @@ def edit(function: Function) -> Function:
     return _listed("edit", function)
 
 
-def advantage(function: Function) -> Function:
-    """List an advantage estimator or shaper."""
-    return _listed("advantage", function)
+@overload
+def advantage(function: Function) -> Function: ...
+@overload
+def advantage(*, scope: Scope) -> Callable[[Function], Function]: ...
+def advantage(function: Any = None, *, scope: Scope = "group") -> Any:
+    """List an advantage estimator or shaper; `batch` if a row's credit depends on other groups."""
+    return _lister("advantage", function, scope=scope)
 
 
-def weight(function: Function) -> Function:
-    """List a token weight."""
-    return _listed("weight", function)
+@overload
+def weight(function: Function) -> Function: ...
+@overload
+def weight(*, scope: Scope) -> Callable[[Function], Function]: ...
+def weight(function: Any = None, *, scope: Scope = "group") -> Any:
+    """List a token weight; `batch` if a row's weight depends on other groups."""
+    return _lister("weight", function, scope=scope)
 
 
 def metric(function: Function) -> Function:
@@ -104,11 +115,14 @@ def term(
 ) -> Any:
     """List a loss term; `needs` is a set, or a function of the options where these decide."""
     needed = (lambda options: needs) if isinstance(needs, frozenset) else needs
+    return _lister("terms", function, needs=needed, scales_with_advantage=scales_with_advantage)
 
-    def listed(function: Callable[..., Any]) -> Callable[..., Any]:
-        return _listed("terms", function, needs=needed, scales_with_advantage=scales_with_advantage)
 
-    return listed if function is None else listed(function)
+def _lister(slot: str, function: Callable[..., Any] | None, **facts: Any) -> Any:
+    """The function, listed; or, where only options were given, the decorator that lists it."""
+    if function is None:
+        return lambda later: _listed(slot, later, **facts)
+    return _listed(slot, function, **facts)
 
 
 def _listed(slot: str, function: Function, **facts: Any) -> Function:
