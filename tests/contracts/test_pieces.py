@@ -221,7 +221,8 @@ def test_edits_give_rows_that_were_sampled_each_once_and_unchanged(name):
         assert (row.group, row.reward, row.scored) == (was.group, was.reward, was.scored)
         assert (row.prompt, row.problem) == (was.prompt, was.problem)
         assert torch.equal(row.ids[:, :n], was.ids[:, :n])
-        assert (row.mask[:, :n] <= was.mask[:, :n]).all()  # an edit may cut an answer, not lengthen it
+        # an edit may cut an answer, not lengthen it
+        assert (row.mask[:, :n] <= was.mask[:, :n]).all()
         assert (row.mask[:, n:] == 0).all()
 
 

@@ -114,13 +114,14 @@ def test_the_gradient_of_thirteen_micro_batches_is_that_of_plain_torch(
     for training in (TrainingConfig(), TrainingConfig.model_validate(zero(stage))):
         made = rl_project.learner_of(rl=config, training=training)
         sizes = list[int]()
-        deal = made.backend.deal
+        backend: Any = made.backend
+        deal = backend.deal
 
         def counting(*args: Any, deal: Any = deal, sizes: list[int] = sizes) -> Any:
             sizes.append(len(batches := deal(*args)))
             return batches
 
-        made.backend.deal = counting
+        backend.deal = counting
         found.append(rl_step(made, State(total=1)))
         assert set(sizes) == {13}
     assert found[1]["rl/grad_norm"] == pytest.approx(found[0]["rl/grad_norm"], rel=1e-5)
