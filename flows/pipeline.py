@@ -27,7 +27,7 @@ from flows.warm import warm_stages
 from trainorder import paths, plan, preflight, tracking
 from trainorder.files import write_json
 from trainorder.process import exclusive
-from trainorder.reading import ParamsError
+from trainorder.reading import ParamsError, read_json, refused_path
 from trainorder.report import words
 from trainorder.storage import check_room
 from trainorder.ui import prefect_environment, prefect_server
@@ -87,6 +87,10 @@ def main() -> int:
         code, text = 2, str(error)
     except (FlowError, dvc.StageFailed, RuntimeError) as error:
         code, text = 1, str(error)
+    except OSError as error:
+        code, text = 2, refused_path(error)
+        if not text:
+            raise
     except KeyboardInterrupt:
         code, text = (
             130,
@@ -206,7 +210,7 @@ def _schedule(state: Look, leave_out: frozenset[str] | set[str] = frozenset()) -
 
 def _estimates(stages: Iterable[str]) -> dict[str, float]:
     """Seconds a stage took last time; else the mean of its kind; else the table's."""
-    known = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.is_file() else {}
+    known = _durations()
     of_kind: dict[str, list[float]] = {}
     for stage, seconds in known.items():
         of_kind.setdefault(stage.partition("@")[0], []).append(seconds)
@@ -215,8 +219,15 @@ def _estimates(stages: Iterable[str]) -> dict[str, float]:
 
 
 def _remember(seconds: Mapping[str, float]) -> None:
-    known = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.is_file() else {}
-    write_json(DURATIONS, known | dict(seconds), indent=1)
+    write_json(DURATIONS, _durations() | dict(seconds), indent=1)
+
+
+def _durations() -> dict[str, float]:
+    """Stage -> seconds of its last run; empty where that is not known, or not readable any more."""
+    try:
+        return dict(read_json(DURATIONS, dict[str, float], "it is written again"))
+    except ParamsError:
+        return {}
 
 
 def _recommended() -> tuple[str, ...] | None:

@@ -24,7 +24,7 @@ warm.borrow()  # before anything else is imported: a borrowed process has it all
 from trainorder.config import Params
 from trainorder.files import is_disk_full
 from trainorder.process import StageError, die_with_parent
-from trainorder.reading import ParamsError
+from trainorder.reading import ParamsError, refused_path
 from trainorder.resume import Work, working
 
 Stage = Callable[[argparse.Namespace], None]
@@ -48,6 +48,9 @@ def run(name: str, about: str | None, options: Mapping[str, str], stage: Stage) 
     except StageError as error:
         return _refuse(str(error), 1)
     except Exception as error:
+        path = refused_path(error) if isinstance(error, OSError) else ""
+        if path:
+            return _refuse(path, 2)
         if not is_disk_full(error):
             raise
         return _refuse(

@@ -77,7 +77,7 @@ def train(node: str, parent: str, phase_name: str, seed: int, params: Params, va
         rollout=params.rollout,
         training=params.training,
     )
-    if not ranks.is_first():  # one rank keeps the records
+    if not ranks.is_first(params.training):  # one rank keeps the records
         phase_of(ranks.Silent())
         return
     with stages.keeping(node, params, inputs(**came_from)) as work:

@@ -10,6 +10,7 @@ as compute faster than fewer.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -162,24 +163,27 @@ def _side_by_side(count: int) -> tuple[float, float]:
 
 def _cached(name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     cache = cache_folder() / name
-    try:
-        return json.loads(cache.read_text(encoding="utf-8"))
-    except OSError:
-        pass
-    except ValueError:
+    with contextlib.suppress(OSError):
+        try:
+            kept = json.loads(cache.read_text(encoding="utf-8"))
+        except ValueError:
+            kept = None
+        if kept and isinstance(kept, dict):
+            return kept
         cache.unlink(missing_ok=True)
     found = measure()
     if found.pop(UNSURE, False):
         return found
-    cache.parent.mkdir(parents=True, exist_ok=True)
     temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(found), encoding="utf-8")
-    try:
-        os.link(temporary, cache)  # the first of two that measured at once decides for both
-    except FileExistsError:
-        found = json.loads(cache.read_text(encoding="utf-8"))
-    finally:
-        temporary.unlink()
+    with contextlib.suppress(OSError, ValueError):  # what cannot be kept is measured each time
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(found), encoding="utf-8")
+            os.link(temporary, cache)  # the first of two that measured at once decides for both
+        except FileExistsError:
+            return json.loads(cache.read_text(encoding="utf-8"))
+        finally:
+            temporary.unlink(missing_ok=True)
     return found
 
 
@@ -193,7 +197,10 @@ def _width(checkpoint: Path) -> int:
 
 def cache_folder() -> Path:
     """Where facts about this machine are kept: $XDG_CACHE_HOME/trainorder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainorder"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainorder"
+    except RuntimeError:  # a user without a home: nothing can be kept
+        return Path(os.devnull) / "trainorder"
 
 
 def processor(*, features: bool = False) -> str:

@@ -134,3 +134,13 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]):
         app(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out.startswith("trainorder 0")
+
+
+@pytest.mark.parametrize("content", [*TORN, '{"a": "b"}', '{"a": null}', '{"a": []}'])
+def test_damaged_durations_are_measured_again(content: str | bytes):
+    from flows import pipeline
+
+    write(str(pipeline.DURATIONS), content)
+    assert pipeline._estimates(["report"]) == {"report": pipeline.FIRST_GUESS["report"]}
+    pipeline._remember({"report": 3.0})
+    assert pipeline._estimates(["report"]) == {"report": 3.0}

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainorder import likelihood, machine, prefix
+from trainorder import likelihood, machine, prefix, preflight
+from trainorder.config import TrainingConfig, load_params
 from trainorder.llama import kernels
 from trainorder.reading import ParamsError
+from trainorder.rl import ranks
 
 
 @pytest.fixture
@@ -166,3 +168,100 @@ def test_a_machine_without_a_compiler_says_what_to_do(cache, monkeypatch):
         assert "install gcc" in text
     finally:
         kernels.load.cache_clear()
+
+
+@pytest.mark.parametrize("home", ["/proc/nohome", "a-file", "read-only"])
+def test_a_cache_that_cannot_be_written_is_done_without(home, tmp_path, monkeypatch):
+    (tmp_path / "a-file").write_text("")
+    (tmp_path / "read-only").mkdir(mode=0o500)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / home))
+    assert machine.measured(64)["gemm"] in ("default", "onednn")
+
+
+@pytest.mark.parametrize("kept", ["[]", "3", "null", "{", "", "{}"])
+def test_a_cache_of_another_shape_is_measured_again(cache, kept):
+    machine.measured(64)
+    (file,) = cache.glob("machine-*.json")
+    file.write_text(kept, encoding="utf-8")
+    assert machine.measured(64)["gemm"] in ("default", "onednn")
+
+
+@pytest.mark.parametrize("rank", ["0", "1", "7"])
+def test_ranks_of_a_pod_mean_nothing_without_deepspeed(rank, monkeypatch):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", "8"), ("MASTER_ADDR", "10.0.0.1")):
+        monkeypatch.setenv(name, value)
+    assert ranks.is_first(TrainingConfig())
+    assert ranks.is_first(TrainingConfig(backend="deepspeed")) == (rank == "0")
+    assert not ranks.launched()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert ranks.launched()
+
+
+# What a run needs, found before it starts
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A project as DVC and git see one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("")
+    subprocess.run(["git", "init", "-q"], check=True)
+    return tmp_path
+
+
+PARAMS = load_params(Path(__file__).parents[2] / "configs/smoke.yaml")
+
+
+def lacks() -> str:
+    with pytest.raises(ParamsError) as caught:
+        preflight.machine.check(PARAMS)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_a_project_that_can_run_passes(folder):
+    preflight.machine.check(PARAMS)
+
+
+def test_no_git_repository_is_one_line_unless_dvc_does_without(folder):
+    (folder / ".git").rename(folder / "gone")
+    assert "is no git repository: run `git init`" in lacks()
+    (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n")
+    preflight.machine.check(PARAMS)
+
+
+def test_a_broken_git_repository_and_no_git_are_one_line(folder, monkeypatch):
+    (folder / ".git/HEAD").unlink()
+    assert "git cannot use the repository" in lacks()
+    monkeypatch.setenv("PATH", str(folder))
+    assert "git is not installed" in lacks()
+
+
+def test_no_dvc_project_is_one_line(folder):
+    (folder / ".dvc/config").unlink()
+    (folder / ".dvc").rmdir()
+    assert "is no DVC project: run `git init` and `dvc init`" in lacks()
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_line(folder):
+    (folder / "checkpoints").write_text("")
+    assert "checkpoints cannot be written by this user" in lacks()
+
+
+def test_a_folder_of_another_user_is_found_by_an_ordinary_user(folder):
+    """Root can become another user; any other user takes the right to write away from itself."""
+    folder.chmod(0o555)
+    child = os.fork()
+    if child == 0:
+        if os.geteuid() == 0:
+            os.setuid(65534)
+        try:
+            preflight.machine.check(PARAMS)
+        except ParamsError as error:
+            os._exit(0 if "cannot be written by this user" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -37,8 +37,9 @@ def status(plan: Plan) -> dict[str, State]:
     Raises:
         ParamsError: this folder is no DVC project.
     """
-    from dvc.exceptions import NotDvcRepoError
+    from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.repo import Repo
+    from dvc.scm import SCMError
     from networkx import dfs_postorder_nodes
 
     texts = plan.fingerprints()
@@ -51,6 +52,12 @@ def status(plan: Plan) -> dict[str, State]:
         raise ParamsError(
             f"{Path.cwd()} is no DVC project: run `dvc init` here, or go to where dvc.yaml lies"
         ) from None
+    except SCMError as error:
+        raise ParamsError(
+            f"{error}: run `git init`, or let DVC do without it: `dvc config --local core.no_scm true`"
+        ) from None
+    except DvcException as error:
+        raise ParamsError(f"dvc cannot read the project: {' '.join(str(error).split())}") from None
 
 
 class _World:

@@ -1,9 +1,106 @@
-"""Whether this machine and this folder can run the plan: git, DVC, folders that can be written."""
+"""Whether this machine and this folder can run the plan: git, DVC's folder, what must be writable, a port on loopback."""
 
 from __future__ import annotations
 
+import configparser
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+from trainorder import paths
 from trainorder.config import Params
+from trainorder.reading import ParamsError
+
+WRITTEN = (
+    Path(),
+    Path(".dvc"),
+    Path(".dvc/tmp"),
+    Path(".dvc/cache"),
+    Path("data"),
+    Path("checkpoints"),
+    Path("runs"),
+    Path("evaluations"),
+    paths.REPORT.parent,
+    paths.FINGERPRINTS,
+    paths.RESUME,
+    paths.FLOW_LOCK.parent,
+)
+"""Folders that a run writes into; those that are not there yet are made in the first."""
 
 
 def check(params: Params) -> None:
-    """Raise on the first thing the machine lacks."""
+    """Raise on the first thing the machine lacks. A folder without dvc.yaml is no project: only params are checked there.
+
+    Raises:
+        ParamsError: one line: what is missing and the command or setting that helps.
+    """
+    if not Path("dvc.yaml").is_file():
+        return
+    _check_writable()
+    _check_git()
+    _check_system()
+
+
+def _check_writable() -> None:
+    here = Path.cwd()
+    for folder in WRITTEN:
+        if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+            raise ParamsError(
+                f"{here / folder} cannot be written by this user ({os.geteuid()}): a run writes there; change its owner "
+                f"or permissions, or copy the project to a folder of your own"
+            )
+
+
+def _check_git() -> None:
+    """DVC finds the project's git repository before it does anything, unless `core.no_scm` is set."""
+    if not Path(".dvc").is_dir():
+        raise ParamsError(f"{Path.cwd()} is no DVC project: run `git init` and `dvc init` here")
+    if _no_scm():
+        return
+    without = "or let DVC do without it: `dvc config --local core.no_scm true`"
+    here = Path.cwd()
+    if not any((folder / ".git").exists() for folder in (here, *here.parents)):
+        raise ParamsError(f"{here} is no git repository: run `git init`, {without}")
+    git = shutil.which("git")
+    if git is None:
+        raise ParamsError(f"git is not installed or not on PATH: install it, {without}")
+    found = subprocess.run(
+        [git, "rev-parse", "--git-dir"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if found.returncode:
+        said = found.stderr.strip().splitlines() or ["no reason given"]
+        raise ParamsError(
+            f"git cannot use the repository of {here}: {said[0]}; repair it, {without}"
+        )
+
+
+def _no_scm() -> bool:
+    config = configparser.ConfigParser(strict=False, interpolation=None)
+    try:
+        config.read([".dvc/config", ".dvc/config.local"], encoding="utf-8")
+        return config.getboolean("core", "no_scm", fallback=False)
+    except (OSError, ValueError, configparser.Error):
+        return False  # DVC says itself what is wrong with its settings
+
+
+def _check_system() -> None:
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        raise ParamsError(
+            "no folder for temporary files can be written: set TMPDIR to one that can"
+        ) from None
+    try:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+    except OSError as error:
+        raise ParamsError(
+            f"no port on 127.0.0.1 can be opened ({error.strerror}): Prefect and MLflow listen there during a run"
+        ) from None

@@ -37,13 +37,16 @@ class Silent:
 
 
 def launched() -> bool:
-    """Whether a launcher started this process as one of several ranks."""
-    return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
+    """Whether a launcher started this process as one of several ranks.
+
+    Kubeflow and the like set RANK for the pod, whatever runs in it; only torchrun and deepspeed set LOCAL_RANK.
+    """
+    return {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
 
 
-def is_first() -> bool:
-    """Whether this process keeps the records: rank 0, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+def is_first(training: TrainingConfig) -> bool:
+    """Whether this process keeps the records: rank 0, or the only one, as it always is without deepspeed."""
+    return training.backend != "deepspeed" or os.environ.get("RANK", "0") == "0"
 
 
 def launch(module: str, arguments: Sequence[str], training: TrainingConfig) -> int:
