@@ -10,18 +10,34 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from trainorder import paths
 from trainorder.config import Params, PolicyConfig, TaskConfig
 from trainorder.files import write_json, write_jsonl, write_text
 from trainorder.reading import ParamsError
+from trainorder.rewards import format
 from trainorder.streams import stream
 from trainorder.tasks import make_task
-from trainorder.tasks.base import SPLITS, Problem, Split, Task, split_of
+from trainorder.tasks.base import SPLITS, Problem, Split, Task, reveals, split_of
 from trainorder.tasks.jsonl import Dropped, Jsonl
+from trainorder.tasks.leaks import HeldOut
+
+T = TypeVar("T")
+MOST_REDRAWS = 2000
+"""Draws in a row that show dev or test content before the build gives up."""
+
+
+class UntilClean(Protocol):
+    """Draws until nothing leaks."""
+
+    def __call__(self, draw: Callable[[], T], leaked: Callable[[T], str | None]) -> T:
+        """The first clean draw."""
+        ...
+
 
 SPECIALS = {
     "pad_token": "<pad>",
@@ -54,18 +70,28 @@ def build(params: Params) -> None:
     demonstrations: list[dict[str, str]] = []
     drills: list[dict[str, str]] = []
     built: dict[str, dict[Split, list[Problem]]] = {}
+    dropped: dict[str, list[Dropped]] = {}
     for name, config in params.tasks.items():
-        built[name], own, dropped = _make(
-            name, tasks[name], config, seed, reserved_tokens(params.policy)
-        )
-        lines = list(_drills(name, tasks[name], config.drills, seed))
+        built[name], dropped[name] = _problems(name, tasks[name], config, seed, params.policy)
+    held = HeldOut()
+    for name, splits in built.items():
+        for problem in (*splits["dev"], *splits["test"]):
+            held.add(reveals(tasks[name], problem), problem.id)
+    redrawn = dict.fromkeys(tasks, 0)
+    for name, config in params.tasks.items():
+        task, train = tasks[name], built[name]["train"]
+        for problem in train:
+            _refuse_leak(name, problem.prompt, held.match(*reveals(task, problem)))
+        draw = partial(_until_clean, name, redrawn)
+        own = list(_demonstrations(name, task, config.demonstrations, seed, train, held, draw))
+        lines = list(_drills(name, task, config.drills, seed, held, draw))
         summary[name] = _measure(name, config, built[name], own, lines, vocabulary)
-        if dropped:
+        if dropped[name]:
             print(
-                f"warning: tasks.{name}: {len(dropped)} rows dropped, see {paths.TASK_DATA.parent}/summary.json",
+                f"warning: tasks.{name}: {len(dropped[name])} rows dropped, see {paths.TASK_DATA.parent}/summary.json",
                 file=sys.stderr,
             )
-            summary[name]["dropped"] = [str(row) for row in dropped]
+            summary[name]["dropped"] = [str(row) for row in dropped[name]]
         demonstrations += own
         drills += lines
     for name, config in params.tasks.items():
@@ -74,18 +100,27 @@ def build(params: Params) -> None:
     write_jsonl(paths.SFT_DATA / "demonstrations.jsonl", demonstrations)
     write_jsonl(paths.SFT_DATA / "drills.jsonl", drills)
     write_tokenizer(paths.TOKENIZER, vocabulary)
-    report = {"vocabulary": len(vocabulary) + len(SPECIALS), "tasks": summary}
+    for name, count in redrawn.items():
+        summary[name]["redrawn"] = count
+    leaks = {
+        "held_out_texts": len(held),
+        "checked": sum(len(splits["train"]) for splits in built.values())
+        + len(demonstrations)
+        + len(drills),
+        "redrawn": sum(redrawn.values()),
+        "found": 0,  # one that cannot be redrawn refuses the build
+    }
+    report = {"vocabulary": len(vocabulary) + len(SPECIALS), "leaks": leaks, "tasks": summary}
     write_json(paths.TASK_DATA.parent / "summary.json", report)
 
 
-def _make(
-    name: str, task: Task, config: TaskConfig, seed: int, reserved: Sequence[str]
-) -> tuple[dict[Split, list[Problem]], list[dict[str, str]], list[Dropped]]:
-    """Problems and demonstrations, drawn or read from the user's files, and the rows of these that were dropped."""
+def _problems(
+    name: str, task: Task, config: TaskConfig, seed: int, policy: PolicyConfig
+) -> tuple[dict[Split, list[Problem]], list[Dropped]]:
+    """Problems, drawn or read from the user's files, and the rows of these that were dropped."""
     if not isinstance(task, Jsonl):
-        problems = draw_problems(name, task, config, seed)
-        return problems, list(_demonstrations(name, task, config.demonstrations, seed)), []
-    found, dropped = task.read(name, reserved)
+        return draw_problems(name, task, config, seed), []
+    found, dropped = task.read(name, reserved_tokens(policy))
     wanted: dict[Split, int] = {"train": config.train, "dev": config.dev, "test": config.test}
     for split, count in wanted.items():
         if len(found[split]) < count:
@@ -93,11 +128,7 @@ def _make(
                 f"tasks.{name}.{split}: {count} problems asked for, {getattr(task, split)} has {len(found[split])} "
                 f"usable rows; ask for fewer"
             )
-    splits: dict[Split, list[Problem]] = {s: problems[: wanted[s]] for s, problems in found.items()}
-    train = splits["train"]
-    shown = [train[i % len(train)] for i in range(config.demonstrations)]
-    own = [{"task": name, "prompt": p.prompt, "completion": p.gold} for p in shown]
-    return splits, own, dropped
+    return {s: problems[: wanted[s]] for s, problems in found.items()}, dropped
 
 
 def draw_problems(
@@ -223,29 +254,79 @@ def _explain_shortage(
     )
 
 
-def _demonstrations(name: str, task: Task, count: int, seed: int) -> Iterator[dict[str, str]]:
-    """Noisy demonstrations of fresh problems of the train split, many more than the problems RL meets."""
+def _demonstrations(
+    name: str,
+    task: Task,
+    count: int,
+    seed: int,
+    train: Sequence[Problem],
+    held: HeldOut,
+    until_clean: UntilClean,
+) -> Iterator[dict[str, str]]:
+    """Noisy demonstrations of fresh problems of the train split; of the user's rows, these in turn.
+
+    Drawn anew where the problem, the thought or the answer is that of a dev or test problem.
+    """
     rng = stream("demonstrations", seed, name)
-    while count > 0:
-        problem = task.draw(rng)
-        if split_of(problem.id) == "train":
-            yield {
-                "task": name,
-                "prompt": problem.prompt,
-                "completion": task.demonstrate(problem, rng),
-            }
-            count -= 1
+
+    def draw() -> tuple[Problem, str]:
+        while True:
+            problem = task.draw(rng)
+            if split_of(problem.id) == "train":
+                return problem, task.demonstrate(problem, rng)
+
+    def leaked(shown: tuple[Problem, str]) -> str | None:
+        problem, completion = shown
+        parts = format.parse(completion) or (completion,)
+        return held.match(*reveals(task, problem), *parts)
+
+    for number in range(count):
+        if isinstance(task, Jsonl):
+            problem = train[number % len(train)]
+            completion = problem.gold
+        else:
+            problem, completion = until_clean(draw, leaked)
+        yield {"task": name, "prompt": problem.prompt, "completion": completion}
 
 
-def _drills(name: str, task: Task, count: int, seed: int) -> Iterator[dict[str, str]]:
+def _drills(
+    name: str, task: Task, count: int, seed: int, held: HeldOut, until_clean: UntilClean
+) -> Iterator[dict[str, str]]:
+    """Textbook lines; drawn anew where any part of one gives a dev or test problem away."""
     rng = stream("drills", seed, name)
-    for _ in range(count):
+
+    def draw() -> str:
         text = task.drill(rng)
         if text is None:
             raise ParamsError(
                 f"tasks.{name}.drills: this task has no drills; set it to 0, got {count}"
             )
-        yield {"task": name, "text": text}
+        return text
+
+    for _ in range(count):
+        yield {"task": name, "text": until_clean(draw, held.match_part)}
+
+
+def _until_clean(
+    name: str, redrawn: dict[str, int], draw: Callable[[], T], leaked: Callable[[T], str | None]
+) -> T:
+    """The first draw that gives no dev or test problem away; how many did is added to `redrawn`."""
+    drawn = draw()
+    for _ in range(MOST_REDRAWS):
+        if leaked(drawn) is None:
+            return drawn
+        redrawn[name] += 1
+        drawn = draw()
+    _refuse_leak(name, str(drawn), leaked(drawn))
+    return drawn
+
+
+def _refuse_leak(name: str, text: str, problem: str | None) -> None:
+    if problem is not None:
+        raise ParamsError(
+            f"tasks.{name}: what is trained on gives the dev or test problem {problem} away: {text[:200]!r}; ask for "
+            f"fewer dev and test problems, or take it out of the training rows"
+        )
 
 
 def _measure(

@@ -7,19 +7,23 @@ import json
 import random
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from trainorder import paths
+from trainorder import paths, sft
 from trainorder.config import Params, parse_params
 from trainorder.data import build, draw_problems, pieces, write_tokenizer
-from trainorder.files import write_text
+from trainorder.files import read_jsonl, write_jsonl, write_text
 from trainorder.reading import ParamsError
+from trainorder.report import records
 from trainorder.tasks import TASKS as KINDS
-from trainorder.tasks import load_problems, load_task, make_task
-from trainorder.tasks.base import SPLITS, split_of
+from trainorder.tasks import load_problems, load_task, make_task, programs
+from trainorder.tasks.base import SPLITS, Problem, split_of
 
 TASKS = tuple(kind for kind in KINDS if kind != "jsonl")  # it reads files: tests/unit/test_jsonl.py
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +90,135 @@ def test_demonstrations_show_train_problems_only(inside: Path) -> None:
     }
     assert len(held_out) == 200
     assert not held_out & {row["prompt"] for row in rows}
+
+
+WORLDS = {
+    "code drills": {"code": {"drills": 2000, "dev": 128, "test": 256, "train": 60}},
+    "one-step math": {
+        "math": {
+            "options": {"max_value": 9, "max_operand": 4, "min_operations": 1, "max_operations": 2},
+            "dev": 60,
+            "test": 60,
+            "drills": 500,
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_nothing_that_is_trained_on_shows_dev_or_test_content(
+    world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    build(small(**WORLDS[world]))
+    rows = jsonl(paths.SFT_DATA / "demonstrations.jsonl")
+    drills = [row["text"] for row in jsonl(paths.SFT_DATA / "drills.jsonl")]
+    assert len(drills) >= 500
+    completions = {row["completion"] for row in rows}
+    for name in ("math", "code"):
+        held = [p for split in ("dev", "test") for p in load_problems(name, split)]
+        for problem in held:
+            assert not any(problem.prompt in line for line in drills)
+            if name == "code" and not problem.prompt.startswith("examples"):
+                source = programs.Program(*problem.meta["program"]).source
+                assert not any(line.endswith(f": {source}") for line in drills)
+                assert not any(
+                    text.endswith(f"<answer> {source} </answer>") for text in completions
+                )
+            if name == "math":
+                steps = problem.gold.split("</think>")[0].removeprefix("<think> ").strip()
+                assert not any(steps in line.split(" ; ") for line in drills)
+                assert not any(text.startswith(f"<think> {steps} </think>") for text in completions)
+    leaks = json.loads((tmp_path / "data/summary.json").read_text())["leaks"]
+    assert leaks["redrawn"] > 20
+    assert leaks["checked"] == len(rows) + len(drills) + 5 * 60
+    assert leaks["found"] == 0
+
+
+def test_a_training_row_that_is_a_test_problem_of_another_task_refuses_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "a": {"train": ["one"], "dev": ["two"], "test": ["What is 2 + 2?"]},
+        "b": {"train": ["what is 2+2 ?\u200b"], "dev": ["four"], "test": ["five"]},
+    }
+    tasks: dict[str, Any] = {}
+    for name, splits in files.items():
+        options = {split: f"{name}_{split}.jsonl" for split in splits}
+        for split, prompts in splits.items():
+            rows = [json.dumps({"prompt": prompt, "answer": "4"}) for prompt in prompts]
+            Path(options[split]).write_text("\n".join(rows))
+        tasks[name] = {
+            "kind": "jsonl",
+            "options": options,
+            "train": 1,
+            "dev": 1,
+            "test": 1,
+            "demonstrations": 1,
+        }
+    with pytest.raises(ParamsError, match=r"tasks\.b: .* gives the dev or test problem a/\w+ away"):
+        build(small(**tasks))
+    assert not Path("data").exists()
+
+
+def test_no_question_of_qa_is_asked_in_two_splits(inside: Path) -> None:
+    asked = {
+        split: {
+            (p.meta["relation"], p.meta["country"], p.meta["hidden"])
+            for p in load_problems("qa", split)
+        }
+        for split in SPLITS
+    }
+    assert min(map(len, asked.values())) > 10
+    assert not asked["test"] & (asked["train"] | asked["dev"])
+    assert not asked["dev"] & asked["train"]
+    shown = {
+        row["prompt"].partition(" among ")[0]
+        for row in jsonl(paths.SFT_DATA / "demonstrations.jsonl")
+    }
+    assert not shown & {
+        p.prompt.partition(" among ")[0] for s in ("dev", "test") for p in load_problems("qa", s)
+    }
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("a\u2028\x85\r\n", max_size=3), inner)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.dictionaries(st.sampled_from(["prompt", "x\u2029"]), JSON_VALUES), max_size=4))
+def test_rows_that_are_written_are_the_rows_that_are_read(rows: list[dict[str, Any]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.jsonl"
+        write_jsonl(file, rows)
+        assert read_jsonl(file) == rows
+        assert file.read_bytes().count(b"\n") == len(rows)
+
+
+@pytest.mark.parametrize(
+    "text", ["a\u2028b", "\u2029", "\x85", "a\r\nb", "\r", "\x0b\x0c\x1c\x1d\x1e", "\ufeffa"]
+)
+def test_every_reader_keeps_texts_with_odd_line_ends(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    problem = Problem("t/1", "t", text, text, text, {"answer": text})
+    write_jsonl(paths.TASK_DATA / "t" / "dev.jsonl", [dataclasses.asdict(problem)] * 2)
+    assert load_problems("t", "dev") == [problem] * 2
+    write_jsonl(paths.SFT_DATA / "drills.jsonl", [{"text": text}] * 2)
+    assert sft._read_rows(paths.SFT_DATA / "drills.jsonl") == [{"text": text}] * 2
+    write_jsonl(paths.run("n") / "metrics.jsonl", [{"step": 1, text: 2.0}])
+    assert records.curves("n") == {text: [(1, 2.0)]}
 
 
 def test_drills_are_written_where_asked_for(inside: Path) -> None:

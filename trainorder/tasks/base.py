@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -47,7 +47,8 @@ class Reward:
 class Task(Protocol):
     """Frozen dataclass whose fields are the task's options; `version` rises whenever a prompt or a score changes.
 
-    Two marks are optional: `sandboxed = True`, it runs model-written programs; `files`, the user's files it reads.
+    Three members are optional: `sandboxed = True`, it runs model-written programs; `files`, the user's files it reads;
+    `reveals(problem)`, texts beside the prompt that give a problem away (its program, its steps).
     """
 
     version: int
@@ -71,24 +72,36 @@ class Task(Protocol):
         ...
 
 
-def content_id(task: str, *content: str | int) -> str:
+def content_id(task: str, *content: str | int, variant: Sequence[str | int] = ()) -> str:
     """`<task>/<hash>` of what makes a problem the same problem, however its prompt is worded.
 
-    >>> content_id("math", "3", "+4", "-3")
-    'math/577b94b83037f4af'
+    With `variant` a second hash follows: problems that differ in it only are different, and of the same split.
+
+    >>> content_id("math", "3", "+4", "-3"), content_id("qa", "capital", "peru", variant=["lima", "quito"])
+    ('math/577b94b83037f4af', 'qa/c3a1d2d5d9d0cd0c-00a11e9c')
     """
-    digest = hashlib.md5("\x1f".join(map(str, content)).encode(), usedforsecurity=False)
-    return f"{task}/{digest.hexdigest()[:16]}"
+    hashed = _digest(content)[:16]
+    return f"{task}/{hashed}-{_digest(variant)[:8]}" if variant else f"{task}/{hashed}"
+
+
+def _digest(content: Iterable[str | int]) -> str:
+    return hashlib.md5("\x1f".join(map(str, content)).encode(), usedforsecurity=False).hexdigest()
 
 
 def split_of(problem_id: str) -> Split:
-    """The split a problem belongs to, from its hash alone: 20% test, 20% dev, 60% train.
+    """The split a problem belongs to, from the hash of its content alone: 20% test, 20% dev, 60% train.
 
     >>> split_of("math/0000000000000003")
     'dev'
     """
-    bucket = int(problem_id.rpartition("/")[2], 16) % 10
+    bucket = int(problem_id.rpartition("/")[2].partition("-")[0], 16) % 10
     return "test" if bucket < 2 else "dev" if bucket < 4 else "train"
+
+
+def reveals(task: Task, problem: Problem) -> tuple[str, ...]:
+    """Texts that give the problem away: none of them may be in what is trained on if it is of dev or test."""
+    own = getattr(task, "reveals", None)
+    return (problem.prompt, *(own(problem) if own else ()))
 
 
 def graded(completion: str, right: Callable[[str], bool], *, marked: bool = True) -> Reward:

@@ -54,6 +54,11 @@ class Code:
         gold = format.render(_plan(program), program.source)
         return Problem(key, "code", prompt, gold, gold, meta)
 
+    def reveals(self, problem: Problem) -> tuple[str, ...]:
+        """The program, unless examples ask for one of the six that all splits share."""
+        asked_by_example = problem.prompt.startswith("examples")
+        return () if asked_by_example else (Program(*problem.meta["program"]).source,)
+
     def demonstrate(self, problem: Problem, rng: random.Random) -> str:
         """Half careful (plans, then a bug with 30%), half hasty (a bug with 70%)."""
         program = Program(*problem.meta["program"])

@@ -59,20 +59,23 @@ def shown(text: str) -> Iterator[str]:
 
 
 class HeldOut:
-    """The content of dev and test problems, to be looked up in lines that a model would be trained on."""
+    """The content of dev and test problems, to be looked up in what a model would be trained on."""
 
     def __init__(self) -> None:
         self._owner: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._owner)
 
     def add(self, texts: Iterable[str], owner: str) -> None:
         """`texts` give the problem `owner` away."""
         for text in texts:
             self._owner.setdefault(normal_form(text), owner)
 
-    def found_in(self, *texts: str) -> tuple[str, str] | None:
-        """The first content that one of these lines shows, and its problem."""
-        for text in texts:
-            for part in shown(text):
-                if part in self._owner:
-                    return part, self._owner[part]
-        return None
+    def match(self, *texts: str) -> str | None:
+        """The problem that one of these texts gives away as a whole."""
+        return next((self._owner[t] for t in map(normal_form, texts) if t in self._owner), None)
+
+    def match_part(self, line: str) -> str | None:
+        """The problem that a line, or any few neighbouring parts of it, gives away."""
+        return next((self._owner[part] for part in shown(line) if part in self._owner), None)

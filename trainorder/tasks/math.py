@@ -57,6 +57,11 @@ class Math:
         meta = {"chain": chain, "answer": str(answer)}
         return Problem(content_id("math", *chain), "math", prompt, gold, gold, meta)
 
+    def reveals(self, problem: Problem) -> tuple[str, ...]:
+        """The chain as an expression, and its worked steps."""
+        chain: Chain = problem.meta["chain"]
+        return _expression(chain), _steps(chain)
+
     def demonstrate(self, problem: Problem, rng: random.Random) -> str:
         """Half careful (a step is wrong with 7%, and carried on), half hasty (wrong with 50%)."""
         chain: Chain = problem.meta["chain"]

@@ -1,4 +1,10 @@
-"""qa: closed-book facts about countries; the prompt lists distractors, so that guessing pays little (Omni-Thinker)."""
+"""qa: recall of facts about countries; the prompt lists distractors, so that guessing pays little (Omni-Thinker).
+
+A question (relation, country, one hop or two) belongs to one split, with whatever options it is asked: no question of
+dev or test is asked in training. The facts themselves are taught, by drills (`capital of peru is lima`) and by other
+questions about them: a fact that was never shown cannot be known closed-book. So the score says how well taught facts
+are recalled when a new question asks for them, not how well new facts are found.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +69,7 @@ class Qa:
 
     distractors: int = 4
     """Wrong answers listed beside the right one; fewer where the world has fewer (4 other continents)."""
-    version: int = field(default=1, init=False)
+    version: int = field(default=2, init=False)
     rewarded_by: Literal["verifier", "judge"] = field(default="verifier", init=False)
 
     def __post_init__(self) -> None:
@@ -71,7 +77,7 @@ class Qa:
             raise ValueError(f"distractors is a count in 0..20, got {self.distractors}")
 
     def draw(self, rng: random.Random) -> Problem:
-        """A question and a set of options. Facts are shared by all splits (closed book), question plus options not."""
+        """A question and a set of options; the question decides the split."""
         country = rng.choice(COUNTRIES)
         relation = rng.choice((*RELATIONS, "country"))
         hidden = relation == "country" or (relation != "capital" and rng.random() < 0.5)
@@ -90,8 +96,14 @@ class Qa:
             "options": options,
         }
         gold = format.render(_recall(country, relation, hidden, answer), answer)
-        key = content_id("qa", relation, country.name, int(hidden), *sorted(options))
+        key = content_id("qa", relation, country.name, int(hidden), variant=sorted(options))
         return Problem(key, "qa", prompt, gold, gold, meta)
+
+    def reveals(self, problem: Problem) -> tuple[str, ...]:
+        """What is asked, without wording and options."""
+        meta = problem.meta
+        country = next(c for c in COUNTRIES if c.name == meta["country"])
+        return (_subject(country, meta["relation"], meta["hidden"]),)
 
     def demonstrate(self, problem: Problem, rng: random.Random) -> str:
         """Half careful (recalls a wrong fact with 30%), half hasty (wrong with 70%)."""
