@@ -374,9 +374,11 @@ def test_what_each_match_pays(
 
 def test_a_copy_out_of_the_prompt_is_no_answer_unless_it_is_the_answer() -> None:
     for split in SPLITS:
-        write(split, json.dumps({"prompt": f"{split}: 1/2 as a decimal?", "answer": "0.5"}))
+        write(
+            split, json.dumps({"prompt": f"{split}: $0.5, or 1/2, as a decimal?", "answer": "0.5"})
+        )
     problem = task(match="number").read("mine")[0]["train"][0]
-    for text, value in (("1/2", 0.0), ("0.5", 1.0), ("2/4", 1.0)):
+    for text, value in (("1/2", 0.0), ("0.5", 1.0), ("$0.5", 1.0), ("2/4", 1.0)):
         [reward] = task(match="number").grade([f"<answer>{text}</answer>"], [problem])
         assert reward.value == value
 

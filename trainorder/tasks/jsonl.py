@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ MAX_CHARS = 100_000
 """Of one text."""
 MAX_LINE = 1 << 20
 """Bytes of one row."""
+OPERATION = re.compile(r"[/^%+*=\u00d7]|\w\s*[-\u2212]|frac|sqrt|times|cdot")
+"""Something to work out."""
 SHOWN = 5
 """Bad rows that an error names."""
 
@@ -173,7 +176,7 @@ class Jsonl:
 
     def _right(self, given: str, prompt: str, meta: dict[str, Any]) -> bool:
         wanted: str = meta["answer"]
-        if self.match in ("number", "math") and not given.isdecimal():
+        if self.match in ("number", "math") and OPERATION.search(given):
             copied = normal_form(given)  # `1/2` is 0.5, but not the answer to `1/2 as a decimal`
             if copied != normal_form(wanted) and copied in normal_form(prompt):
                 return False
