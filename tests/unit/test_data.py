@@ -162,26 +162,6 @@ def test_a_training_row_that_is_a_test_problem_of_another_task_refuses_the_build
     assert not Path("data").exists()
 
 
-def test_no_question_of_qa_is_asked_in_two_splits(inside: Path) -> None:
-    asked = {
-        split: {
-            (p.meta["relation"], p.meta["country"], p.meta["hidden"])
-            for p in load_problems("qa", split)
-        }
-        for split in SPLITS
-    }
-    assert min(map(len, asked.values())) > 10
-    assert not asked["test"] & (asked["train"] | asked["dev"])
-    assert not asked["dev"] & asked["train"]
-    shown = {
-        row["prompt"].partition(" among ")[0]
-        for row in jsonl(paths.SFT_DATA / "demonstrations.jsonl")
-    }
-    assert not shown & {
-        p.prompt.partition(" among ")[0] for s in ("dev", "test") for p in load_problems("qa", s)
-    }
-
-
 JSON_VALUES = st.recursive(
     st.none()
     | st.booleans()

@@ -1,9 +1,7 @@
 """qa: recall of facts about countries; the prompt lists distractors, so that guessing pays little (Omni-Thinker).
 
-A question (relation, country, one hop or two) belongs to one split, with whatever options it is asked: no question of
-dev or test is asked in training. The facts themselves are taught, by drills (`capital of peru is lima`) and by other
-questions about them: a fact that was never shown cannot be known closed-book. So the score says how well taught facts
-are recalled when a new question asks for them, not how well new facts are found.
+The facts, and the questions about them, are shared by all splits; a question with its options belongs to one split. So the
+score is recall of facts that were taught, chosen among new distractors; it says nothing about questions never asked.
 """
 
 from __future__ import annotations
@@ -77,7 +75,7 @@ class Qa:
             raise ValueError(f"distractors is a count in 0..20, got {self.distractors}")
 
     def draw(self, rng: random.Random) -> Problem:
-        """A question and a set of options; the question decides the split."""
+        """A question and a set of options, which together decide the split."""
         country = rng.choice(COUNTRIES)
         relation = rng.choice((*RELATIONS, "country"))
         hidden = relation == "country" or (relation != "capital" and rng.random() < 0.5)
@@ -96,14 +94,8 @@ class Qa:
             "options": options,
         }
         gold = format.render(_recall(country, relation, hidden, answer), answer)
-        key = content_id("qa", relation, country.name, int(hidden), variant=sorted(options))
+        key = content_id("qa", relation, country.name, int(hidden), *sorted(options))
         return Problem(key, "qa", prompt, gold, gold, meta)
-
-    def reveals(self, problem: Problem) -> tuple[str, ...]:
-        """What is asked, without wording and options."""
-        meta = problem.meta
-        country = next(c for c in COUNTRIES if c.name == meta["country"])
-        return (_subject(country, meta["relation"], meta["hidden"]),)
 
     def demonstrate(self, problem: Problem, rng: random.Random) -> str:
         """Half careful (recalls a wrong fact with 30%), half hasty (wrong with 70%)."""
