@@ -85,7 +85,9 @@ def build(params: Params) -> None:
         draw = partial(_until_clean, name, redrawn)
         own = list(_demonstrations(name, task, config.demonstrations, seed, train, held, draw))
         lines = list(_drills(name, task, config.drills, seed, held, draw))
-        summary[name] = _measure(name, config, built[name], own, lines, vocabulary)
+        summary[name] = _measure(
+            name, config, built[name], own, lines, vocabulary, params.policy.path is None
+        )
         if dropped[name]:
             print(
                 f"warning: tasks.{name}: {len(dropped[name])} rows dropped, see {paths.TASK_DATA.parent}/summary.json",
@@ -336,8 +338,9 @@ def _measure(
     demonstrations: list[dict[str, str]],
     drills: list[dict[str, str]],
     vocabulary: set[str],
+    built_in: bool,
 ) -> dict[str, Any]:
-    """Count, add all pieces to the vocabulary, and check that answers fit."""
+    """Count, add all pieces to the vocabulary, and check that answers fit if it is the built-in tokenizer's."""
 
     def longest(texts: Iterable[str]) -> int:
         most = 0
@@ -349,7 +352,7 @@ def _measure(
 
     problems = [problem for split in SPLITS for problem in splits[split]]
     answer = longest(text for p in problems for text in {p.gold, p.reference}) + 1
-    if answer > config.max_new_tokens:
+    if built_in and answer > config.max_new_tokens:
         raise ParamsError(
             f"tasks.{name}.max_new_tokens: the longest right answer has {answer} tokens with its end token, "
             f"got {config.max_new_tokens}"

@@ -469,6 +469,15 @@ def test_special_tokens_are_those_of_the_tokenizer_in_use(folder: Path) -> None:
         assert "is a special token" in dropped[0].reason
 
 
+def test_answers_are_measured_with_the_built_in_tokenizer_only_where_it_is_used() -> None:
+    write("train", json.dumps({"prompt": "p", "answer": "9" * 300}))
+    own = params((1, 4, 4))
+    with pytest.raises(ParamsError, match=r"the longest right answer has \d+ tokens"):
+        build(own)
+    build(own.model_copy(update={"policy": PolicyConfig(path="some/model")}))
+    assert load_problems("mine", "train")[0].meta["answer"] == "9" * 300
+
+
 def test_a_loop_of_links_and_a_name_too_long_are_one_line_each() -> None:
     for name in ("one", "two"):
         Path("mine", name).symlink_to("two" if name == "one" else "one")
