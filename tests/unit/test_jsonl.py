@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainorder import paths
+from trainorder import paths, preflight
 from trainorder.config import Params, PolicyConfig, TaskConfig, parse_params
 from trainorder.data import build, reserved_tokens
 from trainorder.plan.check import check
@@ -215,6 +215,18 @@ def test_a_missing_file_is_refused_by_check_and_build() -> None:
     )
     with pytest.raises(ParamsError, match=r"tasks\.mine\.options: no file .mine/dev\.jsonl."):
         check(params())
+
+
+@pytest.mark.parametrize("counts", [(13, 4, 4), (12, 5, 4), (12, 4, 5)])
+def test_check_reads_the_rows_and_counts_them(counts: tuple[int, int, int]) -> None:
+    preflight.rows.check(params())
+    with pytest.raises(
+        ParamsError, match=r"tasks\.mine: \w+: \d+ asked for, \d+ usable rows in mine/"
+    ):
+        preflight.rows.check(params(counts))
+    write("dev", '{"prompt": "without an answer"}')
+    with pytest.raises(ParamsError, match=r"mine/dev\.jsonl, line 1: no key 'answer'"):
+        preflight.rows.check(params())
 
 
 def test_too_few_rows_say_how_many_there_are() -> None:

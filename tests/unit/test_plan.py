@@ -619,3 +619,15 @@ def test_commands_that_train_nothing_import_no_torch():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def test_users_of_verifiers_only_are_told_what_to_add():
+    verified: Change = {
+        "tasks": {"math": {}, "qa": {}},
+        "phases": {"math": {"kind": "structured", "tasks": {"math": 1}, "steps": 2}},
+        "orders": {"one": ["math"]},
+        "merges": {},
+    }
+    assert "add `creative: {demonstrations: 2000}` to tasks" in refusal(**verified)
+    verified["tasks"]["creative"] = {"demonstrations": 2000}
+    check(params(**verified))

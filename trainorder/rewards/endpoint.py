@@ -156,7 +156,8 @@ class EndpointJudge:
         import httpx
 
         try:
-            url = f"{self.config.base_url.rstrip('/')}/chat/completions"
+            base = httpx.URL(self.config.base_url)  # may have a query, such as ?api-version=...
+            url = base.copy_with(path=f"{base.path.rstrip('/')}/chat/completions")
             with client.stream("POST", url, json=body) as response:
                 read = b""
                 for chunk in response.iter_bytes():
