@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from trainorder.plan.state import quiet_dvc
 from trainorder.process import die_with_parent
 
 ALWAYS = ["always changed"]
@@ -32,6 +33,7 @@ def look() -> tuple[dict[str, set[str]], dict[str, list]]:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    quiet_dvc()
     try:
         with Repo(".") as repo:
             stages = repo.index.graph

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from prefect import Task, flow, get_run_logger, task
+import httpx
+from prefect import Task, flow, get_run_logger, tags, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.client.schemas.objects import State
 from prefect.events.worker import EventsWorker
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.futures import PrefectFuture
 from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run
 from prefect.states import Completed, Crashed
 from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.utilities.urls import url_for
 
 from flows.dvc import Runner, StageFailed
 from flows.progress import Display
@@ -26,7 +30,13 @@ from flows.schedule import Schedule, topological
 
 NAME = "trainorder"
 STATES = {"ran": "Completed", "restored": "Restored", "unchanged": "Unchanged"}
+PATIENCE = {"timeout": 20.0}
+"""Seconds for the first answer of a server that the user named."""
 IDLE_THREADS = 8  # beside the workers: tasks of stages that are up to date
+
+
+class ServerError(RuntimeError):
+    """The Prefect server cannot be reached, or refuses us."""
 
 
 class Pipeline:
@@ -109,8 +119,14 @@ class Pipeline:
         return stage
 
 
-def run_flow(body: Callable[[], None], pipeline: Pipeline, workers: int, name: str) -> None:
-    """Run `body` as a Prefect flow run of this name; what it raises comes out here too."""
+def run_flow(
+    body: Callable[[], None], pipeline: Pipeline, workers: int, name: str, marks: Sequence[str]
+) -> None:
+    """Run `body` as a Prefect flow run of this name, tagged with `marks`; what it raises comes out here too.
+
+    Raises:
+        ServerError: Prefect's server does not answer.
+    """
 
     @flow(
         name=NAME,
@@ -121,6 +137,8 @@ def run_flow(body: Callable[[], None], pipeline: Pipeline, workers: int, name: s
     )
     def orders() -> None:
         pipeline.flow_run = flow_run.get_id()
+        page = url_for("flow-run", obj_id=pipeline.flow_run)
+        pipeline.display.say(f"[dim]live until the run ends: {page}   afterwards: trainorder ui[/]")
         try:
             body()
         finally:
@@ -128,13 +146,27 @@ def run_flow(body: Callable[[], None], pipeline: Pipeline, workers: int, name: s
                 create_table_artifact(key="stages", table=_stage_rows(pipeline))
 
     try:
-        orders()
+        with _reaching_the_server(), tags(*marks):
+            orders()
     finally:
-        _settle(pipeline)
+        with suppress(httpx.HTTPError, PrefectHTTPStatusError):  # must not hide the cause
+            _settle(pipeline)
+
+
+@contextmanager
+def _reaching_the_server() -> Iterator[None]:
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL, PrefectHTTPStatusError) as error:
+        raise ServerError(
+            str(error).strip().splitlines()[0] if str(error) else repr(error)
+        ) from error
 
 
 def _settle(pipeline: Pipeline, seconds: float = 10.0) -> None:
     """Wait until the server has written down what it was told: it is stopped next, and drops what is in flight."""
+    if pipeline.flow_run is None:
+        return
     for worker in (APILogWorker, EventsWorker):
         worker.drain_all(timeout=seconds, at_exit=False)
     end = time.monotonic() + seconds
@@ -157,17 +189,24 @@ def publish(table: list[dict[str, Any]], text: str) -> None:
     create_markdown_artifact(key="verdict", markdown=text)
 
 
-def sweep() -> int:
-    """Mark flow and task runs that a killed flow left RUNNING as crashed; only one flow runs per project."""
+def sweep(marks: Sequence[str]) -> int:
+    """Mark the runs with all of these tags that a killed flow left RUNNING as crashed; only one flow runs per folder.
+
+    Raises:
+        ServerError: Prefect's server does not answer.
+    """
     running = {"state": {"type": {"any_": ["RUNNING"]}, "name": None}}
-    state = Crashed(message="the process of this run ended without a word")
-    with get_client(sync_client=True) as client:
-        left = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(running))
+    mine = {"tags": {"all_": list(marks)}}
+    state = Crashed(message="the process of this run terminated unexpectedly")
+    with _reaching_the_server(), get_client(PATIENCE, sync_client=True) as client:
+        left = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(running | mine))
+        tasks = client.read_task_runs(
+            flow_run_filter=FlowRunFilter.model_validate(mine),
+            task_run_filter=TaskRunFilter.model_validate(running),
+        )
         for run in left:
             client.set_flow_run_state(run.id, state, force=True)
-        for task_run in client.read_task_runs(
-            task_run_filter=TaskRunFilter.model_validate(running)
-        ):
+        for task_run in tasks:
             client.set_task_run_state(task_run.id, state, force=True)
     return len(left)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -24,13 +25,13 @@ from flows import dvc
 from flows.progress import Display
 from flows.schedule import Schedule
 from flows.warm import warm_stages
-from trainorder import paths, plan, preflight, tracking
-from trainorder.files import write_json
-from trainorder.process import exclusive
-from trainorder.reading import ParamsError, read_json, refused_path
+from trainorder import owner, paths, plan, preflight, tracking
+from trainorder.files import disk_trouble, is_disk_full, write_json
+from trainorder.process import exclusive, keep_loopback_direct
+from trainorder.reading import ParamsError, read_json
 from trainorder.report import words
 from trainorder.storage import check_room
-from trainorder.ui import prefect_environment, prefect_server
+from trainorder.ui import prefect_environment, prefect_profiles, prefect_server
 
 if TYPE_CHECKING:
     from flows.orders import Pipeline
@@ -68,7 +69,7 @@ class Look:
 
     @property
     def stale(self) -> set[str]:
-        """Stages that have something to do, be it only to restore their files."""
+        """Stages that have something to do, even if only to restore their files."""
         return {stage for stage, state in self.stages.items() if state != "cached"}
 
 
@@ -87,24 +88,26 @@ def main() -> int:
         code, text = 2, str(error)
     except (FlowError, dvc.StageFailed, RuntimeError) as error:
         code, text = 1, str(error)
-    except OSError as error:
-        code, text = 2, refused_path(error)
-        if not text:
-            raise
     except KeyboardInterrupt:
         code, text = (
             130,
             "stopped; what was finished is kept, the next `trainorder run` goes on from there",
         )
-    console.print(f"error: {text}", style="red", markup=False)
+    except OSError as error:
+        code, text = 1 if is_disk_full(error) else 2, disk_trouble(error)
+        if not text:
+            raise
+    console.print(f"error: {text}", style="red", markup=False, soft_wrap=True)
     return code
 
 
 def _run(wanted: plan.Plan, console: Console) -> None:
-    os.environ.update(prefect_environment(Path.cwd()))
+    keep_loopback_direct()
+    users = _users_prefect()
+    if users is None:
+        os.environ.update(prefect_environment(Path.cwd()))
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the server has all logs
-    outside = "PREFECT_API_URL" in os.environ
-    servers = nullcontext() if outside else prefect_server()
+    servers = prefect_server() if users is None else nullcontext()
     with servers as server, Display(console) as display, ExitStack() as while_running:
         if server is not None:
             os.environ["PREFECT_API_URL"] = f"{server.url}/api"  # Prefect reads it when imported
@@ -114,15 +117,49 @@ def _run(wanted: plan.Plan, console: Console) -> None:
         from flows import orders
 
         if server is not None:
-            url = server.wait_until_ready()
-            display.say(f"[dim]Prefect shows this run at {url}/runs[/]")
-            orders.sweep()
+            server.wait_until_ready()
+        mine = [f"{key}={value}" for key, value in owner.identity().items()]
         pipeline = orders.Pipeline(display)
         try:
+            orders.sweep([] if _has_own_records() and users is None else mine)
             workers, name = wanted.params.flow.workers, shorten(", ".join(wanted.params.orders), 80)
-            orders.run_flow(lambda: _passes(state, pipeline), pipeline, workers, name)
+            orders.run_flow(lambda: _passes(state, pipeline), pipeline, workers, name, mine)
+        except orders.ServerError as error:
+            raise FlowError(
+                f"Prefect at {users or 'its own server'} does not answer ({error}): start it, or unset PREFECT_API_URL "
+                f"(or leave the Prefect profile that names it) and trainorder starts a server of its own"
+            ) from error
         finally:
-            _remember(pipeline.seconds)
+            with suppress(OSError):  # estimates only; what stopped the run is to be reported
+                _remember(pipeline.seconds)
+
+
+def _has_own_records() -> bool:
+    """Whether Prefect's records lie in this folder, so that all of them are ours; a PREFECT_HOME may hold others'."""
+    return Path(os.environ.get("PREFECT_HOME", "")) == HOME.absolute()
+
+
+def _users_prefect() -> str | None:
+    """Address of the Prefect server that the user chose, by a variable, profile, .env or prefect.toml; None: no such."""
+    if "PREFECT_API_URL" in os.environ:
+        return os.environ["PREFECT_API_URL"] or None
+    files = (prefect_profiles(), Path("prefect.toml"), Path(".env"), Path("pyproject.toml"))
+    mentions = ("", "", "PREFECT_", "[tool.prefect")
+    if not any(
+        file.is_file() and mention in file.read_text(encoding="utf-8", errors="replace")
+        for file, mention in zip(files, mentions, strict=True)
+    ):
+        return None
+    # in a process of its own: Prefect reads its settings once, and the server's address may follow
+    source = "from prefect.settings import get_current_settings as s; print(s().api.url or '')"
+    asked = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=False
+    )
+    if asked.returncode:
+        raise FlowError(
+            f"Prefect cannot read its settings: {asked.stderr.strip().splitlines()[-1]}"
+        )
+    return asked.stdout.strip() or None
 
 
 def _start(wanted: plan.Plan) -> Look:
@@ -153,7 +190,7 @@ def _look(current: plan.Plan) -> Look:
 
 
 def _fingerprint(patience: float = 20.0) -> None:
-    """Run the fingerprint stage; right after a kill DVC's locks are held until the system has buried the dead."""
+    """Run the fingerprint stage; right after a kill DVC's locks are held until the killed processes are reaped."""
     end = time.monotonic() + patience
     while True:
         try:

@@ -68,14 +68,14 @@ def main() -> None:
     address = sys.argv[1]
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(address)
-        listener.listen(64)  # before the imports: who comes early waits for them
+        listener.listen(64)  # before the imports: early clients block
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         for name in PACKAGES:
             importlib.import_module(name)
         assert threading.active_count() == 1, (
             "a package started a thread, which would not survive fork"
         )
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system buries ended children
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children are reaped by the system
         while True:
             connection, _ = listener.accept()
             if os.fork() == 0:

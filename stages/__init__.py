@@ -22,9 +22,9 @@ from stages import warm
 warm.borrow()  # before anything else is imported: a borrowed process has it all
 
 from trainorder.config import Params
-from trainorder.files import is_disk_full
-from trainorder.process import StageError, die_with_parent
-from trainorder.reading import ParamsError, refused_path
+from trainorder.files import disk_trouble, is_disk_full
+from trainorder.process import StageError, die_with_parent, keep_loopback_direct
+from trainorder.reading import ParamsError
 from trainorder.resume import Work, working
 
 Stage = Callable[[argparse.Namespace], None]
@@ -41,6 +41,7 @@ def run(name: str, about: str | None, options: Mapping[str, str], stage: Stage) 
         parser.add_argument(option, help=text, type=kind, required=True)
     arguments = parser.parse_args()
     die_with_parent()
+    keep_loopback_direct()
     try:
         stage(arguments)
     except ParamsError as error:
@@ -48,16 +49,10 @@ def run(name: str, about: str | None, options: Mapping[str, str], stage: Stage) 
     except StageError as error:
         return _refuse(str(error), 1)
     except Exception as error:
-        path = refused_path(error) if isinstance(error, OSError) else ""
-        if path:
-            return _refuse(path, 2)
-        if not is_disk_full(error):
+        trouble = disk_trouble(error)
+        if not trouble:
             raise
-        return _refuse(
-            f"no space left on the disk ({error}). Nothing was left half-written. Make room (`trainorder gc` says "
-            "what can go) and run the same command again: it goes on from the last step checkpoint",
-            1,
-        )
+        return _refuse(trouble, 1 if is_disk_full(error) else 2)
     return 0
 
 

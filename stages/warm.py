@@ -44,7 +44,8 @@ def borrow() -> None:
         code = connection.recv(1)
     if not code:
         print(
-            f"error: the process that ran {module} ended without a word: killed?", file=sys.stderr
+            f"error: the process that ran {module} terminated unexpectedly: killed?",
+            file=sys.stderr,
         )
     sys.stdout.flush()
     sys.stderr.flush()

@@ -297,24 +297,28 @@ def _print_json(document: object) -> None:
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Turn wrong input, and paths that the system refuses, into one line on stderr and exit code 2."""
-    from trainorder.process import Busy
-    from trainorder.reading import ParamsError, refused_path
+    """Turn wrong input, a path that the system refuses and a full disk into one line on stderr.
+
+    Exit code 2 for what the user gave, 1 for the state of the machine.
+    """
+    from trainorder.files import disk_trouble, is_disk_full
+    from trainorder.process import StageError
+    from trainorder.reading import ParamsError
 
     try:
         yield
-    except Busy as error:
+    except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except (ParamsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     except OSError as error:
-        text = refused_path(error)
+        text = disk_trouble(error)
         if not text:
             raise
         print(f"error: {text}", file=sys.stderr)
-        raise typer.Exit(2) from None
+        raise typer.Exit(1 if is_disk_full(error) else 2) from None
 
 
 if __name__ == "__main__":

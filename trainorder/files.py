@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from trainorder.process import fail_point
+from trainorder.reading import refused_path
 
 
 def write_text(path: Path, text: str) -> None:
@@ -96,6 +97,16 @@ def sha256(path: Path) -> str:
     """Hash of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def disk_trouble(error: Exception) -> str:
+    """What a user can do about an error that a full disk or a refused path caused; empty for every other error."""
+    if is_disk_full(error):
+        return (
+            f"no space left on the disk ({error}). Nothing was left half-written. Make room (`trainorder gc` says "
+            f"what can go) and run the same command again: it goes on from the last step checkpoint"
+        )
+    return refused_path(error) if isinstance(error, OSError) else ""
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 FAIL_AT = "TRAINORDER_FAIL_AT"
 """Environment variable `NAME` or `NAME:N`: the process kills itself (SIGKILL) when it passes fail-point NAME the Nth time."""
 
@@ -41,6 +42,18 @@ def die_with_parent(parent: int | None = None) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def keep_loopback_direct(*hosts: str) -> None:
+    """Let this process and its children reach servers on this machine (and `hosts`) without the user's proxy.
+
+    urllib, requests, httpx and curl read one of the two variables, or the other first; the user's entries stay.
+    """
+    given = ",".join(os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY"))
+    direct = dict.fromkeys(filter(None, (host.strip() for host in given.split(","))))
+    if "*" not in direct:
+        direct |= dict.fromkeys((*LOOPBACK, *hosts))
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(direct)
 
 
 def fail_point(name: str) -> None:

@@ -1,17 +1,19 @@
 """What a node logs: runs/<node>/metrics.jsonl is the truth, MLflow shows a copy.
 
+Every run carries tags that say whose it is (trainorder/owner.py), and nobody else's run is changed.
+
 The only module that knows MLflow. A store that is down, slow or broken costs one warning, never a number and never a
 training step. MLflow takes seconds to import, so it is imported when the first run opens.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import math
 import os
+import socket
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +25,16 @@ from typing import IO, TYPE_CHECKING, Any
 
 from trainorder import paths
 from trainorder.files import write_json
-from trainorder.process import is_held
+from trainorder.owner import (
+    alone_in,
+    artifacts,
+    experiment_name,
+    identity,
+    own_filter,
+    own_store,
+    store_uri,
+)
+from trainorder.process import is_held, keep_loopback_direct
 from trainorder.resume import NOTHING, Work
 
 if TYPE_CHECKING:
@@ -32,7 +43,8 @@ if TYPE_CHECKING:
 
 NODES = "nodes"
 ORDERS = "orders"
-ARTIFACTS = Path("mlartifacts")
+RECORDED = "recorded_run_id"
+"""Tag of a run that was filled in from a node's records: the id in its run.json, of a store that is not here."""
 MAX_METRICS, MAX_PARAMS = 1000, 100  # of one log_batch call; MLflow refuses more
 
 
@@ -137,7 +149,8 @@ class _Mirror:
             self.client, experiment = connect(NODES)
             if known is not None and self._reopen(known):
                 return self.run_id
-            run = self.client.create_run(experiment, run_name=self.node, tags=self.tags)
+            tags = self.tags | identity()
+            run = self.client.create_run(experiment, run_name=self.node, tags=tags)
             self.run_id = run.info.run_id
             _log_params(self.client, self.run_id, self.params)
         return self.run_id
@@ -203,33 +216,30 @@ class _Mirror:
             self.warned = True
 
 
-def store_uri() -> str:
-    """MLFLOW_TRACKING_URI, or the project's own SQLite file with its absolute path."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-
-
 def connect(experiment: str) -> tuple[MlflowClient, str]:
     """A client of the store and the id of `experiment`, created where missing.
 
     One process at a time goes through here: of several that create the tables of a fresh SQLite file together, most
     fail (mlflow#23721).
     """
+    keep_loopback_direct()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    ARTIFACTS.mkdir(exist_ok=True)
-    with _exclusive(ARTIFACTS), _quiet_start():
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    artifacts().mkdir(exist_ok=True)
+    with alone_in(artifacts()), _quiet_start():
         from mlflow import MlflowClient
 
-        uri = store_uri()
+        uri, name = store_uri(), experiment_name(experiment)
         client = MlflowClient(tracking_uri=uri)
-        found = client.get_experiment_by_name(experiment)
+        found = client.get_experiment_by_name(name)
         if found is not None:
             return client, found.experiment_id
-        local = uri.startswith("sqlite:")
-        location = f"{ARTIFACTS.absolute().as_uri()}/{experiment}" if local else None
+        # resolved by the server that shows it, so a project that was moved or copied keeps its files
+        location = f"mlflow-artifacts:/{experiment}" if own_store() else None
         kind = {"mlflow.experimentKind": "custom_model_development"}  # else its pages open on GenAI
-        return client, client.create_experiment(experiment, artifact_location=location, tags=kind)
+        return client, client.create_experiment(name, artifact_location=location, tags=kind)
 
 
 def create_store() -> None:
@@ -269,13 +279,16 @@ def log_orders(records: Sequence[OrderRecord]) -> int:
     """One summary run per record in the experiment `orders`; what is already there is not added again.
 
     Positions are MLflow's steps, so its charts and parallel coordinates show orders side by side. Runs of earlier
-    measurements stay, with the tag `current` false. Returns how many runs were added.
+    measurements stay, with the tag `current` false; those of other projects and folders are not touched. Returns how many
+    runs were added.
     """
     client, experiment = connect(ORDERS)
-    known = {run.data.tags.get("order_key"): run for run in _runs(client, experiment)}
+    mine = identity()
+    here = (run for run in _own_runs(client, experiment) if _is_from_here(run))
+    known = {run.data.tags.get("order_key"): run for run in here}
     for record in records:
         if record.key not in known:
-            _add_order(client, experiment, record)
+            _add_order(client, experiment, record, mine)
     keys = {record.key for record in records}
     for key, run in known.items():
         current = str(key in keys).lower()
@@ -284,8 +297,11 @@ def log_orders(records: Sequence[OrderRecord]) -> int:
     return len(keys - known.keys())
 
 
-def _add_order(client: MlflowClient, experiment: str, record: OrderRecord) -> None:
-    run_id = client.create_run(experiment, run_name=record.name, tags=record.tags).info.run_id
+def _add_order(
+    client: MlflowClient, experiment: str, record: OrderRecord, mine: Mapping[str, str]
+) -> None:
+    tags = {**record.tags, **mine}
+    run_id = client.create_run(experiment, run_name=record.name, tags=tags).info.run_id
     _log_params(client, run_id, record.params)
     now = int(time.time() * 1000)
     _log_metrics(client, run_id, [(name, value, now, step) for name, value, step in record.metrics])
@@ -296,15 +312,50 @@ def _add_order(client: MlflowClient, experiment: str, record: OrderRecord) -> No
     client.set_terminated(run_id, "FINISHED")
 
 
+def fill() -> int:
+    """Bring the records in runs/ into a store that has no run of this project; returns how many runs that makes.
+
+    A clone that pulled has the records of every node and no store. The runs get ids of their own.
+    """
+    client, experiment = connect(NODES)
+    if next(_own_runs(client, experiment), None) is not None:
+        return 0
+    made: dict[str, str] = {}
+    mine = identity()
+    files = paths.run("x").parent.glob("*/metrics.jsonl")
+    for file in sorted(files, key=lambda file: (file.parent.name.count("--"), file)):
+        node = file.parent.name
+        beside = file.with_name("manifest.json")
+        manifest = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+        tags = {"node": node, **mine, RECORDED: read_run_id(node) or ""}
+        tags |= {name: str(manifest[name]) for name in ("seed", "phase") if name in manifest}
+        for parent in manifest.get("parents", {}):
+            tags |= {"parent_node": parent, "parent_run_id": made.get(parent, "")}
+        time_ms = int(file.stat().st_mtime * 1000)
+        run = client.create_run(experiment, start_time=time_ms, run_name=node, tags=tags)
+        made[node] = run.info.run_id
+        _log_params(client, made[node], manifest.get("params", {}))
+        metrics = [
+            (name, math.nan if value is None else value, time_ms, line["step"])
+            for line in map(json.loads, file.read_text(encoding="utf-8").split("\n")[:-1])
+            for name, value in line.items()
+            if name != "step"
+        ]
+        _log_metrics(client, made[node], metrics)
+        client.set_terminated(made[node], "FINISHED", time_ms)
+    return len(made)
+
+
 def log_final(metrics: Mapping[str, Mapping[str, float]]) -> int:
     """Add metrics (evaluations) to finished node runs: run id -> metrics. Returns how many runs changed.
 
-    What a run already holds is not sent again; a run that the store does not know is left out.
+    What a run already holds is not sent again; a run that the store does not know, or knows as another project's, is left
+    out.
     """
     client, experiment = connect(NODES)
     changed = 0
-    for run in _runs(client, experiment):
-        wanted = metrics.get(run.info.run_id, {})
+    for run in _own_runs(client, experiment):
+        wanted = metrics.get(run.data.tags.get(RECORDED, run.info.run_id), {})
         new = {name: v for name, v in wanted.items() if run.data.metrics.get(name) != v}
         if new:
             now = int(time.time() * 1000)
@@ -314,27 +365,41 @@ def log_final(metrics: Mapping[str, Mapping[str, float]]) -> int:
 
 
 def sweep() -> int:
-    """Mark node runs that a killed process left RUNNING as KILLED; one whose node is being made now is left alone."""
+    """Mark node runs that a killed process of this project and machine left RUNNING as KILLED.
+
+    One whose node is being made now, here or in another folder of the project, is left alone.
+    """
     client, experiment = connect(NODES)
+    host = socket.gethostname()
     left = [
         run
-        for run in _runs(client, experiment)
-        if run.info.status == "RUNNING"
-        and not is_held(paths.RESUME / f"{run.data.tags.get('node')}.lock")
+        for run in _own_runs(client, experiment)
+        if run.info.status == "RUNNING" and run.data.tags.get("host", host) == host
+        if not is_held(_folder(run) / paths.RESUME / f"{run.data.tags.get('node')}.lock")
     ]
     for run in left:
         client.set_terminated(run.info.run_id, "KILLED")
     return len(left)
 
 
-def _runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
+def _own_runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
     token: str | None = None
     while True:
-        page = client.search_runs([experiment], max_results=1000, page_token=token)
+        page = client.search_runs([experiment], own_filter(), max_results=1000, page_token=token)
         yield from page
         token = page.token
         if not token:
             return
+
+
+def _folder(run: Run) -> Path:
+    """Where a run was made; this folder for runs of before there was the tag."""
+    return Path(run.data.tags.get("folder", Path.cwd()))
+
+
+def _is_from_here(run: Run) -> bool:
+    """Whether a run was made in this folder, or in one that was moved here or deleted."""
+    return _folder(run) == Path.cwd() or not _folder(run).is_dir()
 
 
 def _node_tags(node: str, seed: int, tags: Mapping[str, Any]) -> dict[str, str]:
@@ -387,17 +452,6 @@ def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-@contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; others wait."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from trainorder import paths
-from trainorder.process import die_with_parent
+from trainorder.process import die_with_parent, keep_loopback_direct
 
 LOOPBACK = "127.0.0.1"
+LOOPBACK_NAMES = (LOOPBACK, "localhost", "::1")
 ANYWHERE = ("", "0.0.0.0", "::")
 """Hosts that mean every address of the machine."""
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
+TRAINING_MODE = "workflowType=machine_learning"
+"""Else MLflow's pages open on its GenAI part."""
 START_SECONDS = 120.0
 UNUSED_SERVICES = (
     "SCHEDULER",
@@ -38,14 +41,34 @@ UNUSED_SERVICES = (
 
 
 def prefect_environment(project: Path) -> dict[str, str]:
-    """What makes Prefect keep its state in the project and send nothing out."""
-    off = {f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false" for service in UNUSED_SERVICES}
-    return off | {
+    """What makes Prefect keep its state in the project and send nothing out; what the user has set stays as it is."""
+    settings = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in UNUSED_SERVICES}
+    settings |= {
         "PREFECT_HOME": str(project / ".prefect"),
+        "PREFECT_PROFILES_PATH": str(prefect_profiles()),  # a user's profile holds for every home
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
         "DO_NOT_TRACK": "1",
     }
+    return {name: os.environ.get(name, value) for name, value in settings.items()}
+
+
+def prefect_profiles() -> Path:
+    """The file with the user's Prefect profiles, where Prefect looks for it."""
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    return Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml")
+
+
+def origins(host: str, port: int) -> set[str]:
+    """Where the pages of a server come from: its address, for a server on loopback every name of that.
+
+    >>> sorted(origins("127.0.0.1", 4200))
+    ['http://127.0.0.1:4200', 'http://[::1]:4200', 'http://localhost:4200']
+    >>> "http://10.0.0.5:4200" in origins("10.0.0.5", 4200)
+    True
+    """
+    names = {*LOOPBACK_NAMES, *({host} - set(ANYWHERE))}
+    return {f"http://{f'[{name}]' if ':' in name else name}:{port}" for name in names}
 
 
 class Server:
@@ -60,11 +83,13 @@ class Server:
         log: Path,
         host: str = LOOPBACK,
     ) -> None:
-        self.url = f"http://{LOOPBACK if host in ANYWHERE else host}:{port}"
+        keep_loopback_direct(host)
+        name = LOOPBACK if host in ANYWHERE else host
+        self.url = f"http://{f'[{name}]' if ':' in name else name}:{port}"
         self.log = log
         self._health = self.url + health
         self._command = command
-        self._environment = {**os.environ, **environment}
+        self.environment = {**os.environ, **environment}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Server:
@@ -72,7 +97,7 @@ class Server:
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command,
-                env=self._environment,
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -114,29 +139,27 @@ class Server:
 def prefect_server(port: int = 0, host: str = LOOPBACK) -> Server:
     """A Prefect server over ./.prefect; port 0 takes a free one. Loopback unless told otherwise."""
     port = port or free_port()
-    command = [sys.executable, "-m", "prefect", "server", "start"]
-    command += ["--host", host, "--port", str(port)]
-    ui = {
-        "PREFECT_SERVER_UI_API_URL": f"http://{LOOPBACK}:{port}/api"
-    }  # else the page asks port 4200
-    environment = prefect_environment(Path.cwd()) | ui
-    return Server(port, command, environment, "/api/health", Path(".prefect/server.log"), host)
+    command = [sys.executable, "-m", "flows.server", host, str(port)]
+    server = Server(port, command, {}, "/api/health", Path(".prefect/server.log"), host)
+    page = {"PREFECT_SERVER_UI_API_URL": f"{server.url}/api"}  # else the page asks port 4200
+    server.environment |= prefect_environment(Path.cwd()) | page
+    return server
 
 
 def mlflow_server(port: int = 0, host: str = LOOPBACK) -> Server:
     """An MLflow server over the project's store; port 0 takes a free one. Loopback unless told otherwise."""
-    from trainorder.tracking import ARTIFACTS, store_uri
+    from trainorder.owner import artifacts, store_uri
 
     port = port or free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
     command += ["--backend-store-uri", store_uri(), "--workers", "1"]
-    command += ["--artifacts-destination", str(ARTIFACTS.absolute())]
+    command += ["--artifacts-destination", str(artifacts())]
     environment = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # background jobs of its GenAI part
         "DO_NOT_TRACK": "1",
     }
-    return Server(port, command, environment, "/health", ARTIFACTS / "server.log", host)
+    return Server(port, command, environment, "/health", artifacts() / "server.log", host)
 
 
 def free_port(wanted: int = 0) -> int:
@@ -149,13 +172,18 @@ def free_port(wanted: int = 0) -> int:
     raise RuntimeError(f"no free port on {LOOPBACK}")
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens there."""
+    return host in LOOPBACK_NAMES or host.startswith("127.")
+
+
 def reach(host: str) -> str:
     """Who can open the pages.
 
     >>> reach("127.0.0.1")
     'reachable from this machine only (127.0.0.1); --host changes that'
     """
-    if host == "localhost" or host.startswith("127.") or host == "::1":
+    if is_loopback(host):
         return f"reachable from this machine only ({host}); --host changes that"
     return f"warning: listening on {host}: whoever reaches this machine can read and change everything, no password is asked"
 
@@ -166,21 +194,30 @@ def serve(
     """Start both servers, print where to look and who can, stop both on Ctrl-C or SIGTERM.
 
     Raises:
-        FileNotFoundError: nothing was run here yet.
+        FileNotFoundError: nothing was run or pulled here yet.
     """
     from rich.console import Console
 
-    if not Path("mlflow.db").exists() and "MLFLOW_TRACKING_URI" not in os.environ:
-        raise FileNotFoundError("nothing was run in this folder yet: `make run` first")
+    from trainorder import owner
+    from trainorder.report import mirror
+
+    stored = not owner.own_store() or (owner.home() / "mlflow.db").exists()
+    if not stored and not any(paths.run("x").parent.glob("*/metrics.jsonl")):
+        raise FileNotFoundError(
+            "nothing was run in this folder yet: `make run` or `dvc pull` first"
+        )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(highlight=False, soft_wrap=True)
-    with (
-        contextlib.suppress(KeyboardInterrupt),
-        prefect_server(free_port(prefect_port), host) as prefect,
-        mlflow_server(free_port(mlflow_port), host) as mlflow,
-    ):
+    filled = mirror.fill() if owner.own_store() else 0
+    if filled:
+        console.print(f"MLflow's store was empty: {filled} runs filled in from runs/", style="dim")
+    theirs = owner.store_uri() if owner.store_uri().startswith("http") else None
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as servers:
+        prefect = servers.enter_context(prefect_server(free_port(prefect_port), host))
+        mlflow = theirs or servers.enter_context(mlflow_server(free_port(mlflow_port), host))
         console.print("starting MLflow and Prefect ...", style="dim")
-        for name, link in links(mlflow.wait_until_ready(), prefect.wait_until_ready()).items():
+        mlflow_url = mlflow if isinstance(mlflow, str) else mlflow.wait_until_ready()
+        for name, link in links(mlflow_url, prefect.wait_until_ready()).items():
             console.print(f"{name:<28} {link}")
         console.print(reach(host), style="dim")
         console.print("Ctrl-C stops both", style="dim")
@@ -194,14 +231,14 @@ def links(mlflow_url: str, prefect_url: str) -> dict[str, str]:
     if orders is not None:
         runs = _current_orders(mlflow_url, orders)
         if len(runs) > 1:
-            query = f"runs={_quoted(runs)}&experiments={_quoted([orders])}"
+            query = f"runs={_quoted(runs)}&experiments={_quoted([orders])}&{TRAINING_MODE}"
             result["MLflow: orders compared"] = f"{mlflow_url}/#/compare-runs?{query}"
         result["MLflow: orders, curves"] = (
-            f"{mlflow_url}/#/experiments/{orders}/runs?compareRunsMode=CHART"
+            f"{mlflow_url}/#/experiments/{orders}/runs?compareRunsMode=CHART&{TRAINING_MODE}"
         )
     if nodes is not None:
         result["MLflow: nodes, curves"] = (
-            f"{mlflow_url}/#/experiments/{nodes}/runs?compareRunsMode=CHART"
+            f"{mlflow_url}/#/experiments/{nodes}/runs?compareRunsMode=CHART&{TRAINING_MODE}"
         )
     result["Prefect: runs of the flow"] = f"{prefect_url}/runs"
     if paths.REPORT.exists():
@@ -214,7 +251,9 @@ def _quoted(value: list[str]) -> str:
 
 
 def _experiment(url: str, name: str) -> str | None:
-    query = urllib.parse.urlencode({"experiment_name": name})
+    from trainorder.owner import experiment_name
+
+    query = urllib.parse.urlencode({"experiment_name": experiment_name(name)})
     try:
         found = _ask(f"{url}/api/2.0/mlflow/experiments/get-by-name?{query}")
     except urllib.error.HTTPError:  # 404: nothing was logged there yet
@@ -224,7 +263,10 @@ def _experiment(url: str, name: str) -> str | None:
 
 def _current_orders(url: str, experiment: str) -> list[str]:
     """Run ids of the latest measurement's orders, as they were logged."""
-    body = {"experiment_ids": [experiment], "filter": "tags.current = 'true'", "max_results": 50}
+    from trainorder.owner import own_filter
+
+    wanted = " and ".join(filter(None, ("tags.current = 'true'", own_filter())))
+    body = {"experiment_ids": [experiment], "filter": wanted, "max_results": 50}
     found = _ask(
         f"{url}/api/2.0/mlflow/runs/search", body | {"order_by": ["attributes.start_time"]}
     )

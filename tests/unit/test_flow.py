@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import pty
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+import uuid
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +24,7 @@ from order_worlds import World
 from flows.schedule import Schedule, topological
 from trainorder.config import MeasureConfig
 from trainorder.measure import from_plan, measure, to_json
+from trainorder.ui import prefect_server
 
 TOY = '''
 """A stage that notes its execution and writes small outputs of the right names."""
@@ -215,6 +221,13 @@ def test_the_first_run_trains_each_node_once_and_then_the_recommended_order(proj
     text = (project.root / "first_run.txt").read_text()
     assert "recommended order: creative > qa > math" in text
     assert str(project.root / "reports" / "report.html") in text
+    with sqlite3.connect(project.root / ".prefect" / "prefect.db") as database:
+        ((key,),) = database.execute("select id from flow_run")
+    key = str(uuid.UUID(key))
+    assert (
+        re.search(r"live until the run ends: http://127.0.0.1:\d+/runs/flow-run/(\S+)", text)[1]
+        == key
+    )
 
 
 @long
@@ -242,9 +255,12 @@ def test_a_failed_node_is_named_and_stops_only_what_needs_it(project):
         "structured_first: [qa, math, creative]",
     )
     (project.root / "fail_at").write_text("s0--qa--math")
+    in_the_way = project.root / ".prefect" / ".durations.json.tmp"  # the times cannot be written
+    in_the_way.mkdir()
     done = flow(project, ok=False)
+    in_the_way.rmdir()
     (project.root / "fail_at").unlink()
-    assert done.returncode == 1
+    assert (done.returncode, done.stderr) == (1, "")
     assert "structured_rl@s0--qa--math failed" in done.stdout
     assert "the last words of s0--qa--math" in done.stdout
     assert executions(project) == Counter({"rl s0--qa--math": 1})
@@ -311,3 +327,135 @@ def test_wrong_params_end_at_once_with_code_2_and_start_no_server(tmp_path):
 def test_durations_of_the_last_run_are_the_next_estimate(project):
     known = json.loads((project.root / ".prefect" / "durations.json").read_text())
     assert known.keys() >= {"build_data", "sft_warmup@s0", "structured_rl@s0--math", "measure_bwt"}
+
+
+# In a terminal, and beside a user's own servers and settings
+
+DEAD_PROXY = dict.fromkeys(
+    ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"),
+    "http://127.0.0.1:9",
+) | {"no_proxy": "", "NO_PROXY": ""}
+
+
+def in_terminal(project: Project, *command: str, **env: str) -> str:
+    """What a command prints to a terminal of 24 lines."""
+    ours, theirs = pty.openpty()
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    env = project.env | {"TERM": "xterm-256color", "COLUMNS": "160", "LINES": "24"} | env
+    with subprocess.Popen(command, cwd=project.root, env=env, **streams) as process:
+        os.close(theirs)
+        said = b""
+        while True:
+            try:
+                said += os.read(ours, 65536)
+            except OSError:  # the other side was closed
+                break
+    os.close(ours)
+    assert process.returncode == 0, said.decode()
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
+
+
+def test_a_rerun_in_a_terminal_behind_a_dead_proxy_prints_its_result_in_a_few_lines(project):
+    text = in_terminal(project, sys.executable, "-m", "flows.pipeline", **DEAD_PROXY)
+    assert text.count("\n") <= 40, text
+    assert "Collecting files" not in text
+    assert "structured_first" in text
+    assert "/runs/flow-run/" in text
+
+
+def test_a_prefect_address_that_does_not_answer_costs_one_line(project):
+    command = [sys.executable, "-m", "flows.pipeline"]
+    env = project.env | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    done = subprocess.run(command, cwd=project.root, env=env, text=True, capture_output=True)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.splitlines()[-1].startswith(
+        "error: Prefect at http://127.0.0.1:9/api does not answer"
+    )
+    assert "unset PREFECT_API_URL" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def users_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A Prefect server that is not the project's; its folder and address."""
+    folder = tmp_path_factory.mktemp("users")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with prefect_server() as server:
+            yield folder, server.wait_until_ready()
+
+
+def ask(
+    url: str, method: str, path: str, body: object = None, **headers: str
+) -> tuple[int, object]:
+    """Status and body (or headers, without a body) of one HTTP request, exactly as given."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+    sent = {"Content-Type": "application/json"} | headers
+    connection.request(method, path, json.dumps(body), sent)
+    answer = connection.getresponse()
+    text = answer.read()
+    assert "*" not in (answer.getheader("access-control-allow-origin") or "")
+    return answer.status, json.loads(text) if answer.status in (200, 201) else text
+
+
+PAGES = {
+    "another origin": {"Origin": "http://evil.example"},
+    "another port": {"Origin": "http://127.0.0.1:1"},
+    "no origin of its own": {"Origin": "null"},
+    "another name": {"Host": "evil.example"},
+    "another name and its origin": {"Host": "evil.example", "Origin": "http://evil.example"},
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_prefect_answers_no_page_but_its_own(users_server, page: str):
+    _, url = users_server
+    variable = {"name": f"x{len(page)}", "value": "y"}
+    assert ask(url, "POST", "/api/flow_runs/filter", {}, **PAGES[page])[0] == 403
+    assert ask(url, "POST", "/api/variables/", variable, **PAGES[page])[0] == 403
+    preflight = {"Access-Control-Request-Method": "DELETE"} | PAGES[page]
+    assert ask(url, "OPTIONS", "/api/variables/", **preflight)[0] == 403
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_prefects_own_pages_read_it(users_server, name: str):
+    _, url = users_server
+    own = {"Host": url.removeprefix("http://"), "Origin": url.replace("127.0.0.1", name)}
+    assert ask(url, "POST", "/api/flow_runs/filter", {}, **own)[0] == 200
+    assert ask(url, "GET", "/ui-settings")[1]["api_url"] == f"{url}/api"
+
+
+def test_a_users_prefect_profile_is_used_and_only_own_runs_are_swept(project, users_server):
+    folder, url = users_server
+    (folder / "profiles.toml").write_text(
+        f'active = "ours"\n[profiles.ours]\nPREFECT_API_URL = "{url}/api"\n'
+    )
+    _, made = ask(url, "POST", "/api/flows/", {"name": "trainorder"})
+    mark = json.loads((project.root / "mlartifacts" / "project.json").read_text())["id"]
+    script = "from trainorder.owner import identity; print(*identity().items(), sep='|')"
+    said = project.run(sys.executable, "-c", script).stdout
+    own = ["=".join(pair) for pair in re.findall(r"'(\w+)', '([^']*)'", said)]
+    assert f"project={mark}" in own
+    running = {"flow_id": made["id"], "state": {"type": "RUNNING"}}
+    left = {}
+    for whose, marks in {
+        "ours": own,
+        "theirs": [*own[:-1], "folder=/elsewhere"],
+        "others": [],
+    }.items():
+        left[whose] = ask(url, "POST", "/api/flow_runs/", running | {"tags": marks})[1]["id"]
+    before = last_flow_run(project)
+    command = [sys.executable, "-m", "flows.pipeline"]
+    env = project.env | {"PREFECT_PROFILES_PATH": str(folder / "profiles.toml")}
+    done = subprocess.run(command, cwd=project.root, env=env, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"live until the run ends: {url}/runs/flow-run/" in done.stdout
+    states = {
+        whose: ask(url, "GET", f"/api/flow_runs/{key}")[1]["state_type"]
+        for whose, key in left.items()
+    }
+    assert states == {"ours": "CRASHED", "theirs": "RUNNING", "others": "RUNNING"}
+    _, there = ask(url, "POST", "/api/flow_runs/filter", {"sort": "START_TIME_DESC"})
+    assert [run["name"] for run in there if run["state_type"] == "COMPLETED"] == [
+        "structured_first, recommended, joint"
+    ]
+    assert last_flow_run(project) == before  # nothing in the project's own

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -244,3 +247,49 @@ def test_gc_takes_nothing_of_a_users_own_from_the_folders_it_looks_into(tmp_path
         repo.add("mine/model")
     gc()
     assert all(file.exists() for file in mine)
+
+
+# A folder that cannot be written, a disk that is full
+
+
+def refused(project: Project, *arguments: str, code: int, file_size: int | None = None) -> str:
+    """The one line that a command prints where it may write nothing, or no file larger than `file_size` bytes."""
+
+    def restrict() -> None:
+        if file_size is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+        ctypes.CDLL(None).prctl(24, 1)  # root without CAP_DAC_OVERRIDE minds the modes of files
+
+    command = [sys.executable, "-m", "trainorder.cli", *arguments]
+    done = subprocess.run(
+        command,
+        cwd=project.root,
+        env=project.env,
+        text=True,
+        capture_output=True,
+        check=False,
+        preexec_fn=restrict,
+    )
+    said = (done.stdout + done.stderr).strip()
+    assert (done.returncode, said.count("\n")) == (code, 0), said
+    return said
+
+
+@pytest.mark.parametrize("arguments", [("plan",), ("run",), ("gc",), ("gc", "--yes")])
+def test_a_folder_that_cannot_be_written_costs_one_line(project: Project, arguments):
+    for path in (project.root, *project.root.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        line = refused(project, *arguments, code=2)
+    finally:
+        for path in (project.root, *project.root.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    assert line.startswith("error: ")
+    assert line.endswith(": Permission denied; check the path and its permissions")
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_full_disk_costs_one_line(project: Project, command: str):
+    line = refused(project, command, code=1, file_size=100)
+    assert line.startswith("error: no space left on the disk")
+    assert not (project.root / "plan.yaml").exists()

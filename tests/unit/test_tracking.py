@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from trainorder import paths, tracking
+from trainorder import owner, paths, tracking
 from trainorder.process import exclusive
 from trainorder.resume import Work
 from trainorder.tracking import OrderRecord, Tracker
@@ -200,3 +201,166 @@ def test_a_run_that_the_store_lost_is_begun_anew(tmp_path: Path):
     known = work.latest("mlflow")
     assert known is not None
     assert known.state == {"run_id": tracker.run_id}
+
+
+# Whose runs they are
+
+SERVER = """
+import sys
+from trainorder.ui import mlflow_server
+with mlflow_server(int(sys.argv[1])) as server:
+    print(server.wait_until_ready(), flush=True)
+    sys.stdin.read()
+"""
+PROJECT = """
+import json, os, sys
+from trainorder import tracking
+from trainorder.tracking import OrderRecord, Tracker
+for line in sys.stdin:
+    what = json.loads(line)
+    if what == "start":
+        Tracker("s0", 0, {}, {}).__enter__()
+        print(json.dumps(tracking.read_run_id("s0")), flush=True)
+    elif what == "sweep":
+        print(json.dumps(tracking.sweep()), flush=True)
+    elif isinstance(what, dict):
+        print(json.dumps(tracking.log_final(what)), flush=True)
+    else:
+        records = [OrderRecord(name, {}, [("score/math", score, 0)], {}) for name, score in what]
+        print(json.dumps(tracking.log_orders(records)), flush=True)
+"""
+
+
+class OtherProcess:
+    """A Python process in a folder that answers JSON lines with JSON lines."""
+
+    def __init__(self, folder: Path, source: str, *arguments: str, **env: str) -> None:
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, "-c", source, *arguments]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, cwd=folder, env=ENV | env, **pipes)
+
+    def __enter__(self) -> OtherProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()
+
+    def ask(self, what: object) -> object:
+        self.process.stdin.write(json.dumps(what) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def mlflow_address(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("server")
+    with OtherProcess(folder, SERVER, "0") as server:
+        yield server.process.stdout.readline().strip()
+
+
+def test_two_projects_on_one_server_leave_each_others_runs_alone(
+    mlflow_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    env = {"MLFLOW_TRACKING_URI": mlflow_address}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
+    with (
+        OtherProcess(tmp_path / "ours", PROJECT, **env) as ours,
+        OtherProcess(tmp_path / "theirs", PROJECT, **env) as theirs,
+    ):
+        live = theirs.ask("start")
+        killed = ours.ask("start")
+        assert theirs.ask([["a", 0.5], ["b", 0.25]]) == 2
+        assert ours.ask([["a", 0.5]]) == 1  # the same numbers, another project
+        assert ours.ask([["a", 0.75]]) == 1
+        assert ours.ask("sweep") == 1
+        assert ours.ask({live: {"test/score/math": 1.0}, killed: {"test/score/math": 0.5}}) == 1
+    found = {run.info.run_id: run for run in runs("nodes")}
+    assert (found[live].info.status, found[killed].info.status) == ("RUNNING", "KILLED")
+    assert found[live].data.metrics == {}
+    current = sorted(
+        (Path(run.data.tags["folder"]).name, run.info.run_name, run.data.metrics["score/math"])
+        for run in runs("orders")
+        if run.data.tags["current"] == "true"
+    )
+    assert current == [("ours", "a", 0.75), ("theirs", "a", 0.5), ("theirs", "b", 0.25)]
+
+
+def test_a_sweep_leaves_runs_of_another_machine_alone(mlflow_address: str, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
+    client, experiment = tracking.connect("nodes")
+    mine = owner.identity()
+    there = client.create_run(experiment, tags={**mine, "host": "elsewhere", "node": "s0"})
+    here = client.create_run(experiment, tags={**mine, "node": "s0"})
+    assert tracking.sweep() == 1
+    states = [client.get_run(run.info.run_id).info.status for run in (there, here)]
+    assert states == ["RUNNING", "KILLED"]
+
+
+def test_a_copy_of_a_folder_is_another_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = owner.identity()["project"]
+    assert owner.identity()["project"] == first
+    shutil.copytree("mlartifacts", tmp_path / "copy" / "mlartifacts")
+    monkeypatch.chdir(tmp_path / "copy")
+    assert owner.identity()["project"] != first
+
+
+def test_the_experiments_carry_the_name_that_the_user_gave(mlflow_address: str, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "team/orders of skills")
+    with Tracker("s0", 0, {}, {}):
+        pass
+    client, _ = tracking.connect("orders")
+    names = {experiment.name for experiment in client.search_experiments()}
+    assert {"team/orders of skills/nodes", "team/orders of skills/orders"} <= names
+
+
+def test_dvc_exp_run_temp_logs_to_the_projects_store(tmp_path: Path):
+    commands = [
+        "git init -q",
+        "dvc init -q",
+        "git add -A",
+        "git commit -qm all",
+        "dvc exp run --temp -q",
+    ]
+    (tmp_path / "writer.py").write_text(WRITER)
+    text = "stages: {one: {cmd: python writer.py s0, outs: [runs/s0/metrics.jsonl]}}\n"
+    (tmp_path / "dvc.yaml").write_text(text)
+    (tmp_path / ".gitignore").write_text("mlartifacts\nmlflow.db\nruns\n")
+    names = {
+        f"GIT_{who}_{what}": "t@x" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+    }
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for command in commands:
+        subprocess.run(command.split(), env=ENV | names | {"PATH": path}, check=True)
+    assert [run.data.tags["node"] for run in runs("nodes")] == ["s0"]
+    assert not Path("runs/s0").exists()  # it ran elsewhere
+
+
+@pytest.mark.parametrize("below", [".", "project"])
+def test_a_git_work_tree_logs_to_the_main_projects_store(tmp_path: Path, monkeypatch, below: str):
+    project = tmp_path / "main" / below
+    project.mkdir(parents=True)
+    (project / "dvc.yaml").touch()
+    git = ["git", "-C", str(tmp_path / "main"), "-c", "user.name=t", "-c", "user.email=t@x"]
+    for command in ("init -q", "add -A", "commit -qm all", "worktree add -q ../second"):
+        subprocess.run([*git, *command.split()], check=True)
+    monkeypatch.chdir(tmp_path / "second" / below)
+    with Tracker("s0", 0, {}, {}):
+        pass
+    monkeypatch.chdir(project)
+    (run,) = runs("nodes")
+    assert Path(run.data.tags["folder"]) == tmp_path / "second" / below
+
+
+def test_a_submodule_is_a_project_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@x", "-c", "protocol.file.allow=always"]
+    for name in ("inner", "outer"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dvc.yaml").touch()
+        for command in ("init -q", "add -A", "commit -qm all"):
+            subprocess.run([*git, "-C", str(tmp_path / name), *command.split()], check=True)
+    add = ["submodule", "--quiet", "add", str(tmp_path / "inner"), "sub"]
+    subprocess.run([*git, "-C", str(tmp_path / "outer"), *add], check=True)
+    monkeypatch.chdir(tmp_path / "outer" / "sub")
+    assert owner.home() == tmp_path / "outer" / "sub"

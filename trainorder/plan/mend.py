@@ -1,4 +1,4 @@
-"""Puts right what a killed dvc left half written: dvc writes its tables in place and refuses all work over a torn one.
+"""Repairs what a killed dvc left half-written: dvc writes its tables in place and then refuses to work with a damaged one.
 
 Each is looked at under dvc's own lock of it, so a table that a living dvc is writing is left alone.
 """
@@ -18,7 +18,7 @@ DAMAGED = Path("dvc.lock.damaged")
 
 
 def mend() -> None:
-    """Drop a torn table of dvc's path locks (the dead hold none), and set a torn dvc.lock aside.
+    """Remove a damaged table of dvc's path locks (it only describes ended processes) and move a damaged dvc.lock aside.
 
     Without its dvc.lock, dvc restores every result from its run cache; nothing is trained again.
     """
@@ -27,13 +27,13 @@ def mend() -> None:
         if free and table.is_file() and not _is_json(table):
             table.unlink()
             print(
-                f"warning: {table} was left half written by a killed dvc: removed", file=sys.stderr
+                f"warning: {table} was left half-written by a killed dvc: removed", file=sys.stderr
             )
     with _unused(TEMPORARY / "lock") as free:
         if free and DVC_LOCK.is_file() and not _is_lockfile(DVC_LOCK):
             DVC_LOCK.replace(DAMAGED)
             print(
-                f"warning: {DVC_LOCK} was left half written by a killed dvc: moved to {DAMAGED}; results come back from "
+                f"warning: {DVC_LOCK} was left half-written by a killed dvc: moved to {DAMAGED}; results come back from "
                 f"dvc's run cache",
                 file=sys.stderr,
             )

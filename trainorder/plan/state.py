@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,6 +44,7 @@ def status(plan: Plan) -> dict[str, State]:
     from networkx import dfs_postorder_nodes
 
     texts = plan.fingerprints()
+    quiet_dvc()
     try:
         with Repo(".") as repo:
             world = _World(repo, texts)
@@ -58,6 +60,13 @@ def status(plan: Plan) -> dict[str, State]:
         ) from None
     except DvcException as error:
         raise ParamsError(f"dvc cannot read the project: {' '.join(str(error).split())}") from None
+
+
+def quiet_dvc() -> None:
+    """Switch off DVC's progress bars and hints in this process: in a terminal they are thousands of lines."""
+    import dvc  # sets the level when it is first imported
+
+    logging.getLogger(dvc.__name__).setLevel(logging.CRITICAL)
 
 
 class _World:

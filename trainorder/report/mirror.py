@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,14 @@ def mirror(bwt: Bwt) -> int:
     return tracking.log_orders(list(order_records(bwt))) + tracking.log_final(
         node_metrics(nodes(bwt))
     )
+
+
+def fill() -> int:
+    """Fill an empty store from what a run left here; returns how many node runs that made."""
+    made = tracking.fill()
+    if made and paths.BWT.is_file():
+        mirror(json.loads(paths.BWT.read_text(encoding="utf-8")))
+    return made
 
 
 def order_records(bwt: Bwt) -> Iterator[OrderRecord]:

@@ -1,0 +1,145 @@
+"""`trainorder ui` in a clone, servers behind a proxy, MLflow and the pages of others."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import requests
+
+from trainorder.process import keep_loopback_direct
+
+ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+RECORDS = {
+    "s0": {"seed": 0, "phase": "sft", "parents": {}, "params": {"sft": {"lr": 0.1}}},
+    "s0--math": {
+        "seed": 0,
+        "phase": "math",
+        "parents": {"s0": "abc"},
+        "params": {"rl": {"lr": 0.2}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """What `trainorder ui` prints in a clone that pulled: records of nodes, and no store."""
+    folder = tmp_path_factory.mktemp("clone")
+    for node, manifest in RECORDS.items():
+        run = folder / "runs" / node
+        run.mkdir(parents=True)
+        (run / "manifest.json").write_text(json.dumps(manifest))
+        (run / "run.json").write_text(json.dumps({"run_id": f"there-{node}"}))
+        lines = [{"step": 0, "reward/mean": 0.25, "rl/loss": None}, {"step": 1, "reward/mean": 0.5}]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = [sys.executable, "-m", "trainorder.cli", "ui"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=folder, env=ENV, **pipes) as process:
+        said = ""
+        for line in process.stdout:
+            said += line
+            if "Ctrl-C" in line:
+                break
+        yield said
+        process.terminate()
+
+
+def ask(opened: str, path: str, body: dict, **headers: str) -> requests.Response:
+    (address,) = set(re.findall(r"(http://\S+?)/#/", opened))
+    return requests.post(f"{address}/api/2.0/mlflow/{path}", json=body, headers=headers, timeout=60)
+
+
+def test_a_clone_that_pulled_sees_the_runs_in_mlflow(opened: str):
+    assert "2 runs filled in from runs/" in opened
+    (experiment,) = set(
+        re.findall(r"experiments/(\d+)/runs\?.*workflowType=machine_learning", opened)
+    )
+    found = ask(opened, "runs/search", {"experiment_ids": [experiment]}).json()["runs"]
+    runs = {run["info"]["run_name"]: run for run in found}
+    assert runs.keys() == RECORDS.keys()
+    data = runs["s0--math"]["data"]
+    tags = {tag["key"]: tag["value"] for tag in data["tags"]}
+    assert {tag: tags[tag] for tag in ("node", "seed", "phase", "recorded_run_id")} == {
+        "node": "s0--math",
+        "seed": "0",
+        "phase": "math",
+        "recorded_run_id": "there-s0--math",
+    }
+    assert tags["parent_run_id"] == runs["s0"]["info"]["run_id"]
+    assert {(p["key"], p["value"]) for p in data["params"]} == {("rl.lr", "0.2")}
+    metrics = {
+        (m["key"], m["step"], m["value"]) for m in data["metrics"] if m["key"] == "reward/mean"
+    }
+    assert metrics == {("reward/mean", 1, 0.5)}
+    assert runs["s0"]["info"]["artifact_uri"].startswith("mlflow-artifacts:/nodes/")
+
+
+@pytest.mark.parametrize("page", [{"Origin": "http://evil.example"}, {"Host": "evil.example"}])
+def test_mlflow_answers_no_page_but_its_own(opened: str, page: dict[str, str]):
+    assert ask(opened, "experiments/create", {"name": f"planted {page}"}, **page).status_code == 403
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """A server on loopback that says which path it was asked for."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(self.path.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+ASKING = (
+    "import urllib.request as u, sys; print(u.urlopen(sys.argv[1], timeout=20).read().decode())"
+)
+CLIENTS = {
+    "urllib": lambda url: urllib.request.urlopen(url, timeout=20).read().decode(),
+    "requests": lambda url: requests.get(url, timeout=20).text,
+    "httpx": lambda url: httpx.get(url, timeout=20).text,
+    "child": lambda url: subprocess.run(
+        [sys.executable, "-c", ASKING, url], text=True, capture_output=True, check=True
+    ).stdout.strip(),
+}
+
+
+@pytest.mark.parametrize("given", ["", "internal.example", " internal.example , 127.0.0.1", "*"])
+@pytest.mark.parametrize("client", CLIENTS)
+def test_loopback_is_asked_without_the_proxy(monkeypatch, address: str, client: str, given: str):
+    for name in (
+        "http_proxy",
+        "HTTP_PROXY",
+        "https_proxy",
+        "HTTPS_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+    ):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, given)
+    keep_loopback_direct()
+    for name in ("127.0.0.1", "localhost"):
+        url = f"http://{address.replace('127.0.0.1', name)}/here"
+        assert CLIENTS[client](url) == "/here"
+    if given.strip(" *"):
+        assert "internal.example" in os.environ["no_proxy"].split(",")
+        with pytest.raises(OSError, match=r"refused|proxy"):
+            urllib.request.urlopen("http://other.example/", timeout=20)
