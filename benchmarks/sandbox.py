@@ -9,7 +9,7 @@ import platform
 import time
 
 from trainorder.rewards.sandbox import LEVELS, Sandbox
-from trainorder.rewards.sandbox_worker import compile_function
+from trainorder.rewards.sandbox_language import compile_function
 from trainorder.streams import stream
 from trainorder.tasks import programs
 from trainorder.tasks.hidden_inputs import hidden_inputs

@@ -253,9 +253,11 @@ def test_the_code_task_pays_no_attack(field: Field, name: str) -> None:
     [result] = field.plain.run([(source, [[3, 1, 2]])])
     assert result.outputs is None
     assert not result.unavailable
-    if len(source) < 2000:  # through the answer format too, as a policy would write it
-        [reward] = Code().grade([f"<think> x </think> <answer> {source} </answer>"], [problem])
-        assert reward.value == 0.0
+    if len(source) < 2000:  # as a policy would write it, on one line with the tags or between them
+        for text in (f" {source} ", f"\n{source}\n", f"\n```python\n{source}\n```\n"):
+            completion = f"<think> x </think> <answer>{text}</answer>"
+            [reward] = Code().grade([completion], [problem])
+            assert reward.value == 0.0
 
 
 @pytest.mark.parametrize("name", READS)

@@ -7,8 +7,11 @@ import resource
 import signal
 import subprocess
 import sys
+import textwrap
 import time
+import tracemalloc
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -61,8 +64,8 @@ def test_a_call_cannot_spoil_the_argument_of_the_next(shared: Sandbox) -> None:
         ("return { 1 , 2 }", "TypeError: returned set"),
         ("return 1e999", "ValueError"),
         ("return 'ab' * 100000", "killed: output too long"),
-        ("while True : pass", "killed: cpu"),
-        ("return 10 ** 10 ** 8", "killed: cpu"),
+        ("while True : pass", "killed: steps"),
+        ("return 10 ** 10 ** 8", "killed: steps"),
         ("import os", "forbidden: Import"),
         ("from os import kill", "forbidden: ImportFrom"),
         ("return xs . __class__", "forbidden: attribute __class__"),
@@ -76,6 +79,8 @@ def test_a_call_cannot_spoil_the_argument_of_the_next(shared: Sandbox) -> None:
         ("return open ( '/etc/passwd' )", "NameError"),
         ("return type ( xs )", "NameError"),
         ("return 1\rimport os", "forbidden: Import"),
+        ("return s . pop ( )\rs = [ 1 , 2 ]", "forbidden: code outside of the function"),
+        ("return s . pop ( )\n\fs = [ 1 , 2 ]", "forbidden: code outside of the function"),
     ],
 )
 def test_what_a_program_may_not_do_names_its_reason(
@@ -108,14 +113,93 @@ def test_equal_programs_run_once_and_are_remembered(sandbox: Sandbox) -> None:
     assert time.monotonic() - started < 60  # 500 runs of .25 s of CPU are 125 s
 
 
-def test_memory_is_bounded_to_the_newest_programs() -> None:
-    sandbox = Sandbox(remember=3)
-    sandbox.run([(f"return {n}", [[0]]) for n in range(5)])
-    assert [sandbox.run([(f"return {n}", [[0]])])[0].outputs for n in range(5)] == [
-        [n] for n in range(5)
-    ]
-    assert len(sandbox._seen) == 3
+def test_remembered_results_are_bounded_in_bytes() -> None:
+    sandbox = Sandbox(remember=40_000)
+    programs = [(f"return [ [ ] ] * 3000 # {n}", [[0]]) for n in range(8)]
+    tracemalloc.start()
+    sandbox.run(programs)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 200_000  # 8 results of 3,000 lists are 1.5 MB as objects
+    started = sandbox.restarts
+    assert sandbox.run(programs)[0].outputs == [[[]] * 3000]
+    assert sandbox.restarts == started
     sandbox.close()
+
+
+SAME_EVERYWHERE = {
+    "text of a function": "return str ( f )",
+    "digits of an address": "return int ( str ( max ) [ -5 : -1 ] , 16 )",
+    "percent": "return '%r' % f",
+    "percent in place": "s = '%s'\ns %= ( f , )\nreturn s",
+    "percent of an item": "s = [ '%s' ]\ns [ 0 ] %= ( f , )\nreturn s [ 0 ]",
+    "inside a list": "return str ( [ lambda : 0 ] )",
+    "mapped": "return list ( map ( str , [ f ] ) )",
+    "iterator": "return str ( zip ( xs ) )",
+    "method": "return str ( xs . append )",
+    "order of functions": "return [ g ( 0 ) for g in { lambda x : 1 , lambda x : 2 , lambda x : 3 , len , max } ]",
+    "none in a set": "return list ( { None , 'a' , 'b' , 7 } )",
+    "added later": "s = set ( )\nfor g in ( len , max , None , 3 ) :\n    s . add ( g )\nreturn [ g == 3 for g in s ]",
+    "keys of functions": "d = { len : 1 , max : 2 , f : 3 }\nreturn [ d [ k ] for k in d . keys ( ) | { 1 } ]",
+    "error with an address": "return { } [ f ]",
+    "loop": "n = 0\nwhile n < 4000000 :\n    n += 1\nreturn n",
+    "long loop that ends": "n = 0\nfor i in range ( 100000 ) :\n    n += i % 3\nreturn n",
+    "sum of a long range": "return sum ( range ( 20000000 ) )",
+    "comprehension": "return len ( [ 0 for i in xs * 1000000 ] )",
+    "long numbers": "n = 3\nfor i in range ( 40 ) :\n    n = n * n\nreturn n % 7",
+}
+
+
+def test_a_program_has_the_same_result_in_every_sandbox() -> None:
+    results = []
+    for number in range(4):
+        box = Sandbox()
+        box.run([("return 1", [[0]] * number)])  # another history
+        programs = [(source, [[3, 1, 2]]) for source in SAME_EVERYWHERE.values()]
+        results.append(
+            box.run(programs if number % 2 else programs[::-1])[:: 1 if number % 2 else -1]
+        )
+        box.close()
+    for name, *got in zip(SAME_EVERYWHERE, *results, strict=True):
+        assert len({str(result) for result in got}) == 1, name
+        assert "0x7" not in str(got[0]), name
+    known = dict(zip(SAME_EVERYWHERE, results[0], strict=True))
+    assert known["long loop that ends"].outputs == [99999]
+    assert known["loop"].error == "killed: steps"
+
+
+@pytest.mark.parametrize(
+    ("source", "outputs"),
+    [
+        ("return str ( 12 ) + '%d,%s' % ( 3 , [ None , 1.5 ] )", ["123,[None, 1.5]"]),
+        ("return isinstance ( 'a' , str ) and isinstance ( { 1 } , set )", [True]),
+        ("return isinstance ( 'a' , ( str , set ) ) and not isinstance ( 1 , str )", [True]),
+        ("return sorted ( { 3 , 1 } | set ( xs ) )", [[1, 2, 3]]),
+        ("s = { 1 }\ns . add ( 2 )\ns |= { 5 }\nreturn sum ( s )", [8]),
+        ("ys = xs\nys += [ 9 ]\nreturn xs", [[3, 1, 2, 9]]),
+        ("xs [ 0 ] -= 1\nxs [ 1 ] *= 4\nreturn xs", [[2, 4, 2]]),
+        ("g = lambda v , k = 2 : v ** k\nreturn list ( map ( g , xs ) )", [[9, 1, 4]]),
+        (
+            "def g ( n ) :\n    return 1 if n < 2 else n * g ( n - 1 )\nreturn g ( 50 ) % 1007",
+            [None],
+        ),
+        (
+            "return [ max ( xs , key = lambda v : - v ) , str . join ( ',' , [ 'a' , 'b' ] ) ]",
+            [[1, "a,b"]],
+        ),
+        ("return { str ( v ) : v for v in xs } [ '3' ]", [3]),
+        ("return - xs [ 0 ] // 2 , 7 % 3 , 1 << 3 , 6 & 3 , 6 ^ 3", None),
+    ],
+)
+def test_counting_steps_changes_no_result(shared: Sandbox, source: str, outputs: object) -> None:
+    scope: dict[str, Any] = {}
+    exec("def f(xs):\n" + textwrap.indent(source, "    "), scope)
+    result, plain = run(shared, source), scope["f"]([3, 1, 2])
+    if isinstance(plain, tuple):
+        assert result.error == "TypeError: returned tuple"
+    else:
+        assert result.outputs == [plain], result
+        assert outputs in ([None], [plain])
 
 
 def test_a_killed_worker_is_replaced_and_costs_nothing(sandbox: Sandbox) -> None:
@@ -131,8 +215,8 @@ def test_a_program_on_which_the_worker_dies_has_no_result_and_the_others_have(
 ) -> None:
     ask = sandbox._ask
 
-    def dies_on_bomb(request: str) -> Result | None:
-        if "bomb" in request:
+    def dies_on_bomb(request: bytes) -> Result | None:
+        if b"bomb" in request:
             sandbox._start().kill()
             return None
         return ask(request)

@@ -384,10 +384,48 @@ def test_a_truth_value_is_no_number() -> None:
 
 
 def test_a_sandbox_failure_is_no_reward_and_a_bug_is_zero() -> None:
-    assert code._grade(Result(unavailable=True), [1]).value is None
-    assert code._grade(Result(error="NameError"), [1]).value == 0
-    assert code._grade(Result(outputs=[1]), [1]).value == 1
-    assert code._grade(Result(outputs=[1]), [1, 1]).value == 0
+    for result, expected, value in (
+        (Result(unavailable=True), [1], None),
+        (Result(error="NameError"), [1], 0),
+        (Result(outputs=[1]), [1], 1),
+        (Result(outputs=[1]), [1, 1], 0),
+        (Result(outputs=[1, 1]), [1], 0),
+        (Result(outputs=[]), [1], 0),
+    ):
+        assert code._grade(result, expected, "x").value == value
+
+
+LOOP = "total = 0\nfor v in xs:\n    if v < 6:\n        total += v\nreturn total"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f" {LOOP} ",
+        f"\n{LOOP}\n",
+        LOOP.replace("    ", "\t"),
+        LOOP.replace("\n", "\r\n"),
+        LOOP.replace("total = 0", "total  =  0"),
+        "\n    " + LOOP.replace("\n", "\n    ") + "\n",
+        "\n\t" + LOOP.replace("    ", "\t").replace("\n", "\n\t"),
+        "\n  for v in [0]:\n    pass\n  return sum(v for v in xs if v < 6)\n",
+        f"```python\n{LOOP}\n```",
+        f"\n```\n    {LOOP.replace(chr(10), chr(10) + '    ')}\n```\n",
+        "def f(xs):\n    " + LOOP.replace("\n", "\n    "),
+        "```python\ndef small ( xs ) :\n\treturn sum ( v for v in xs if v < 6 )\n```",
+        "def f(xs): return sum(v for v in xs if v < 6)",
+        "if xs:\n    return sum(v for v in xs if v < 6)\nelse:\n    return 0",
+        "return  sum(\tv for v in xs\tif v < 6 )",
+        "return sum(\n    v for v in xs\n    if v < 6\n)",
+    ],
+)
+def test_programs_of_several_lines_are_graded_right(answer: str) -> None:
+    program = Program("sum", "below", 6)
+    hidden = hidden_inputs(program, 4)
+    item = problem(inputs=hidden, outputs=[program.run(xs) for xs in hidden])
+    right = f"<think> loop </think> <answer>{answer}</answer>"
+    wrong = right.replace("6", "7")
+    assert [reward.value for reward in Code().grade([right, wrong], [item] * 2)] == [1.0, 0.0]
 
 
 def test_examples_fit_one_program_only() -> None:

@@ -12,6 +12,7 @@ is one against loops, memory hogs, fork bombs, files, sockets, other processes a
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import os
 import select
@@ -30,6 +31,7 @@ from trainorder.reading import ParamsError
 
 WORKER = Path(__file__).with_name("sandbox_worker.py")
 ISOLATION = Path(__file__).with_name("sandbox_isolation.py")
+LANGUAGE = Path(__file__).with_name("sandbox_language.py")
 """Files of the worker's process; named here, they count as a part of whatever uses the sandbox."""
 LEVELS: tuple[IsolationLevel, ...] = ("process", "filtered", "namespaces")
 """See LEVELS in sandbox_isolation.py."""
@@ -37,7 +39,8 @@ CLOSE_SECONDS = 0.5
 """What an idle worker gets to end by itself, before it is killed."""
 START_SECONDS = 60.0
 """What the worker may take to start."""
-
+ENTRY_BYTES = 256
+"""What a remembered result takes beside its reply."""
 GRACE_SECONDS = 5.0
 """What the worker may take beyond a program's own clock time before it counts as dead."""
 
@@ -46,8 +49,9 @@ GRACE_SECONDS = 5.0
 class Limits:
     """What one program may use; crossing a bound kills that program only."""
 
-    cpu_seconds: float = 0.25
-    """Processor time: what stops an endless loop, the same on a busy machine."""
+    cpu_seconds: float = 5.0
+    """Processor time: what stops an endless loop in full Python. In the whitelist language the number of steps does, which
+    no machine and no load changes (`sandbox_language.STEPS`)."""
     wall_seconds: float = 20.0
     """Clock time: what stops a sleeping program. Long, so that a busy machine costs no honest program its score."""
     memory_mb: int = 256
@@ -93,7 +97,7 @@ class Sandbox:
     def __init__(
         self,
         limits: Limits | None = None,
-        remember: int = 50_000,
+        remember: int = 64 << 20,
         *,
         language: Literal["expressions", "python"] = "expressions",
         minimum: IsolationLevel = "process",
@@ -107,7 +111,9 @@ class Sandbox:
         """Known once the worker has started."""
         self.restarts = 0
         self._remember = remember
-        self._seen: dict[str, Result] = {}
+        self._seen: dict[bytes, bytes] = {}
+        """Hash of a request -> reply as it came, oldest first; at most `remember` bytes with ENTRY_BYTES for each."""
+        self._seen_bytes = 0
         self._worker: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         self._buffer = b""
@@ -118,17 +124,31 @@ class Sandbox:
 
         The result of a program does not depend on the others in the batch, nor on their order.
         """
-        requests = [json.dumps([source, list(inputs)]) for source, inputs in programs]
+        requests = [
+            (json.dumps([source, list(inputs)]).encode(), len(inputs))
+            for source, inputs in programs
+        ]
         with self._lock:
-            fresh: dict[str, Result] = {}
-            for request in requests:
-                if request not in self._seen and request not in fresh:
-                    fresh[request] = self._run_one(request)
-            results = [fresh.get(request) or self._seen[request] for request in requests]
-            self._seen.update((k, r) for k, r in fresh.items() if not r.unavailable)
-            while len(self._seen) > self._remember:
-                del self._seen[next(iter(self._seen))]
-        return results
+            fresh: dict[bytes, Result] = {}
+            return [self._result(request, count, fresh) for request, count in requests]
+
+    def _result(self, request: bytes, count: int, fresh: dict[bytes, Result]) -> Result:
+        """From this call (`fresh`, failures of the sandbox too), from memory, or computed."""
+        key = hashlib.sha256(request).digest()
+        if key in self._seen:
+            return Result(**json.loads(self._seen[key]))
+        if key not in fresh:
+            fresh[key] = result = self._run_one(request, count)
+            if not result.unavailable:
+                self._keep(key, json.dumps({"outputs": result.outputs, "error": result.error}))
+        return fresh[key]
+
+    def _keep(self, key: bytes, reply: str) -> None:
+        self._seen[key] = reply.encode()
+        self._seen_bytes += len(reply) + ENTRY_BYTES
+        while self._seen_bytes > self._remember:
+            oldest = self._seen.pop(next(iter(self._seen)))
+            self._seen_bytes -= len(oldest) + ENTRY_BYTES
 
     def check(self) -> Isolation:
         """Start the worker and return its level.
@@ -150,22 +170,24 @@ class Sandbox:
             end_worker(worker, CLOSE_SECONDS)
         close_pipes(worker)
 
-    def _run_one(self, request: str) -> Result:
+    def _run_one(self, request: bytes, count: int) -> Result:
         for _ in range(2):
             reply = self._ask(request)
+            if reply is not None and reply.outputs is not None and len(reply.outputs) != count:
+                return Result(error="killed: not one output per input")
             if reply is not None:
                 return reply
             self.restarts += 1
             self.close()
         return Result(error="the sandbox worker died twice on this program", unavailable=True)
 
-    def _ask(self, request: str) -> Result | None:
+    def _ask(self, request: bytes) -> Result | None:
         """One request, one reply line; None where the worker died or does not answer."""
         worker = self._start()
         assert worker.stdin is not None
         assert worker.stdout is not None
         try:
-            worker.stdin.write(request.encode() + b"\n")
+            worker.stdin.write(request + b"\n")
             worker.stdin.flush()
         except OSError:
             return None

@@ -61,7 +61,7 @@ NEWNS, NEWIPC, NEWUTS, NEWUSER, NEWPID, NEWNET = (
 )
 RDONLY, NOSUID, NODEV, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 DETACH = 2
-PDEATHSIG, DUMPABLE, SECCOMP, NO_NEW_PRIVS = 1, 4, 22, 38
+PDEATHSIG, DUMPABLE, SECCOMP, SUBREAPER, NO_NEW_PRIVS = 1, 4, 22, 36, 38
 SIGKILL = 9
 
 
@@ -95,6 +95,13 @@ def enter(highest, libraries):
         if why:
             return "process", f"syscall filter: {why}"
     return level, missing
+
+
+def adopt_orphans():
+    """This process ends with its parent, and what its children leave becomes its own child."""
+    if sys.platform.startswith("linux"):
+        _call("prctl", PDEATHSIG, SIGKILL, 0, 0, 0)
+        _call("prctl", SUBREAPER, 1, 0, 0, 0)
 
 
 def _try(action):

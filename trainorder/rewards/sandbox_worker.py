@@ -4,11 +4,10 @@ Started by sandbox.py as a bare interpreter, so it may import the standard libra
 away what it can (sandbox_isolation.py); what is left of a program is killed before the next one starts.
 """
 
-import ast
-import builtins
 import contextlib
 import json
 import os
+import re
 import resource
 import select
 import signal
@@ -18,45 +17,18 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))  # run as a bare script, this is no part of a package
 import sandbox_isolation as isolation
+import sandbox_language as language
 
 sys.path.pop()
-
-
-def words(text):
-    """The words as a set."""
-    return frozenset(text.split())
-
-
-NODES = words("""
-Module FunctionDef arguments arg Return Expr Assign AugAssign AnnAssign For While If Break Continue
-Pass BoolOp And Or BinOp Add Sub Mult Div FloorDiv Mod Pow LShift RShift BitOr BitXor BitAnd UnaryOp
-Invert Not UAdd USub Lambda IfExp Dict Set List Tuple ListComp SetComp DictComp GeneratorExp
-comprehension Compare Eq NotEq Lt LtE Gt GtE Is IsNot In NotIn Call keyword Constant Attribute
-Subscript Slice Starred Name Load Store Del NamedExpr
-""")
-"""No import, class, try, global, with, f-string, async: none of these is needed to transform a list."""
-ATTRIBUTES = words("""
-append extend insert pop remove index count sort reverse copy clear get items keys values update add
-discard union intersection difference split join strip lower upper startswith endswith replace isdigit
-""")
-"""Methods of the plain types; no way leads from them to frames, modules or type internals."""
-BUILTINS = words("""
-abs all any bool dict divmod enumerate filter float int isinstance len list map max min pow range
-reversed round set sorted str sum tuple zip
-""")
-
-
-class Forbidden(Exception):
-    """The program uses a piece of Python outside the whitelist."""
 
 
 class Settings:
     """What sandbox.py passes on the command line."""
 
-    def __init__(self, cpu, wall, memory, size, processes, language, highest):
+    def __init__(self, cpu, wall, memory, size, processes, kind, highest):
         self.cpu, self.wall = float(cpu), float(wall)
         self.memory, self.size, self.processes = int(memory), int(size), int(processes)
-        self.python = language == "python"
+        self.python = kind == "python"
         self.highest = highest
         self.filter: isolation.Filter | None = None
 
@@ -65,7 +37,7 @@ def main():
     """Say which isolation was reached, then serve requests until the parent closes the pipe."""
     settings = Settings(*sys.argv[1:])
     # The children get no way to the parent: stdin and stdout move to numbers that every child closes.
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    requests, replies = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
@@ -74,12 +46,70 @@ def main():
     level, missing = isolation.enter(settings.highest, libraries=settings.python)
     if level != "process":
         settings.filter = isolation.syscall_filter(settings.python, settings.processes > 0)
-    replies.write(json.dumps({"level": level, "missing": missing}).encode() + b"\n")
-    replies.flush()
-    for line in requests:
-        reply = run(line, settings, alone=level == "namespaces")
-        replies.write(json.dumps(reply).encode() + b"\n")
-        replies.flush()
+    os.write(replies, json.dumps({"level": level, "missing": missing}).encode() + b"\n")
+    while serve(requests, replies, settings, alone=level == "namespaces"):
+        pass
+
+
+def serve(requests, replies, settings, alone):
+    """One request; False at the end of the requests, or where the process for it failed.
+
+    In full Python each request has a process of its own, so that no program finds anything of an earlier one in its
+    memory: the reply passes from pipe to pipe inside the kernel. Its line ends once nothing of the program is left.
+    """
+    if not settings.python:
+        line = receive(requests)
+        if line:
+            send(replies, run(line, settings, alone))
+            os.write(replies, b"\n")
+        return bool(line)
+    select.select([requests], [], [])
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            isolation.adopt_orphans()
+            line = receive(requests)
+            if line:
+                send(writer, run(line, settings, alone))
+            os._exit(0 if line else 1)
+        finally:
+            os._exit(2)
+    os.close(writer)
+    forward(reader, replies)
+    os.close(reader)
+    if os.waitpid(pid, 0)[1] != 0:
+        return False
+    os.write(replies, b"\n")
+    return True
+
+
+def forward(reader, replies):
+    """Everything from one pipe into the other."""
+    if hasattr(os, "splice"):
+        while os.splice(reader, replies, 1 << 16):
+            pass
+    else:
+        while data := os.read(reader, 1 << 16):
+            os.write(replies, data)
+
+
+def receive(requests):
+    """One line, without the rest of the file: nothing follows it before its reply."""
+    chunks = []
+    while not chunks or not chunks[-1].endswith(b"\n"):
+        chunk = os.read(requests, 1 << 20)
+        if not chunk:
+            return b""
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def send(writer, reply):
+    """JSON without the end of its line."""
+    data = json.dumps(reply).encode()
+    while data:
+        data = data[os.write(writer, data) :]
 
 
 def run(line, settings, alone):
@@ -97,7 +127,10 @@ def run(line, settings, alone):
     try:
         reply = json.loads(text)
         if isinstance(reply, dict) and isinstance(reply.get("outputs"), list):
-            return {"outputs": plain(reply["outputs"], -1)}
+            reply = {"outputs": plain(reply["outputs"], -1)}
+            # Written again, 1e15 and an accent take several times the bytes that the program sent.
+            short = len(json.dumps(reply, allow_nan=False)) <= settings.size
+            return reply if short else {"error": "killed: output too long"}
         if isinstance(reply, dict):
             return {"error": str(reply.get("error"))[:200]}
     except (ValueError, TypeError, RecursionError):
@@ -178,36 +211,8 @@ def confine(writer, settings):
 
 def outputs(python, source, inputs):
     """The function's values; its arguments are fresh copies, so one call cannot spoil the next."""
-    function = compile_function(python, source)
+    function = language.compile_function(python, source)
     return [plain(function(value)) for value in inputs]
-
-
-def compile_function(python, source):
-    """`def f(xs):` with this body; unless any Python is allowed, after the whole tree passed the whitelist."""
-    body = "\n".join("    " + row for row in source.split("\n"))
-    tree = ast.parse("def f(xs):\n" + body)
-    allowed = vars(builtins)
-    if not python:
-        for node in ast.walk(tree):
-            check(node)
-        allowed = {name: getattr(builtins, name) for name in BUILTINS}
-    scope: dict = (
-        {"__builtins__": allowed, "__name__": "answer"} if python else {"__builtins__": allowed}
-    )
-    exec(compile(tree, "<answer>", "exec"), scope)
-    return scope["f"]
-
-
-def check(node):
-    """Refuse a node outside the whitelist."""
-    kind = type(node).__name__
-    if kind not in NODES:
-        raise Forbidden(kind)
-    if kind == "Attribute" and node.attr not in ATTRIBUTES:
-        raise Forbidden("attribute " + node.attr)
-    for name in (getattr(node, key, None) for key in ("id", "arg", "name")):
-        if isinstance(name, str) and name.startswith("_"):
-            raise Forbidden("name " + name)
 
 
 def plain(value, depth=0):
@@ -220,10 +225,12 @@ def plain(value, depth=0):
 
 
 def explain(error):
-    """`NameError: name 'y' is not defined`."""
-    if isinstance(error, Forbidden):
+    """`NameError: name 'y' is not defined`; without addresses, which differ from run to run."""
+    if isinstance(error, language.Forbidden):
         return "forbidden: " + str(error)
-    return type(error).__name__ + ": " + str(error)[:160]
+    if isinstance(error, language.StepLimit):
+        return "killed: steps"
+    return type(error).__name__ + ": " + re.sub("0x[0-9a-f]+", "0x", str(error)[:160])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -74,22 +76,51 @@ class Code:
         return f"{_request(program, rng)} : {_plan(program)} : {program.source}"
 
     def grade(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[Reward]:
-        """1 if every hidden list gives the expected value, else 0; None if the sandbox itself failed."""
-        parsed = [format.parse(text) for text in completions]
-        pairs = list(zip(parsed, problems, strict=True))
-        results = iter(run_programs([(p.answer, q.meta["inputs"]) for p, q in pairs if p]))
-        return [_grade(next(results), q.meta["outputs"]) if p else _UNREADABLE for p, q in pairs]
+        """1 if every hidden list gives the expected value, else 0; None if the sandbox itself failed.
+
+        The program is the completion's answer, whatever the rest looks like; part `format`: it also keeps the format.
+        """
+        bodies = [_body(format.answer(text, marked=False)) for text in completions]
+        pairs = list(zip(bodies, problems, strict=True))
+        results = iter(run_programs([(body, q.meta["inputs"]) for body, q in pairs if body]))
+        return [
+            _grade(next(results) if body else Result(error="no answer"), q.meta["outputs"], text)
+            for text, (body, q) in zip(completions, pairs, strict=True)
+        ]
 
 
-_UNREADABLE = Reward(0.0, {"format": 0.0, "runs": 0.0, "tests": 0.0})
+_FENCE = re.compile(r"\s*```\w*[^\S\n]*\n(.*?)\n?\s*```\s*", re.DOTALL)
+_FUNCTION = re.compile(r"def[^\S\n]+(\w+)[^\S\n]*\(.*\)[^\n]*:")
 
 
-def _grade(result: Result, expected: Sequence[Any]) -> Reward:
+def _body(answer: str) -> str:
+    r"""The body of `def f(xs):` that an answer gives: out of a code block, also as a whole function of any name.
+
+    >>> _body("```python\ndef g(xs):\n    return xs\n```")
+    'def g(xs):\n    return xs\nreturn g(xs)'
+    >>> _body("a = 1\n    return a")  # the answer was indented, and its surrounding whitespace is gone
+    'a = 1\nreturn a'
+    """
+    block = _FENCE.fullmatch(answer)
+    first, *rest = textwrap.dedent(block[1] if block else answer).replace("\r\n", "\n").split("\n")
+    indents = [len(row) - len(row.lstrip()) for row in rest if row.strip()]
+    lost = bool(indents) and min(indents) > 0
+    # Rows that belong to the first one are at least as deep as the one after it.
+    if lost and (not first.rstrip().endswith(":") or min(indents) < indents[0]):
+        rest = textwrap.dedent("\n".join(rest)).split("\n")
+    function = _FUNCTION.match(first)
+    if function and all(row[:1] in ("", " ", "\t") for row in rest):
+        rest.append(f"return {function[1]}(xs)")
+    return "\n".join([first, *rest]).strip()
+
+
+def _grade(result: Result, expected: Sequence[Any], completion: str) -> Reward:
+    strict = {"format": float(format.parse(completion) is not None)}
     if result.unavailable:
-        return Reward(None, {"format": 1.0})
+        return Reward(None, strict)
     outputs = result.outputs or []
-    passed = sum(map(_same, outputs, expected))
-    parts = {"format": 1.0, "runs": float(bool(outputs)), "tests": passed / len(expected)}
+    passed = sum(map(_same, outputs, expected)) if len(outputs) == len(expected) else 0
+    parts = {**strict, "runs": float(bool(outputs)), "tests": passed / len(expected)}
     return Reward(float(passed == len(expected)), parts)
 
 

@@ -154,11 +154,13 @@ def _pool() -> list[tuple[Numbers, dict[Any, int]]]:
     """Lists, each with output -> the set of wrong programs (bits) that give it."""
     rng = stream("code", "pool")
     lists: list[Numbers] = [[], [0], [1], [0, 1]]
-    for k in range(-2, 16):  # every bound is once the smallest, the largest, the nearest to zero
+    for k in range(
+        -2, 16
+    ):  # every bound is once the smallest, the largest, the nearest to zero, the farthest from it
         far = [rng.randint(1, 8) for _ in range(rng.randint(2, 5))]
         lists.append([k, *(k + d for d in far)])
-        lists.append([k, *(k - d if k < 1 else rng.choice((-1, 1)) * (d % k) for d in far)])
-        lists.append([k, *(rng.choice((-1, 1)) * (abs(k) + d) for d in far)])
+        lists.append([k, *(rng.choice((-1, 1)) * (d % abs(k)) if k else -d for d in far)])
+        lists.append([k, *((-abs(k) - d) * (1 if k > 0 else -1) for d in far)])
     while len(lists) < POOL:
         low, width = rng.randint(-10, 14), rng.choice((2, 4, 8, 16))
         lists.append([low + rng.randint(0, width) for _ in range(rng.randint(1, 8))])
