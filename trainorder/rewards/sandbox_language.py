@@ -99,7 +99,7 @@ def clear(value):
         for item in value.items() if isinstance(value, dict) else value:
             clear(item)
     elif value is not None and not isinstance(value, SCALARS):
-        raise TypeError("a " + type(value).__name__ + " has no fixed text or order")
+        raise TypeError("a function, type or iterator has no fixed text or order")
     return value
 
 
