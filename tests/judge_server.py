@@ -86,10 +86,11 @@ def judge_server() -> Iterator[Server]:
                 done = (200, {}, json.dumps({"choices": [choice]}))
             status, headers, text = done
             self.send_response(status)
-            for name, value in {"Content-Length": str(len(text.encode())), **headers}.items():
+            data = text.encode("latin-1" if "X-Raw" in headers else "utf-8")
+            for name, value in {"Content-Length": str(len(data)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(text.encode())
+            self.wfile.write(data)
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
 from trainorder.reading import (
     MAX_NODES,
@@ -189,8 +189,17 @@ class EndpointConfig(Section):
     """Requests at the same time."""
     requests_per_minute: float | None = Field(default=None, ge=0.01, le=1e6)
     """Upper bound; null for none."""
-    max_tokens: int = Field(default=8, ge=1, le=4096)
-    """Of a reply; it is one word."""
+    max_tokens: int = Field(default=8, ge=1, le=65536)
+    """Of a reply; it is one word, but a model that thinks first needs more."""
+    token_limit: str = Field(default="max_tokens", pattern=r"^[a-z][a-z0-9_]{0,63}$")
+    """What the endpoint calls that limit; newer models want max_completion_tokens."""
+    temperature: float | None = Field(default=0.0, ge=0, le=2)
+    """null: not sent, for models that refuse it."""
+    body: dict[str, JsonValue] = Field(default_factory=dict, max_length=32)
+    """Further keys of the request's body, e.g. {reasoning_effort: low}."""
+    same_in_both_roles: bool = False
+    """Let this one model judge in training and in evaluation; then no score of a judged task is independent of training,
+    and reports say so."""
 
 
 class JudgeConfig(Section):

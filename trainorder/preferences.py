@@ -83,6 +83,12 @@ def _appoint(
     base: Path, out: Path, problems: list[Problem], task: Task, config: JudgeConfig
 ) -> dict[str, Any]:
     """The endpoint in both roles, after its agreement with the annotator was measured on the held-out prompts."""
+    if not config.endpoint.same_in_both_roles:
+        raise ParamsError(
+            f"judge.endpoint: the model {config.endpoint.model!r} would be the judge that gives rewards and the one "
+            f"that evaluates, so no score of task {config.task!r} would be independent of training; use judge.backend "
+            f"local, or accept it by judge.endpoint.same_in_both_roles: true"
+        )
     judge = EndpointJudge(config.endpoint)
     card = json.loads((paths.TASK_DATA / config.task / "task.json").read_text(encoding="utf-8"))
     heldout = problems[config.prompts :]
@@ -134,9 +140,18 @@ def compare(
 def agreement(scores: Sequence[float], wins: Sequence[tuple[int, int]]) -> float:
     """Share of (preferred, other) pairs that the scores order the same way; a tie counts half.
 
+    Raises:
+        AgreementError: there are no pairs.
+
     >>> agreement([2.0, 1.0, 1.0], [(0, 1), (2, 0), (1, 2)])
     0.5
     """
+    if not wins:
+        raise AgreementError(
+            "no two held-out answers differ, so a judge's agreement cannot be measured: the base writes one text "
+            "whatever it is asked, or all its answers have the same taste; raise sft.steps, judge.heldout_prompts or "
+            "judge.answers"
+        )
     points = [0.5 if scores[w] == scores[o] else float(scores[w] > scores[o]) for w, o in wins]
     return sum(points) / len(points)
 

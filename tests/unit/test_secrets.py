@@ -31,7 +31,7 @@ tasks:
 sft: {{steps: 80, max_steps: 80, gate: {{}}, batch_size: 8, drill_batch_size: 0, threads: 1}}
 judge:
   {{task: creative, prompts: 1, heldout_prompts: 8, answers: 4, min_agreement: 0.5, corrupted: 0.5,
-   backend: endpoint, endpoint: {{base_url: "{url}", model: words, api_key_env: JUDGE_KEY}}}}
+   backend: endpoint, endpoint: {{base_url: "{url}", model: words, api_key_env: JUDGE_KEY, same_in_both_roles: true}}}}
 rl: {{prompts_per_step: 3, group_size: 2}}
 phases:
   joint: {{kind: mixed, tasks: {{code: 1, creative: 1, math: 1}}, steps: 2}}

@@ -6,11 +6,15 @@ a way in plain torch. `TRAINORDER_KERNELS=0` turns them off.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
+import shlex
 import shutil
+import signal
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -32,6 +36,8 @@ FLAGS = [
     "-fPIC",
     "-shared",
 ]
+COMPILE_SECONDS = 60.0
+"""What a compiler may take; then it works without kernels."""
 LANES = 16
 """Floats that kernels.c takes at a time; some arrays have to be that much longer."""
 TOLERANCE = 1e-5
@@ -88,29 +94,63 @@ def load() -> tuple[Kernels | None, str]:
     if not compiler:
         return None, "torch (no C compiler: set CC or install gcc for about twice the speed)"
     try:
-        kernels = Kernels(_built(compiler))
-    except (OSError, subprocess.CalledProcessError) as error:
-        return None, f"torch (kernels could not be built with {compiler}: {error})"
+        kernels = _built(compiler)
+    except (OSError, subprocess.SubprocessError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        return None, f"torch (kernels could not be built with {compiler}: {reason})"
     difference = _difference(kernels)
     if not difference <= TOLERANCE:
         return None, f"torch (kernels differ from it by {difference:.1e}, more than {TOLERANCE:g})"
     return kernels, f"C kernels (within {difference:.0e} of torch)"
 
 
-def _built(compiler: str) -> Path:
-    source = SOURCE.read_bytes()
+def _built(compiler: str) -> Kernels:
+    """From the cache, where nobody else can write; else built in a folder of this process and not kept."""
     machine = [compiler, *FLAGS, processor(features=True)]
-    key = hashlib.sha256(source + "\0".join(machine).encode()).hexdigest()[:16]
-    cache = cache_folder()
+    key = hashlib.sha256(SOURCE.read_bytes() + "\0".join(machine).encode()).hexdigest()[:16]
+    cache = cache_folder().absolute()
+    with contextlib.suppress(OSError):
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     library = cache / f"kernels-{key}.so"
-    if not library.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            new = Path(scratch) / library.name
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(new), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
+    private = _private(cache)
+    if private and _private(library):
+        return Kernels(library)
+    kept = private and os.access(cache, os.W_OK)
+    with tempfile.TemporaryDirectory(dir=cache if kept else None) as scratch:
+        new = Path(scratch) / library.name
+        _compile(compiler, new)
+        kernels = Kernels(new)
+        if kept:
             new.rename(library)
-    return library
+        return kernels
+
+
+def _private(path: Path) -> bool:
+    """Whether only this user, or root, can change what `path` leads to; a sticky folder on the way (/tmp) is fine."""
+    try:
+        path = path.resolve(strict=True)
+        found = [path.stat(), *(folder.stat() for folder in path.parents)]
+    except (OSError, RuntimeError):
+        return False
+    owned = found[0].st_uid == os.geteuid() and not found[0].st_mode & 0o022
+    return owned and all(
+        s.st_uid in (0, os.geteuid()) and (not s.st_mode & 0o022 or s.st_mode & stat.S_ISVTX)
+        for s in found[1:]
+    )
+
+
+def _compile(compiler: str, library: Path) -> None:
+    command = [*shlex.split(compiler), *FLAGS, str(SOURCE), "-o", str(library), "-lm"]
+    # Not captured: what a hanging compiler started would keep the pipe open after it was killed.
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **quiet, start_new_session=True) as process:
+        try:
+            code = process.wait(COMPILE_SECONDS)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if code:
+        raise subprocess.CalledProcessError(code, compiler)
 
 
 def _difference(kernels: Kernels) -> float:

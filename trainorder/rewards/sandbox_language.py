@@ -65,7 +65,7 @@ def compile_function(python, source):
     """`def f(xs):` with this body; unless any Python is allowed, checked and instrumented."""
     body = "\n".join("    " + row for row in source.split("\n"))
     tree = ast.parse("def f(xs):\n" + body)
-    allowed = {"__builtins__": vars(builtins), "__name__": "answer"}
+    allowed: dict = {"__builtins__": vars(builtins), "__name__": "answer"}
     if not python:
         for node in ast.walk(tree):
             check(node)
