@@ -142,8 +142,8 @@ def _private(path: Path) -> bool:
 def _compile(compiler: str, library: Path) -> None:
     command = [*shlex.split(compiler), *FLAGS, str(SOURCE), "-o", str(library), "-lm"]
     # Not captured: what a hanging compiler started would keep the pipe open after it was killed.
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **quiet, start_new_session=True) as process:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True) as process:
         try:
             code = process.wait(COMPILE_SECONDS)
         except BaseException:
