@@ -4,7 +4,8 @@
 
 A world has tasks, one phase each; a phase lifts its own task and moves the others by planted effects. Every trained
 checkpoint drifts at random (another run would drift otherwise), and problems are answered a few times. Nothing is
-mocked: the scores go through `trainorder.measure` as if they came from evaluations.
+mocked: the scores go through `trainorder.measure` as if they came from evaluations. Scores of all experiments of a world
+are drawn at once.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import permutations
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,11 @@ from trainorder.config import MeasureConfig
 from trainorder.measure.compare import Pairs
 from trainorder.measure.design import Design
 from trainorder.measure.evidence import Evidence
+from trainorder.measure.ranking import against_best, ranked, winner
 from trainorder.measure.recommendation import recommended
 from trainorder.measure.scores import SPLITS, Scores
 from trainorder.metrics import statistics
+from trainorder.order import every_order
 
 Array = np.ndarray
 Effects = Float[Array, "task task"]
@@ -37,9 +40,13 @@ class Planted:
     """A kind of world: `effects[k, j]` is what training task k does to the score on task j."""
 
     effects: Effects
+    random: float = 0.0
+    """Standard deviation of effects that every experiment draws for itself, added to `effects`."""
+    own: float = 0.0
+    """Standard deviation of what each order's final scores are off from additive effects."""
     seeds: int = 3
     orders: int = 6
-    """Measured orders: the first is 0, 1, 2, ..., the second its reverse, the others are drawn."""
+    """Measured orders: the first is 0, 1, 2, ..., the second its reverse, and so on in reverse pairs."""
     drift: float = 0.01
     """Standard deviation of the random change of every score in every training run."""
     problems: int = 128
@@ -47,144 +54,222 @@ class Planted:
     draws: int = 200
     base: float = 0.4
     learned: float = 0.7
-    weights: list[Array] = field(default_factory=list, compare=False)
-    """Bootstrap weights, drawn once: they do not depend on scores."""
 
     @property
     def n(self) -> int:
         """Number of tasks."""
         return len(self.effects)
 
-    def value(self, order: Sequence[int]) -> float:
+    @cached_property
+    def chains(self) -> list[tuple[int, ...]]:
+        """The measured orders."""
+        rest = [tuple(int(k) for k in row) for row in every_order(self.n)]
+        rng = np.random.default_rng(3)
+        chains: list[tuple[int, ...]] = []
+        while rest and len(chains) < self.orders:
+            one = rest[int(rng.integers(len(rest)))] if chains else rest[0]
+            chains += dict.fromkeys([one, one[::-1]])
+            rest = [order for order in rest if order not in chains]
+        return chains[: self.orders]
+
+    @cached_property
+    def paths(self) -> list[tuple[int, ...]]:
+        """Every trained checkpoint of a seed by the phases behind it, parents first; () is the base."""
+        singles = [(k,) for k in range(self.n)]
+        prefixes = [chain[: i + 1] for chain in self.chains for i in range(self.n)]
+        return list(dict.fromkeys([(), *singles, *sorted(prefixes, key=len)]))
+
+    @cached_property
+    def design(self) -> Design:
+        """What `trainorder.measure` is told of every experiment."""
+        names = [f"t{i}" for i in range(self.n)]
+        seeds = range(self.seeds)
+        return Design(
+            bases={s: _node(s, ()) for s in seeds},
+            orders={
+                f"o{i}": {s: tuple(_node(s, c[: j + 1]) for j in range(self.n)) for s in seeds}
+                for i, c in enumerate(self.chains)
+            },
+            order_phases={f"o{i}": tuple(names[k] for k in c) for i, c in enumerate(self.chains)},
+            singles={name: {s: _node(s, (k,)) for s in seeds} for k, name in enumerate(names)},
+            merges={},
+            phase_tasks={name: (name,) for name in names},
+        )
+
+
+def _node(seed: int, path: tuple[int, ...]) -> str:
+    return "--".join([f"s{seed}", *(f"t{k}" for k in path)])
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment and what is true in it."""
+
+    evidence: Evidence
+    values: Float[Array, " order"]
+    """Expected final mean of every order, in the sequence of `every_order`, up to a constant."""
+
+    def value(self, order: tuple[int, ...]) -> float:
         """Expected final mean of an order, up to a constant."""
-        pairs = [(j, k) for i, j in enumerate(order) for k in order[i + 1 :]]
-        return float(sum(self.effects[k, j] for j, k in pairs)) / self.n
-
-    def best(self) -> set[tuple[int, ...]]:
-        """The orders with the highest expected final mean."""
-        values = {order: self.value(order) for order in permutations(range(self.n))}
-        top = max(values.values())
-        return {order for order, value in values.items() if value > top - 1e-9}
+        rows = every_order(len(order))
+        return float(self.values[(rows == np.array(order)).all(1).argmax()])
 
 
-def experiment(world: Planted, key: int) -> Evidence:
-    """One experiment in the world: bases, singles and orders of all seeds, evaluated on dev and test."""
-    rng = np.random.default_rng([key, 7])
-    names = [f"t{i}" for i in range(world.n)]
-    first = list(range(world.n))
-    chains = [tuple(first), tuple(first[::-1])]
-    rest = [p for p in permutations(first) if p not in chains] if world.n > 1 else []
-    picks = rng.permutation(len(rest))[: max(world.orders - 2, 0)]
-    chains = [*chains, *(rest[i] for i in picks)][: world.orders]
-    levels: dict[str, Array] = {}
+def experiments(world: Planted, count: int, *, first: int = 0) -> Iterator[Experiment]:
+    """`count` experiments in the world: bases, singles and orders of all seeds, evaluated on dev and test."""
+    rng = np.random.default_rng([first, 7])
+    n, orders = world.n, every_order(world.n)
+    effects = world.effects + world.random * rng.normal(size=(count, n, n))
+    own = world.own * rng.normal(size=(count, len(orders)))
+    ranks = np.argsort(orders, axis=1)
+    later = ranks[:, :, None] > ranks[:, None, :]  # [order, k, j]: k comes after j
+    values = np.einsum("ckj,okj->co", effects, later) / n + own
+    at = {tuple(int(k) for k in row): i for i, row in enumerate(orders)}
+    levels: dict[tuple[int, tuple[int, ...]], Array] = {}
     for seed in range(world.seeds):
-        root = f"s{seed}"
-        levels[root] = world.base + world.drift * rng.normal(size=world.n)
-        for chain in [*((k,) for k in first), *chains]:
-            node = root
-            for k in chain:
-                parent, node = node, f"{node}--t{k}"
-                if node not in levels:
-                    level = (
-                        levels[parent] + world.effects[k] + world.drift * rng.normal(size=world.n)
-                    )
-                    level[k] = world.learned + world.drift * rng.normal()
-                    levels[node] = level
-    design = Design(
-        bases={s: f"s{s}" for s in range(world.seeds)},
-        orders={
-            f"o{i}": {s: tuple(_path(s, chain)) for s in range(world.seeds)}
-            for i, chain in enumerate(chains)
-        },
-        order_phases={f"o{i}": tuple(names[k] for k in chain) for i, chain in enumerate(chains)},
-        singles={name: {s: f"s{s}--{name}" for s in range(world.seeds)} for name in names},
-        merges={},
-        phase_tasks={name: (name,) for name in names},
-    )
+        for path in world.paths:
+            drift = world.drift * rng.normal(size=(count, n))
+            if not path:
+                level = world.base + drift
+            else:
+                level = levels[seed, path[:-1]] + effects[:, path[-1]] + drift
+                level[:, path[-1]] = world.learned + drift[:, path[-1]]
+                if path in at:
+                    level += own[:, at[path], None]
+            levels[seed, path] = level
+    table = np.stack(list(levels.values()), axis=1)
+    names = [_node(seed, path) for seed, path in levels]
+    weights = np.random.default_rng(1)
+    draws = [statistics.draw_problems(world.problems, world.draws, weights) for _ in range(n)]
+    split = {name: _evaluate(world, table, draws, rng) for name in SPLITS}
     config = MeasureConfig(bootstrap=max(world.draws, 100))
-    scores = {split: _evaluate(world, tuple(names), levels, rng) for split in SPLITS}
+    tasks = tuple(f"t{i}" for i in range(n))
+    used = dict.fromkeys(tasks, world.problems)
     seed_draws = statistics.draw_seeds(world.seeds, world.draws, np.random.default_rng(0))
-    return Evidence(design, config, tuple(names), scores, {s: {} for s in SPLITS}, seed_draws)
-
-
-def _path(seed: int, chain: Sequence[int]) -> list[str]:
-    return ["--".join([f"s{seed}", *(f"t{k}" for k in chain[: i + 1])]) for i in range(len(chain))]
+    for key in range(count):
+        scores = {
+            name: Scores(tasks, dict(zip(names, found[key], strict=True)), used)
+            for name, found in split.items()
+        }
+        means = {name: {} for name in SPLITS}
+        evidence = Evidence(world.design, config, tasks, scores, means, seed_draws)
+        yield Experiment(evidence, values[key])
 
 
 def _evaluate(
-    world: Planted, names: tuple[str, ...], levels: dict[str, Array], rng: np.random.Generator
-) -> Scores:
+    world: Planted, table: Array, draws: list[Array], rng: np.random.Generator
+) -> Float[Array, "key node draw task"]:
     """Binomial answers to problems of different difficulty, averaged in every draw."""
-    if not world.weights:
-        fixed = np.random.default_rng(1)
-        for _ in names:
-            world.weights.append(statistics.draw_problems(world.problems, world.draws, fixed))
-    table = np.stack(list(levels.values()))
-    values = np.empty((len(levels), world.draws + 1, world.n))
-    for task in range(world.n):
-        hard = rng.uniform(-0.25, 0.25, world.problems)
-        chance = np.clip(table[:, task, None] + hard, 0.02, 0.98)
+    count, nodes, n = table.shape
+    values = np.empty((count, nodes, world.draws + 1, n), dtype=np.float32)
+    for task in range(n):
+        hard = rng.uniform(-0.25, 0.25, (count, 1, world.problems))
+        chance = np.clip(table[:, :, task, None] + hard, 0.02, 0.98)
         answers = rng.binomial(world.samples, chance) / world.samples
-        values[:, :, task] = answers @ world.weights[task].T
-    used = dict.fromkeys(names, world.problems)
-    return Scores(names, dict(zip(levels, values, strict=True)), used)
+        values[..., task] = answers @ draws[task].T
+    return values
 
 
-def told_apart(evidence: Evidence) -> bool:
-    """Whether `trainorder compare o0 o1` says identified (the first order against its reverse)."""
+def compared(evidence: Evidence) -> str:
+    """The verdict of `trainorder compare o0 o1` (the first order against its reverse)."""
     design = evidence.design
     a, b = (design.position(name, len(design.order_phases[name])) for name in ("o0", "o1"))
     columns = list(range(len(evidence.tasks)))
     pairs = Pairs(evidence.scores["test"], design.seeds, evidence.seed_draws, evidence.config.level)
     row = pairs.row(a, b, columns)
-    return bool(row["differs"]) and len(design.seeds) > 1
+    return statistics.verdict(bool(row["differs"]), len(design.seeds))
 
 
 def run(world: Planted, count: int, *, first: int = 0) -> dict[str, Any]:
-    """Shares over `count` experiments: how often each command claims something, and how often it is right."""
-    best = world.best()
-    claims, right, told, optimal, hit = 0, 0, 0, 0.0, 0
-    for key in range(first, first + count):
-        evidence = experiment(world, key)
-        found = recommended(evidence)
-        assert found is not None
-        order = tuple(int(name[1:]) for name in found["order"])
-        identified = found["verdict"] == "identified"
-        claims += identified
-        right += identified and order in best
-        hit += order in best
-        optimal += found["p_optimal"]
-        told += told_apart(evidence)
+    """Shares over `count` experiments: how often each command claims something, and how often it is right.
+
+    `stands out`: the recommended order's verdict is not `open`, whatever the number of seeds.
+    """
+    rows = [_judged(world, one) for one in experiments(world, count, first=first)]
+    mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    claims = [row["recommended order is best"] for row in rows if row["stands out"]]
+    mean["right where it stands out"] = float(np.mean(claims)) if claims else float("nan")
+    return {"experiments": count, **mean}
+
+
+def _judged(world: Planted, one: Experiment) -> dict[str, float]:
+    evidence, top = one.evidence, float(one.values.max())
+    found = recommended(evidence)
+    assert found is not None
+    order = tuple(int(name[1:]) for name in found["order"])
+    arms, finals = ranked(evidence)
+    behind = against_best(evidence, arms, finals)
+    won = winner(evidence, arms, behind)
+    truth = {f"o{i}": one.value(chain) for i, chain in enumerate(world.chains)}
+    best_of_run = max(truth.values())
+    tied = {name for name, value in truth.items() if value > best_of_run - 1e-9}
+    covered = [
+        interval.low <= truth[name] - truth[won["best"]] <= interval.high
+        for name, interval in behind.items()
+        if name in truth and won["best"] in truth
+    ]
+    verdict = compared(evidence)
     return {
-        "experiments": count,
-        "recommend: identified": claims / count,
-        "right where identified": right / claims if claims else None,
-        "recommended order is best": hit / count,
-        "mean P(optimal)": optimal / count,
-        "compare: told apart": told / count,
+        "stands out": found["verdict"] != statistics.Verdict.OPEN,
+        "identified": statistics.identified(found["verdict"]),
+        "recommended order is best": one.value(order) > top - 1e-9,
+        "P(optimal)": found["p_optimal"],
+        "regret": found["regret"],
+        "true regret": top - one.value(order),
+        "compare: not open": verdict != statistics.Verdict.OPEN,
+        "compare: settled": statistics.identified(verdict),
+        "winner: settled": statistics.identified(won["verdict"]),
+        "winner: not open": won["verdict"] != statistics.Verdict.OPEN,
+        "set misses a best arm": not tied <= set(won["candidates"]),
+        "set holds the base": "base" in won["candidates"],
+        "minus best: all covered": all(covered),
     }
+
+
+NOTHING = np.zeros((4, 4))
 
 
 def worlds() -> dict[str, Planted]:
     """The worlds of the command."""
-    nothing = np.zeros((4, 4))
     strong = strong_effects()
     return {
-        "identical tasks, 1 seed": Planted(nothing, seeds=1),
-        "identical tasks, 2 seeds": Planted(nothing, seeds=2),
-        "identical tasks, 3 seeds": Planted(nothing),
-        "identical tasks, 3 seeds, large drift": Planted(nothing, drift=0.04),
-        "identical tasks, 3 seeds, 3 orders": Planted(nothing, orders=3),
-        "identical tasks, 5 seeds": Planted(nothing, seeds=5),
+        "identical tasks, 1 seed": Planted(NOTHING, seeds=1),
+        "identical tasks, 1 seed, 10 orders": Planted(NOTHING, seeds=1, orders=10, drift=0.0),
+        "identical tasks, 2 seeds": Planted(NOTHING, seeds=2),
+        "identical tasks, 3 seeds": Planted(NOTHING),
+        "identical tasks, 3 seeds, 10 orders": Planted(NOTHING, orders=10),
+        "identical tasks, 3 seeds, large drift": Planted(NOTHING, drift=0.04),
+        "identical tasks, 3 seeds, 3 orders": Planted(NOTHING, orders=3),
+        "identical tasks, 5 seeds": Planted(NOTHING, seeds=5),
         "strong effects, 1 seed": Planted(strong, seeds=1),
         "strong effects, 3 seeds": Planted(strong),
         "weak effects, 3 seeds": Planted(strong / 8),
+        "random effects, 4 orders": Planted(NOTHING, random=0.08, orders=4, problems=512),
+        "random effects, orders of their own": Planted(
+            NOTHING, random=0.08, own=0.02, orders=4, problems=512
+        ),
+        "random effects, 1 seed": Planted(NOTHING, random=0.08, seeds=1, orders=4, drift=0.0),
     }
 
 
 def strong_effects() -> Effects:
     """Best order 0, 1, 2, 3 alone: every phase costs the phases that should come later 12 points."""
     return -0.12 * np.triu(np.ones((4, 4)), k=1)
+
+
+COLUMNS = {
+    "stands out": "out",
+    "right where it stands out": "right",
+    "recommended order is best": "best",
+    "P(optimal)": "P(opt)",
+    "regret": "regret",
+    "true regret": "true",
+    "winner: not open": "winner",
+    "set misses a best arm": "missed",
+    "minus best: all covered": "cover",
+    "compare: not open": "compare",
+}
+"""Key of `run` -> its heading."""
 
 
 def main() -> int:
@@ -194,19 +279,15 @@ def main() -> int:
     )
     parser.add_argument("--count", type=int, default=1000, help="experiments of each kind")
     count = parser.parse_args().count
-    print(
-        f"{'world':<40} {'identified':>11} {'right':>7} {'best':>7} {'P(opt)':>7} {'compare':>8} {'s':>6}"
-    )
+    print(f"{'world':<40}" + "".join(f"{name:>8}" for name in [*COLUMNS.values(), "s"]))
     for name, world in worlds().items():
         start = time.perf_counter()
-        found = run(world, count)
-        right = found["right where identified"]
-        print(
-            f"{name:<40} {found['recommend: identified']:>11.3f} {'-' if right is None else f'{right:.3f}':>7} "
-            f"{found['recommended order is best']:>7.3f} {found['mean P(optimal)']:>7.3f} "
-            f"{found['compare: told apart']:>8.3f} {time.perf_counter() - start:>6.0f}",
-            flush=True,
+        parts = [run(world, min(100, count - i), first=i) for i in range(0, count, 100)]
+        found = {key: float(np.nanmean([part[key] for part in parts])) for key in COLUMNS}
+        shown = "".join(
+            f"{found[key]:>8.4f}" if "regret" in key else f"{found[key]:>8.3f}" for key in COLUMNS
         )
+        print(f"{name:<40}{shown}{time.perf_counter() - start:>8.0f}", flush=True)
     return 0
 
 

@@ -25,7 +25,7 @@ from flows import dvc
 from flows.progress import Display
 from flows.schedule import Schedule
 from flows.warm import warm_stages
-from trainorder import owner, paths, plan, preflight, tracking
+from trainorder import owner, paths, plan, preflight, results, tracking
 from trainorder.files import disk_trouble, is_disk_full, write_json
 from trainorder.process import exclusive, keep_loopback_direct
 from trainorder.reading import ParamsError, read_json
@@ -221,8 +221,8 @@ def _passes(state: Look, pipeline: Pipeline) -> None:
     elif waiting:
         pipeline.bring_up_to_date(_schedule(_look(state.plan)))
     _check_clean()
-    bwt = json.loads(paths.BWT.read_text(encoding="utf-8"))
-    orders.publish(words.arms(bwt), words.verdict(bwt))
+    bwt = results.load()
+    orders.publish(words.arms(bwt), words.summary(bwt))
 
 
 def _schedule(state: Look, leave_out: frozenset[str] | set[str] = frozenset()) -> Schedule:
@@ -269,7 +269,7 @@ def _durations() -> dict[str, float]:
 
 def _recommended() -> tuple[str, ...] | None:
     """The order that the measured transfer recommends, or None where no transfer was measured."""
-    recommended = json.loads(paths.BWT.read_text(encoding="utf-8"))["recommended"]
+    recommended = results.load()["recommended"]
     return None if recommended is None else tuple(recommended["order"])
 
 
@@ -297,7 +297,7 @@ def _show(console: Console) -> None:
     """The table of arms, as wide as the terminal allows, and where to look next."""
     from rich.table import Table
 
-    bwt = json.loads(paths.BWT.read_text(encoding="utf-8"))
+    bwt = results.load()
     columns = ["arm", "mean", "interval", "minus best"]
     columns += ["minus joint"] if console.width >= 100 else []
     columns += ["phases"] if console.width >= 140 else []
@@ -309,7 +309,7 @@ def _show(console: Console) -> None:
     console.print()
     console.print(table)
     console.print(f"\n{words.headline(bwt)}.", style="bold")
-    console.print(f"{words.verdict(bwt)} {words.sentence(bwt['intervals']['note'])}\n")
+    console.print(" ".join([words.verdict(bwt), *words.caveats(bwt)]) + "\n")
     console.print(f"report   {paths.REPORT.absolute()}", soft_wrap=True)
     console.print("servers  make ui   (or `trainorder ui`: MLflow and Prefect over what was run)")
 

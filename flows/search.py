@@ -14,7 +14,6 @@ checkpoints are cached: a second search, or one with a larger budget, pays for w
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import subprocess
@@ -25,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainorder import paths, plan
+from trainorder import paths, plan, results
 from trainorder.config import PARAMS_VARIABLE, Params, load_params, params_file, parse_params
 from trainorder.plan.check import check
 from trainorder.plan.orders import listed_orders, single_phases
@@ -198,7 +197,7 @@ class Search:
                 f"predictions missed by {self._error():.3f} (root mean square of {len(self.errors)})"
             )
         print("these are dev scores; on test:")
-        print(words.verdict(json.loads(paths.BWT.read_text(encoding="utf-8"))))
+        print(words.summary(results.load()))
         print(f"report {paths.REPORT}, made from {FILE}")
         return 0
 

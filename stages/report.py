@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
 import stages
-from trainorder import paths
+from trainorder import results
 from trainorder.report import write_report
 from trainorder.report.mirror import mirror
 
@@ -16,7 +15,7 @@ def main(arguments: argparse.Namespace) -> None:
     path = write_report()
     print(path)
     try:
-        mirror(json.loads(paths.BWT.read_text(encoding="utf-8")))
+        mirror(results.load())
     except Exception as error:  # MLflow is a copy: its trouble must not fail the stage
         print(f"warning: MLflow was not updated: {error}", file=sys.stderr)
 

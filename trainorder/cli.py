@@ -189,10 +189,10 @@ def table(
     with refusing():
         from pathlib import Path
 
-        from trainorder.measure.answer import load
+        from trainorder import results
         from trainorder.report.markdown import orders_page
 
-        text = orders_page(load())
+        text = orders_page(results.load())
         if out:
             Path(out).write_text(text, encoding="utf-8")
     if not out:

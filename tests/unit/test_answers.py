@@ -67,7 +67,8 @@ def test_two_orders_are_told_apart_by_the_planted_effects(folder, designs, monke
     monkeypatch.chdir(folder)
     found = compare(designs, BEST, WORST, CONFIG)["variants"]["default"]
     # last in WORST, creative costs math .12, code .08, qa .08; qa costs code .06, math .04; math helps qa .06
-    assert found["verdict"] == "identified"
+    assert found["verdict"] == "settled"
+    assert not found["parts"]["judged_only"]
     assert found["mean"]["difference"]["value"] == pytest.approx(0.08, abs=0.04)
     assert found["tasks"]["math"]["difference"]["value"] == pytest.approx(0.16, abs=0.05)
     assert not found["tasks"]["creative"]["differs"]
@@ -87,7 +88,9 @@ def test_the_difference_is_the_one_in_bwt_json_and_turns_its_sign_with_the_arms(
     assert x["value"] == pytest.approx(-y["value"])
     assert x["low"] == pytest.approx(-y["high"])
     bwt = json.loads((folder / "reports" / "bwt.json").read_text())
-    assert bwt["differences"][BEST][WORST]["low"] == pytest.approx(x["low"], abs=1e-6)
+    both = bwt["differences"][BEST][WORST]
+    assert both["value"] == pytest.approx(x["value"], abs=1e-6)
+    assert both["low"] <= x["low"] + 1e-6  # wider where the best arm was selected
 
 
 def test_merges_phases_and_the_base_can_be_compared_and_have_no_common_positions(
@@ -118,7 +121,7 @@ def test_one_seed_never_tells_two_orders_apart_and_says_why(tmp_path, monkeypatc
     mean = found["variants"]["default"]["mean"]
     assert mean["difference"]["low"] > 0  # these checkpoints do differ
     assert mean["differs"]
-    assert found["verdict"] == found["variants"]["default"]["verdict"] == "not identified"
+    assert found["verdict"] == found["variants"]["default"]["verdict"] == "on these problems only"
     assert "another run may differ by more: add seeds" in found["variants"]["default"]["note"]
     pooled = compare(from_plan(world.plan()), BEST, WORST, CONFIG, metric="vendi")["variants"][
         "default"
@@ -134,9 +137,9 @@ def test_an_effect_that_a_variant_lacks_does_not_survive(tmp_path, monkeypatch):
     fields = {f: getattr(world.default, f) for f in World.__dataclass_fields__}
     small = World(**{**fields, "orders": kept, "merges": ()})
     for variants, survives, verdict in (
-        (("same",), "in every variant", "identified"),
-        (("none",), "in some variants", "not identified"),
-        (("opposite",), "with opposite signs", "not identified"),
+        (("same",), "in every variant", "settled"),
+        (("none",), "in some variants", "open"),
+        (("opposite",), "with opposite signs", "open"),
     ):
         others = {
             v: World(
@@ -221,7 +224,7 @@ def test_recommend_shows_the_order_its_certainty_and_what_to_run(folder):
     shown = cli(folder, "recommend").stdout
     assert "creative > qa > " in shown.splitlines()[0]
     assert "P(this order is the best)" in shown
-    assert "24 measured orders spread by" in shown
+    assert "predictions of the 24 measured orders are off by" in shown
     assert "omni_greedy" in shown
     assert "Spearman with measured" in shown
     found = json.loads(cli(folder, "recommend", "--json").stdout)["recommended"]

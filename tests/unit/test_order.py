@@ -13,10 +13,10 @@ from trainorder.order import (
     RULES,
     Measured,
     Misfit,
+    Reason,
     Step,
     additive,
     best_order,
-    choose,
     exact_orders,
     extrapolate,
     gains,
@@ -101,7 +101,7 @@ def test_the_reverse_of_the_best_order_is_the_worst():
 def test_a_clear_order_is_identified_with_certainty():
     found = recommend(noisy(HAND, 0.1, 0), rng=np.random.default_rng(0))
     assert found.order == (0, 1, 2)
-    assert found.identified
+    assert found.reasons == ()
     assert found.p_optimal > 0.99
     assert found.before[0, 2] > 0.99
     assert found.before[2, 0] < 0.01
@@ -114,7 +114,7 @@ def test_a_world_without_order_effects_is_identified_in_fewer_than_one_of_twenty
     zero = np.zeros((4, 4))
     rng = np.random.default_rng(0)
     found = [recommend(noisy(zero, 0.02, seed, draws=200), rng=rng) for seed in range(200)]
-    assert np.mean([x.identified for x in found]) <= 0.08
+    assert np.mean([not x.reasons for x in found]) <= 0.08
 
 
 def test_without_the_correction_for_choosing_noise_would_often_pass_for_an_order():
@@ -127,7 +127,7 @@ def test_without_the_correction_for_choosing_noise_would_often_pass_for_an_order
 
 def test_phases_without_any_effect_give_no_order_and_ties_are_split():
     found = recommend(np.zeros((401, 3, 3)), rng=np.random.default_rng(0))
-    assert not found.identified
+    assert found.reasons
     assert found.p_no_order == 1.0
     assert found.p_most_probable < 0.3
     assert found.before[0, 1] == pytest.approx(0.5, abs=0.1)
@@ -137,7 +137,7 @@ def test_phases_without_any_effect_give_no_order_and_ties_are_split():
 def test_one_phase_has_one_order():
     found = recommend(np.zeros((11, 1, 1)), rng=np.random.default_rng(0))
     assert found.order == (0,)
-    assert found.reasons == ("one phase has only one order",)
+    assert found.reasons == (Reason.ONE_PHASE,)
 
 
 def test_a_gain_is_what_the_later_phase_does_to_the_earlier_ones_tasks():
@@ -212,12 +212,6 @@ def test_a_rule_gives_a_permutation_and_ignores_what_a_phase_does_to_itself(name
         assert RULES[name](change + np.diag(rng.normal(size=n))) == found
 
 
-def test_an_unknown_rule_is_refused_with_the_known_ones():
-    assert choose("exact", CHANGE, ["a", "b", "c"]) == ("a", "b", "c")
-    with pytest.raises(ValueError, match=r"no rule 'best'.*omni_greedy"):
-        choose("best", CHANGE, ["a", "b", "c"])
-
-
 def test_stage_delta_extrapolation_reproduces_the_worked_quadratic():
     # loss (theta - c)^2 / 2, step 1/2: one pass halves the distance to c. Reference order c = 1, 3 from 0: .5, 1.75.
     # The other order, from the reference's steps: 1.5, then 1.5 + .5 - .5 (1.5 - 0) = 1.25, which is the true value
@@ -290,37 +284,104 @@ def test_two_stage_uses_what_happens_to_a_trained_task_and_needs_every_pair():
     assert PREDICTORS["two_stage"](m, "ba", frozenset()) is None
 
 
+ORDERS = ((0, 1, 2), (2, 1, 0), (1, 0, 2), (2, 0, 1))
+
+
+def misfit(errors, noise=0.0005, draws=300, orders=ORDERS):
+    """These errors, measured with independent noise."""
+    data = np.array(errors)
+    around = data + noise * np.random.default_rng(2).normal(size=(draws, len(data)))
+    return Misfit(orders[: len(data)], np.vstack([data, around]))
+
+
 def test_a_misfit_widens_what_the_matrix_alone_would_identify():
     sharp = noisy(HAND / 100, 0.001, 0)
     alone = recommend(sharp, rng=np.random.default_rng(0))
     fits = recommend(
-        sharp, misfit=Misfit((0.01, 0.011, 0.009, 0.0105)), rng=np.random.default_rng(0)
+        sharp, misfit=misfit((0.01, 0.0102, 0.0099, 0.0101)), rng=np.random.default_rng(0)
     )
-    off = recommend(sharp, misfit=Misfit((0.08, -0.05, 0.03, -0.06)), rng=np.random.default_rng(0))
-    assert (alone.identified, fits.identified, off.identified) == (True, True, False)
+    off = recommend(sharp, misfit=misfit((0.08, -0.05, 0.03, -0.06)), rng=np.random.default_rng(0))
+    assert (alone.reasons, fits.reasons) == ((), ())
+    assert Reason.NOT_PROBABLE in off.reasons
     assert off.p_optimal < fits.p_optimal <= alone.p_optimal
     assert off.regret > fits.regret
     assert off.gap_sd["misfit"] > off.gap_sd["sampling"]
 
 
 def test_an_error_that_all_orders_share_is_no_misfit():
-    sharp = noisy(HAND / 100, 0.001, 0)
-    found = recommend(sharp, misfit=Misfit((0.07, 0.07, 0.07)), rng=np.random.default_rng(0))
-    assert found.identified
+    found = misfit((0.07, 0.07, 0.07))
+    assert found.bias == pytest.approx(0.07)
+    assert found.sd < 0.0005
+    assert (
+        recommend(noisy(HAND / 100, 0.001, 0), misfit=found, rng=np.random.default_rng(0)).reasons
+        == ()
+    )
+
+
+def test_errors_that_are_no_larger_than_their_noise_are_not_the_models():
+    # spread .01 throughout: all of it is noise of what was measured, or nearly none
+    errors = (0.01, -0.01, 0.01, -0.01)
+    assert misfit(errors, noise=0.01).sd < 0.3 * misfit(errors, noise=0.0005).sd
+
+
+def test_two_reverse_pairs_count_as_fewer_errors_than_four_unrelated_orders():
+    # of a reverse pair the second error follows from the first: the same spread leaves more doubt
+    errors = (0.01, -0.01, 0.012, -0.012)
+    pairs = misfit(errors)
+    unrelated = misfit(errors, orders=((0, 1, 2), (1, 0, 2), (2, 0, 1), (0, 2, 1)))
+    assert pairs.sd != pytest.approx(unrelated.sd, rel=0.02)
 
 
 def test_below_three_measured_orders_nothing_is_identified():
     sharp = noisy(HAND / 100, 0.001, 0)
-    found = recommend(sharp, misfit=Misfit((0.01, 0.011)), rng=np.random.default_rng(0))
-    assert found.reasons == (
-        "2 different orders of these phases were measured: how far the additive model is off cannot be told below 3",
-    )
+    found = recommend(sharp, misfit=misfit((0.01, 0.011)), rng=np.random.default_rng(0))
+    assert found.reasons == (Reason.FEW_ORDERS,)
 
 
-def test_the_perturbation_spreads_orders_as_the_measured_errors_spread():
-    # 2,000 draws with 200 errors: the chi-square is nearly certain; values of an order around the mean of all orders
-    errors = np.random.default_rng(0).normal(0, 0.02, 200)
-    drawn = Misfit(tuple(errors)).perturb(2000, 4, np.random.default_rng(1))
-    values = np.stack([order_value(drawn, order) for order in permutations(range(4))])
-    around = values - values.mean(0)
-    assert around.std() == pytest.approx(errors.std(), rel=0.05)
+def test_probability_above_one_half_identifies_nothing():
+    # two orders, one of them the best in about 3 of 4 draws
+    rng = np.random.default_rng(0)
+    gain = np.zeros((2001, 2, 2))
+    gain[:, 0, 1] = 0.0067 + 0.01 * np.concatenate([[0.0], rng.normal(size=2000)])
+    found = recommend(gain, rng=rng)
+    assert 0.7 < found.p_optimal < 0.8
+    assert Reason.NOT_PROBABLE in found.reasons
+
+
+def test_the_scale_of_the_models_error_is_found_from_many_orders():
+    # all 24 orders of four phases, each off by itself with .02, measured with .002
+    rng = np.random.default_rng(0)
+    orders = tuple(permutations(range(4)))
+    found = misfit(rng.normal(0, 0.02, 24), noise=0.002, orders=orders)
+    assert found.sd == pytest.approx(0.02, rel=0.3)
+
+
+def regrets(noise, own, count=150):
+    """Mean expected and true regret where gains are drawn and each order is off by `own`; two reverse pairs measured."""
+    rng = np.random.default_rng(1)
+    orders = np.array(list(permutations(range(4))))
+    expected, true = [], []
+    for _ in range(count):
+        gain = 0.01 * rng.normal(size=(4, 4))
+        values = np.array([order_value(gain, o) for o in orders]) + own * rng.normal(size=24)
+        seen = gain + noise * rng.normal(size=(4, 4))
+        draws = np.concatenate([seen[None], seen + noise * rng.normal(size=(200, 4, 4))])
+        first, second = best_order(seen), (0, 1, 2, 3)
+        chosen = tuple(dict.fromkeys([first, first[::-1], second, second[::-1]]))
+        at = [int((orders == o).all(1).argmax()) for o in chosen]
+        measured = values[at] + noise * rng.normal(size=len(at))
+        again = measured + noise * rng.normal(size=(200, len(at)))
+        predicted = np.stack([np.asarray(order_value(draws, o)) for o in chosen], axis=-1)
+        errors = predicted - np.vstack([measured, again])
+        found = recommend(draws, misfit=Misfit(chosen, errors), rng=rng)
+        expected.append(found.regret)
+        true.append(values.max() - values[at[0]])
+    return np.mean(expected), np.mean(true)
+
+
+@pytest.mark.parametrize(
+    ("own", "low", "high"), [(0.0, 0.7, 1.4), (0.005, 0.5, 1.4), (0.01, 0.5, 1.4), (0.03, 0.5, 1.4)]
+)
+def test_the_expected_regret_is_what_is_lost_whether_gains_add_up_or_not(own, low, high):
+    expected, true = regrets(0.003, own)
+    assert low <= expected / true <= high

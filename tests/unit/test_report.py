@@ -16,7 +16,8 @@ from order_worlds import World, default_world, every_order
 from trainorder import report
 from trainorder.config import MeasureConfig
 from trainorder.measure import from_plan, measure
-from trainorder.report import markdown, mirror, plots, records, study, tables, words
+from trainorder.reading import ParamsError
+from trainorder.report import console, markdown, mirror, plots, records, study, tables, words
 
 TWO = World(
     tasks=("a", "b"),
@@ -153,30 +154,74 @@ def test_the_same_measurement_gives_the_same_page(tmp_path, monkeypatch):
     assert report.render(measured("two")) == report.render(measured("two"))
 
 
-def test_an_identified_winner_is_named_with_its_lead():
+def test_with_one_seed_nothing_leads_and_with_three_a_clear_arm_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     bwt = measured("two")  # b harms a by 0.25: b before a wins by 0.125 on the mean
-    assert words.headline(bwt) == "y leads"
+    assert words.headline(bwt) == "y is highest in this run (one seed)"
     gap = bwt["differences"]["y"]["x"]["value"]
-    assert f"+{gap:.3f}" in words.verdict(bwt)
-    assert "larger than its uncertainty" in words.verdict(bwt)
+    assert words.verdict(bwt).startswith(f"On these problems only: y minus x is +{gap:.3f} (")
+    for text in (words.summary(bwt), page_of("two"), markdown.orders_page(bwt)):
+        assert "on these problems only" in text.lower()
+        assert "leads" not in text
+        assert "it holds over problems, not over training runs (one seed)" in text
+    settled = copy.deepcopy(bwt)
+    settled["seeds"], settled["winner"]["verdict"] = [0, 1, 2], "settled"
+    assert words.headline(settled) == "y leads"
+    assert "it holds over problems and training runs" in words.verdict(settled)
 
 
 def test_a_tie_is_not_called_a_win():
     bwt = copy.deepcopy(measured("two"))
-    bwt["winner"] = {
-        "verdict": "not identified",
-        "arm": None,
-        "best": "y",
-        "not_told_apart": ["y", "x"],
+    bwt["winner"] |= {"verdict": "open", "candidates": ["y", "x"]}
+    assert words.headline(bwt) == "Open: y and x cannot be separated (one seed)"
+    assert "the data cannot decide (one seed)" in words.verdict(bwt)
+
+
+def test_the_parts_of_a_lead_and_a_judges_lead_are_named_in_the_same_words_everywhere(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    bwt = copy.deepcopy(measured("default"))
+    lead = bwt["winner"]["lead"]
+    bwt["winner"]["verdict"] = "on these problems only"
+    near = {"value": 0.002, "low": -0.01, "high": 0.01}
+    judged = {"value": 0.156, "low": 0.14, "high": 0.17}
+    lead["parts"] = {
+        "verified": near,
+        "judged": judged,
+        "hidden_taste": near,
+        "judged_only": True,
     }
-    assert words.headline(bwt) == "No winner identified: y and x are too close to tell apart"
-    assert "no arm is declared the winner" in words.verdict(bwt)
+    text = words.verdict(bwt)
+    assert "On verified tasks +0.002 (-0.010 to +0.010), tasks scored by a judge +0.156" in text
+    assert "the hidden taste does not confirm it" in text
+    assert words.headline(bwt).endswith("by tasks scored by a judge only")
+    variant = {
+        "mean": {"difference": lead["difference"], "differs": True},
+        "parts": lead["parts"],
+        "seeds": bwt["seeds"],
+        "verdict": bwt["winner"]["verdict"],
+        "mean_over": bwt["trained"],
+    }
+    pair = {"a": bwt["winner"]["best"], "b": lead["over"], "metric": "score", "split": "test"}
+    compared = console.verdict(
+        {**pair, "variants": {"default": variant}, "verdict": variant["verdict"], "survives": None}
+    )
+    assert text.startswith(compared.split("\n")[0])
+    assert compared.split("\n")[0] in report.render(bwt)
 
 
-def test_an_arm_with_the_leaders_checkpoint_is_not_its_rival():
-    bwt = copy.deepcopy(measured("two"))
-    words.leader(bwt)["same_as"] = ["x"]
-    assert "next arm, base" in words.verdict(bwt)
+def test_bias_spread_and_the_forgetting_of_noise_are_on_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bwt = measured("default")
+    page = page_of("default")
+    misfit = bwt["recommended"]["misfit"]
+    assert f"off by {misfit['bias']:+.3f} on average" in page
+    assert f"spread by {misfit['spread']:.3f} around that" in page
+    for found in bwt["prediction"]["predictors"].values():
+        assert found is None or f"bias {words.signed(found['mean_error'])}" in page
+    noise = bwt["orders"]["structured_first"]["forgetting_of_noise"]["test"]
+    assert f"forgetting that noise alone shows <b>{noise:+.3f}</b>" in page
 
 
 def test_the_trained_task_of_every_position_is_outlined():
@@ -292,5 +337,5 @@ def test_records_of_the_same_measurement_have_the_same_keys_and_all_arms_differ(
 
 def test_a_report_before_any_measurement_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="trainorder run"):
+    with pytest.raises(ParamsError, match="trainorder run"):
         report.write_report()

@@ -13,9 +13,11 @@ undefined. Scores are the metric `score`; a number is of the test split unless i
     intervals      {covers, note}
     base           {nodes: {seed: node}, metrics: {metric: {task: mean}}};   singles {phase: the same}
     ranking        [{arm, kind, variant, phases, nodes: {seed: node}, same_as: [arm], mean: I, tasks: {task: I}, greedy,
-                     pass_at_k, metrics: {metric: {task: mean}}, differences: {best, joint, reverse, base: I}}]
+                     pass_at_k, metrics: {metric: {task: mean}}, differences: {best, joint, reverse, base: I with
+                     `parts`}}]
     differences    {arm: {arm: I}}       first minus second
-    winner         {verdict, arm, best, not_told_apart: [arm], note}
+    winner         {verdict, arm (only where settled), best, candidates: [arm] that cannot be separated from the best,
+                     the best first, lead: {over, difference: I, parts} or null}
     orders         {order: {kind, phases, positions: [[task]], reverse, nodes: {seed: [node]}, R: {split: rows},
                      R_seeds: {seed: {split: rows}}, measures: {split: {name: I}}, forgetting_of_noise: {split: number},
                      along: {metric: {task: [mean]}}, along_seeds: {seed: the same}}}
@@ -27,13 +29,15 @@ undefined. Scores are the metric `score`; a number is of the test split unless i
                      p_optimal, most_probable: {order, p}, regret, before: {i: {j: P(i before j)}}, undecided: [[i, j]]
                      with P(i before j) below the level, gap: I, gap_sd: {problems, seeds, misfit}, p_no_order, rules:
                      {rule: {order, value, regret}}, best_by_predictor: {predictor: {order, predicted} or null},
-                     misfit: {sd, orders, errors: {order: predicted minus measured}}, measured_best: {name, order, mean,
-                     recommended_measured, minus_recommended: I}, verdict, reasons: [str], method, optimality_gap, split,
-                     next: [{run, why, orders}]}, or null without single phases
+                     misfit: {sd of the model's own error, spread and bias of the errors as they are, orders, errors:
+                     {order: predicted minus measured}}, measured_best: {name, order, mean, recommended_measured,
+                     minus_recommended: I}, verdict, reasons: [trainorder/order/confidence.py::Reason], method,
+                     optimality_gap, split, next: [{run, why, orders}]}, or null without single phases; p_if_off: as
+                     p_optimal, if the additive model is off by what the measured orders allow
     recommended_two_stage    the same from changes after training, or {order: null, missing: [[j, k]], run}, or null
     prediction     {orders: {order: {predicted: I, measured: I, measured_dev, error, by: {predictor: I or null}, tasks:
                      {task: {predicted, measured}}}}, predictors: {predictor: {n, pearson: {value, low, high}, spearman,
-                     mean_error, rmse, chosen, rank_of_chosen, regret} or null}, note; n, pearson, spearman, mean_error
+                     mean_error, rmse, spread, chosen, rank_of_chosen, regret} or null}, note; n, pearson, spearman, mean_error
                      and every `predicted` and `error` are the additive model's}
     assumptions    {split, transfer: {rows: [{phase, on, n, from_base: I, after: I, difference: I, flips, differs}], n,
                      flips, mean_difference: I, missing, run}, saturation: {rows: [{phase, n, from_base: I, later: I,
@@ -41,10 +45,15 @@ undefined. Scores are the metric `score`; a number is of the test split unless i
                      difference: I, differs}], n, rms, mean_difference: I, run}, slopes: {own: I, other: I} or null}
     variants       {variant: all of the above under it}
     across_variants     {winner, recommended: {variant: ...}, agreement: [{a, b, n, pearson, spearman}] of the orders'
-                     means, differences: [{a, b, variants: {variant: {difference: I, identified}}, survives}]} or null
+                     means, differences: [{a, b, variants: {variant: {difference: I, verdict}}, survives, verdict}]} or
+                     null
 
-A recommended order's intervals and probabilities hold the noise of problems and seeds and the model's own error, which
-is how far the measured orders spread around their predictions (trainorder/order/confidence.py).
+`verdict` is `settled` (holds over problems and training runs), `on these problems only` (one seed) or `open`; only
+`settled` identifies something. Differences from the best arm hold for all arms at once, since the best was selected.
+`parts` split a difference: {verified, judged, hidden_taste: I or null, judged_only}, or null without judged tasks.
+
+A recommended order's intervals and probabilities hold the noise of problems and seeds and the model's own error: how far
+the measured orders spread around their predictions, beyond that noise (trainorder/order/confidence.py).
 Entropy along an order is `along.entropy_own` and `along.entropy_fixed`; over-optimisation of a judge is `along.score`
 (evaluation judge) and `along.gold` falling while `along.reward_judge` rises.
 
@@ -68,20 +77,19 @@ from trainorder.measure.assumptions import assumptions
 from trainorder.measure.design import Design, from_plan
 from trainorder.measure.evidence import Evidence, gather, mean_metrics
 from trainorder.measure.prediction import prediction
-from trainorder.measure.ranking import differences, ranked, ranking, winner
+from trainorder.measure.ranking import against_best, differences, ranked, ranking, winner
 from trainorder.measure.recommendation import recommended, two_stage
 from trainorder.measure.retention import orders
 from trainorder.measure.scores import SPLITS
 from trainorder.measure.transitions import transfer_views
 from trainorder.metrics.statistics import FEW_SEEDS, covers
+from trainorder.results import VERSION
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Design", "from_plan", "measure", "to_json"]
 
-VERSION = 2
-"""Of the schema of reports/bwt.json."""
 DIGITS = 6
 
 
@@ -109,14 +117,15 @@ def measure(
 def _document(evidence: Evidence, variant: str) -> dict[str, Any]:
     design = evidence.design
     arms, finals = ranked(evidence)
+    behind = against_best(evidence, arms, finals)
     return {
         "variant": variant,
         **_setting(evidence),
         "base": _node_metrics(evidence, design.bases),
         "singles": {p: _node_metrics(evidence, nodes) for p, nodes in design.singles.items()},
-        "ranking": [{**row, "variant": variant} for row in ranking(evidence, arms, finals)],
-        "differences": differences(evidence, finals),
-        "winner": winner(evidence, arms, finals),
+        "ranking": [{**row, "variant": variant} for row in ranking(evidence, arms, finals, behind)],
+        "differences": differences(evidence, finals, behind),
+        "winner": winner(evidence, arms, behind),
         "orders": orders(evidence),
         "transfer": transfer_views(evidence),
         "recommended": recommended(evidence),
@@ -141,14 +150,13 @@ def to_json(document: Mapping[str, Any]) -> str:
 def _setting(evidence: Evidence) -> dict[str, Any]:
     design, config = evidence.design, evidence.config
     tasks = evidence.tasks
-    judged = {t for metrics in evidence.means["test"].values() for t in metrics.get("gold", {})}
     return {
         "settings": {"bootstrap": config.bootstrap, "level": config.level, "seed": config.seed},
         "seeds": list(design.seeds),
         "tasks": list(tasks),
         "trained": list(design.trained),
         "held_out": [task for task in tasks if task not in design.trained],
-        "judged": [task for task in tasks if task in judged],
+        "judged": [task for task in tasks if task in evidence.judged],
         "phases": {phase: list(names) for phase, names in design.phase_tasks.items()},
         "problems": {
             split: {t: {"used": s.used[t], "dropped": s.dropped[t]} for t in tasks}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trainorder.metrics import statistics
 from trainorder.metrics.correlation import MIN_ITEMS, pearson, spearman
 
 EVERY, SOME, NONE, OPPOSITE = (
@@ -21,8 +22,8 @@ EVERY, SOME, NONE, OPPOSITE = (
 def across(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """From the documents of two or more variants; None for one.
 
-    `differences` holds, for every order with a measured reverse and for the leader against every other arm, the paired
-    difference under each variant and whether it survives.
+    `differences` holds, for every order with a measured reverse and for the arm with the highest mean against every
+    other one, the paired difference under each variant, its verdict there, and whether it survives.
     """
     if len(documents) < 2:
         return None
@@ -55,17 +56,30 @@ def across(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
 def survives(found: Mapping[str, Mapping[str, Any]]) -> str:
     """`in every variant`, `in some variants`, `in none` or `with opposite signs`.
 
-    `found` holds, by variant, the difference (`value`) and whether its interval excludes 0 (`identified`).
+    `found` holds, by variant, the difference (`value`) and its `verdict`; open ones do not count.
 
-    >>> survives({"a": {"value": .1, "identified": True}, "b": {"value": .2, "identified": False}})
+    >>> survives({"a": {"value": .1, "verdict": "settled"}, "b": {"value": .2, "verdict": "open"}})
     'in some variants'
     """
-    told = [entry for entry in found.values() if entry["identified"]]
+    told = [entry for entry in found.values() if entry["verdict"] != statistics.Verdict.OPEN]
     if not told:
         return NONE
     if len({entry["value"] > 0 for entry in told}) > 1:
         return OPPOSITE
     return EVERY if len(told) == len(found) else SOME
+
+
+def combined(found: Mapping[str, Mapping[str, Any]]) -> statistics.Verdict:
+    """The verdict over all variants: the weakest of them, open where signs differ or some variant is open.
+
+    >>> both = {"a": {"value": .1, "verdict": "settled"}, "b": {"value": .2, "verdict": "on these problems only"}}
+    >>> combined(both).value
+    'on these problems only'
+    """
+    if survives(found) != EVERY:
+        return statistics.Verdict.OPEN
+    settled = all(statistics.identified(entry["verdict"]) for entry in found.values())
+    return statistics.Verdict.SETTLED if settled else statistics.Verdict.PROBLEMS
 
 
 def _pair(documents: Mapping[str, Mapping[str, Any]], a: str, b: str) -> dict[str, Any] | None:
@@ -74,13 +88,14 @@ def _pair(documents: Mapping[str, Mapping[str, Any]], a: str, b: str) -> dict[st
         difference = document["differences"].get(a, {}).get(b)
         if difference is None:
             return None
-        identified = difference["low"] > 0 or difference["high"] < 0
-        found[variant] = {"difference": difference, "identified": identified}
+        separated = difference["low"] > 0 or difference["high"] < 0
+        verdict = statistics.verdict(separated, len(document["seeds"])).value
+        found[variant] = {"difference": difference, "verdict": verdict}
     entries = {
-        v: {"value": f["difference"]["value"], "identified": f["identified"]}
-        for v, f in found.items()
+        v: {"value": f["difference"]["value"], "verdict": f["verdict"]} for v, f in found.items()
     }
-    return {"a": a, "b": b, "variants": found, "survives": survives(entries)}
+    summary = {"survives": survives(entries), "verdict": combined(entries).value}
+    return {"a": a, "b": b, "variants": found, **summary}
 
 
 def _agreement(documents: Mapping[str, Mapping[str, Any]], v: str, w: str) -> dict[str, Any]:

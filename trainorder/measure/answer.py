@@ -1,54 +1,14 @@
-"""What `trainorder recommend` and `trainorder table` read: reports/bwt.json, checked against what is asked of it."""
+"""What `trainorder recommend` reads and adds to params.yaml, checked against what is asked of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NotRequired
+from typing import Any
 
-from typing_extensions import TypedDict
-
-from trainorder import paths
+from trainorder import results
 from trainorder.config import params_file
-from trainorder.measure import VERSION
 from trainorder.measure.apply import apply
-from trainorder.reading import ParamsError, did_you_mean, read_json, shaped
-
-
-def load() -> dict[str, Any]:
-    """The content of reports/bwt.json.
-
-    Raises:
-        ParamsError: nothing was measured yet, or an older version of the program measured it.
-    """
-    if not paths.BWT.is_file():
-        raise ParamsError(f"{paths.BWT} not found: nothing is measured yet; run `trainorder run`")
-    repair = "`trainorder run` measures it again once it is deleted"
-    bwt = read_json(paths.BWT, dict[str, Any], repair)
-    if bwt.get("version") != VERSION:
-        raise ParamsError(
-            f"{paths.BWT} is of version {bwt.get('version')}, this program reads {VERSION}: run `dvc repro measure_bwt`"
-        )
-    return dict(shaped(bwt, _Bwt, paths.BWT, repair))
-
-
-class _Rule(TypedDict):
-    order: NotRequired[list[str] | None]
-
-
-class _Recommended(_Rule):
-    rules: NotRequired[dict[str, _Rule]]
-
-
-class _Variant(TypedDict):
-    recommended: _Recommended | None
-    recommended_two_stage: _Recommended | None
-
-
-class _Bwt(_Variant):
-    variants: dict[str, _Variant]
-    settings: dict[str, Any]
-    intervals: dict[str, Any]
-    orders: dict[str, Any]
+from trainorder.reading import ParamsError, did_you_mean
 
 
 def recommendation(*, two_stage: bool, variant: str, rule: str) -> tuple[dict[str, Any], str]:
@@ -57,7 +17,7 @@ def recommendation(*, two_stage: bool, variant: str, rule: str) -> tuple[dict[st
     Raises:
         ParamsError: no such variant or rule, or nothing was measured.
     """
-    bwt = load()
+    bwt = results.load()
     known = ["default", *bwt["variants"]]
     if variant not in known:
         raise ParamsError(

@@ -1,4 +1,4 @@
-"""Two arms side by side: paired differences by task, position and variant, and whether they can be told apart."""
+"""Two arms side by side: paired differences by task, position and variant, and the verdict on them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from jaxtyping import Float
 
 from trainorder import paths
 from trainorder.config import MeasureConfig
-from trainorder.measure.across import EVERY, survives
+from trainorder.measure.across import combined, survives
 from trainorder.measure.design import Arm, BySeed, Design
 from trainorder.measure.evidence import as_json
+from trainorder.measure.parts import GOLD, REWARD_JUDGE, Parts, gold_scores, judged_tasks
 from trainorder.measure.scores import POOLED, SCORE, Scores, scores_of, tasks_of
 from trainorder.metrics import statistics
 from trainorder.reading import ParamsError, did_you_mean
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Array = np.ndarray
-MEAN, IDENTIFIED = "mean", "identified"
+MEAN = "mean"
 
 
 def compare(
@@ -39,13 +40,12 @@ def compare(
     """Everything about A minus B; reads the evaluations of their checkpoints only.
 
     An arm is an order, a merge, `base`, or a phase (trained alone from the base). Within a variant, `mean` is the main
-    question, the mean over the trained tasks: its checkpoints differ if its interval excludes 0, and the arms are
-    identified as different if that interval also covers seeds. With one seed it does not: another training run may
-    differ by more, so the verdict stays `not identified`. Single tasks are told apart with Holm's correction over them.
-    Positions only describe: they carry intervals and no verdict.
+    question, the mean over the trained tasks. Its verdict (trainorder/metrics/statistics.py::verdict) is that of this
+    pair alone; the ranking's intervals are wider, since there the best of all arms was selected. Single tasks differ
+    with Holm's correction over them. Positions only describe: they carry intervals and no verdict.
 
-    `variants` maps each variant to {mean, tasks, positions, verdict, note, seeds}; a row is {a, b, difference, p,
-    differs}. `verdict` is that of all variants: identified in every one with the same sign, else `not identified`.
+    `variants` maps each variant to {mean, parts, tasks, positions, verdict, note, seeds}; a row is {a, b, difference,
+    p, differs}. `verdict` is that of all variants: the weakest, `open` where signs differ.
 
     Raises:
         ParamsError: no such arm, metric, or evaluation; says which there are.
@@ -54,10 +54,9 @@ def compare(
         raise ParamsError(f"{a} is compared with itself: name two arms")
     found = {v: _variant(design, a, b, config, metric, split) for v, design in designs.items()}
     verdicts = {
-        v: {"value": f[MEAN]["difference"]["value"], "identified": f["verdict"] == IDENTIFIED}
+        v: {"value": f[MEAN]["difference"]["value"], "verdict": f["verdict"]}
         for v, f in found.items()
     }
-    survived = survives(verdicts)
     return {
         "a": a,
         "b": b,
@@ -65,8 +64,8 @@ def compare(
         "split": split,
         "level": config.level,
         "variants": found,
-        "survives": survived if len(found) > 1 else None,
-        "verdict": IDENTIFIED if survived == EVERY else "not identified",
+        "survives": survives(verdicts) if len(found) > 1 else None,
+        "verdict": combined(verdicts).value,
     }
 
 
@@ -90,7 +89,7 @@ def _variant(
     steps = list(zip(*chains, strict=False)) if len(chains[0]) == len(chains[1]) else []
     nodes = [first.final, second.final, *(nodes for step in steps for nodes in step)]
     names = list(dict.fromkeys(n for by_seed in nodes for n in by_seed.values()))
-    table = _read(names, metric, split)
+    table = _read(names, [metric], split)
     tasks = tuple(t for t in tasks_of(table, design.trained) if _known(table, t, names))
     if not tasks:
         raise ParamsError(_unknown_metric(names, metric, split))
@@ -129,7 +128,10 @@ def _variant(
             }
             for i, (x, y) in enumerate(steps)
         ],
-        "verdict": IDENTIFIED if mean["differs"] and len(design.seeds) > 1 else "not identified",
+        "parts": _parts(pairs, trained, names, split, config).of(first.final, second.final)
+        if metric == SCORE
+        else None,
+        "verdict": statistics.verdict(mean["differs"], len(design.seeds)).value,
         "note": pairs.note(first.final == second.final, mean["differs"]),
     }
 
@@ -163,6 +165,10 @@ class Pairs:
             "differs": told,
         }
 
+    def interval(self, values: Float[Array, "seed draw"]) -> dict[str, Any]:
+        """The mean over seeds with its interval, as JSON."""
+        return as_json(statistics.interval(values, self.draws, level=self.level), self.seeds)
+
     def note(self, same: bool, differs: bool) -> str:
         """What the intervals cover and what that leaves open, in a sentence."""
         count = len(self.seeds)
@@ -172,13 +178,24 @@ class Pairs:
             return "one number per checkpoint and one seed: no interval"
         if count == 1:
             start = (
-                "these two checkpoints differ"
-                if differs
-                else "the two checkpoints are not told apart"
+                "these two checkpoints differ" if differs else "these two checkpoints may be equal"
             )
             return f"{start}; with one seed the intervals cover problems only, and another run may differ by more: add seeds"
         few = ", widened to a t-interval over the seeds" if count < statistics.FEW_SEEDS else ""
         return f"the intervals cover problems and {count} seeds{few}"
+
+
+def _parts(
+    pairs: Pairs, trained: list[int], names: list[str], split: str, config: MeasureConfig
+) -> Parts:
+    """The columns `trained`, split into verified and judged tasks, with the judged ones' hidden taste."""
+    tasks = [pairs.scores.tasks[i] for i in trained]
+    table = _read(names, [GOLD, REWARD_JUDGE], split)
+    judges = judged_tasks(table)
+    judged = tuple(i for i, task in zip(trained, tasks, strict=True) if task in judges)
+    gold = gold_scores(table, split, names, tasks, config)
+    verified = tuple(i for i in trained if i not in judged)
+    return Parts(pairs.scores, verified, judged, gold, pairs.interval)
 
 
 def _mean(values: Float[Array, "seed draw"]) -> float:
@@ -196,7 +213,7 @@ def _chain(design: Design, arm: Arm) -> list[BySeed]:
     return [design.bases, arm.final] if arm.kind == "single" else []
 
 
-def _read(names: Iterable[str], metric: str, split: str) -> pd.DataFrame:
+def _read(names: Iterable[str], metrics: list[str], split: str) -> pd.DataFrame:
     import pandas as pd
 
     frames = []
@@ -205,7 +222,7 @@ def _read(names: Iterable[str], metric: str, split: str) -> pd.DataFrame:
         file = paths.evaluation(name)
         if not file.is_file():
             raise ParamsError(f"{file} not found: run `dvc repro evaluate@{name}`")
-        wanted = [("metric", "==", metric), ("split", "==", split)]
+        wanted = [("metric", "in", metrics), ("split", "==", split)]
         frames.append(pd.read_parquet(file, columns=columns, filters=wanted))
     return pd.concat(frames, ignore_index=True)
 

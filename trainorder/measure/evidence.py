@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,8 @@ from jaxtyping import Float
 
 from trainorder import order as ordering
 from trainorder.config import MeasureConfig
-from trainorder.measure.design import Design
+from trainorder.measure.design import Design, Stage
+from trainorder.measure.parts import Parts, gold_scores, judged_tasks
 from trainorder.measure.scores import SPLITS, Scores, check_nodes, scores_of, tasks_of
 from trainorder.metrics import statistics
 from trainorder.streams import numpy_stream
@@ -61,6 +62,10 @@ class Evidence:
     means: dict[str, Means]
     """By split."""
     seed_draws: Float[np.ndarray, "draw seed"]
+    judged: frozenset[str] = frozenset()
+    """Tasks that a judge scores."""
+    gold: Scores | None = None
+    """The hidden taste of the judged tasks that have one, on test."""
     _cache: dict[str, ordering.Measured] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -86,6 +91,13 @@ class Evidence:
             return None
         return as_json(self.estimate(values), self.design.seeds)
 
+    @cached_property
+    def parts(self) -> Parts:
+        """The trained tasks of test, split into verified and judged ones."""
+        judged = [c for c in self.trained if self.tasks[c] in self.judged]
+        verified = [c for c in self.trained if c not in judged]
+        return Parts(self.scores["test"], tuple(verified), tuple(judged), self.gold, self.interval)
+
     def by_task(self, values: Float[np.ndarray, "seed draw task"]) -> dict[str, Any]:
         """Task -> interval."""
         return {task: self.interval(values[..., i]) for i, task in enumerate(self.tasks)}
@@ -96,34 +108,41 @@ class Evidence:
         Pairs are those trained right after one another from the base where all of them were; else the mean change of
         a phase on one trained any time before it, without the nodes in `without`.
         """
-        if self.direct_pairs and without:
-            return self.measured(split)
-        if split in self._cache and not without:
-            return self._cache[split]
-        design, scores = self.design, self.scores[split]
-        stages = [stage for stage in design.steps() if stage.before]
+        known = self._cache.get(split)
+        if known is None:
+            design, scores = self.design, self.scores[split]
+            steps = [
+                ordering.Step(s.phase, scores.of(s.parent), scores.of(s.node), min(s.node.values()))
+                for s in self._later
+            ]
+            known = self._cache[split] = ordering.Measured(
+                base=scores.of(design.bases),
+                after={phase: scores.of(nodes) for phase, nodes in design.singles.items()},
+                phase_tasks={phase: self.columns(phase) for phase in design.phase_tasks},
+                pairs=self._pairs(steps, frozenset()),
+                steps=steps,
+            )
+        if self.direct_pairs or not without:
+            return known
+        return replace(known, pairs=self._pairs(known.steps, without))
+
+    def _pairs(
+        self, steps: Sequence[ordering.Step], without: frozenset[str]
+    ) -> dict[tuple[str, str], Array]:
         pairs: dict[tuple[str, str], list[Array]] = {}
-        for stage in stages:
+        for stage, step in zip(self._later, steps, strict=True):
             if self.direct_pairs and len(stage.before) > 1:
                 continue
             if not self.direct_pairs and without & set(stage.node.values()):
                 continue
-            change = scores.of(stage.node) - scores.of(stage.parent)
             for earlier in stage.before:
-                pairs.setdefault((earlier, stage.phase), []).append(change)
-        found = ordering.Measured(
-            base=scores.of(design.bases),
-            after={phase: scores.of(nodes) for phase, nodes in design.singles.items()},
-            phase_tasks={phase: self.columns(phase) for phase in design.phase_tasks},
-            pairs={key: np.mean(changes, axis=0) for key, changes in pairs.items()},
-            steps=[
-                ordering.Step(s.phase, scores.of(s.parent), scores.of(s.node), min(s.node.values()))
-                for s in stages
-            ],
-        )
-        if not without:
-            self._cache[split] = found
-        return found
+                pairs.setdefault((earlier, stage.phase), []).append(step.after - step.before)
+        return {key: np.mean(changes, axis=0) for key, changes in pairs.items()}
+
+    @cached_property
+    def _later(self) -> list[Stage]:
+        """The trained phases that started from another checkpoint than the base."""
+        return [stage for stage in self.design.steps() if stage.before]
 
     @cached_property
     def direct_pairs(self) -> bool:
@@ -157,4 +176,6 @@ def gather(table: pd.DataFrame, design: Design, config: MeasureConfig) -> Eviden
     means = {split: metric_means(table, split) for split in SPLITS}
     rng = numpy_stream("measure", config.seed, "seeds")
     seed_draws = statistics.draw_seeds(len(design.seeds), config.bootstrap, rng)
-    return Evidence(design, config, tasks, scores, means, seed_draws)
+    gold = gold_scores(table, "test", nodes, design.trained, config)
+    judged = frozenset(judged_tasks(table))
+    return Evidence(design, config, tasks, scores, means, seed_draws, judged, gold)

@@ -19,7 +19,8 @@ NOTE = (
     "predicted from dev transfer: additive assumes that effects of phases add up and that training a task brings it back "
     "to its own best, multiplicative that a later phase keeps a share of a score, two_stage takes the change a phase "
     "makes to a task trained before it, stage_delta lets a change depend on the score it starts from; correlations are "
-    "over different orders of all phases, 3 or more, and have an interval from 5 on"
+    "over different orders of all phases, 3 or more, and have an interval from 8 on; bias is the mean of predicted minus "
+    "measured, and spread how much orders differ in it"
 )
 
 
@@ -114,6 +115,7 @@ def _agreement(evidence: Evidence, predictor: str, finals: Finals) -> dict[str, 
         "spearman": _as_json(found.get("spearman")),
         "mean_error": float(error.mean()),
         "rmse": float(np.sqrt((error**2).mean())),
+        "spread": float(error.std(ddof=1)) if len(error) > 1 else None,
         "chosen": names[chosen],
         "rank_of_chosen": int((y > y[chosen]).sum()) + 1,
         "regret": float(y[best] - y[chosen]),

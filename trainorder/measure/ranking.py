@@ -9,11 +9,14 @@ import numpy as np
 from jaxtyping import Float
 
 from trainorder.measure.design import Arm, Design
-from trainorder.measure.evidence import Evidence, mean_metrics
-from trainorder.metrics.statistics import covers
+from trainorder.measure.evidence import Evidence, as_json, mean_metrics
+from trainorder.metrics import statistics
+from trainorder.streams import numpy_stream
 
 Finals = Mapping[str, Float[np.ndarray, "seed draw"]]
 """Arm -> mean test score over the trained tasks; best arm first."""
+Behind = Mapping[str, statistics.Interval]
+"""Arm -> its final minus the best arm's, in intervals that hold for all arms at once."""
 
 
 def ranked(evidence: Evidence) -> tuple[list[Arm], Finals]:
@@ -25,8 +28,46 @@ def ranked(evidence: Evidence) -> tuple[list[Arm], Finals]:
     return arms, {arm.name: finals[arm.name] for arm in arms}
 
 
-def ranking(evidence: Evidence, arms: list[Arm], finals: Finals) -> list[dict[str, Any]]:
-    """One row per arm: mean and per-task test scores, and the paired differences that matter most."""
+def against_best(evidence: Evidence, arms: list[Arm], finals: Finals) -> Behind:
+    """Every other arm minus the best one, corrected for the best having been selected.
+
+    Never narrower than the interval of the pair alone, so an arm that these separate is separated by `compare` too.
+    """
+    distinct = [a for i, a in enumerate(arms) if a.final not in [b.final for b in arms[:i]]]
+    rows = {arm.name: [b.final for b in distinct].index(arm.final) for arm in arms}
+    half = statistics.simultaneous(
+        np.stack([finals[arm.name] for arm in distinct]),
+        num_problems=sum(evidence.scores["test"].used[t] for t in evidence.design.trained),
+        level=evidence.config.level,
+        rng=numpy_stream("measure", evidence.config.seed, "simultaneous"),
+    )[0]
+    best = finals[arms[0].name]
+    return {
+        arm.name: evidence.estimate(finals[arm.name] - best).widened(float(half[rows[arm.name]]))
+        for arm in arms[1:]
+    }
+
+
+def ranking(
+    evidence: Evidence, arms: list[Arm], finals: Finals, behind: Behind
+) -> list[dict[str, Any]]:
+    """One row per arm: mean and per-task test scores, and the paired differences that matter most.
+
+    Each difference is split into `parts` (trainorder/measure/parts.py); `best` is corrected for the selection.
+    """
+    finals_of = {arm.name: arm.final for arm in arms}
+
+    def difference(arm: Arm, key: str, other: str | None) -> dict[str, Any] | None:
+        if other is None or other == arm.name:
+            return None
+        found = (
+            behind[arm.name]
+            if key == "best"
+            else evidence.estimate(finals[arm.name] - finals[other])
+        )
+        parts = evidence.parts.of(arm.final, finals_of[other])
+        return {**as_json(found, evidence.design.seeds), "parts": parts}
+
     references = {"best": arms[0].name, "joint": joint_arm(evidence.design), "base": "base"}
     rows = []
     for arm in arms:
@@ -46,12 +87,7 @@ def ranking(evidence: Evidence, arms: list[Arm], finals: Finals) -> list[dict[st
                 "metrics": metrics,
                 "greedy": _mean_over_trained(evidence, metrics, "greedy"),
                 "pass_at_k": _mean_over_trained(evidence, metrics, "pass_at_k"),
-                "differences": {
-                    key: evidence.interval(own - finals[other])
-                    if other is not None and other != arm.name
-                    else None
-                    for key, other in against.items()
-                },
+                "differences": {key: difference(arm, key, other) for key, other in against.items()},
             }
         )
     return rows
@@ -75,37 +111,40 @@ def joint_arm(design: Design) -> str | None:
     return None
 
 
-def differences(evidence: Evidence, finals: Finals) -> dict[str, dict[str, Any]]:
-    """Every ordered pair of arms: first minus second, paired."""
-    return {
-        a: {b: evidence.interval(finals[a] - finals[b]) for b in finals if b != a} for a in finals
-    }
+def differences(evidence: Evidence, finals: Finals, behind: Behind) -> dict[str, dict[str, Any]]:
+    """Every ordered pair of arms: first minus second, paired; those with the best arm as in `behind`."""
+    best, seeds = next(iter(finals)), evidence.design.seeds
+
+    def of(a: str, b: str) -> dict[str, Any] | None:
+        if best in (a, b):
+            return as_json(behind[a] if b == best else behind[b].negative(), seeds)
+        return evidence.interval(finals[a] - finals[b])
+
+    return {a: {b: of(a, b) for b in finals if b != a} for a in finals}
 
 
-def winner(evidence: Evidence, arms: list[Arm], finals: Finals) -> dict[str, Any]:
-    """The best arm, if its paired interval against every other arm excludes 0.
+def winner(evidence: Evidence, arms: list[Arm], behind: Behind) -> dict[str, Any]:
+    """The best arm, which arms cannot be separated from it, and what its lead over the next one is made of.
 
     Arms that ended in the same checkpoint are one arm here.
     """
     best = arms[0]
     rivals = [arm for arm in arms[1:] if arm.final != best.final]
-    equal = [
-        arm.name
-        for arm in rivals
-        if not evidence.estimate(finals[best.name] - finals[arm.name]).excludes(0.0)
-    ]
-    identified = bool(rivals) and not equal
-    scope = covers(len(evidence.design.seeds))
-    if not rivals:
-        note = "there is only one arm"
-    elif identified:
-        note = f"the paired interval over {scope} against every other arm excludes 0"
-    else:
-        note = f"the paired interval over {scope} against these arms includes 0"
+    tied = [arm.name for arm in rivals if not behind[arm.name].excludes(0.0)]
+    verdict = statistics.verdict(bool(rivals) and not tied, len(evidence.design.seeds))
     return {
-        "verdict": "identified" if identified else "not identified",
-        "arm": best.name if identified else None,
+        "verdict": verdict.value,
+        "arm": best.name if statistics.identified(verdict) else None,
         "best": best.name,
-        "not_told_apart": [] if identified else [best.name, *equal],
-        "note": note,
+        "candidates": [best.name, *tied],
+        "lead": _lead(evidence, best, rivals[0], behind) if rivals else None,
+    }
+
+
+def _lead(evidence: Evidence, best: Arm, other: Arm, behind: Behind) -> dict[str, Any]:
+    found = behind[other.name]
+    return {
+        "over": other.name,
+        "difference": as_json(found.negative(), evidence.design.seeds),
+        "parts": evidence.parts.of(best.final, other.final),
     }

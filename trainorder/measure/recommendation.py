@@ -1,10 +1,10 @@
-"""The order that the transfer recommends, how far it is identified, and what to run next to be surer."""
+"""The order that the transfer recommends, the verdict on it, and what to run next to be surer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,10 @@ from trainorder.streams import numpy_stream
 
 Array = np.ndarray
 Order = tuple[str, ...]
-ENUMERATED = 6
-"""Up to this number of phases the best order under every predictor is found by trying all."""
 
 
 def recommended(evidence: Evidence) -> dict[str, Any] | None:
-    """The order that the dev transfer from the base recommends, and whether it is identified; None without singles."""
+    """The order that the dev transfer from the base recommends, with its verdict; None without singles."""
     design = evidence.design
     if not design.singles:
         return None
@@ -72,16 +70,16 @@ def own_nodes(evidence: Evidence, name: str) -> frozenset[str]:
     return frozenset(node for run in evidence.design.orders[name].values() for node in run)
 
 
-def dev_errors(evidence: Evidence, predictor: str) -> dict[str, float]:
-    """Order -> predicted minus measured final dev mean, of every different order that the predictor can predict."""
+def dev_errors(evidence: Evidence, predictor: str) -> dict[str, Float[Array, " draw"]]:
+    """Order -> predicted minus measured final dev mean in every draw, of every order that the predictor can predict."""
     errors = {}
     for order, name in measured_orders(evidence).items():
         nodes = own_nodes(evidence, name)
         final = ordering.PREDICTORS[predictor](evidence.measured("dev", nodes), order, nodes)
         if final is not None:
-            predicted = final[:, 0, evidence.trained].mean()
             end = evidence.design.position(name, len(order))
-            errors[name] = float(predicted - evidence.mean_score("dev", end)[:, 0].mean())
+            missed = final[..., evidence.trained].mean(-1) - evidence.mean_score("dev", end)
+            errors[name] = statistics.resampled(missed, evidence.seed_draws)
     return errors
 
 
@@ -93,28 +91,29 @@ def _recommendation(
     source: str,
 ) -> dict[str, Any]:
     phases, level = list(evidence.design.singles), evidence.config.level
-    gain = statistics.over_seeds(per_seed, evidence.seed_draws)
+    gain = statistics.resampled(per_seed, evidence.seed_draws)
     rng = numpy_stream("measure", evidence.config.seed, "order", source)
     errors = dev_errors(evidence, predictor)
-    misfit = ordering.Misfit(tuple(errors.values()))
+    misfit = _misfit(evidence, errors)
     found = ordering.recommend(gain, misfit=misfit, level=level, rng=rng)
 
     def names(order: Sequence[int]) -> list[str]:
         return [phases[i] for i in order]
 
     def table(value: Callable[[int, int], float]) -> dict[str, dict[str, float]]:
+        pairs = permutations(range(len(phases)), 2)
         result: dict[str, dict[str, float]] = {phase: {} for phase in phases}
-        for i, j in ((i, j) for i in range(len(phases)) for j in range(len(phases)) if i != j):
+        for i, j in pairs:
             result[phases[i]][phases[j]] = float(value(i, j))
         return result
 
-    gap, reasons = _gap(evidence, per_seed, found)
-    measured_best = _measured_best(evidence, tuple(names(found.order)))
-    ahead = measured_best and measured_best["minus_recommended"]
-    if measured_best and ahead and ahead["low"] > 0:
-        reasons.append(
-            f"{measured_best['name']} was measured {ahead['value']:.4f} better on dev ({ahead['low']:+.4f} to {ahead['high']:+.4f})"
-        )
+    gap, separated = _gap(evidence, per_seed, found)
+    best = _measured_best(evidence, tuple(names(found.order)))
+    reasons = set(found.reasons)
+    if not separated and ordering.Reason.ONE_PHASE not in reasons:
+        reasons.add(ordering.Reason.GAP_INCLUDES_0)
+    if best and best["minus_recommended"] and best["minus_recommended"]["low"] > 0:
+        reasons.add(ordering.Reason.MEASURED_BETTER)
     gap_sd = {**_sampling(evidence, per_seed, found.order), "misfit": found.gap_sd["misfit"]}
     document = {
         "source": source,
@@ -126,6 +125,7 @@ def _recommendation(
         "random_value": found.random_value,
         "gain": table(lambda j, k: gain[0, j, k]),
         "p_optimal": found.p_optimal,
+        "p_if_off": found.p_if_off,
         "most_probable": {"order": names(found.most_probable), "p": found.p_most_probable},
         "regret": found.regret,
         "before": table(lambda i, j: found.before[i, j]),
@@ -142,10 +142,16 @@ def _recommendation(
             for rule, (order, value, regret) in found.by_rule.items()
         },
         "best_by_predictor": _best_by_predictor(evidence, m),
-        "misfit": {"sd": misfit.sd, "orders": len(errors), "errors": errors},
-        "measured_best": measured_best,
-        "verdict": "not identified" if reasons else "identified",
-        "reasons": reasons,
+        "misfit": {
+            "sd": misfit.sd,
+            "spread": misfit.spread,
+            "bias": misfit.bias,
+            "orders": len(errors),
+            "errors": {name: float(missed[0]) for name, missed in errors.items()},
+        },
+        "measured_best": best,
+        "verdict": statistics.verdict(not reasons, len(evidence.design.seeds)).value,
+        "reasons": [reason.value for reason in ordering.Reason if reason in reasons],
         "method": "exact" if len(phases) <= ordering.EXACT else "heuristic",
         "optimality_gap": found.optimality_gap,
         "split": "dev",
@@ -153,23 +159,29 @@ def _recommendation(
     return {**document, "next": _next(evidence, document, gap_sd)}
 
 
+def _misfit(evidence: Evidence, errors: Mapping[str, Float[Array, " draw"]]) -> ordering.Misfit:
+    phases = list(evidence.design.singles)
+    orders = tuple(
+        tuple(phases.index(p) for p in evidence.design.order_phases[name]) for name in errors
+    )
+    draws = len(evidence.seed_draws)
+    missed = np.stack(list(errors.values()), axis=-1) if errors else np.zeros((draws, 0))
+    seeds = len(evidence.design.seeds)
+    return ordering.Misfit(orders, missed, freedom=seeds - 1 if seeds > 1 else draws)
+
+
 def _gap(
     evidence: Evidence,
     per_seed: Float[Array, "seed draw phase phase"],
     found: ordering.Recommendation,
-) -> tuple[dict[str, Any], list[str]]:
-    """The gap to the reverse with the wider of both intervals, and all reasons against the order."""
+) -> tuple[dict[str, Any], bool]:
+    """The gap to the reverse with the wider of both intervals, and whether the one over seeds excludes 0."""
     gap = ordering.order_value(per_seed, found.order) - ordering.order_value(
         per_seed, found.order[::-1]
     )
     seen = evidence.estimate(np.asarray(gap))
-    low, high = min(seen.low, found.gap_low), max(seen.high, found.gap_high)
-    reasons = list(found.reasons)
-    if not seen.excludes(0.0) and not any("gap to the reverse" in reason for reason in reasons):
-        reasons.append(
-            f"over {seen.covers} the predicted gap to the reverse order may be 0 ({low:+.4f} to {high:+.4f})"
-        )
-    return {**as_json(seen, evidence.design.seeds), "low": low, "high": high}, reasons
+    ends = {"low": min(seen.low, found.gap_low), "high": max(seen.high, found.gap_high)}
+    return {**as_json(seen, evidence.design.seeds), **ends}, seen.excludes(0.0)
 
 
 def _sampling(
@@ -187,7 +199,7 @@ def _sampling(
 def _best_by_predictor(evidence: Evidence, m: ordering.Measured) -> dict[str, Any]:
     """Predictor -> the order it would choose, {} beyond ENUMERATED phases."""
     phases = list(evidence.design.singles)
-    if len(phases) > ENUMERATED:
+    if len(phases) > ordering.ENUMERATED:
         return {}
     first = ordering.Measured(
         m.base[:, :1].mean(0),
@@ -265,7 +277,7 @@ def _next(
     largest = max((k for k, v in gap_sd.items() if not math.isnan(v)), key=lambda k: gap_sd[k])
     total = math.sqrt(sum(v**2 for v in gap_sd.values() if not math.isnan(v)))
     factor = (2 * total / abs(found["gap"]["value"])) ** 2 if found["gap"]["value"] else math.inf
-    if found["verdict"] == "identified":
+    if statistics.identified(found["verdict"]):
         return result
     num_seeds = len(evidence.design.seeds)
     if num_seeds == 1:

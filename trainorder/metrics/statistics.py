@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import numpy as np
 from jaxtyping import Float
@@ -20,6 +21,37 @@ ROUNDING = 1e-9
 """An interval that ends this close to a number touches it: equal scores may differ in their last bits."""
 
 Pair = tuple[float, float]
+
+
+class Verdict(StrEnum):
+    """How far a difference is decided; the only words for it in results, page, terminal and artifacts."""
+
+    SETTLED = "settled"
+    """It holds over problems and over training runs."""
+    PROBLEMS = "on these problems only"
+    """It holds over problems; with one seed nothing is known about another training run."""
+    OPEN = "open"
+    """The data cannot decide."""
+
+
+def verdict(separated: bool, num_seeds: int) -> Verdict:
+    """The verdict on a difference whose interval does (`separated`) or does not exclude 0.
+
+    >>> verdict(True, 3).value, verdict(True, 1).value, verdict(False, 3).value
+    ('settled', 'on these problems only', 'open')
+    """
+    if not separated:
+        return Verdict.OPEN
+    return Verdict.SETTLED if num_seeds > 1 else Verdict.PROBLEMS
+
+
+def identified(found: str) -> bool:
+    """Whether a verdict identifies something: one seed never does.
+
+    >>> identified("settled"), identified("on these problems only")
+    (True, False)
+    """
+    return found == Verdict.SETTLED
 
 
 @dataclass(frozen=True)
@@ -51,6 +83,29 @@ class Interval:
         True
         """
         return self.low > value + ROUNDING or self.high < value - ROUNDING
+
+    def widened(self, half: float) -> Interval:
+        """The hull of this interval and value +- half."""
+        low, high = min(self.low, self.value - half), max(self.high, self.value + half)
+        return replace(self, low=low, high=high)
+
+    def negative(self) -> Interval:
+        """The interval of the opposite difference.
+
+        >>> flipped = Interval(0.2, 0.1, 0.4, (0.2,), (0.1, 0.4), None, 0.01).negative()
+        >>> flipped.value, flipped.low, flipped.high
+        (-0.2, -0.4, -0.1)
+        """
+        flip = lambda pair: (-pair[1], -pair[0])  # noqa: E731
+        return replace(
+            self,
+            value=-self.value,
+            low=-self.high,
+            high=-self.low,
+            by_seed=tuple(-x for x in self.by_seed),
+            bootstrap=flip(self.bootstrap),
+            t=flip(self.t) if self.t else None,
+        )
 
 
 def covers(num_seeds: int) -> str:
@@ -90,6 +145,27 @@ def over_seeds(
 ) -> Float[np.ndarray, "draw ..."]:
     """Mean over seeds within each draw, with that draw's weights of the seeds."""
     return np.einsum("sd...,ds->d...", values, seeds)
+
+
+def resampled(
+    values: Float[np.ndarray, "seed draw ..."], seeds: Float[np.ndarray, "draw seed"]
+) -> Float[np.ndarray, "draw ..."]:
+    """`over_seeds` whose draws vary as the mean over seeds does.
+
+    A draw of problems and a draw of seeds both hold the noise of a seed on a problem, so together they show it twice.
+    The deviations from draw 0 are shrunk by one factor for all values.
+    """
+    drawn = over_seeds(values, seeds)
+    num_seeds = len(values)
+    shown = float(drawn[1:].var(axis=0).mean())
+    if num_seeds == 1 or shown <= ROUNDING**2:
+        return drawn
+    of_seeds = float(values[:, 0].var(axis=0, ddof=1).mean()) / num_seeds
+    together = values[:, 1:].mean(0)
+    of_problems = float(together.var(axis=0).mean())
+    apart = float((values[:, 1:] - together).var(axis=1).sum(0).mean())
+    wanted = max(of_seeds + of_problems - apart / (num_seeds * (num_seeds - 1)), of_problems)
+    return drawn[:1] + math.sqrt(min(wanted / shown, 1.0)) * (drawn - drawn[:1])
 
 
 def interval(
@@ -144,6 +220,59 @@ def mean_error(values: Float[np.ndarray, "seed draw"]) -> Pair:
     return math.sqrt(variance), min((num_seeds - 1) * weight**2, 1e9)
 
 
+def simultaneous(
+    values: Float[np.ndarray, "arm seed draw"],
+    *,
+    num_problems: int,
+    level: float = 0.95,
+    rng: np.random.Generator,
+) -> Float[np.ndarray, "arm arm"]:
+    """Half widths of intervals that cover all paired differences of arms at once (Tukey's, by max |t|).
+
+    A pairwise interval does not cover the difference from an arm that was picked because it scored highest; these do.
+    The critical value is a quantile over the draws at hand of the largest |t| of any pair. With two or more seeds the
+    arms' runs are moved too, by their residual variance pooled over arms (few seeds know a single pair's badly). The
+    quantile is widened for the degrees of freedom of problems, draws and runs. Equal arms have half width 0.
+    """
+    num_arms, num_seeds, num_draws = values.shape
+    half = np.zeros((num_arms, num_arms))
+    if num_arms < 2:
+        return half
+    first, second = np.triu_indices(num_arms, k=1)
+    pairs = list(zip(first, second, strict=True))
+    moved = values[:, :, 1:].mean(1)
+    of_problems = np.array([(moved[i] - moved[j]).var() for i, j in pairs])
+    of_problems *= num_problems / max(num_problems - 1, 1)
+    freedom_of_problems = 1 / (1 / max(num_problems - 1, 1) + 1 / max(num_draws - 2, 1))
+    of_runs, freedom_of_runs, shared = np.zeros_like(of_problems), math.inf, 0.0
+    if num_seeds > 1:
+        freedom_of_runs = (num_arms - 1) * (num_seeds - 1)
+        own = values[:, :, 0]
+        residual = own - own.mean(1, keepdims=True) - own.mean(0) + own.mean()
+        of_pairs = (own[first] - own[second]).var(axis=1, ddof=1)
+        of_runs = np.maximum(of_pairs, 2 * (residual**2).sum() / freedom_of_runs) / num_seeds
+        around = values[:, :, 1:] - moved[:, None]
+        both = np.array([(around[i] - around[j]).var(axis=1).sum() for i, j in pairs])
+        shared = both / (num_seeds * (num_seeds - 1))
+    variance = np.maximum(of_runs + of_problems - shared, np.maximum(of_runs, of_problems))
+    equal = np.array([np.array_equal(values[i], values[j]) for i, j in pairs])
+    known = ~equal & (variance > ROUNDING**2)
+    if not known.any():
+        return half
+    runs = math.sqrt(max(float(np.median((variance - of_problems)[known])) / 2, 0.0))
+    moved = moved + runs * rng.normal(size=moved.shape)
+    largest = np.zeros(num_draws - 1)
+    for i, j in [pair for pair, told in zip(pairs, known, strict=True) if told]:
+        t = moved[i] - moved[j]
+        np.maximum(largest, np.abs(t - t.mean()) / max(float(t.std()), ROUNDING), out=largest)
+    parts = of_runs**2 / freedom_of_runs + of_problems**2 / freedom_of_problems
+    freedom = float((variance[known] ** 2 / parts[known]).min())
+    largest *= np.sqrt(freedom / rng.chisquare(freedom, size=len(largest)))
+    critical = float(np.quantile(largest, level, method="higher"))
+    half[first, second] = half[second, first] = critical * np.sqrt(np.where(known, variance, 0.0))
+    return half
+
+
 def _two_sided(value: float, error: float, freedom: float) -> float:
     if error <= ROUNDING:
         return 0.0 if abs(value) > ROUNDING else 1.0
@@ -163,24 +292,6 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
         largest = max(largest, min(1.0, (len(p) - rank) * value))
         adjusted[name] = largest
     return adjusted
-
-
-def paired_bootstrap(
-    differences: Float[np.ndarray, "seed problem"],
-    *,
-    count: int = 2000,
-    level: float = 0.95,
-    rng: np.random.Generator,
-) -> Interval:
-    """Interval of the mean of paired differences, over seeds and problems.
-
-    >>> same = np.full((1, 4), 0.25)
-    >>> paired_bootstrap(same, rng=np.random.default_rng(0)).bootstrap
-    (0.25, 0.25)
-    """
-    num_seeds, num_problems = differences.shape
-    problems = draw_problems(num_problems, count, rng)
-    return interval(differences @ problems.T, draw_seeds(num_seeds, count, rng), level=level)
 
 
 def t_interval(values: Float[np.ndarray, " seed"], *, level: float = 0.95) -> Pair:
@@ -206,22 +317,6 @@ def standard_error(differences: Float[np.ndarray, " problem"]) -> float:
     return float(differences.std(ddof=1)) / math.sqrt(len(differences))
 
 
-def mcnemar(only_first: int, only_second: int) -> Pair:
-    """McNemar's test of paired yes/no answers: statistic (b - c)^2 / (b + c) and its p-value (chi-square, 1 df).
-
-    `only_first` counts problems that only the first arm solves. Without any such problem p is 1.
-
-    >>> statistic, p = mcnemar(30, 10)
-    >>> statistic, round(p, 4)
-    (10.0, 0.0016)
-    """
-    discordant = only_first + only_second
-    if discordant == 0:
-        return 0.0, 1.0
-    statistic = (only_first - only_second) ** 2 / discordant
-    return statistic, float(special.chdtrc(1, statistic))
-
-
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     """Unbiased pass@k: 1 - C(n - c, k) / C(n, k) (Chen et al., arXiv 2107.03374).
 
@@ -234,17 +329,3 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
             f"got k={k}, samples={num_samples}, correct={num_correct}"
         )
     return 1 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
-
-
-def minimum_detectable_effect(
-    discordance: float, num_problems: int, *, level: float = 0.95, power: float = 0.8
-) -> float:
-    """Smallest paired difference found with this power: (z_level + z_power) sqrt(q / n).
-
-    `discordance` q is the share of problems on which two arms disagree; sqrt(q / n) is then about the standard error.
-
-    >>> round(minimum_detectable_effect(0.2, 500), 3)
-    0.056
-    """
-    quantiles = special.ndtri((1 + level) / 2) + special.ndtri(power)
-    return float(quantiles) * math.sqrt(discordance / num_problems)

@@ -129,7 +129,8 @@ def intransigence(
 ) -> Float[Array, "*batch task"]:
     """I[j] = a[j] - R[j,j]: what was not learned although a reference model did (Chaudhry et al., arXiv 1801.10112).
 
-    `reference` is the joint model's score (the paper's choice) or the single-task specialist's.
+    `reference` is the joint model's score or the single-task specialist's. The paper's reference for task j was trained
+    jointly on tasks 1 to j; here the joint model was trained on all tasks, later ones included.
 
     >>> intransigence(EXAMPLE, np.array([.85, .95, .9])).round(4).tolist()
     [0.05, 0.05, 0.2]

@@ -9,10 +9,17 @@ drop one or the other, and `confidence` widens its answer by how far they were o
     search      gain -> best order, exact to 12 phases, a heuristic with its gap beyond
     rules       named ways to choose an order (RULES): exact, omni_greedy, least_forgettable_first, random, ...
     predict     scores -> gain, and final scores of an order (PREDICTORS)
-    confidence  gain in all resamples -> the order, P(optimal), expected regret, P(i before j), identified or not
+    confidence  gain in all resamples -> the order, P(optimal), expected regret, P(i before j), and the reasons against it
 """
 
-from trainorder.order.confidence import MIN_ORDERS, Misfit, Recommendation, recommend
+from trainorder.order.confidence import (
+    ENUMERATED,
+    MIN_ORDERS,
+    Misfit,
+    Reason,
+    Recommendation,
+    recommend,
+)
 from trainorder.order.predict import (
     PREDICTORS,
     Measured,
@@ -22,7 +29,7 @@ from trainorder.order.predict import (
     gains,
     slopes,
 )
-from trainorder.order.rules import RULES, choose
+from trainorder.order.rules import RULES
 from trainorder.order.search import (
     EXACT,
     best_order,
@@ -35,17 +42,18 @@ from trainorder.order.search import (
 )
 
 __all__ = [
+    "ENUMERATED",
     "EXACT",
     "MIN_ORDERS",
     "PREDICTORS",
     "RULES",
     "Measured",
     "Misfit",
+    "Reason",
     "Recommendation",
     "Step",
     "additive",
     "best_order",
-    "choose",
     "every_order",
     "exact_orders",
     "extrapolate",

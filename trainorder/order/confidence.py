@@ -2,16 +2,20 @@
 
 The matrix is uncertain in two ways: it was measured on some problems with some seeds (its resamples show that), and the
 additive model that turns it into an order is wrong by some amount (the orders that were measured show that). Both go
-into every resample, so that P(optimal), the regret and the verdict speak of orders, not of the matrix.
+into every resample, so that P(optimal), the regret and the verdict are about orders, not about the matrix.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import linalg
 
 from trainorder.metrics.statistics import ROUNDING
 from trainorder.order.rules import RULES
@@ -19,6 +23,7 @@ from trainorder.order.search import (
     EXACT,
     TIE_BREAK,
     best_order,
+    every_order,
     exact_orders,
     heuristic_order,
     optimality_gap,
@@ -29,46 +34,130 @@ Array = np.ndarray
 
 HEURISTIC_DRAWS = 100
 """Resamples used beyond EXACT phases, where each takes a local search."""
+ENUMERATED = 6
+"""Up to this number of phases every order is looked at in every resample."""
 MIN_ORDERS = 3
 """Different measured orders below which nothing can be said about the model's error, and so no order is identified."""
+ADDITIVE = 0.85
+"""Prior probability that gains add up exactly. With it the regret is calibrated in simulated worlds where they do and
+where they do not (benchmarks/planted_worlds.py); a verdict never relies on it."""
+STRUCTURED = 0.5
+"""Share of the model error's variance that errors of single gains make; the rest is each order's own."""
+
+
+class Reason(StrEnum):
+    """Why the data do not single out an order."""
+
+    ONE_PHASE = "one_phase"
+    NOT_PROBABLE = "not_probable"
+    """P(this order is the best) is below the level, also if the additive model is off as the measured orders allow."""
+    GAP_INCLUDES_0 = "gap_includes_0"
+    COMMON_BY_CHANCE = "common_by_chance"
+    """A world without any order effect shows a gap this large too often."""
+    FEW_ORDERS = "few_orders"
+    MEASURED_BETTER = "measured_better"
+    """Another order was measured to be better than this one."""
 
 
 @dataclass(frozen=True)
 class Misfit:
     """By how much measured orders missed their prediction; an error common to all orders moves none of them."""
 
-    errors: tuple[float, ...]
-    """Predicted minus measured final mean of every different measured order, in points of the final mean."""
+    orders: tuple[tuple[int, ...], ...]
+    """The different measured orders, as row numbers of the gain matrix."""
+    errors: Float[Array, "draw order"]
+    """Predicted minus measured final mean in points of the final mean; draw 0 is the data, the others its resamples."""
+    freedom: int = 1000
+    """Degrees of freedom of the resamples' covariance: seeds - 1, or how many resamples there are with one seed."""
 
     @property
-    def sd(self) -> float:
-        """Standard deviation of the errors; nan below two orders.
+    def spread(self) -> float:
+        """Standard deviation of the errors as they are, sampling noise included; nan below two orders."""
+        return float(np.std(self.errors[0], ddof=1)) if len(self.orders) > 1 else math.nan
 
-        >>> round(Misfit((0.03, 0.01, 0.02)).sd, 4)
-        0.01
-        """
-        return float(np.std(self.errors, ddof=1)) if len(self.errors) > 1 else math.nan
+    @property
+    def bias(self) -> float:
+        """Mean error: how much too high the model predicts; nan without an order."""
+        return float(np.mean(self.errors[0])) if self.orders else math.nan
 
     @property
     def enough(self) -> bool:
         """Whether enough orders were measured to judge the model."""
-        return len(self.errors) >= MIN_ORDERS
+        return len(self.orders) >= MIN_ORDERS
 
-    def perturb(
-        self, draws: int, n: int, rng: np.random.Generator
-    ) -> Float[Array, "draw phase phase"]:
-        """Errors of n phases' gains that would miss measured orders like this.
+    @property
+    def sd(self) -> float:
+        """Expected standard deviation of the model's own error, without the noise of what was measured; nan if unknown."""
+        if not self.enough:
+            return math.nan
+        tau, p = self._posterior
+        return float((1 - self._p_exact) * (tau * p).sum())
 
-        Independent normal errors of every gain with variance t spread the values of orders by n (n - 1) / 4 t around
-        their common mean; t is set so that this is the errors' variance, itself drawn from its uncertainty
-        (scaled inverse chi-square with one degree less than orders).
+    @cached_property
+    def _fit(self) -> tuple[Float[Array, " grid"], Float[Array, " grid"], float]:
+        """Standard deviations tau of the model's error, their likelihoods, and that of 0.
+
+        Contrasts of the errors are normal with covariance tau^2 K + V. V is the noise that resamples of problems and
+        seeds show. K is that of errors of single gains (Kendall's rank correlation of two orders: -1 for a reverse,
+        so two reverse pairs count as two errors, not four) and of each order's own error, mixed by `_structured`.
         """
-        if n < 2 or not self.enough or not self.sd > 0:
-            return np.zeros((draws, n, n))
-        freedom = len(self.errors) - 1
-        variance = self.sd**2 * freedom / rng.chisquare(freedom, size=draws)
-        scale = np.sqrt(4 * variance / (n * (n - 1)))
-        return scale[:, None, None] * rng.normal(size=(draws, n, n))
+        n = len(self.orders)
+        contrast = np.eye(n)[1:] - 1 / n
+        share = _structured(len(self.orders[0]))
+        kernel = contrast @ (share * _kendall(self.orders) + (1 - share) * np.eye(n)) @ contrast.T
+        noise = contrast @ np.cov(self.errors[1:].T) @ contrast.T
+        weight = n / (n + self.freedom)  # few seeds know a large covariance badly
+        floor = max(float(np.trace(noise)) / n, ROUNDING**2)
+        noise = (1 - weight) * noise + weight * floor * np.eye(n - 1) + 1e-6 * floor * np.eye(n - 1)
+        scales, axes = linalg.eigh(kernel, noise)
+        seen = (axes.T @ contrast @ self.errors[0]) ** 2
+        unit = math.sqrt(float(np.trace(noise)) / max(float(np.trace(kernel)), ROUNDING))
+        tau = unit * np.geomspace(0.05, max(200.0, 20 * self.spread / unit), 120)
+        variance = 1 + tau[:, None] ** 2 * np.maximum(scales, 0.0)
+        log = -0.5 * (np.log(variance) + seen / variance).sum(1)
+        zero = -0.5 * float(seen.sum())
+        top = max(float(log.max()), zero)
+        prior = np.gradient(tau) / (1 + (tau / unit) ** 2)  # half-Cauchy at the scale of the noise
+        return tau, prior / prior.sum() * np.exp(log - top), math.exp(zero - top)
+
+    @cached_property
+    def _posterior(self) -> tuple[Float[Array, " grid"], Float[Array, " grid"]]:
+        tau, likelihood, _ = self._fit
+        return tau, likelihood / likelihood.sum()
+
+    @cached_property
+    def _p_exact(self) -> float:
+        """Posterior probability that gains add up exactly."""
+        _, likelihood, zero = self._fit
+        off = (1 - ADDITIVE) * float(likelihood.sum())
+        return ADDITIVE * zero / (ADDITIVE * zero + off)
+
+    def scales(
+        self, draws: int, rng: np.random.Generator
+    ) -> tuple[Float[Array, " draw"], Float[Array, " draw"]]:
+        """Two samples of the error's standard deviation: if the model is off at all, and with the chance that it is not."""
+        if not self.enough:
+            return np.zeros(draws), np.zeros(draws)
+        tau, p = self._posterior
+        off = rng.choice(tau, p=p, size=draws)
+        return off, np.where(rng.random(draws) < self._p_exact, 0.0, off)
+
+
+def _kendall(orders: Sequence[Sequence[int]]) -> Float[Array, "order order"]:
+    """Kendall's rank correlation of every two orders.
+
+    >>> _kendall([(0, 1, 2), (2, 1, 0), (0, 2, 1)]).round(2).tolist()[0]
+    [1.0, -1.0, 0.33]
+    """
+    ranks = np.argsort(np.array(orders), axis=1)
+    first, second = np.triu_indices(ranks.shape[1], k=1)
+    signs = np.sign(ranks[:, second] - ranks[:, first]).astype(float)
+    return signs @ signs.T / max(len(first), 1)
+
+
+def _structured(n: int) -> float:
+    """STRUCTURED where every order is looked at; beyond, an order's own error cannot be searched over."""
+    return STRUCTURED if n <= ENUMERATED else 1.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +172,8 @@ class Recommendation:
     """Mean over all orders."""
     p_optimal: float
     """Share of resamples in which this order is the best one; ties are broken at random."""
+    p_if_off: float
+    """The same if the additive model is off by what the measured orders allow, not exact."""
     most_probable: tuple[int, ...]
     p_most_probable: float
     regret: float
@@ -101,13 +192,8 @@ class Recommendation:
     """How much better another order can be on the data; 0 where the search is exact."""
     gap_sd: dict[str, float]
     """Standard deviation of the gap from each source of uncertainty: `sampling` (problems and seeds), `misfit`."""
-    reasons: tuple[str, ...]
-    """Why the order is not identified; empty when it is."""
-
-    @property
-    def identified(self) -> bool:
-        """Whether the data single out this order."""
-        return not self.reasons
+    reasons: tuple[Reason, ...]
+    """Why the data do not single out this order; empty when they do."""
 
 
 def recommend(
@@ -119,41 +205,43 @@ def recommend(
 ) -> Recommendation:
     """The best order of draw 0 (the data), judged by the other draws (bootstrap resamples of the same matrix).
 
-    `misfit` adds the error of the additive model to every draw; None takes the matrix for the truth. Not identified
-    when no order is best in half of the draws, when the gap between the order and its reverse may be 0, when a world
-    without order effects would show such a gap too often, or when too few orders were measured to know the misfit.
-    The third test is needed because the order was chosen for its gap: it compares with the largest gap of any order
-    in draws centred on zero.
+    `misfit` adds the error of the additive model to every draw; None takes the matrix for the truth. `reasons` say
+    what speaks against it. COMMON_BY_CHANCE is needed because the order was chosen for its gap: it compares with the
+    largest gap of any order in draws centred on zero.
     """
     data, draws = gain[0], gain[1:]
     n = len(data)
     if n > EXACT:
         draws = draws[:HEURISTIC_DRAWS]
     order = best_order(data)
-    sampled_gaps = _gap(draws, order)
-    errors = np.zeros_like(draws) if misfit is None else misfit.perturb(len(draws), n, rng)
-    draws = draws + errors
-    bests = _draw_orders(draws + TIE_BREAK * rng.random(draws.shape))
-    best_values = _values(draws, bests)
-    ranks = np.argsort(bests, axis=1)
-    chosen = np.asarray(order_value(draws, order))
-    gap = float(_gap(data, order))
-    low, high = (
-        float(x) for x in np.quantile(_gap(draws, order), [(1 - level) / 2, (1 + level) / 2])
-    )
-    unique, counts = np.unique(bests, axis=0, return_counts=True)
-    p_most = float(counts.max() / len(bests))
-    p_none = _p_no_order(draws - data, gap)
-    rules = {name: rule(data.T) for name, rule in RULES.items()}
+    known = misfit if misfit is not None and n > 1 else None
+    off, scale = known.scales(len(draws), rng) if known else (np.zeros(len(draws)),) * 2
+    worlds, worst = _Worlds.of(draws, scale, rng), _Worlds.of(draws, off, rng)
+    chosen, gaps = worlds.value(order), worst.value(order) - worst.value(order[::-1])
+    ranks = np.argsort(worlds.best, axis=1)
+    low, high = (float(x) for x in np.quantile(gaps, [(1 - level) / 2, (1 + level) / 2]))
+    unique, counts = np.unique(worlds.best, axis=0, return_counts=True)
+    gap = float(order_value(data, order) - order_value(data, order[::-1]))
+    sampled = order_value(draws, order) - order_value(draws, order[::-1])
+    p_none = _p_no_order(worst.gain - data, gap)
+    p_if_off = float((worst.best == np.array(order)).all(1).mean())
+    p_optimal = float((worlds.best == np.array(order)).all(1).mean())
+    against = {
+        Reason.NOT_PROBABLE: min(p_optimal, p_if_off) < level,
+        Reason.GAP_INCLUDES_0: low <= ROUNDING and high >= -ROUNDING,
+        Reason.COMMON_BY_CHANCE: p_none > 1 - level,
+        Reason.FEW_ORDERS: misfit is not None and not misfit.enough,
+    }
     return Recommendation(
         order=order,
         value=float(order_value(data, order)),
         reverse_value=float(order_value(data, order[::-1])),
         random_value=float(data.sum() - np.trace(data)) / 2,
-        p_optimal=float((bests == np.array(order)).all(1).mean()),
+        p_optimal=p_optimal,
+        p_if_off=p_if_off,
         most_probable=tuple(int(k) for k in unique[counts.argmax()]),
-        p_most_probable=p_most,
-        regret=float((best_values - chosen).mean()),
+        p_most_probable=float(counts.max() / len(draws)),
+        regret=float((worlds.best_value - chosen).mean()),
         before=(ranks[:, :, None] < ranks[:, None, :]).mean(0),
         gap=gap,
         gap_low=low,
@@ -161,21 +249,70 @@ def recommend(
         p_no_order=p_none,
         by_rule={
             name: (
-                found,
+                found := rule(data.T),
                 float(order_value(data, found)),
-                float((best_values - order_value(draws, found)).mean()),
+                float((worlds.best_value - worlds.value(found)).mean()),
             )
-            for name, found in rules.items()
+            for name, rule in RULES.items()
         },
         optimality_gap=optimality_gap(data, order),
-        gap_sd={"sampling": float(sampled_gaps.std()), "misfit": float(_gap(errors, order).std())},
-        reasons=_reasons(n, p_most, (low, high), p_none, level, misfit),
+        gap_sd={
+            "sampling": float(np.std(sampled)),
+            "misfit": math.sqrt(max(float(gaps.var() - np.var(sampled)), 0.0)),
+        },
+        reasons=(Reason.ONE_PHASE,) if n < 2 else tuple(r for r, holds in against.items() if holds),
     )
 
 
-def _gap(gain: Float[Array, "*draw phase phase"], order: tuple[int, ...]) -> Float[Array, "*draw"]:
-    """Value of the order minus value of its reverse."""
-    return np.asarray(order_value(gain, order) - order_value(gain, order[::-1]))
+@dataclass(frozen=True)
+class _Worlds:
+    """What every order is worth in every draw, model error included, and which one is best there."""
+
+    gain: Float[Array, "draw phase phase"]
+    own: Float[Array, "draw order"] | None
+    """Each order's own error, in the sequence of `every_order`; None beyond ENUMERATED phases."""
+    best: Int[Array, "draw phase"]
+    best_value: Float[Array, " draw"]
+
+    @classmethod
+    def of(
+        cls,
+        draws: Float[Array, "draw phase phase"],
+        scale: Float[Array, " draw"],
+        rng: np.random.Generator,
+    ) -> _Worlds:
+        """`draws` with errors whose standard deviation over orders, around their common mean, is `scale`.
+
+        Independent errors of every gain with variance t spread the values of n phases' orders by n (n - 1) / 4 t.
+        """
+        n = draws.shape[1]
+        share = _structured(n)
+        of_gain = scale * math.sqrt(4 * share / max(n * (n - 1), 1))
+        gain = draws + of_gain[:, None, None] * rng.normal(size=draws.shape)
+        if n > ENUMERATED:
+            best = _draw_orders(gain + TIE_BREAK * rng.random(gain.shape))
+            return cls(gain, None, best, _values(gain, best))
+        orders = every_order(n)
+        own = (math.sqrt(1 - share) * scale)[:, None] * rng.normal(size=(len(draws), len(orders)))
+        values = _all_values(gain) + own
+        top = (values + TIE_BREAK * rng.random(values.shape)).argmax(1)
+        return cls(gain, own, orders[top], values[np.arange(len(values)), top])
+
+    def value(self, order: Sequence[int]) -> Float[Array, " draw"]:
+        """What one order is worth in every draw."""
+        value = np.asarray(order_value(self.gain, order))
+        if self.own is None:
+            return value
+        at = int((every_order(len(order)) == np.array(order)).all(1).argmax())
+        return value + self.own[:, at]
+
+
+def _all_values(gain: Float[Array, "draw phase phase"]) -> Float[Array, "draw order"]:
+    """`order_value` of every order, in the sequence of `every_order`."""
+    n = gain.shape[1]
+    ranks = np.argsort(every_order(n), axis=1)
+    before = (ranks[:, :, None] < ranks[:, None, :]).reshape(len(ranks), n * n)
+    return gain.reshape(len(gain), n * n) @ before.T.astype(float)
 
 
 def _draw_orders(gain: Float[Array, "draw phase phase"]) -> Int[Array, "draw phase"]:
@@ -197,32 +334,3 @@ def _p_no_order(centred: Float[Array, "draw phase phase"], gap: float) -> float:
     values = _values(centred, _draw_orders(centred))
     totals = centred.sum((1, 2)) - np.trace(centred, axis1=1, axis2=2)
     return float((1 + (2 * values - totals >= gap - TIE_BREAK).sum()) / (1 + len(centred)))
-
-
-def _reasons(
-    n: int,
-    p_most: float,
-    gap: tuple[float, float],
-    p_none: float,
-    level: float,
-    misfit: Misfit | None,
-) -> tuple[str, ...]:
-    if n < 2:
-        return ("one phase has only one order",)
-    reasons = []
-    if p_most < 0.5:
-        reasons.append(
-            f"no order is best in half of the resamples (the most frequent in {p_most:.2f})"
-        )
-    if gap[0] <= ROUNDING and gap[1] >= -ROUNDING:
-        reasons.append(
-            f"the predicted gap to the reverse order may be 0 ({gap[0]:+.4f} to {gap[1]:+.4f})"
-        )
-    if p_none > 1 - level:
-        reasons.append(f"chance alone shows an order with such a gap (p = {p_none:.2f})")
-    if misfit is not None and not misfit.enough:
-        reasons.append(
-            f"{len(misfit.errors)} different orders of these phases were measured: how far the additive model is off "
-            f"cannot be told below {MIN_ORDERS}"
-        )
-    return tuple(reasons)

@@ -95,19 +95,6 @@ HAND = np.array([[0.3, -0.1, -0.1], [-0.02, 0.3, -0.04], [-0.06, 0.01, 0.3]])
 """Three phases: the matrix of the doctests above. Phase 0 harms both others most, so it should not follow them."""
 
 
-def choose(
-    name: str, change: Float[Array, "phase phase"], phases: Sequence[str]
-) -> tuple[str, ...]:
-    """The order that the rule `name` chooses, as names of phases.
-
-    Raises:
-        ValueError: there is no such rule.
-    """
-    if name not in RULES:
-        raise ValueError(f"no rule {name!r} for an order; allowed: {', '.join(RULES)}")
-    return tuple(phases[i] for i in RULES[name](change))
-
-
 def _off_diagonal(change: Float[Array, "phase phase"]) -> Float[Array, "phase phase"]:
     return change - np.diag(np.diag(change))
 

@@ -13,12 +13,12 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from trainorder import fingerprint, paths
+from trainorder import fingerprint, paths, results
 from trainorder.config import DEFAULT, Params, load_params
 from trainorder.files import write_text
 from trainorder.fingerprint import Code
 from trainorder.plan.orders import Resolved, order_phases, single_phases, usable
-from trainorder.reading import ParamsError, found_at, read_json, read_yaml, shaped
+from trainorder.reading import ParamsError, found_at, read_yaml, shaped
 from trainorder.registries import BACKENDS, ENGINES
 from trainorder.tasks import TASKS, make_task
 
@@ -471,26 +471,13 @@ def stored() -> dict[str, Any]:
     return dict(shaped(content, _Stored, paths.PLAN, REPAIR))
 
 
-class _Order(TypedDict):
-    order: list[str]
-
-
-class _Measured(TypedDict):
-    recommended: _Order | None
-
-
 def measured() -> dict[str, list[str]]:
     """`resolved` as the measurement in reports/bwt.json has it; empty where it recommends nothing.
 
     Raises:
         ParamsError: nothing was measured yet.
     """
-    if not paths.BWT.is_file():
-        raise ParamsError(
-            f"{paths.BWT} not found: run `dvc repro measure_bwt` first, it measures the transfer"
-        )
-    found = read_json(paths.BWT, _Measured, "`trainorder run` measures it again once it is deleted")
-    found = found["recommended"]
+    found = results.load()["recommended"]
     return {} if found is None else {"recommended": list(found["order"])}
 
 

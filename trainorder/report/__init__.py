@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trainorder import paths
+from trainorder import paths, results
 from trainorder.files import write_text
-from trainorder.measure.answer import load
 from trainorder.report import plots, records, study, tables, words
 from trainorder.report.words import Bwt
 
@@ -18,10 +17,9 @@ def write_report() -> Path:
     """Read reports/bwt.json and what the nodes left, write reports/report.html whole; returns its path.
 
     Raises:
-        ParamsError: nothing was measured yet, or the file is damaged.
+        ParamsError: nothing was measured yet, the file is damaged, or another version of the program wrote it.
     """
-    page = render(load())
-    write_text(paths.REPORT, page)
+    write_text(paths.REPORT, render(results.load()))
     return paths.REPORT
 
 
@@ -49,7 +47,7 @@ def content(bwt: Bwt) -> dict[str, Any]:
         "bwt": bwt,
         "headline": words.headline(bwt),
         "verdict": words.verdict(bwt),
-        "intervals_note": words.sentence(bwt["intervals"]["note"]),
+        "caveats": words.caveats(bwt),
         "prediction_note": words.sentence(bwt["prediction"]["note"] if bwt["prediction"] else ""),
         "level": f"{bwt['settings']['level']:.0%}",
         "facts": facts(bwt),

@@ -31,24 +31,28 @@ def comparison(found: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def verdict(found: Mapping[str, Any]) -> str:
-    """One sentence: the difference of the means, its interval, and whether it is identified.
+    """The verdict on the difference of the means, and what it is made of.
 
     >>> row = {"a": .8, "b": .7, "differs": True, "difference": {"value": .1, "low": .05, "high": .15}}
-    >>> variant = {"mean": row, "seeds": [0, 1, 2], "verdict": "identified", "mean_over": ["math", "code"]}
-    >>> verdict({"a": "x", "b": "y", "metric": "score", "split": "test", "level": .95, "variants": {"default": variant},
-    ...          "verdict": "identified", "survives": None})
-    'Identified: x minus y is +0.100 (+0.050 to +0.150), mean score of math and code on test.'
+    >>> variant = {"mean": row, "parts": None, "seeds": [0, 1, 2], "verdict": "settled", "mean_over": ["math", "code"]}
+    >>> print(verdict({"a": "x", "b": "y", "metric": "score", "split": "test", "variants": {"default": variant},
+    ...                "verdict": "settled", "survives": None}))
+    Settled: x minus y is +0.100 (+0.050 to +0.150); it holds over problems and training runs.
+    Mean score of math and code on test.
     """
     first = next(iter(found["variants"].values()))
-    difference = first["mean"]["difference"]
-    one_seed = len(first["seeds"]) == 1 and first["mean"]["differs"]
-    scope = " across runs (one seed)" if one_seed else ""
-    text = f"{words.sentence(found['verdict']).rstrip('.')}{scope}: {found['a']} minus {found['b']} is "
-    text += f"{words.signed(difference['value'])} ({words.interval(difference, sign=True)}), "
-    text += f"mean {found['metric']} of {words.listed(first['mean_over'])} on {found['split']}"
+    text = words.claim(
+        found["verdict"],
+        found["a"],
+        found["b"],
+        first["mean"]["difference"],
+        first["parts"],
+        first["seeds"],
+    )
+    text += f"\nMean {found['metric']} of {words.listed(first['mean_over'])} on {found['split']}"
     if found["survives"] is None:
         return f"{text}."
-    return f"{text}, as the params are written; told apart {found['survives']}."
+    return f"{text}, under the params as written; the difference excludes 0 {found['survives']}."
 
 
 def _tasks(found: Mapping[str, Any], variant: Mapping[str, Any], title: str) -> Table:
@@ -56,7 +60,7 @@ def _tasks(found: Mapping[str, Any], variant: Mapping[str, Any], title: str) -> 
     table = _table(heads, f"{title}final {found['metric']} ({found['split']})", left=1)
     for task, row in variant["tasks"].items():
         name = task if row["trained"] else f"{task} (held out)"
-        told = "told apart" if row["differs"] else "not told apart"
+        told = "differs" if row["differs"] else "inconclusive"
         table.add_row(name, *_cells(row), _by_seed(row), _p(row["p_holm"]), told)
     table.add_section()
     row = variant["mean"]
@@ -85,9 +89,9 @@ def recommendation(bwt: words.Bwt, key: str) -> Iterator[RenderableType]:
     """The order that the transfer recommends (`key`: recommended or recommended_two_stage), how sure, and what next."""
     found = bwt[key]
     if found is None or found["order"] is None:
-        yield f"[bold]Not identified.[/] {words.sentence(found['run']) if found else 'No phase was trained alone.'}"
+        yield f"[bold]Open.[/] {words.sentence(found['run']) if found else 'No phase was trained alone.'}"
         return
-    yield f"[bold]{words.path(found['order'])}: {found['verdict']}.[/]"
+    yield f"[bold]{words.path(found['order'])}. {words.order_verdict(bwt, found)}[/]"
     yield from certainty(found)
     yield _gain(found)
     yield _before(found)
@@ -101,28 +105,23 @@ def recommendation(bwt: words.Bwt, key: str) -> Iterator[RenderableType]:
 
 def certainty(found: Mapping[str, Any]) -> Iterator[str]:
     """How sure a recommended order is, line by line."""
-    gap = found["gap"]
     yield (
         f"P(this order is the best) {found['p_optimal']:.0%}; expected regret {words.score(found['regret'])}; against its "
-        f"reverse {words.signed(gap['value'])} ({words.interval(gap, sign=True)})"
+        f"reverse {words.with_interval(found['gap'])}"
     )
-    for reason in found["reasons"]:
+    for reason in words.reasons(found):
         yield f"  - {reason}"
     if found["undecided"]:
         pairs = [f"{i} before {j} ({found['before'][i][j]:.0%})" for i, j in found["undecided"]]
         yield f"not decided: {words.listed(pairs)}"
-    misfit = found["misfit"]
-    if misfit["sd"] is not None:
-        yield (
-            f"{misfit['orders']} measured orders spread by {words.score(misfit['sd'])} around their prediction: this is in "
-            f"all of the numbers above"
-        )
+    if text := words.misfit(found):
+        yield text
     best = found["measured_best"]
     if best is not None:
         text = f"best measured order on dev: {best['name']} ({words.path(best['order'])}), {words.score(best['mean'])}"
         ahead = best["minus_recommended"]
         if ahead is not None:
-            text += f", {words.signed(ahead['value'])} ({words.interval(ahead, sign=True)}) against the recommended one"
+            text += f", {words.with_interval(ahead)} against the recommended one"
         yield text
 
 
@@ -162,15 +161,21 @@ def _rules(found: Mapping[str, Any]) -> Table:
 
 
 def _predictors(bwt: words.Bwt, found: Mapping[str, Any]) -> Table:
-    heads = ["predictor", "its best order", "predicted mean (dev)", "Spearman with measured (test)"]
+    heads = ["predictor", "its best order", "predicted (dev)", "Spearman (test)", "bias", "RMSE"]
     table = _table(heads, "best order under each predictor", left=2)
     for name, best in found["best_by_predictor"].items():
         if best is None:
-            table.add_row(name, "needs pairs trained one after the other", "-", "-")
+            table.add_row(name, "needs pairs trained one after the other", *["-"] * 4)
             continue
         agreement = bwt["prediction"]["predictors"].get(name)
-        shown = words.correlation(agreement["spearman"], agreement["n"]) if agreement else "-"
-        table.add_row(name, words.path(best["order"]), words.score(best["predicted"]), shown)
+        table.add_row(
+            name,
+            words.path(best["order"]),
+            words.score(best["predicted"]),
+            words.correlation(agreement["spearman"], agreement["n"]) if agreement else "-",
+            words.signed(agreement["mean_error"]) if agreement else "-",
+            words.score(agreement["rmse"]) if agreement else "-",
+        )
     return table
 
 

@@ -29,7 +29,7 @@ def _page(bwt: Bwt) -> Iterator[str]:
 
 def _variant(bwt: Bwt, mark: str) -> Iterator[str]:
     seeds = words.listed([str(seed) for seed in bwt["seeds"]])
-    yield f"{words.headline(bwt)}. {words.verdict(bwt)} {words.sentence(bwt['intervals']['note'])}"
+    yield words.summary(bwt)
     yield ""
     plural = "s" if len(bwt["seeds"]) > 1 else ""
     yield f"Seed{plural} {seeds}; mean test score over {words.listed(bwt['trained'])}; predicted from dev."
@@ -70,7 +70,7 @@ def agreement(bwt: Bwt) -> Iterator[str]:
         "predictor",
         "Spearman",
         "Pearson",
-        "mean error",
+        "mean error (bias)",
         "RMSE",
         "its choice",
         "rank",
@@ -122,7 +122,7 @@ def across(bwt: Bwt) -> Iterator[str]:
     rows = [
         [
             v,
-            winner["best"] + ("" if winner["verdict"] == "identified" else " (not identified)"),
+            f"{winner['best']} ({winner['verdict']})",
             _recommended(found["recommended"][v]),
         ]
         for v, winner in found["winner"].items()
@@ -139,16 +139,13 @@ def across(bwt: Bwt) -> Iterator[str]:
     table = [
         [
             f"{row['a']} - {row['b']}",
-            *(
-                f"{words.signed(row['variants'][v]['difference']['value'])} "
-                f"({words.interval(row['variants'][v]['difference'], sign=True)})"
-                for v in variants
-            ),
+            *(words.with_interval(row["variants"][v]["difference"]) for v in variants),
             row["survives"],
+            row["verdict"],
         ]
         for row in found["differences"]
     ]
-    yield from _table(["difference", *variants, "told apart"], table)
+    yield from _table(["difference", *variants, "excludes 0", "verdict"], table)
 
 
 def _recommended(found: Mapping[str, Any] | None) -> str:
@@ -162,11 +159,7 @@ def _alias(bwt: Bwt, name: str) -> str:
 
 def _best(row: Mapping[str, Any]) -> str:
     found = row["differences"]["best"]
-    return (
-        ""
-        if found is None
-        else f"{words.signed(found['value'])} ({words.interval(found, sign=True)})"
-    )
+    return "" if found is None else words.with_interval(found)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -128,19 +128,20 @@ def predicted(bwt: Bwt) -> str | None:
                 linestyle=(0, (4, 3)), zorder=0,
             )  # fmt: skip
             axes.set_title(name)
-            axes.set_xlabel(f"predicted\nSpearman {_spearman(bwt, name)}", fontsize=8)
+            axes.set_xlabel(f"predicted\n{_agreement(bwt, name)}", fontsize=8)
         panels[0].set_ylabel("measured (test)")
         _legend(figure, [(g if few else f"{g} first", i, None) for i, g in enumerate(groups)])
         return _svg(figure, "predicted against measured")
 
 
-def _spearman(bwt: Bwt, predictor: str) -> str:
+def _agreement(bwt: Bwt, predictor: str) -> str:
+    """Bias, spread and rank correlation of a predictor, on three lines."""
     found = bwt["prediction"]["predictors"][predictor]
-    return (
-        "-"
-        if found is None
-        else words.correlation(found["spearman"], found["n"]).replace(" (", "\n(")
-    )
+    if found is None:
+        return "-"
+    shown = words.correlation(found["spearman"], found["n"]).replace(" (", "\n(")
+    bias, spread = words.signed(found["mean_error"]), words.score(found["spread"])
+    return f"bias {bias}, spread {spread}\nSpearman {shown}"
 
 
 def learning(bwt: Bwt, prefix: str, label: str) -> str | None:
@@ -198,7 +199,7 @@ LEGEND = 6
 """Above this number of lines a legend names places in an order instead of the phases before."""
 PLACES = ("#1a1a1a", "#2b7bba", "#c2571a", "#8a8a8a")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1)), (0, (6, 1.5, 1.5, 1.5)))
-"""Line styles by place in the order, so that lines are told apart without colour."""
+"""Line styles by place in the order, so that lines differ without colour."""
 
 
 def _task_curves(

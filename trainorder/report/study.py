@@ -90,6 +90,7 @@ class Survival:
     pair: str
     by_variant: list[str]
     survives: str
+    verdict: str
 
 
 def survival(bwt: Bwt) -> list[Survival]:
@@ -100,6 +101,7 @@ def survival(bwt: Bwt) -> list[Survival]:
             f"{row['a']} - {row['b']}",
             [difference(row["variants"][v]["difference"]) for v in found["winner"]],
             row["survives"],
+            row["verdict"],
         )
         for row in (found["differences"] if found else [])
     ]

@@ -16,7 +16,7 @@ Rgb = tuple[int, int, int]
 LOW, HIGH = (248, 251, 254), (24, 88, 158)
 """Ends of the scale of scores."""
 LOSS, NEUTRAL, GAIN = (179, 88, 6), (255, 255, 255), (33, 102, 172)
-"""Orange, white, blue: told apart by every kind of colour vision; the sign is in the text for print."""
+"""Orange, white, blue: distinct to every kind of colour vision; the sign is in the text for print."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,13 @@ def reward_matrices(bwt: Bwt) -> list[Heat]:
         ]
         measures = order["measures"]["test"]
         facts = tuple(
-            (title, f"{words.signed(m['value'])} ({words.interval(m, sign=True)})")
+            (title, words.with_interval(m))
             for key, title in MEASURES.items()
             if (m := measures.get(key)) is not None
         )
+        noise = order["forgetting_of_noise"]["test"]
+        if noise is not None:
+            facts += (("forgetting that noise alone shows", words.signed(noise)),)
         final = measures["ACC"]
         subtitle = (
             f"final mean {words.score(final['value'])} ({words.interval(final)})" if final else ""
@@ -145,6 +148,9 @@ class Arm:
     """Inline SVG."""
     against_best: str
     against_joint: str
+    parts_best: str
+    """What the difference from the best is made of."""
+    parts_joint: str
     best: bool
     same_as: str
 
@@ -173,6 +179,8 @@ def ranking(bwt: Bwt) -> tuple[list[Arm], str]:
             whisker=_whisker(row, scale, best, level),
             against_best=difference(row["differences"]["best"]),
             against_joint=difference(row["differences"]["joint"]),
+            parts_best=_split(row["differences"]["best"]),
+            parts_joint=_split(row["differences"]["joint"]),
             best=row["arm"] == bwt["winner"]["best"],
             same_as=words.listed(row["same_as"]),
         )
@@ -337,6 +345,10 @@ def _axis(scale: Scale) -> str:
     return f'<svg class="axis" viewBox="0 0 {scale.width:.0f} 14">{labels}</svg>'
 
 
+def _split(i: Mapping[str, Any] | None) -> str:
+    return "" if i is None else words.split(i["parts"])
+
+
 def difference(i: Mapping[str, Any] | None) -> str:
     """A paired difference with its interval, empty where there is none."""
-    return "" if i is None else f"{words.signed(i['value'])} ({words.interval(i, sign=True)})"
+    return "" if i is None else words.with_interval(i)

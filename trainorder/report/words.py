@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from trainorder.metrics.statistics import Verdict
+from trainorder.order.confidence import MIN_ORDERS, Reason
 
 Bwt = Mapping[str, Any]
 """reports/bwt.json, as `trainorder.measure` writes it."""
@@ -100,34 +103,126 @@ def listed(names: list[str]) -> str:
 
 
 def headline(bwt: Bwt) -> str:
-    """Who leads, in one short sentence.
+    """Which arm is ahead, in one short sentence; with one seed nothing leads.
 
-    >>> headline({"winner": {"verdict": "identified", "arm": "creative_first", "best": "creative_first"}})
-    'creative_first leads'
+    >>> joint = {"verdict": "on these problems only", "best": "joint", "candidates": ["joint"], "lead": {"parts": None}}
+    >>> headline({"winner": joint, "seeds": [0]})
+    'joint is highest in this run (one seed)'
     """
     winner = bwt["winner"]
-    if winner["verdict"] == "identified":
-        return f"{winner['arm']} leads"
-    others = [arm for arm in winner["not_told_apart"] if arm != winner["best"]]
+    if winner["lead"] is None:
+        return f"{winner['best']} is the only arm"
+    parts = winner["lead"]["parts"]
+    judged = ", by tasks scored by a judge only" if parts and parts["judged_only"] else ""
+    if winner["verdict"] == Verdict.SETTLED:
+        return f"{winner['best']} leads{judged}"
+    if winner["verdict"] == Verdict.PROBLEMS:
+        return f"{winner['best']} is highest in this run (one seed){judged}"
+    best, *others = winner["candidates"]
     rest = others if len(others) < 4 else [f"{len(others)} other arms"]
-    return f"No winner identified: {listed([winner['best'], *rest])} are too close to tell apart"
+    return f"Open: {listed([best, *rest])} cannot be separated{one_seed(bwt['seeds'])}"
+
+
+def one_seed(seeds: Sequence[int]) -> str:
+    """` (one seed)` where there is one."""
+    return " (one seed)" if len(seeds) == 1 else ""
 
 
 def verdict(bwt: Bwt) -> str:
-    """By how much, and how sure: the sentence under the headline."""
-    best, rest = leader(bwt), [row for row in bwt["ranking"] if row["arm"] != bwt["winner"]["best"]]
+    """The verdict on the highest mean and what its lead is made of: the paragraph under the headline."""
+    best, winner = leader(bwt), bwt["winner"]
     level = f"{bwt['settings']['level']:.0%}"
     text = f"{best['arm']} has the highest mean test score, {score(best['mean']['value'])}"
-    text += f" ({level} interval {interval(best['mean'])})"
-    rivals = [row for row in rest if row["arm"] not in best["same_as"]]
-    if rivals:
-        gap = bwt["differences"][best["arm"]][rivals[0]["arm"]]
-        text += f", {signed(gap['value'])} ({interval(gap, sign=True)}) against the next arm, {rivals[0]['arm']}"
-    if bwt["winner"]["verdict"] == "identified":
-        text += ": the lead over every other arm is larger than its uncertainty."
-    else:
-        text += ": within the uncertainty of this measurement, so no arm is declared the winner."
-    return f"{text} {over_optimisation(bwt)}".rstrip()
+    text += f" ({level} interval {interval(best['mean'])})."
+    lead = winner["lead"]
+    if lead is None:
+        return text
+    pair = claim(
+        winner["verdict"],
+        best["arm"],
+        lead["over"],
+        lead["difference"],
+        lead["parts"],
+        bwt["seeds"],
+    )
+    return f"{pair} {text}"
+
+
+SCOPE = {
+    Verdict.SETTLED: "it holds over problems and training runs",
+    Verdict.PROBLEMS: "it holds over problems, not over training runs (one seed)",
+    Verdict.OPEN: "the data cannot decide",
+}
+"""What each verdict means for a difference."""
+
+
+def claim(
+    found: str,
+    a: str,
+    b: str,
+    difference: Mapping[str, Any],
+    parts: Mapping[str, Any] | None,
+    seeds: Sequence[int],
+) -> str:
+    """The verdict on A minus B, with what the difference is made of; the same sentences wherever one is stated.
+
+    >>> claim("open", "x", "y", {"value": .01, "low": -.01, "high": .03}, None, [0, 1])
+    'Open: x minus y is +0.010 (-0.010 to +0.030); the data cannot decide.'
+    """
+    of = f"{a} minus {b} is {with_interval(difference)}"
+    text = f"{found.capitalize()}: {of}; {SCOPE[Verdict(found)]}"
+    if found == Verdict.OPEN:
+        text += one_seed(seeds)
+    return f"{text}. {made_of(parts, found)}".rstrip()
+
+
+PARTS = {
+    "verified": "verified tasks",
+    "judged": "tasks scored by a judge",
+    "hidden_taste": "the hidden taste that the judge stands for",
+}
+"""Part of a difference -> what it is on."""
+
+
+def made_of(parts: Mapping[str, Any] | None, found: str = Verdict.OPEN) -> str:
+    """What a difference is made of, with a warning where judged tasks alone carry it; empty without judged tasks."""
+    if parts is None:
+        return ""
+    shown = [f"{name} {with_interval(parts[key])}" for key, name in PARTS.items() if parts[key]]
+    text = f"On {', '.join(shown)}."
+    if parts["judged_only"] and found != Verdict.OPEN:
+        text += " Warning: only tasks scored by a judge carry this difference"
+        taste, judged = parts["hidden_taste"], parts["judged"]
+        if taste and (taste["low"] <= 0 <= taste["high"] or taste["value"] * judged["value"] < 0):
+            text += ", and the hidden taste does not confirm it"
+        text += "."
+    return text
+
+
+def split(parts: Mapping[str, Any] | None) -> str:
+    """The parts of a difference without intervals: `verified +0.002, judged +0.156, hidden taste +0.005`."""
+    if parts is None:
+        return ""
+    shown = [f"{k.replace('_', ' ')} {signed(parts[k]['value'])}" for k in PARTS if parts[k]]
+    return ", ".join(shown)
+
+
+def with_interval(difference: Mapping[str, Any]) -> str:
+    """`+0.040 (+0.028 to +0.052)`."""
+    return f"{signed(difference['value'])} ({interval(difference, sign=True)})"
+
+
+def caveats(bwt: Bwt) -> list[str]:
+    """What limits the verdict, sentence by sentence."""
+    note = sentence(bwt["intervals"]["note"])
+    selected = "Differences from the best arm are corrected for its selection."
+    several = len(bwt["ranking"]) > 2
+    return [*filter(None, [note, selected if several else "", over_optimisation(bwt)])]
+
+
+def summary(bwt: Bwt) -> str:
+    """Headline, verdict and caveats: what terminal, page, artifact and documents say about who is ahead."""
+    return " ".join([f"{headline(bwt)}.", verdict(bwt), *caveats(bwt)])
 
 
 OVER_OPTIMISED = 0.02
@@ -140,7 +235,7 @@ def over_optimisation(bwt: Bwt) -> str:
     >>> base = {"arm": "base", "kind": "base", "metrics": {"gold": {"verse": 0.55}, "score": {"verse": 0.45}}}
     >>> won = {"arm": "joint", "kind": "joint", "metrics": {"gold": {"verse": 0.43}, "score": {"verse": 0.77}}}
     >>> over_optimisation({"judged": ["verse"], "ranking": [won, base]})
-    'Beware of over-optimisation: on verse the judge scores joint 0.770 (base 0.450), the hidden taste 0.430 (base 0.550).'
+    'Possible reward over-optimisation: on verse the judge scores joint 0.770 (base 0.450), the hidden taste 0.430 (base 0.550).'
     """
     base = next((row["metrics"] for row in bwt["ranking"] if row["kind"] == "base"), {})
     found = []
@@ -155,7 +250,7 @@ def over_optimisation(bwt: Bwt) -> str:
                 arms[-1] += f"{score(gold)} (base {score(base['gold'][task])})"
         if arms:
             found.append(f"on {task} the judge scores {'; '.join(arms)}")
-    return f"Beware of over-optimisation: {'. '.join(found)}." if found else ""
+    return f"Possible reward over-optimisation: {'. '.join(found)}." if found else ""
 
 
 def leader(bwt: Bwt) -> Mapping[str, Any]:
@@ -186,7 +281,7 @@ def arms(bwt: Bwt) -> list[dict[str, str]]:
 
 def _difference(row: Mapping[str, Any], other: str) -> str:
     found = row["differences"][other]
-    return "" if found is None else f"{signed(found['value'])} ({interval(found, sign=True)})"
+    return "" if found is None else with_interval(found)
 
 
 def recommendation(bwt: Bwt, key: str = "recommended") -> list[str]:
@@ -196,19 +291,68 @@ def recommendation(bwt: Bwt, key: str = "recommended") -> list[str]:
         return []
     if found["order"] is None:
         return [sentence(found["run"])]
-    gap, misfit = found["gap"], found["misfit"]
     sentences = [
-        f"Recommended: {path(found['order'])} ({found['verdict']}).",
-        f"It is the best order in {found['p_optimal']:.0%} of the resampled matrices; choosing it is expected to cost "
+        f"Recommended: {path(found['order'])}. {order_verdict(bwt, found)}",
+        f"It is the best order in {found['p_optimal']:.0%} of the resamples; choosing it is expected to cost "
         f"{score(found['regret'])} against knowing the best one.",
-        f"The matrix predicts {signed(gap['value'])} ({interval(gap, sign=True)}) against the reverse order.",
+        f"The matrix predicts {with_interval(found['gap'])} against the reverse order.",
+        misfit(found),
     ]
-    if misfit["sd"] is not None:
-        sentences.append(
-            f"The {misfit['orders']} measured orders of all phases spread by {score(misfit['sd'])} around their "
-            f"prediction, and this error of the model is in these numbers."
+    return [*filter(None, sentences), *reasons(found)]
+
+
+ORDER_SCOPE = {
+    Verdict.SETTLED: "this order is identified over problems and training runs",
+    Verdict.PROBLEMS: "this order stands out on these problems; with one seed nothing is known about other training runs",
+    Verdict.OPEN: "the data do not single out an order",
+}
+"""What each verdict means for a recommended order."""
+
+
+def order_verdict(bwt: Bwt, found: Mapping[str, Any]) -> str:
+    """The verdict on a recommended order, in a sentence."""
+    text = f"{found['verdict'].capitalize()}: {ORDER_SCOPE[Verdict(found['verdict'])]}"
+    return f"{text}{one_seed(bwt['seeds']) if found['verdict'] == Verdict.OPEN else ''}."
+
+
+def misfit(found: Mapping[str, Any]) -> str:
+    """By how much the model that recommends was off on the measured orders; empty below two of them."""
+    off = found["misfit"]
+    if off["spread"] is None:
+        return ""
+    text = (
+        f"Its predictions of the {off['orders']} measured orders are off by {signed(off['bias'])} on average "
+        f"(an error common to all orders does not change which is best) and spread by {score(off['spread'])} around that"
+    )
+    if off["sd"] is not None:
+        text += (
+            f"; {score(off['sd'])} of the spread is put down to the model, and is in these numbers"
         )
-    return [*sentences, *map(sentence, found["reasons"])]
+    return f"{text}."
+
+
+def reasons(found: Mapping[str, Any]) -> list[str]:
+    """What speaks against a recommended order, one sentence each."""
+    best = found["measured_best"] or {"name": "", "minus_recommended": None}
+    ahead = best["minus_recommended"]
+    likely = found["most_probable"]
+    texts = {
+        Reason.ONE_PHASE: "one phase has only one order",
+        Reason.NOT_PROBABLE: f"the most likely best order is {path(likely['order'])}, with probability {likely['p']:.2f}",
+        Reason.GAP_INCLUDES_0: (
+            f"the interval of the predicted gap to the reverse order includes 0 ({interval(found['gap'], sign=True)})"
+        ),
+        Reason.COMMON_BY_CHANCE: (
+            f"a gap this large is common where order has no effect (p = {found['p_no_order']:.2f})"
+        ),
+        Reason.FEW_ORDERS: (
+            f"{found['misfit']['orders']} different orders of these phases were measured; how far the additive model is "
+            f"off needs at least {MIN_ORDERS}"
+        ),
+        Reason.MEASURED_BETTER: ahead
+        and f"{best['name']} was measured {with_interval(ahead)} better on dev",
+    }
+    return [sentence(texts[Reason(reason)] or "") for reason in found["reasons"]]
 
 
 def assumptions(bwt: Bwt) -> list[str]:
@@ -219,37 +363,36 @@ def assumptions(bwt: Bwt) -> list[str]:
     if moved["n"]:
         told = sum(row["differs"] for row in moved["rows"])
         lines.append(
-            f"Transfer does not depend on the start? After the target was trained a phase changes it by "
-            f"{_shift(moved)} more than from the base; {told} of {moved['n']} pairs differ, {moved['flips']} change sign."
+            f"Transfer does not depend on the start? Once the target has been trained, a phase's effect on it differs from "
+            f"its effect from the base by {_shift(moved)}; {told} of {moved['n']} pairs differ, {moved['flips']} change sign."
         )
     if moved["run"]:
         lines.append(f"Transfer from the base against after training: {moved['run']}.")
     if again["n"]:
         told = sum(row["differs"] for row in again["rows"])
         lines.append(
-            f"Training restores the same score? Trained later, a phase brings its own tasks {_shift(again)} above where it "
-            f"brings them from the base; {told} of {again['n']} phases differ."
+            f"Training restores the same score? A phase's own tasks end {_shift(again)} higher when it is trained later "
+            f"than when it is trained first; {told} of {again['n']} phases differ."
         )
     if again["run"]:
         lines.append(f"Saturation from the base against from a later checkpoint: {again['run']}.")
     if third["n"]:
         told = sum(row["differs"] for row in third["rows"])
         lines.append(
-            f"Pairs tell triples? A third phase shifts what one phase does to another by {_shift(third)} (root mean square "
-            f"{score(third['rms'])}); {told} of {third['n']} differ."
+            f"Do pairs predict triples? A third phase shifts what one phase does to another by {_shift(third)} (root mean "
+            f"square {score(third['rms'])}); {told} of {third['n']} differ."
         )
     if third["run"]:
         lines.append(f"Pairs against triples: {third['run']}.")
     slopes = found["slopes"]
     if slopes is not None:
         lines.append(
-            f"Per point of the score a phase starts from, its change moves by {signed(slopes['own']['value'])} on its own "
-            f"tasks ({interval(slopes['own'], sign=True)}; assumed -1) and by {signed(slopes['other']['value'])} on others "
+            f"Starting one point higher changes a phase's gain by {signed(slopes['own']['value'])} points on its own tasks "
+            f"({interval(slopes['own'], sign=True)}; assumed -1) and by {signed(slopes['other']['value'])} on others "
             f"({interval(slopes['other'], sign=True)}; assumed 0)."
         )
     return lines
 
 
 def _shift(found: Mapping[str, Any]) -> str:
-    mean = found["mean_difference"]
-    return f"{signed(mean['value'])} ({interval(mean, sign=True)})"
+    return with_interval(found["mean_difference"])

@@ -1,0 +1,84 @@
+"""What a difference of two arms is made of: verified tasks, judged tasks, and the taste that the judge stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from trainorder.config import MeasureConfig
+from trainorder.measure.design import BySeed
+from trainorder.measure.scores import Scores, scores_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GOLD, REWARD_JUDGE = "gold", "reward_judge"
+"""Metrics of the evaluation that only judged tasks have; an endpoint's tasks have no `gold`."""
+
+
+def judged_tasks(table: pd.DataFrame) -> set[str]:
+    """Tasks whose score is a judge's."""
+    rows = table.loc[table["metric"].isin((GOLD, REWARD_JUDGE)) & table["value"].notna(), "task"]
+    return {str(task) for task in rows.unique()}
+
+
+def gold_scores(
+    table: pd.DataFrame, split: str, nodes: list[str], tasks: Iterable[str], config: MeasureConfig
+) -> Scores | None:
+    """The hidden taste of those tasks that have one at every node; None without such a task."""
+    rows = table[(table["metric"] == GOLD) & (table["split"] == split) & table["value"].notna()]
+    have = rows.groupby("task")["node"].nunique()
+    tasted = tuple(task for task in tasks if have.get(task, 0) == len(set(nodes)))
+    if not tasted:
+        return None
+    count, seed = config.bootstrap, config.seed
+    return scores_of(table, split, nodes, tasted, count=count, seed=seed, metric=GOLD)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The trained tasks of one split, by how they are scored."""
+
+    scores: Scores
+    verified: tuple[int, ...]
+    """Columns of `scores`."""
+    judged: tuple[int, ...]
+    gold: Scores | None
+    """The hidden taste of the judged tasks that have one."""
+    interval: Callable[[Float[np.ndarray, "seed draw"]], dict[str, Any] | None]
+
+    def of(self, a: BySeed, b: BySeed) -> dict[str, Any] | None:
+        """A minus B on each part, None where there is no such task; None where no task is judged.
+
+        `judged_only`: the difference is carried by judged tasks alone. It excludes 0 there, and verified tasks do not
+        show a difference of the same sign.
+        """
+        if not self.judged:
+            return None
+        found: dict[str, Any] = {
+            "verified": self._difference(self.scores, a, b, self.verified),
+            "judged": self._difference(self.scores, a, b, self.judged),
+            "hidden_taste": self.gold
+            and self._difference(self.gold, a, b, range(len(self.gold.tasks))),
+        }
+        sign = _sign(found["judged"])
+        return {**found, "judged_only": sign != 0 and _sign(found["verified"]) != sign}
+
+    def _difference(
+        self, scores: Scores, a: BySeed, b: BySeed, columns: Iterable[int]
+    ) -> dict[str, Any] | None:
+        at = list(columns)
+        if not at:
+            return None
+        return self.interval((scores.of(a) - scores.of(b))[..., at].mean(-1))
+
+
+def _sign(interval: dict[str, Any] | None) -> int:
+    """1 or -1 where the interval excludes 0, else 0."""
+    if interval is None or interval["low"] is None:
+        return 0
+    return int(interval["low"] > 0) - int(interval["high"] < 0)
