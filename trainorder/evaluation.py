@@ -345,7 +345,7 @@ def _load_exam(name: str, split: Split) -> Exam:
 
 
 def _load_judges() -> dict[str, Judge]:
-    from trainorder.rewards.judge import load_judge
+    from trainorder.rewards import load_judge
 
     return {name: load_judge(paths.JUDGE / name) for name in ("reward", "evaluation")}
 

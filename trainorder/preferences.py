@@ -21,8 +21,8 @@ from trainorder.files import write_json
 from trainorder.policy import Policy
 from trainorder.process import StageError, fail_point
 from trainorder.reading import ParamsError
+from trainorder.registries import JUDGES, load
 from trainorder.resume import NOTHING, Saved, Work
-from trainorder.rewards.endpoint import EndpointJudge
 from trainorder.rewards.judge import Comparisons, Judge, fit
 from trainorder.streams import stream, torch_stream
 from trainorder.tasks import load_problems, load_task
@@ -89,7 +89,7 @@ def _appoint(
             f"that evaluates, so no score of task {config.task!r} would be independent of training; use judge.backend "
             f"local, or accept it by judge.endpoint.same_in_both_roles: true"
         )
-    judge = EndpointJudge(config.endpoint)
+    judge = load(JUDGES, "endpoint", "judge.backend")(config.endpoint)
     card = json.loads((paths.TASK_DATA / config.task / "task.json").read_text(encoding="utf-8"))
     heldout = problems[config.prompts :]
     texts = _answers(Policy.load(base), "reward", heldout, card["max_new_tokens"], config)

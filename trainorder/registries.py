@@ -25,6 +25,12 @@ BACKENDS: dict[str, str] = {
 }
 """`training.backend` -> what computes updates, called with model, `rl` and `training`."""
 
+JUDGES: dict[str, str] = {
+    "local": "trainorder.rewards.judge:Judge",
+    "endpoint": "trainorder.rewards.endpoint:EndpointJudge",
+}
+"""`judge.backend` -> what judges, loaded from a folder."""
+
 SLOT_OF = {
     "reward": "reward",
     "edit": "edit",

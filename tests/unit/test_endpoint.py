@@ -19,9 +19,9 @@ from judge_server import Server, judge_server, read_frame
 
 from trainorder.config import EndpointConfig, GradingConfig
 from trainorder.reading import ParamsError
+from trainorder.rewards import load_judge
 from trainorder.rewards.endpoint import EndpointJudge, JudgeOutage, messages
 from trainorder.rewards.grading import Grader, GradingError
-from trainorder.rewards.judge import load_judge
 from trainorder.rl.problems import TaskSet
 from trainorder.tasks.base import Problem
 from trainorder.tasks.creative import Creative

@@ -175,6 +175,21 @@ def test_a_phase_covers_the_engine_and_backend_that_params_name(
     assert not left_out & files
 
 
+@pytest.mark.parametrize("backend", ["local", "endpoint"])
+def test_only_what_meets_a_judged_task_covers_the_judge_that_params_name(backend: str):
+    endpoint = {"base_url": "http://127.0.0.1:8000/v1", "model": "any"}
+    judge = {**SMOKE["judge"], "backend": backend, "endpoint": endpoint}
+    code = compile_plan(parse_params({**SMOKE, "judge": judge})).code()
+    texts = compute(code, ROOT)
+    own, other = "trainorder/rewards/judge.py ", "trainorder/rewards/endpoint.py "
+    if backend == "endpoint":
+        own, other = other, own
+    for name in ("train_judge", "evaluate", "phase_creative"):
+        assert own in texts[name]
+    assert other not in texts["evaluate"] + texts["phase_creative"]
+    assert own not in texts["phase_math"] + texts["sft_warmup"]
+
+
 LISTING = """
 from trainorder.rl.registry import advantage, term
 EPS = 1e-6

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NotRequired
@@ -19,7 +19,7 @@ from trainorder.files import write_text
 from trainorder.fingerprint import Code
 from trainorder.plan.orders import Resolved, order_phases, single_phases, usable
 from trainorder.reading import ParamsError, found_at, read_yaml, shaped
-from trainorder.registries import BACKENDS, ENGINES
+from trainorder.registries import BACKENDS, ENGINES, JUDGES
 from trainorder.tasks import TASKS, make_task
 
 Kind = Literal["base", "structured", "creative", "mixed", "merge"]
@@ -212,7 +212,7 @@ class Plan:
             "report": [],
         }
         found = {
-            stage: Code(f"stages.{stage}", self._kinds(names)) for stage, names in tasks.items()
+            stage: Code(f"stages.{stage}", self._loads(names)) for stage, names in tasks.items()
         }
         for variant in params.variant_names():
             changed = params.variant(variant)
@@ -220,13 +220,16 @@ class Plan:
                 backends = {ENGINES[params.rollout.backend], BACKENDS[params.training.backend]}
                 found[phase_code(name, variant)] = Code(
                     "stages.rl",
-                    self._kinds(phase.tasks) | backends,
+                    self._loads(phase.tasks) | backends,
                     changed.phase_rl(name).pieces(),
                 )
         return found
 
-    def _kinds(self, tasks: Iterable[str]) -> frozenset[str]:
-        return frozenset(TASKS[self.params.tasks[task].kind or task] for task in tasks)
+    def _loads(self, tasks: Collection[str]) -> frozenset[str]:
+        """The kinds of these tasks, and the judge where one of them is judged."""
+        judge = self.params.judge
+        kinds = {TASKS[self.params.tasks[task].kind or task] for task in tasks}
+        return frozenset(kinds | ({JUDGES[judge.backend]} if judge.task in tasks else set()))
 
     def _entry(self, node: Node) -> dict[str, Any]:
         if node.kind == "base":

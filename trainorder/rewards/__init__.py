@@ -1,1 +1,17 @@
 """Graders: the answer format, the sandbox for model-written code, the judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trainorder.registries import JUDGES, load
+
+ENDPOINT_FILE = "endpoint.json"
+"""What a judge's folder holds in place of weights where an endpoint judges."""
+
+
+def load_judge(path: Path | str) -> Any:
+    """The judge in a folder: weights, or the address of an endpoint."""
+    backend = "endpoint" if (Path(path) / ENDPOINT_FILE).is_file() else "local"
+    return load(JUDGES, backend, "judge.backend").load(path)

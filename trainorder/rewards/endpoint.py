@@ -30,9 +30,8 @@ from trainorder.config import EndpointConfig
 from trainorder.process import StageError
 from trainorder.reading import ParamsError
 from trainorder.redact import SECRET
+from trainorder.rewards import ENDPOINT_FILE
 
-FILE = "endpoint.json"
-"""Stands in a judge's folder instead of weights."""
 MAX_BODY = 1 << 20
 """Bytes of a response that are read."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
@@ -81,14 +80,14 @@ class EndpointJudge:
         Raises:
             ParamsError: the key's environment variable is not set.
         """
-        text = (Path(path) / FILE).read_text(encoding="utf-8")
+        text = (Path(path) / ENDPOINT_FILE).read_text(encoding="utf-8")
         return cls(EndpointConfig.model_validate_json(text))
 
     def save(self, path: Path | str) -> None:
         """Write the address and the name of the key's variable; never the key."""
         Path(path).mkdir(parents=True, exist_ok=True)
         text = self.config.model_dump_json(indent=2) + "\n"
-        (Path(path) / FILE).write_text(text, encoding="utf-8")
+        (Path(path) / ENDPOINT_FILE).write_text(text, encoding="utf-8")
 
     def win_probability(
         self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]

@@ -24,7 +24,6 @@ from trainorder.resume import (
     restore_model,
     restore_optimizer,
 )
-from trainorder.rewards.endpoint import FILE, EndpointJudge
 from trainorder.streams import torch_stream
 
 if TYPE_CHECKING:
@@ -164,11 +163,6 @@ class Judge:
         ids, answer = _pad(rows)
         hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         return self.model.score(mean_over_answer(hidden, answer)).squeeze(-1)
-
-
-def load_judge(path: Path | str) -> Judge | EndpointJudge:
-    """The judge in a folder: weights, or the address of an endpoint."""
-    return EndpointJudge.load(path) if (Path(path) / FILE).is_file() else Judge.load(path)
 
 
 def mean_over_answer(

@@ -160,6 +160,6 @@ def _max_new_tokens(task: str) -> int:
 
 
 def _load_judge() -> Judge:
-    from trainorder.rewards.judge import load_judge
+    from trainorder.rewards import load_judge
 
     return load_judge(paths.JUDGE / "reward")
