@@ -631,3 +631,7 @@ def test_users_of_verifiers_only_are_told_what_to_add():
     assert "add `creative: {demonstrations: 2000}` to tasks" in refusal(**verified)
     verified["tasks"]["creative"] = {"demonstrations": 2000}
     check(params(**verified))
+
+
+def test_the_plan_names_the_tasks_whose_test_asks_what_training_taught():
+    assert compile_plan(params()).data()["recall"] == ["qa"]

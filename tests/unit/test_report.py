@@ -339,3 +339,18 @@ def test_a_report_before_any_measurement_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ParamsError, match="trainorder run"):
         report.write_report()
+
+
+def test_a_task_that_tests_recall_is_called_recall_wherever_its_score_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    world = default_world(problems=32)
+    plan = {**world.plan(), "recall": ["qa"]}
+    bwt = measure(world.table(), from_plan(plan), MeasureConfig(bootstrap=100))
+    assert tables._columns(bwt) == [
+        "qa (recall)" if t == "qa" else f"{t} *" if t in bwt["held_out"] else t
+        for t in bwt["tasks"]
+    ]
+    page = report.render(bwt)
+    assert "qa (recall)" in page
+    assert "Recall: the test asks facts that training taught." in page
+    assert "recall)" not in page_of("default")

@@ -6,7 +6,7 @@ undefined. Scores are the metric `score`; a number is of the test split unless i
 (trainorder/metrics/statistics.py::interval). Dictionaries with `task`, `phase`, `arm`, `metric` or `seed` as key:
 
     version, variant (`default`: the params as written), settings {bootstrap, level, seed}, seeds [int]
-    tasks, trained, held_out, judged     [task]; `tasks` are the columns of every R: trained first
+    tasks, trained, held_out, judged, recall     [task]; `tasks` are the columns of every R: trained first
     phases         {phase: [task]}       phases that the plan uses
     problems       {split: {task: {used, dropped}}}     dropped: some node has no score, so no node's counts
     unscored       {split: {task: share}, worst: {node, split, task, share}}    samples that could not be graded
@@ -157,6 +157,7 @@ def _setting(evidence: Evidence) -> dict[str, Any]:
         "trained": list(design.trained),
         "held_out": [task for task in tasks if task not in design.trained],
         "judged": [task for task in tasks if task in evidence.judged],
+        "recall": [task for task in tasks if task in design.recall],
         "phases": {phase: list(names) for phase, names in design.phase_tasks.items()},
         "problems": {
             split: {t: {"used": s.used[t], "dropped": s.dropped[t]} for t in tasks}

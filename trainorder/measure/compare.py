@@ -107,7 +107,7 @@ def _variant(
     for task, row in rows.items():
         row["p_holm"] = adjusted[task]
         row["differs"] = row["differs"] and adjusted[task] < 1 - config.level
-        row["trained"] = task in design.trained
+        row["trained"], row["recall"] = task in design.trained, task in design.recall
     return {
         "seeds": list(design.seeds),
         "covers": statistics.covers(len(design.seeds)),

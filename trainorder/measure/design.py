@@ -53,6 +53,8 @@ class Design:
     merges: Mapping[str, BySeed]
     phase_tasks: Mapping[str, tuple[str, ...]]
     """Tasks of every phase that an order or a single uses."""
+    recall: tuple[str, ...] = ()
+    """Tasks whose test asks facts that training taught."""
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -147,7 +149,8 @@ def _design(plan: Mapping[str, Any]) -> Design:
         _check_seeds(name, set(runs), set(bases))
     used = dict.fromkeys([*singles, *(p for seq in order_phases.values() for p in seq)])
     tasks = {phase: tuple(plan["phases"][phase]["tasks"]) for phase in used}
-    return Design(bases, orders, order_phases, singles, merges, tasks)
+    recall = tuple(plan.get("recall") or ())
+    return Design(bases, orders, order_phases, singles, merges, tasks, recall)
 
 
 def _check_seeds(name: str, found: set[int], wanted: set[int]) -> None:

@@ -109,6 +109,11 @@ class Plan:
             },
             **self.variant_data(DEFAULT),
             "variants": {name: self.variant_data(name) for name in self.variants},
+            "recall": [
+                name
+                for name, config in self.params.tasks.items()
+                if getattr(make_task(name, config), "recall", False)
+            ],
             "evaluations": [str(paths.evaluation(node)) for node in self.nodes],
         }
 

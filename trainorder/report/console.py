@@ -59,7 +59,8 @@ def _tasks(found: Mapping[str, Any], variant: Mapping[str, Any], title: str) -> 
     heads = ["task", found["a"], found["b"], "difference", "interval", "by seed", "p (Holm)", ""]
     table = _table(heads, f"{title}final {found['metric']} ({found['split']})", left=1)
     for task, row in variant["tasks"].items():
-        name = task if row["trained"] else f"{task} (held out)"
+        name = words.task(task, held_out=False, recall=row["recall"])
+        name += "" if row["trained"] else " (held out)"
         told = "differs" if row["differs"] else "inconclusive"
         table.add_row(name, *_cells(row), _by_seed(row), _p(row["p_holm"]), told)
     table.add_section()

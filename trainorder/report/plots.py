@@ -66,7 +66,8 @@ def along(bwt: Bwt, metric: str, label: str) -> str | None:
         ]
         if metric.startswith("entropy") and max(shown, default=1) > 4 * min(shown, default=1):
             _log_axis(panels[0])
-        _legend(figure, [(t, bwt["tasks"].index(t), t in bwt["held_out"]) for t in wanted])
+        names = words.task_names(bwt)
+        _legend(figure, [(names[t], bwt["tasks"].index(t), t in bwt["held_out"]) for t in wanted])
         return _svg(figure, f"{label} along each order")
 
 

@@ -246,7 +246,7 @@ def _short(*hashes: str | None) -> str:
 
 
 def _columns(bwt: Bwt) -> list[str]:
-    return [f"{t} *" if t in bwt["held_out"] else t for t in bwt["tasks"]]
+    return list(words.task_names(bwt).values())
 
 
 def score_cell(value: float | None, mark: bool = False, small: str = "") -> Cell:

@@ -88,6 +88,23 @@ def phases(bwt: Bwt, names: Iterable[str]) -> list[str]:
     return sorted(tasks, key=lambda name: (len(tasks[name]), tasks[name], name))
 
 
+def task(name: str, *, held_out: bool, recall: bool) -> str:
+    """A task with what its score is not: trained, or asked about anything new.
+
+    >>> task("qa", held_out=False, recall=True), task("constraints", held_out=True, recall=False)
+    ('qa (recall)', 'constraints *')
+    """
+    return name + " (recall)" * recall + " *" * held_out
+
+
+def task_names(bwt: Bwt) -> dict[str, str]:
+    """Task -> how reports call it (`task`)."""
+    return {
+        name: task(name, held_out=name in bwt["held_out"], recall=name in bwt["recall"])
+        for name in bwt["tasks"]
+    }
+
+
 def sentence(text: str) -> str:
     """With a capital and a full stop.
 

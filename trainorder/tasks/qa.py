@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from trainorder.rewards import format
 from trainorder.rewards.answers import same_text
@@ -69,6 +69,7 @@ class Qa:
     """Wrong answers listed beside the right one; fewer where the world has fewer (4 other continents)."""
     version: int = field(default=2, init=False)
     rewarded_by: Literal["verifier", "judge"] = field(default="verifier", init=False)
+    recall: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.distractors <= 20:
