@@ -11,7 +11,7 @@ Per problem (`k` is `evaluation.samples`):
 | entropy_fixed | nats per token on the problem's reference text, the same text for every checkpoint |
 | length | mean tokens of the k samples |
 | unscored | share of the k samples that could not be graded; they are left out of all means (nan if none is left) |
-| reward_judge, gold | judged tasks: win rate by the judge that pays in RL, and the hidden taste that both imitate |
+| reward_judge, gold | judged tasks: win rate by the judge that gives the rewards in RL (`score` again where that is the evaluation judge), and the hidden taste that both imitate |
 | distinct_2, compression_ratio, vendi | judged tasks: variety among the k samples |
 
 Judged tasks have the last three also with problem `*`: variety across problems, first sample of each.
@@ -311,13 +311,12 @@ def per_problem(
         "unscored": [values.count(None) / samples for values in grades],
     }
     if judged:
-        for name, scorer in {
-            "reward_judge": _by_judge(judges["reward"]),
-            "gold": _by_task(exam.task),
-        }.items():
-            metrics[name] = [
-                _mean(values) for values in _grouped(scorer(sampled.texts, asked), samples)
-            ]
+        same = judges["reward"] is judges["evaluation"]
+        reward = (
+            grades if same else _grouped(_by_judge(judges["reward"])(sampled.texts, asked), samples)
+        )
+        gold = _grouped(_by_task(exam.task)(sampled.texts, asked), samples)
+        metrics |= {"reward_judge": [*map(_mean, reward)], "gold": [*map(_mean, gold)]}
         variety = [_variety(texts) for texts in _grouped(sampled.texts, samples)]
         metrics |= {name: [values[name] for values in variety] for name in variety[0]}
     return metrics
@@ -345,9 +344,14 @@ def _load_exam(name: str, split: Split) -> Exam:
 
 
 def _load_judges() -> dict[str, Judge]:
-    from trainorder.rewards import load_judge
+    """By role; one object where one endpoint has both, so that it is asked once and the two win rates are equal."""
+    from trainorder.rewards import ENDPOINT_FILE, load_judge
 
-    return {name: load_judge(paths.JUDGE / name) for name in ("reward", "evaluation")}
+    folders = [paths.JUDGE / role for role in ("reward", "evaluation")]
+    files = [folder / ENDPOINT_FILE for folder in folders]
+    evaluation = load_judge(folders[1])
+    same = all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes()
+    return {"reward": evaluation if same else load_judge(folders[0]), "evaluation": evaluation}
 
 
 def _by_task(task: Task) -> Scorer:

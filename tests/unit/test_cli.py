@@ -64,7 +64,7 @@ def test_resolve_needs_a_measurement_and_then_fills_in_the_order(project: Projec
     assert "reports/bwt.json not found: nothing is measured yet" in refused.stderr
     (project.root / "reports").mkdir()
     (project.root / "reports/bwt.json").write_text(
-        '{"version": 3, "recommended": {"order": ["qa", "creative", "math"]}, "recommended_two_stage": null,'
+        '{"version": 4, "recommended": {"order": ["qa", "creative", "math"]}, "recommended_two_stage": null,'
         ' "variants": {}, "settings": {}, "intervals": {}, "orders": {}}'
     )
     out = project.cli("plan", "--resolve").stdout

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from order_worlds import HARMFUL, SINGLE, World, default_world, every_order
 
+from trainorder import report
 from trainorder.config import MeasureConfig
 from trainorder.measure import from_plan, measure, to_json
 from trainorder.reading import ParamsError
+from trainorder.report import words
 
 MERGES = ("average", "arithmetic", "ties", "dare")
 CONFIG = MeasureConfig(bootstrap=300)
@@ -126,6 +128,24 @@ def test_a_task_is_judged_with_an_endpoint_too_and_without_a_hidden_taste(metric
     assert (parts["hidden_taste"] is None) == (metric == "gold")
     assert parts["verified"] is not None
     assert parts["judged"] is not None
+
+
+def test_scores_by_the_judge_that_gave_the_rewards_are_named():
+    table = table_of(()).copy()
+    assert run(default_world(merges=()), table)["same_judge"] == []
+    keys = ["node", "split", "task", "problem"]
+    scores = table[table["metric"] == "score"].set_index(keys)["value"]
+    paid = table["metric"] == "reward_judge"
+    table.loc[paid, "value"] = scores.loc[list(map(tuple, table.loc[paid, keys].to_numpy()))].array
+    found = run(default_world(merges=()), table)
+    assert found["same_judge"] == ["creative"]
+    said = "On creative the judge that gave the rewards also gave these scores."
+    assert said in words.summary(found)
+    page = report.render(found)
+    assert said in page
+    assert "creative is scored by the judge that gave the rewards" in page
+    assert "a judge that trained nothing" not in page
+    assert "held-out judge" not in page
 
 
 def test_what_is_truly_tied_is_listed_as_undecided(document):

@@ -593,8 +593,19 @@ def test_an_address_that_cannot_be_asked_is_refused(url: str):
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/v1", "http://[::1]:1/v1", "http://localhost/v1", "https://h.example/v1?api-version=1"])  # fmt: skip
 def test_loopback_and_encrypted_addresses_may_have_a_key(url: str):
-    endpoint = {"base_url": url, "model": "m", "api_key_env": "KEY"}
+    endpoint = {"base_url": url, "model": "m", "api_key_env": "KEY", "same_in_both_roles": True}
     check(params(judge={"task": "creative", "prompts": 80, "backend": "endpoint", "endpoint": endpoint}))  # fmt: skip
+
+
+@pytest.mark.parametrize("said", [{}, {"same_in_both_roles": False}, {"temperature": 0.7}])
+def test_one_model_that_gives_rewards_and_evaluates_has_to_be_accepted(said: dict[str, object]):
+    endpoint = {"base_url": "http://127.0.0.1:1/v1", "model": "m", **said}
+    judge = {"task": "creative", "prompts": 80, "backend": "endpoint", "endpoint": endpoint}
+    text = refusal(judge=judge)
+    assert "'m' would be the judge that gives rewards and the one that evaluates" in text
+    assert "judge.endpoint.same_in_both_roles: true" in text
+    check(params(judge=judge | {"endpoint": endpoint | {"same_in_both_roles": True}}))
+    check(params(judge=judge | {"backend": "local"}))  # the endpoint is not used
 
 
 def test_files_of_rows_that_cannot_be_looked_at_are_one_line(tmp_path: Path):

@@ -202,6 +202,7 @@ def test_the_parts_of_a_lead_and_a_judges_lead_are_named_in_the_same_words_every
         "seeds": bwt["seeds"],
         "verdict": bwt["winner"]["verdict"],
         "mean_over": bwt["trained"],
+        "same_judge": [],
     }
     pair = {"a": bwt["winner"]["best"], "b": lead["over"], "metric": "score", "split": "test"}
     compared = console.verdict(
@@ -209,6 +210,11 @@ def test_the_parts_of_a_lead_and_a_judges_lead_are_named_in_the_same_words_every
     )
     assert text.startswith(compared.split("\n")[0])
     assert compared.split("\n")[0] in report.render(bwt)
+    variant["same_judge"] = ["creative"]
+    shared = console.verdict(
+        {**pair, "variants": {"default": variant}, "verdict": "open", "survives": None}
+    )
+    assert shared.endswith("On creative the judge that gave the rewards also gave these scores.")
 
 
 def test_bias_spread_and_the_forgetting_of_noise_are_on_the_page(tmp_path, monkeypatch):

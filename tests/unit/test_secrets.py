@@ -10,12 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import Project, make_project
 from judge_server import judge_server
 
 from trainorder.config import load_params, parse_params
 from trainorder.data import write_tokenizer
+from trainorder.measure.parts import same_judge
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
 from trainorder.ui import mlflow_server, prefect_server, reach
@@ -90,6 +92,15 @@ def test_the_endpoint_pays_a_phase_and_saw_the_key(
     assert sorted(p.name for p in (project.root / "checkpoints/judge/reward").iterdir()) == [
         "endpoint.json"
     ]
+
+
+def test_one_endpoint_in_both_roles_is_asked_once_and_found_in_the_table(
+    ran: tuple[Project, str, list[str | None]],
+) -> None:
+    table = pd.read_parquet(ran[0].root / "evaluations/s0--joint.parquet")
+    assert same_judge(table) == {"creative"}
+    table.loc[table["metric"] == "reward_judge", "value"] += 0.01
+    assert same_judge(table) == set()
 
 
 def test_the_isolation_reached_is_shown_and_tagged(

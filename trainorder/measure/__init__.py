@@ -7,6 +7,7 @@ undefined. Scores are the metric `score`; a number is of the test split unless i
 
     version, variant (`default`: the params as written), settings {bootstrap, level, seed}, seeds [int]
     tasks, trained, held_out, judged, recall     [task]; `tasks` are the columns of every R: trained first
+    same_judge     [task]; judged tasks whose scores are by the judge that gave the rewards
     phases         {phase: [task]}       phases that the plan uses
     problems       {split: {task: {used, dropped}}}     dropped: some node has no score, so no node's counts
     unscored       {split: {task: share}, worst: {node, split, task, share}}    samples that could not be graded
@@ -158,6 +159,7 @@ def _setting(evidence: Evidence) -> dict[str, Any]:
         "held_out": [task for task in tasks if task not in design.trained],
         "judged": [task for task in tasks if task in evidence.judged],
         "recall": [task for task in tasks if task in design.recall],
+        "same_judge": [task for task in tasks if task in evidence.same_judge],
         "phases": {phase: list(names) for phase, names in design.phase_tasks.items()},
         "problems": {
             split: {t: {"used": s.used[t], "dropped": s.dropped[t]} for t in tasks}

@@ -15,7 +15,14 @@ from trainorder.config import MeasureConfig
 from trainorder.measure.across import combined, survives
 from trainorder.measure.design import Arm, BySeed, Design
 from trainorder.measure.evidence import as_json
-from trainorder.measure.parts import GOLD, REWARD_JUDGE, Parts, gold_scores, judged_tasks
+from trainorder.measure.parts import (
+    GOLD,
+    REWARD_JUDGE,
+    Parts,
+    gold_scores,
+    judged_tasks,
+    same_judge,
+)
 from trainorder.measure.scores import POOLED, SCORE, Scores, scores_of, tasks_of
 from trainorder.metrics import statistics
 from trainorder.reading import ParamsError, did_you_mean
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 MEAN = "mean"
+BY_JUDGE = (SCORE, "greedy", "pass_at_k", REWARD_JUDGE)
+"""Metrics that are a judge's on judged tasks."""
 
 
 def compare(
@@ -44,7 +53,7 @@ def compare(
     pair alone; the ranking's intervals are wider, since there the best of all arms was selected. Single tasks differ
     with Holm's correction over them. Positions only describe: they carry intervals and no verdict.
 
-    `variants` maps each variant to {mean, parts, tasks, positions, verdict, note, seeds}; a row is {a, b, difference,
+    `variants` maps each variant to {mean, parts, same_judge, tasks, positions, verdict, note, seeds}; a row is {a, b, difference,
     p, differs}. `verdict` is that of all variants: the weakest, `open` where signs differ.
 
     Raises:
@@ -131,6 +140,9 @@ def _variant(
         "parts": _parts(pairs, trained, names, split, config).of(first.final, second.final)
         if metric == SCORE
         else None,
+        "same_judge": sorted(same_judge(_read(names, [SCORE, REWARD_JUDGE], split)) & set(tasks))
+        if metric in BY_JUDGE
+        else [],
         "verdict": statistics.verdict(mean["differs"], len(design.seeds)).value,
         "note": pairs.note(first.final == second.final, mean["differs"]),
     }

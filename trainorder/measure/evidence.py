@@ -14,7 +14,7 @@ from jaxtyping import Float
 from trainorder import order as ordering
 from trainorder.config import MeasureConfig
 from trainorder.measure.design import Design, Stage
-from trainorder.measure.parts import Parts, gold_scores, judged_tasks
+from trainorder.measure.parts import Parts, gold_scores, judged_tasks, same_judge
 from trainorder.measure.scores import SPLITS, Scores, check_nodes, scores_of, tasks_of
 from trainorder.metrics import statistics
 from trainorder.streams import numpy_stream
@@ -64,6 +64,8 @@ class Evidence:
     seed_draws: Float[np.ndarray, "draw seed"]
     judged: frozenset[str] = frozenset()
     """Tasks that a judge scores."""
+    same_judge: frozenset[str] = frozenset()
+    """Of these, those whose score is by the judge that gave the rewards."""
     gold: Scores | None = None
     """The hidden taste of the judged tasks that have one, on test."""
     _cache: dict[str, ordering.Measured] = field(default_factory=dict, compare=False, repr=False)
@@ -177,5 +179,5 @@ def gather(table: pd.DataFrame, design: Design, config: MeasureConfig) -> Eviden
     rng = numpy_stream("measure", config.seed, "seeds")
     seed_draws = statistics.draw_seeds(len(design.seeds), config.bootstrap, rng)
     gold = gold_scores(table, "test", nodes, design.trained, config)
-    judged = frozenset(judged_tasks(table))
-    return Evidence(design, config, tasks, scores, means, seed_draws, judged, gold)
+    judged, same = frozenset(judged_tasks(table)), frozenset(same_judge(table))
+    return Evidence(design, config, tasks, scores, means, seed_draws, judged, same, gold)

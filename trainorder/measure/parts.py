@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from trainorder.config import MeasureConfig
 from trainorder.measure.design import BySeed
-from trainorder.measure.scores import Scores, scores_of
+from trainorder.measure.scores import SCORE, Scores, scores_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +24,17 @@ def judged_tasks(table: pd.DataFrame) -> set[str]:
     """Tasks whose score is a judge's."""
     rows = table.loc[table["metric"].isin((GOLD, REWARD_JUDGE)) & table["value"].notna(), "task"]
     return {str(task) for task in rows.unique()}
+
+
+def same_judge(table: pd.DataFrame) -> set[str]:
+    """Judged tasks whose judge in training is the one that scores: both gave every answer the same win rate."""
+    keys = ["task", "node", "split", "problem"]
+    score, reward = (
+        table.loc[table["metric"] == m, [*keys, "value"]] for m in (SCORE, REWARD_JUDGE)
+    )
+    both = score.merge(reward, on=keys).dropna()
+    differ = both.loc[both["value_x"] != both["value_y"], "task"]
+    return {str(task) for task in both["task"].unique()} - {str(task) for task in differ.unique()}
 
 
 def gold_scores(

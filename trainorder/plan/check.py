@@ -213,6 +213,12 @@ def _check_judge(params: Params, rewarded_by: Mapping[str, str]) -> None:
     task = params.judge.task
     if params.judge.backend == "endpoint":
         _check_endpoint(params.judge.endpoint)
+        if not params.judge.endpoint.same_in_both_roles:
+            raise ParamsError(
+                f"judge.endpoint: the model {params.judge.endpoint.model!r} would be the judge that gives rewards and the "
+                f"one that evaluates, so no score of task {task!r} would be independent of training; use judge.backend "
+                f"local, or accept it by judge.endpoint.same_in_both_roles: true"
+            )
     if task not in params.tasks and "judge" not in rewarded_by.values():
         raise ParamsError(
             f"judge.task: no task {task!r} here, and a judge is always trained: {_JUDGED_HINT}"

@@ -34,7 +34,8 @@ def verdict(found: Mapping[str, Any]) -> str:
     """The verdict on the difference of the means, and what it is made of.
 
     >>> row = {"a": .8, "b": .7, "differs": True, "difference": {"value": .1, "low": .05, "high": .15}}
-    >>> variant = {"mean": row, "parts": None, "seeds": [0, 1, 2], "verdict": "settled", "mean_over": ["math", "code"]}
+    >>> variant = {"mean": row, "parts": None, "seeds": [0, 1, 2], "verdict": "settled",
+    ...            "mean_over": ["math", "code"], "same_judge": []}
     >>> print(verdict({"a": "x", "b": "y", "metric": "score", "split": "test", "variants": {"default": variant},
     ...                "verdict": "settled", "survives": None}))
     Settled: x minus y is +0.100 (+0.050 to +0.150); it holds over problems and training runs.
@@ -50,9 +51,9 @@ def verdict(found: Mapping[str, Any]) -> str:
         first["seeds"],
     )
     text += f"\nMean {found['metric']} of {words.listed(first['mean_over'])} on {found['split']}"
-    if found["survives"] is None:
-        return f"{text}."
-    return f"{text}, under the params as written; the difference excludes 0 {found['survives']}."
+    if found["survives"] is not None:
+        text += f", under the params as written; the difference excludes 0 {found['survives']}"
+    return f"{text}. {words.same_judge(first)}".rstrip()
 
 
 def _tasks(found: Mapping[str, Any], variant: Mapping[str, Any], title: str) -> Table:

@@ -72,12 +72,9 @@ def along(bwt: Bwt, metric: str, label: str) -> str | None:
 
 
 def judges(bwt: Bwt) -> str | None:
-    """Judged tasks: what the training judge paid, what a judge that trained nothing says, and the hidden taste."""
-    lines = (
-        ("reward_judge", "training judge"),
-        ("score", "held-out judge"),
-        ("gold", "hidden gold taste"),
-    )
+    """Judged tasks: what the training judge says, what a judge that trained nothing says (where there is one), and the hidden taste."""
+    apart = [("score", "held-out judge")] if set(bwt["judged"]) - set(bwt["same_judge"]) else []
+    lines = [("reward_judge", "training judge"), *apart, ("gold", "hidden gold taste")]
     orders = {n: o for n, o in words.shown(bwt).items() if o["along"].get("gold")}
     if not orders or not bwt["judged"]:
         return None

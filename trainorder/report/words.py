@@ -234,7 +234,23 @@ def caveats(bwt: Bwt) -> list[str]:
     note = sentence(bwt["intervals"]["note"])
     selected = "Differences from the best arm are corrected for its selection."
     several = len(bwt["ranking"]) > 2
-    return [*filter(None, [note, selected if several else "", over_optimisation(bwt)])]
+    return [
+        *filter(None, [note, selected if several else "", same_judge(bwt), over_optimisation(bwt)])
+    ]
+
+
+def same_judge(found: Mapping[str, Any]) -> str:
+    """That scores are not independent of training; empty where every judge of scores gave no rewards.
+
+    >>> same_judge({"same_judge": ["verse"]})
+    'On verse the judge that gave the rewards also gave these scores.'
+    """
+    tasks = found["same_judge"]
+    return (
+        f"On {listed(tasks)} the judge that gave the rewards also gave these scores."
+        if tasks
+        else ""
+    )
 
 
 def summary(bwt: Bwt) -> str:
