@@ -30,6 +30,7 @@ from trainorder.tasks.code import Code
 from trainorder.tasks.constraints import FILLERS, WORDS, Constraints
 from trainorder.tasks.creative import Creative
 from trainorder.tasks.hidden_inputs import hidden_inputs
+from trainorder.tasks.lexicon import TOPICS
 from trainorder.tasks.math import Math
 from trainorder.tasks.programs import Program
 from trainorder.tasks.qa import COUNTRIES, Qa
@@ -572,8 +573,48 @@ def test_missing_or_broken_lines_lose_form(text: str) -> None:
 
 def test_too_many_lines_lose_form() -> None:
     line = "the big ship sees slowly"
-    assert taste(f"{line} / {line} / {line} / {line} .")["form"] == 1
-    assert taste(f"{line} / {line} / {line} / nonsense .")["form"] == 0.75
+    assert taste(f"{line} / {line} .")["form"] == 1
+    assert taste(f"{line} / {line} / {line} / {line} .")["form"] == 0.5
+    assert taste(f"{line} / nonsense / {line} / {line} .")["form"] == 0.25
+
+
+def _longer(text: str, item: Problem, rng: random.Random) -> dict[str, str]:
+    lines, meta = text.removesuffix(" .").split(" / "), item.meta
+    asked = " ".join(meta["asked"])
+    flat = [line for _ in range(9) for line in creative.flat(item, rng)[:-2].split(" / ")]
+    gold = [line for _ in range(9) for line in creative.exemplar(item, rng)[:-2].split(" / ")]
+    more = {
+        "one line again": lines[-1:],
+        "all lines ten times": lines * 9,
+        "other lines": flat,
+        "one other line": flat[:1],
+        "rare lines on the topic": gold,
+        "one rare line on the topic": gold[:1],
+        "the asked words": [f"the {asked} sees slowly"],
+        "the asked words ten times": [f"the {asked} sees slowly"] * 10,
+        "the prompt": [item.prompt],
+        "the prompt ten times": [item.prompt] * 10,
+        "words of the topic": [" ".join(TOPICS[meta["topic"]])],
+    }
+    made = {name: " / ".join([*lines, *extra]) + " ." for name, extra in more.items()}
+    made["every word twice"] = " ".join(word for word in text.split() for _ in range(2))
+    made["the asked words behind"] = f"{text} {' '.join([asked] * 20)}"
+    made["the whole text again"] = f"{text} {text}"
+    made["the prompt in front"] = f"{item.prompt} / {text}"
+    return made
+
+
+def test_no_text_gains_taste_from_being_longer() -> None:
+    rng, task = stream("longer"), Creative()
+    for _ in range(30):
+        item = task.draw(rng)
+        copied = [item.prompt, f"{item.prompt} .", " / ".join([item.prompt] * 3) + " ."]
+        assert [reward.value for reward in task.grade(copied, [item] * 3)] == [0, 0, 0]
+        for text in (item.reference, item.gold, creative.flat(item, rng)):
+            [before] = task.grade([text], [item])
+            for name, longer in _longer(text, item, rng).items():
+                [after] = task.grade([longer], [item])
+                assert (after.value or 0.0) < (before.value or 0.0), (name, text, longer)
 
 
 def test_demonstrations_are_duller_than_flat_texts_and_corruption_hurts() -> None:

@@ -32,7 +32,7 @@ RARE = 0.6
 class Creative:
     """Demonstrations use common words (Zipf, exponent 1.2) and stray from the topic; the taste pays for the opposite."""
 
-    version: int = field(default=1, init=False)
+    version: int = field(default=2, init=False)
     rewarded_by: Literal["verifier", "judge"] = field(default="judge", init=False)
 
     def draw(self, rng: random.Random) -> Problem:
@@ -131,11 +131,12 @@ def _common_noun(topic: str, rng: random.Random) -> str:
 def _taste(text: str, problem: Problem) -> Reward:
     """0.35 form + 0.25 topic + 0.20 distinct + 0.20 rarity, counting the words of well-formed lines only.
 
-    All four scale with the share of lines that are well-formed: a salad of rare words on the topic is worth 0.
+    All four scale with the share of lines that are well-formed: a salad of rare words on the topic is worth 0. Lines
+    beyond the form's number count against that share and give nothing, so that no text gains from being longer.
     """
     meta = problem.meta
     lines = [line.removesuffix(" .") for line in text.split(" / ")]
-    good = [line.split() for line in lines if WELL_FORMED.fullmatch(line)]
+    good = [line.split() for line in lines[: meta["lines"]] if WELL_FORMED.fullmatch(line)]
     if not good:
         return Reward(0.0, dict.fromkeys(("form", "topic", "distinct", "rarity"), 0.0))
     coverage = len(good) / max(len(lines), meta["lines"])
