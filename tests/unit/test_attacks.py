@@ -274,6 +274,48 @@ def test_the_same_attack_succeeds_outside(field: Field, name: str) -> None:
     assert "breached" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "'{\"outputs\": [[' + '1e15,' * 11000 + '1]]}'",  # within the bound, four times as long as JSON
+        "'{\"outputs\": [\"' + chr(233) * 30000 + '\"]}'",
+        "'{\"outputs\": [[' + '1,' * 300000 + '1]]}'",
+        "'{\"error\": \"' + 'x' * 60000 + '\"}'",
+        "'[' * 60000",
+    ],
+)
+def test_bytes_that_a_program_sends_itself_are_bounded_and_cost_it_its_score(
+    field: Field, sent: str
+) -> None:
+    source = f"import os\ndata = ({sent}).encode()\nwhile data:\n    data = data[os.write(3, data):]\nos._exit(0)"
+    restarts = field.full.restarts
+    result = attack(field, field.full, source)
+    assert result.outputs is None
+    assert len(result.error) < 300
+    assert field.full.restarts == restarts
+
+
+LEAVES = "import builtins, json, sys\nbuiltins.left = sys.left = json.left = ['k4n4ry-' * 9]\nreturn 'k4n4ry-' * 9"
+LOOKS = """\
+import builtins, gc, json, sys
+word, found, frame = ''.join(['k4n4', 'ry']), [], sys._getframe(1)
+while frame is not None:
+    found += [name for name, value in frame.f_locals.items() if word in str(value)]
+    frame = frame.f_back
+for held in gc.get_objects():
+    if type(held) in (list, tuple, dict):
+        values = list(held.values()) if type(held) is dict else held
+        found += [type(held).__name__ for v in values if type(v) in (str, bytes) and word in str(v)]
+return found + [name for name in ('builtins', 'json', 'sys') if hasattr(sys.modules[name], 'left')]"""
+
+
+def test_nothing_of_one_program_is_found_by_the_next(field: Field) -> None:
+    needs_namespaces(field.full)
+    left, looked = field.full.run([(LEAVES, [[1]]), (LOOKS, [[1]])])
+    assert left.outputs == ["k4n4ry-" * 9]
+    assert looked.outputs == [[]], looked
+
+
 def test_attacks_are_many(field: Field) -> None:
     assert len(ATTACKS | SWARMS) >= 40
     needs_namespaces(field.full)

@@ -166,6 +166,24 @@ def test_training_raises_the_likelihood_of_unseen_preferences(judge: Judge):
     assert after < 0.1 < 0.5 < before
 
 
+def test_a_trained_judge_does_not_prefer_an_answer_for_its_length(judge: Judge):
+    fit(judge, preferences_for_good(80), JudgeConfig(epochs=5, lr=1e-2), 0)
+    good, bad, fair = "sea good", "bad sea", "dull sea fair"
+    stuffed = [
+        " ".join([fair] * 16),
+        " ".join([bad] * 24),
+        "write sea " * 24,
+        "fair " * 48,
+        f"{bad} {' '.join([fair] * 15)}",
+    ]
+    for longer in stuffed:
+        [won] = judge.win_probability(["write sea"], [longer], [good])
+        assert won < 0.1, longer
+    grown = judge.scores(["write sea"] * 3, [good, f"{good} {good}", " ".join([good] * 24)])
+    gap = grown[0] - judge.scores(["write sea"], [bad])[0]
+    assert (grown - grown[0]).max() < 0.5 * gap  # not by the number of words that please it
+
+
 def test_equal_seeds_train_equal_judges(base: Path):
     def trained(seed: int) -> torch.Tensor:
         judge = Judge.start(base, 0)
@@ -204,6 +222,11 @@ def test_all_answers_meet_once_and_equal_texts_never():
 
 def test_agreement_counts_ties_half():
     assert agreement([3.0, 1.0, 1.0], [(0, 1), (1, 0), (1, 2), (0, 2)]) == 2.5 / 4
+
+
+def test_answers_that_never_differ_have_no_agreement_and_the_error_says_why():
+    with pytest.raises(AgreementError, match=r"no two held-out answers differ.*raise sft\.steps"):
+        agreement([1.0, 2.0], [])
 
 
 def test_a_weak_judge_is_named_with_both_numbers():

@@ -170,6 +170,48 @@ def test_a_machine_without_a_compiler_says_what_to_do(cache, monkeypatch):
         kernels.load.cache_clear()
 
 
+@pytest.fixture
+def fresh():
+    kernels.load.cache_clear()
+    yield
+    kernels.load.cache_clear()
+
+
+def test_a_library_where_others_may_write_is_not_loaded(cache, fresh):
+    assert kernels.load()[0] is not None
+    (library,) = cache.glob("kernels-*.so")
+    library.write_bytes(b"of somebody else")
+    cache.chmod(0o777)
+    kernels.load.cache_clear()
+    found, text = kernels.load()
+    assert found is not None, text
+    assert library.read_bytes() == b"of somebody else"
+
+
+def test_kernels_work_where_no_cache_can_be_made(fresh, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nohome")
+    found, text = kernels.load()
+    assert found is not None, text
+
+
+@pytest.mark.parametrize(
+    "script", ["echo failed >&2; exit 1", "sleep 300 & echo $! > HERE; wait", "exit 0"]
+)
+def test_a_compiler_that_fails_or_hangs_is_one_line(script, tmp_path, cache, fresh, monkeypatch):
+    compiler, started = tmp_path / "cc", tmp_path / "pid"
+    compiler.write_text(f"#!/bin/sh\n{script.replace('HERE', str(started))}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setattr(kernels, "COMPILE_SECONDS", 1.0)
+    found, text = kernels.load()
+    assert found is None
+    assert text.startswith(f"torch (kernels could not be built with {compiler}: ")
+    assert "\n" not in text
+    if started.exists():  # what the compiler started was killed with it
+        stat = Path(f"/proc/{started.read_text().strip()}/stat")
+        assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 @pytest.mark.parametrize("home", ["/proc/nohome", "a-file", "read-only"])
 def test_a_cache_that_cannot_be_written_is_done_without(home, tmp_path, monkeypatch):
     (tmp_path / "a-file").write_text("")
