@@ -3,7 +3,7 @@
 Two scratch copies of the repository run the same experiment. In one nothing happens. In the other a random process of the
 run (trainer, sandbox worker, dvc or the flow itself) is killed again and again, and the flow is started again whenever it
 ended. At the end every checkpoint, evaluation and the measurement must have the same hash in both. If the experiment is
-done before all kills are spent, it begins anew. Prints JSON; exit code 1 where anything differs. Linux only.
+done before all kills are spent, it starts over. Prints JSON; exit code 1 where anything differs. Linux only.
 """
 
 from __future__ import annotations

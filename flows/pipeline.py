@@ -182,7 +182,7 @@ def _start(wanted: plan.Plan) -> Look:
 
 def _look(current: plan.Plan) -> Look:
     """Make plan.yaml and the fingerprints of the code current, then ask DVC what they make stale."""
-    plan.mend()
+    plan.repair()
     plan.write(current)
     _fingerprint()
     parents, _ = dvc.look()

@@ -1,4 +1,4 @@
-"""Prefect's server, closed to other people's web pages: `python -m flows.server HOST PORT`.
+"""Prefect's server, closed to other people's web pages: `python -m flows.server --host HOST --port PORT`.
 
 Prefect asks for no password and its own server answers any page that the user's browser has open. Here a request must name
 this server as its host (or a page of another name could be pointed at it), and come from its own pages or no page at all.
@@ -6,8 +6,8 @@ this server as its host (or a page of another name could be pointed at it), and 
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,7 +44,11 @@ def main() -> None:
     """Serve until terminated."""
     import uvicorn
 
-    host, port = sys.argv[1], int(sys.argv[2])
+    parser = argparse.ArgumentParser(prog="flows.server", description=__doc__)
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--port", required=True, type=int)
+    given = parser.parse_args()
+    host, port = given.host, given.port
     os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(sorted(origins(host, port)))
     from prefect.server.api.server import create_app
 

@@ -98,7 +98,7 @@ def plan_command(
         current = plan.load()
         if resolve:
             current = plan.compile_plan(current.params, plan.measured())
-        plan.mend()
+        plan.repair()
         changed = plan.write(current)
         states = plan.status(current)
     from rich.console import Console
@@ -201,7 +201,7 @@ def table(
 
 @app.command()
 def report(params: ParamsFile = None) -> None:
-    """Write reports/report.html anew from what was measured; trains nothing."""
+    """Write reports/report.html again from what was measured; trains nothing."""
     with refusing():
         from trainorder.report import write_report
 
@@ -214,7 +214,7 @@ def verify(
     cache: Annotated[bool, typer.Option("--cache", help="Check DVC's cache too.")] = False,
     params: ParamsFile = None,
 ) -> None:
-    """Compute all hashes anew and name what differs from the records: checkpoint, parents, data, params, code."""
+    """Recompute all hashes and name what differs from the records: checkpoint, parents, data, params, code."""
     with refusing():
         from trainorder import verify
 

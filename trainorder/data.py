@@ -267,7 +267,7 @@ def _demonstrations(
 ) -> Iterator[dict[str, str]]:
     """Noisy demonstrations of fresh problems of the train split; of the user's rows, these in turn.
 
-    Drawn anew where the problem, the thought or the answer is that of a dev or test problem.
+    Drawn again where the problem, the thought or the answer is that of a dev or test problem.
     """
     rng = stream("demonstrations", seed, name)
 
@@ -294,7 +294,7 @@ def _demonstrations(
 def _drills(
     name: str, task: Task, count: int, seed: int, held: HeldOut, until_clean: UntilClean
 ) -> Iterator[dict[str, str]]:
-    """Textbook lines; drawn anew where any part of one gives a dev or test problem away."""
+    """Textbook lines; drawn again where any part of one gives a dev or test problem away."""
     rng = stream("drills", seed, name)
 
     def draw() -> str:

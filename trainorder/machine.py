@@ -225,7 +225,7 @@ def _key(width: int) -> str:
 
 
 def _digest(*facts: object) -> str:
-    """Of the facts, torch's version and the processor: what is measured anew when one of them changes."""
+    """Of the facts, torch's version and the processor: what is measured again when one of them changes."""
     import torch
 
     whole = [*facts, torch.__version__, processor(features=True)]

@@ -82,8 +82,8 @@ def warm_up(
 ) -> dict[str, Any]:
     """Train until the gate opens and save the checkpoint to `out`; returns steps, tokens and gate accuracies.
 
-    The weights are a function of params, data and seed; `sft.threads` changes only the time, and what a killed attempt
-    left in `work` is gone on from, to the same bytes.
+    The weights are a function of params, data and seed; `sft.threads` changes only the time, and a killed
+    attempt is resumed from `work`, to the same bytes.
 
     Raises:
         GateError: after `sft.max_steps` the gate is still shut; nothing is saved.

@@ -1,4 +1,4 @@
-"""Whether what lies here is still what the records say: hashes computed anew, from the bytes alone.
+"""Whether what lies here is still what the records say: hashes recomputed from the bytes alone.
 
     number -> evaluation -> checkpoint -> manifest -> parents, params, data, code
 

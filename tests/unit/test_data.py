@@ -414,6 +414,6 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     write_text(tmp_path / "deep/file", "old")
     reader = (tmp_path / "deep/file").open()
     write_text(tmp_path / "deep/file", "new\n")
-    assert reader.read() == "old"  # the old file stays whole for whoever reads it
+    assert reader.read() == "old"  # the old file stays whole for its readers
     reader.close()
     assert content(tmp_path) == {"deep/file": b"new\n"}

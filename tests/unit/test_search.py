@@ -36,7 +36,7 @@ def test_a_measured_path_is_taken_as_measured_and_grown_by_the_nearest_steps():
 
 
 def test_a_step_counts_by_what_was_trained_before_it():
-    # y helps a before x (+.1) and harms it after (-.1): the two are told apart
+    # y helps a before x (+.1) and harms it after (-.1): the two can be distinguished
     scores = {
         (): BASE,
         ("x",): {**BASE, "a": 0.8},

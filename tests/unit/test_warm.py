@@ -1,4 +1,4 @@
-"""Stages in the flow's warm process: the same outcome as alone, and gone when whoever asked is gone."""
+"""Stages in the flow's warm process: the same outcome as alone, and ended when the process that asked has ended."""
 
 from __future__ import annotations
 

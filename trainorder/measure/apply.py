@@ -16,7 +16,7 @@ def add_order(text: str, name: str, phases: Sequence[str]) -> tuple[str, str]:
     r"""(new text, name of the order): an order of these phases that is there already keeps its name.
 
     A taken name gets a number. The new line stands behind the last order; where `orders` is written in braces, the
-    file is written anew by ruamel.yaml, which keeps comments but not spacing.
+    file is rewritten by ruamel.yaml, which keeps comments but not spacing.
 
     >>> new, name = add_order("orders:\n  a: [x, y]  # mine\n", "best", ["y", "x"])
     >>> print(new, end="")

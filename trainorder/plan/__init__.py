@@ -3,7 +3,7 @@
     params.yaml --compile_plan--> Plan --write--> plan.yaml --dvc.yaml--> stages
 
 `trainorder.plan.check` finds what params.yaml gets wrong across sections; `status` says what is
-cached, what the DVC cache can restore and what must run; `mend` what a killed dvc left torn; `trainorder.plan.show` prints it.
+cached, what the DVC cache can restore and what must run; `repair` what a killed dvc left half-written; `trainorder.plan.show` prints it.
 """
 
 from trainorder.plan.compile import (
@@ -16,8 +16,8 @@ from trainorder.plan.compile import (
     stored,
     write,
 )
-from trainorder.plan.mend import mend
 from trainorder.plan.orders import pending
+from trainorder.plan.repair import repair
 from trainorder.plan.state import State, status
 
 __all__ = [
@@ -28,8 +28,8 @@ __all__ = [
     "compile_plan",
     "load",
     "measured",
-    "mend",
     "pending",
+    "repair",
     "status",
     "stored",
     "write",

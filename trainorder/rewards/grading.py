@@ -72,7 +72,7 @@ class Unscored:
             raise GradingError(
                 f"{share:.0%} of the last {len(recent)} answers of task {task!r} could not be graded, "
                 f"grading.max_unscored allows {self.most:.0%}: {why or 'the grader gave no reason'}. Nothing was "
-                f"scored 0 for it; mend the cause and run the same command again"
+                f"scored 0 for it; fix the cause and run the same command again"
             )
 
 

@@ -192,7 +192,7 @@ def fit(
     """Minimise `bradley_terry` by AdamW with a learning rate falling linearly to 0.
 
     All comparisons of one prompt share a step, so each answer passes the model once (arXiv 2203.02155, section 3.5).
-    What a killed attempt left in `work` (under `judge<seed>`) is gone on from, to the same bytes.
+    A killed attempt is resumed from `work` (under `judge<seed>`), to the same bytes.
     """
     import torch
 

@@ -156,7 +156,7 @@ def _note(now: Moment, mem: Mem, window: int) -> None:
 
 
 def _end_turn(mem: Mem, task: str) -> None:
-    """What the task reached in its turn is what it may lose from; watching it begins anew."""
+    """What the task reached in its turn is what it may lose from; watching it starts over."""
     mem.setdefault("level", {})[task] = mean(mem["rewards"].get(task, []))
     mem["rewards"][task] = []
 

@@ -29,7 +29,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class TaskSet:
-    """The tasks of a phase with their training problems, and who pays for answers."""
+    """The tasks of a phase with their training problems, and what grades the answers."""
 
     weights: Mapping[str, float]
     """Task -> share of each step's prompts; any positive scale."""

@@ -70,8 +70,8 @@ def train_phase(
     """Train `parent` through a phase and save the result as `out`.
 
     A pure function of its arguments and the built data: every draw comes from a stream keyed by
-    seed, phase and step, and the optimiser starts fresh. What a killed attempt left in `work` is
-    gone on from, to the same bytes.
+    seed, phase and step, and the optimiser starts fresh. A killed attempt is resumed from
+    `work`, to the same bytes.
 
     Returns:
         `steps`, `tokens` sampled, `seconds`, `tasks`, whether any was `judged`, `last`, the

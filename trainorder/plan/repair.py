@@ -17,7 +17,7 @@ TEMPORARY = Path(".dvc/tmp")
 DAMAGED = Path("dvc.lock.damaged")
 
 
-def mend() -> None:
+def repair() -> None:
     """Remove a damaged table of dvc's path locks (it only describes ended processes) and move a damaged dvc.lock aside.
 
     Without its dvc.lock, dvc restores every result from its run cache; nothing is trained again.
