@@ -16,7 +16,7 @@ import pytest
 
 from flows.warm import warm_stages
 from stages.warm import VARIABLE
-from trainorder.config import GradingConfig
+from trainorder.config import PARAMS_VARIABLE, GradingConfig
 from trainorder.rewards import grading
 from trainorder.rewards.grading import Grader
 
@@ -133,6 +133,16 @@ def warm() -> Iterator[dict[str, str]]:
             yield {VARIABLE: address}
         finally:
             os.environ[VARIABLE] = address
+
+
+@pytest.fixture(autouse=True)
+def params_of_one_test() -> Iterator[None]:
+    """`trainorder --params`, called in this process, names the file for all that follows: for one test only."""
+    before = os.environ.get(PARAMS_VARIABLE)
+    yield
+    os.environ.pop(PARAMS_VARIABLE, None)
+    if before is not None:
+        os.environ[PARAMS_VARIABLE] = before
 
 
 @pytest.fixture(autouse=True)

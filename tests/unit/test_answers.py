@@ -226,7 +226,7 @@ def test_recommend_shows_the_order_its_certainty_and_what_to_run(folder):
     assert "P(this order is the best)" in shown
     assert "predictions of the 24 measured orders are off by" in shown
     assert "omni_greedy" in shown
-    assert "Spearman with measured" in shown
+    assert "Spearman (test)" in shown
     found = json.loads(cli(folder, "recommend", "--json").stdout)["recommended"]
     assert found["order"][:2] == ["creative", "qa"]
     assert set(found["misfit"]["errors"]) == {

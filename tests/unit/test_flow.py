@@ -15,6 +15,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -388,11 +389,11 @@ def ask(
     url: str, method: str, path: str, body: object = None, **headers: str
 ) -> tuple[int, object]:
     """Status and body (or headers, without a body) of one HTTP request, exactly as given."""
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
-    sent = {"Content-Type": "application/json"} | headers
-    connection.request(method, path, json.dumps(body), sent)
-    answer = connection.getresponse()
-    text = answer.read()
+    with closing(http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)) as connection:
+        sent = {"Content-Type": "application/json"} | headers
+        connection.request(method, path, json.dumps(body), sent)
+        answer = connection.getresponse()
+        text = answer.read()
     assert "*" not in (answer.getheader("access-control-allow-origin") or "")
     return answer.status, json.loads(text) if answer.status in (200, 201) else text
 

@@ -94,4 +94,4 @@ def test_a_killed_child_is_an_error_of_the_stage(project: Project, address: str)
     os.kill(int((project.root / "pid").read_text()), 9)
     _, errors = asking.communicate()
     assert asking.returncode == 70
-    assert "ended without a word: killed?" in errors
+    assert "terminated unexpectedly: killed?" in errors

@@ -216,15 +216,13 @@ class Plan:
             "measure_bwt": [],
             "report": [],
         }
-        found = {
-            stage: Code(f"stages.{stage}", self._loads(names)) for stage, names in tasks.items()
-        }
+        found = {stage: Code(_module(stage), self._loads(names)) for stage, names in tasks.items()}
         for variant in params.variant_names():
             changed = params.variant(variant)
             for name, phase in changed.phases.items():
                 backends = {ENGINES[params.rollout.backend], BACKENDS[params.training.backend]}
                 found[phase_code(name, variant)] = Code(
-                    "stages.rl",
+                    _module("rl"),
                     self._loads(phase.tasks) | backends,
                     changed.phase_rl(name).pieces(),
                 )
@@ -312,6 +310,11 @@ GROUPS: dict[str, Kind] = {
 }
 """Key of plan.yaml that a DVC stage unrolls -> its nodes. DVC reads params.yaml into the same namespace, so that none of
 these may be a key there."""
+
+
+def _module(stage: str) -> str:
+    """The stage's module, put together here: a whole name in the source would be an import of this module (fingerprint.py)."""
+    return f"stages.{stage}"
 
 
 def _hash(file: Path) -> str:
