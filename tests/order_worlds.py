@@ -77,6 +77,8 @@ class World:
             "orders": orders,
             "singles": {str(s): {p: self.node(s, [p]) for p in singles} for s in self.seeds},
             "merges": merges,
+            "variants": {},
+            "recall": [],
             "evaluations": [f"evaluations/{node}.parquet" for node in nodes],
         }
 

@@ -461,6 +461,7 @@ class _Stored(_Arms):
     creative: dict[str, _Phase]
     joint: dict[str, _Phase]
     variants: dict[str, _Arms]
+    recall: list[str]
     evaluations: list[str]
 
 
