@@ -21,10 +21,10 @@ run: install  ## train, measure and compare the orders of params.yaml, then prin
 orders24: install  ## all 24 orders of the four default phases at two learning rates, about an hour on two cores
 	@$(BIN)/trainorder run --params configs/orders24.yaml
 
-test: install lint  ## lint, then every test, real training and servers included: under 15 minutes on two cores
+test: install lint  ## lint, then every test, real training and servers included: long
 	@$(PYTEST)
 
-check: install lint  ## lint, then the fast tests: under 2 minutes on two cores
+check: install lint  ## lint, then the tests that take no training and no server
 	@$(PYTEST) -q -m 'not long'
 
 ui: install  ## open MLflow and Prefect on loopback over what was run
