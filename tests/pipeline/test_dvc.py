@@ -174,7 +174,8 @@ def test_everything_lost_but_the_cache_is_restorable_and_restored(copy: Project)
 
 def test_what_a_killed_dvc_left_half_written_is_repaired(copy: Project):
     lock, table = copy.root / "dvc.lock", copy.root / ".dvc/tmp/rwlock"
-    lock.write_text(lock.read_text()[: lock.stat().st_size // 2 - 7])
+    text = lock.read_text()
+    lock.write_text(text[: text.index("md5:", len(text) // 2) + 2])  # inside the name of a key
     table.write_text('{"read": {"/a')
     refused = copy.dvc("repro", ok=False)
     assert refused.returncode != 0
