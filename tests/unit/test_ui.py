@@ -112,7 +112,8 @@ ASKING = (
     "import urllib.request as u, sys; print(u.urlopen(sys.argv[1], timeout=20).read().decode())"
 )
 CLIENTS = {
-    "urllib": lambda url: urllib.request.urlopen(url, timeout=20).read().decode(),
+    # urlopen keeps the proxies of its first call in this process
+    "urllib": lambda url: urllib.request.build_opener().open(url, timeout=20).read().decode(),
     "requests": lambda url: requests.get(url, timeout=20).text,
     "httpx": lambda url: httpx.get(url, timeout=20).text,
     "child": lambda url: subprocess.run(
@@ -142,4 +143,4 @@ def test_loopback_is_asked_without_the_proxy(monkeypatch, address: str, client: 
     if given.strip(" *"):
         assert "internal.example" in os.environ["no_proxy"].split(",")
         with pytest.raises(OSError, match=r"refused|proxy"):
-            urllib.request.urlopen("http://other.example/", timeout=20)
+            urllib.request.build_opener().open("http://other.example/", timeout=20)
