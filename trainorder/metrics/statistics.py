@@ -96,16 +96,19 @@ class Interval:
         >>> flipped.value, flipped.low, flipped.high
         (-0.2, -0.4, -0.1)
         """
-        flip = lambda pair: (-pair[1], -pair[0])  # noqa: E731
         return replace(
             self,
             value=-self.value,
             low=-self.high,
             high=-self.low,
             by_seed=tuple(-x for x in self.by_seed),
-            bootstrap=flip(self.bootstrap),
-            t=flip(self.t) if self.t else None,
+            bootstrap=_negative(self.bootstrap),
+            t=_negative(self.t) if self.t else None,
         )
+
+
+def _negative(pair: tuple[float, float]) -> tuple[float, float]:
+    return -pair[1], -pair[0]
 
 
 def covers(num_seeds: int) -> str:
