@@ -140,17 +140,15 @@ def _write_weights(folder: Path, model: str, lengths: str) -> None:
 
 def _mean_length(policy: Policy) -> float:
     """Tokens of an answer on average, of 512."""
+    from trainorder.rollout import Request
     from trainorder.rollout.torch_engine import TorchEngine
 
     asked = [policy.encode_prompt(text) for seed in range(4) for text in prompts(seed)]
-    done = TorchEngine(policy).generate(
-        asked,
-        samples=GROUP,
-        max_new_tokens=NEW_TOKENS,
-        temperature=1.0,
-        generator=torch.Generator().manual_seed(0),
-    )
-    return float(done.mask.sum(1).mean())
+    requests = [
+        Request(prompt_ids=ids, samples=GROUP, max_new_tokens=NEW_TOKENS, seed=seed)
+        for seed, ids in enumerate(asked)
+    ]
+    return float(TorchEngine(policy).generate(requests).loss_mask.sum(1).mean())
 
 
 class Counting:
@@ -296,12 +294,12 @@ def _vllm(folder: Path, steps: int) -> None:
 def _check(folder: Path) -> None:
     """Rollout and training log p against the model's own, the gradient, and the sampler's distribution."""
     from trainorder.rl.forward import forward
-    from trainorder.rl.step import add_old_logps, generate
+    from trainorder.rl.step import add_old_logps, generate, requests_of
 
     learner = _learner(folder)
     policy, model = learner.policy, learner.policy.model
     problems = learner.task_set.problems["bench"][:PROMPTS]
-    roll = generate(learner, problems, torch.Generator().manual_seed(0))
+    roll = generate(learner, requests_of(learner, problems, 0))
     assert roll is not None
     roll = add_old_logps(roll, learner)
     live = forward(model, roll, entropy=True)
@@ -335,6 +333,7 @@ def _sampler_p_value(policy: Policy) -> float:
     """Smallest of 30 seeds' p-values, times 30: first tokens of 2,048 answers against the model's distribution."""
     from scipy.stats import chi2
 
+    from trainorder.rollout import Request
     from trainorder.rollout.torch_engine import TorchEngine
 
     prompt = policy.encode_prompt(prompts(0)[0])
@@ -345,13 +344,8 @@ def _sampler_p_value(policy: Policy) -> float:
     expected = torch.zeros(bins, dtype=torch.float64).index_add(0, edges, p) * 2048
     values = []
     for seed in range(30):
-        done = TorchEngine(policy).generate(
-            [prompt],
-            samples=2048,
-            max_new_tokens=1,
-            temperature=1.0,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        counts = torch.bincount(edges[done.ids[:, 0]], minlength=bins)
+        request = Request(prompt_ids=prompt, samples=2048, seed=seed)
+        done = TorchEngine(policy).generate([request])
+        counts = torch.bincount(edges[done.response_ids[:, 0]], minlength=bins)
         values.append(float(chi2.sf(float(((counts - expected) ** 2 / expected).sum()), bins - 1)))
     return min(1.0, 30 * min(values))

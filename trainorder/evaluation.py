@@ -34,7 +34,7 @@ from trainorder.policy import Policy
 from trainorder.reading import ParamsError
 from trainorder.resume import NOTHING, Saved, Work
 from trainorder.rewards import grading
-from trainorder.streams import torch_stream
+from trainorder.streams import seed_of
 from trainorder.tasks import load_problems, load_task
 from trainorder.tasks.base import Problem, Split, Task
 from trainorder.workers import workers_for
@@ -51,7 +51,7 @@ POOLED = "*"
 
 SPLITS: tuple[Split, ...] = ("dev", "test")
 
-_TENSORS = ("ids", "mask", "logps", "entropies", "finished")
+_TENSORS = ("response_ids", "loss_mask", "logps", "entropies", "finished")
 """The tensors of Completions."""
 
 BATCH_TOKENS = 4096
@@ -98,7 +98,7 @@ def evaluate(
 ) -> pd.DataFrame:
     """The long table of a checkpoint: columns node, seed, split, task, problem, metric, value.
 
-    Every checkpoint is sampled with the same random numbers, keyed by (evaluation.seed, task, split).
+    Every checkpoint is sampled with the same random numbers, keyed by (evaluation.seed, task, split, problem).
 
     Raises:
         ParamsError: no task is built, data/tasks was built by other code, or the checkpoint is missing.
@@ -128,7 +128,7 @@ def dev_scorer(tasks: Sequence[str]) -> Callable[[Path], float]:
         means = [
             _mean(
                 main_scorer(exam, judges)(
-                    sample(policy, engine, exam, config).texts,
+                    sample(engine, exam, config).texts,
                     [problem for problem in exam.problems for _ in range(config.samples)],
                 )
             )
@@ -193,36 +193,34 @@ def answer(
     policy: Policy, exams: Sequence[Exam], config: EvaluationConfig, work: Work = NOTHING
 ) -> list[Answers]:
     """Sampled and greedy answers to every exam, and the entropy on its references."""
+    from trainorder.rollout import Request
     from trainorder.rollout.torch_engine import TorchEngine
 
     engine = TorchEngine(policy, workers_for(policy.model, config.threads))
-    prompts = [
-        [policy.encode_prompt(problem.prompt) for problem in exam.problems] for exam in exams
-    ]
 
     def sampling(exam: Exam) -> Saved:
-        return _packed(sample(policy, engine, exam, config))
+        return _packed(sample(engine, exam, config))
 
     sampled = [
         _unpacked(work.part(f"sampled-{exam.name}-{exam.split}", partial(sampling, exam)))
         for exam in exams
     ]
-    everything = [prompt for asked in prompts for prompt in asked]
 
     def most_likely() -> Saved:
         done = engine.generate(
-            everything,
-            samples=1,
-            max_new_tokens=[exam.max_new_tokens for exam in exams for _ in exam.problems],
-            temperature=0.0,
-            generator=torch_stream("evaluate", config.seed, "greedy"),
+            [
+                Request(problem, max_new_tokens=exam.max_new_tokens, temperature=0.0)
+                for exam in exams
+                for problem in exam.problems
+            ]
         )
         return Saved({}, {"texts": list(done.texts)})
 
     def forced() -> Saved:
         texts = [problem.reference for exam in exams for problem in exam.problems]
         references = [policy.encode_completion(text) for text in texts]
-        return Saved({}, {"entropies": forced_entropies(policy, everything, references)})
+        prompts = [policy.encode_prompt(p.prompt) for exam in exams for p in exam.problems]
+        return Saved({}, {"entropies": forced_entropies(policy, prompts, references)})
 
     greedy = work.part("greedy", most_likely).state["texts"]
     fixed = work.part("fixed", forced).state["entropies"]
@@ -231,14 +229,20 @@ def answer(
     return [Answers(s, greedy[span], fixed[span]) for s, span in zip(sampled, spans, strict=True)]
 
 
-def sample(policy: Policy, engine: Engine, exam: Exam, config: EvaluationConfig) -> Completions:
-    """`config.samples` answers per problem at temperature 1, drawn with the exam's own random numbers."""
+def sample(engine: Engine, exam: Exam, config: EvaluationConfig) -> Completions:
+    """`config.samples` answers per problem at temperature 1, drawn with the problem's own random numbers."""
+    from trainorder.rollout import Request
+
     return engine.generate(
-        [policy.encode_prompt(problem.prompt) for problem in exam.problems],
-        samples=config.samples,
-        max_new_tokens=exam.max_new_tokens,
-        temperature=1.0,
-        generator=torch_stream("evaluate", config.seed, exam.name, exam.split),
+        [
+            Request(
+                problem,
+                samples=config.samples,
+                max_new_tokens=exam.max_new_tokens,
+                seed=seed_of("evaluate", config.seed, exam.name, exam.split, problem.id),
+            )
+            for problem in exam.problems
+        ]
     )
 
 
@@ -296,7 +300,7 @@ def per_problem(
     judged = exam.task.rewarded_by == "judge"
     main = main_scorer(exam, judges)
     grades = _grouped(main(sampled.texts, asked), samples)
-    lengths = sampled.mask.double().sum(1).view(-1, samples)
+    lengths = sampled.loss_mask.double().sum(1).view(-1, samples)
     assert sampled.entropies is not None  # the torch engine sees them
     entropies = sampled.entropies.double().sum(1).view(-1, samples)
     metrics = {

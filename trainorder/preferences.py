@@ -24,7 +24,7 @@ from trainorder.reading import ParamsError
 from trainorder.registries import JUDGES, load
 from trainorder.resume import NOTHING, Saved, Work
 from trainorder.rewards.judge import Comparisons, Judge, fit
-from trainorder.streams import stream, torch_stream
+from trainorder.streams import seed_of, stream
 from trainorder.tasks import load_problems, load_task
 from trainorder.tasks.base import Problem, Task
 from trainorder.tasks.creative import Creative, corrupt, flat
@@ -203,6 +203,7 @@ def _answers(
     policy: Policy, role: str, problems: Sequence[Problem], room: int, config: JudgeConfig
 ) -> list[list[str]]:
     """`config.answers` texts per problem: samples of the base, some damaged, and some with flat vocabulary."""
+    from trainorder.rollout import Request
     from trainorder.rollout.torch_engine import TorchEngine
 
     engine, rng = TorchEngine(policy), stream("judge", "answers", role)
@@ -214,11 +215,15 @@ def _answers(
     for temperature in TEMPERATURES:
         rows = [i for i, kind in enumerate(kinds) if kind == temperature]
         sampled = engine.generate(
-            [policy.encode_prompt(slots[i].prompt) for i in rows],
-            samples=1,
-            max_new_tokens=room,
-            temperature=temperature,
-            generator=torch_stream("judge", "answers", role, str(temperature)),
+            [
+                Request(
+                    slots[i],
+                    max_new_tokens=room,
+                    temperature=temperature,
+                    seed=seed_of("judge", "answers", role, i),
+                )
+                for i in rows
+            ]
         )
         for i, text in zip(rows, sampled.texts, strict=True):
             texts[i] = text

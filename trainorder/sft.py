@@ -226,16 +226,14 @@ def greedy_accuracies(policy: Policy, tasks: Iterable[str], workers: Workers) ->
 
 
 def _greedy_accuracy(policy: Policy, task: str) -> float:
+    from trainorder.rollout import Request
     from trainorder.rollout.torch_engine import TorchEngine
 
     problems = load_problems(task, "dev")
     card = json.loads((paths.TASK_DATA / task / "task.json").read_text(encoding="utf-8"))
+    room = card["max_new_tokens"]
     answers = TorchEngine(policy).generate(
-        [policy.encode_prompt(problem.prompt) for problem in problems],
-        samples=1,
-        max_new_tokens=card["max_new_tokens"],
-        temperature=0.0,
-        generator=torch_stream("sft", "gate", task),
+        [Request(problem, max_new_tokens=room, temperature=0.0) for problem in problems]
     )
     rewards = grading.grade(load_task(task), answers.texts, problems)
     known = [reward.value for reward in rewards if reward.value is not None]

@@ -1,7 +1,7 @@
 """Named random streams: every draw in trainorder comes from a key, never from the global generator.
 
 A stream is a pure function of its key, so nothing has to be saved to resume it: the rollouts of step 7 of phase `math`
-under seed 0 are drawn from `torch_stream("rollout", 0, "math", 7)`, whatever ran before.
+under seed 0 are seeded by `seed_of("rollout", 0, "math", 7, place)`, whatever ran before.
 """
 
 from __future__ import annotations

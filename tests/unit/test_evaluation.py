@@ -100,8 +100,8 @@ def answers(
     """Row i has `lengths[i]` tokens of entropy `entropies[i]` each."""
     mask = torch.tensor([[1.0] * n + [0.0] * (4 - n) for n in lengths])
     done = Completions(
-        ids=mask.long(),
-        mask=mask,
+        response_ids=mask.long(),
+        loss_mask=mask,
         logps=-mask,
         entropies=mask * torch.tensor(entropies)[:, None],
         texts=texts,

@@ -14,10 +14,16 @@ from trainorder.config import LoraConfig, TrainingConfig
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
 from trainorder.rl.forward import forward
-from trainorder.rl.step import Learner, add_old_logps, generate, rl_step, task_factors
+from trainorder.rl.step import (
+    Learner,
+    add_old_logps,
+    generate,
+    requests_of,
+    rl_step,
+    task_factors,
+)
 from trainorder.rl.trainer import save
 from trainorder.rl.types import Roll, State
-from trainorder.streams import torch_stream
 
 SIZES = {
     "hidden_size": 32,
@@ -83,7 +89,7 @@ def learner_of(family: str = "Llama", *, rl: Any = None, **training: Any) -> Lea
 def sampled(learner: Learner, step: int = 0) -> Roll:
     problems = [p for task in ("math", "qa") for p in learner.task_set.problems[task][:2]]
     with torch.no_grad():
-        roll = generate(learner, problems, torch_stream("test", step))
+        roll = generate(learner, requests_of(learner, problems, step))
         assert roll is not None
         return add_old_logps(roll, learner)
 
@@ -97,8 +103,7 @@ def gap(learner: Learner, roll: Roll) -> float:
 
 def step_and_push(learner: Learner) -> dict[str, float]:
     line = rl_step(learner, State(total=9))
-    if learner.push is not None:
-        learner.push(learner.backend.weights())
+    learner.engine.push(learner.backend.weights())
     return line
 
 

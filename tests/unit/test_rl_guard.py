@@ -106,13 +106,15 @@ def test_skipping_everything_stops_too(tmp_path: Path, monkeypatch):
 
 def test_a_log_probability_that_is_not_finite_is_found_though_the_loss_is_finite(tmp_path: Path):
     made, state = learner(tmp_path, term="clipped_surrogate"), State(total=4)
-    generate = made.engine.generate
+    engine = made.engine
 
     class Broken:
         """The engine, reporting one log-probability as -inf at a token that ends up with ratio 1."""
 
-        def generate(self, *args: Any, **options: Any) -> Any:
-            done = generate(*args, **options)
+        push = engine.push
+
+        def generate(self, requests: Any) -> Any:
+            done = engine.generate(requests)
             done.entropies[0, 0] = math.nan
             return done
 

@@ -69,7 +69,7 @@ def train(
 
 
 def test_what_is_paid_becomes_more_frequent():
-    lines, summary = train("learns", 12, settings())
+    lines, summary = train("learns", 12, settings(group_size=8, lr=0.03))
     first, last = (sum(line["reward/mean"] for line in lines[i : i + 3]) for i in (0, 9))
     assert last > 3 * first
     assert summary["steps"] == 12

@@ -1,5 +1,6 @@
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from trainorder.llama.decoder import LlamaDecoder
 from trainorder.policy import Policy
 from trainorder.pretrained import import_transformers
 from trainorder.reading import ParamsError
-from trainorder.rollout import Completions, make_engine
+from trainorder.rollout import Completions, Request, make_engine
+from trainorder.rollout.base import row_seeds, uniforms
 from trainorder.rollout.decoders import HfDecoder, PrefixDecoder, make_decoder
 from trainorder.rollout.torch_engine import TorchEngine
+from trainorder.streams import seed_of
 from trainorder.workers import Workers
 
 WORDS = {f" {a}{b}" for a in "abcdefgh" for b in "abcd"}
@@ -63,9 +66,16 @@ def with_model(policy: Policy) -> Callable[[str, dict[str, Any]], Policy]:
 def sample(
     policy: Policy, prompts=PROMPTS, *, engine: TorchEngine | None = None, **options: Any
 ) -> Completions:
-    settings = {"samples": 3, "max_new_tokens": 12, "temperature": 1.0} | options
-    seed = torch.Generator().manual_seed(settings.pop("seed", 0))
-    return (engine or TorchEngine(policy)).generate(prompts, generator=seed, **settings)
+    settings = {"samples": 3, "temperature": 1.0} | options
+    seed, rooms = settings.pop("seed", 0), settings.pop("max_new_tokens", 12)
+    rooms = [rooms] * len(prompts) if isinstance(rooms, int) else rooms
+    requests = [
+        Request(
+            prompt_ids=ids, max_new_tokens=room, seed=seed_of("test", seed, len(ids)), **settings
+        )
+        for ids, room in zip(prompts, rooms, strict=True)
+    ]
+    return (engine or TorchEngine(policy)).generate(requests)
 
 
 def largest_error(
@@ -73,8 +83,8 @@ def largest_error(
 ):
     """Over all rows: |logp - dense logp| and |entropy - dense entropy|, each row alone in one forward."""
     logp_error = entropy_error = 0.0
-    for i, length in enumerate(done.mask.sum(1).long().tolist()):
-        prompt, ids = prompts[i // samples], done.ids[i, :length]
+    for i, length in enumerate(done.loss_mask.sum(1).long().tolist()):
+        prompt, ids = prompts[i // samples], done.response_ids[i, :length]
         with torch.no_grad():
             logits = policy.model(torch.tensor([prompt + ids.tolist()])).logits[
                 0, len(prompt) - 1 : -1
@@ -179,7 +189,7 @@ def test_all_decoders_draw_the_same_samples(with_model, monkeypatch, name: str, 
             "trainorder.rollout.torch_engine.make_decoder", lambda model, tokens, d=other: d(model)
         )
         done = sample(policy, temperature=temperature)
-        assert torch.equal(fastest.ids, done.ids)
+        assert torch.equal(fastest.response_ids, done.response_ids)
         torch.testing.assert_close(fastest.logps, done.logps, atol=1e-5, rtol=0)
 
 
@@ -190,30 +200,75 @@ def test_without_a_compiler_the_same_samples_are_drawn(policy: Policy, monkeypat
         monkeypatch.setattr(place, lambda: (None, "off"))
     assert type(make_decoder(policy.model, 30)) is PrefixDecoder
     done = sample(policy)
-    assert torch.equal(done.ids, expected.ids)
+    assert torch.equal(done.response_ids, expected.response_ids)
     torch.testing.assert_close(done.entropies, expected.entropies, atol=1e-5, rtol=0)
 
 
 def test_samples_depend_on_neither_batch_size_nor_dropping_finished_rows(policy: Policy):
     expected = sample(policy)
-    lengths = expected.mask.sum(1)
+    lengths = expected.loss_mask.sum(1)
     assert lengths.min() < lengths.max()  # rows do end at different times
     for max_rows in (1, 3, 6, 100):
         for dead_share in (0.0, 0.25, 1.0):
             done = sample(
                 policy, engine=TorchEngine(policy, max_rows=max_rows, dead_share=dead_share)
             )
-            assert torch.equal(done.ids, expected.ids)
+            assert torch.equal(done.response_ids, expected.response_ids)
             torch.testing.assert_close(done.logps, expected.logps, atol=1e-5, rtol=0)
             torch.testing.assert_close(done.entropies, expected.entropies, atol=1e-5, rtol=0)
             assert done.texts == expected.texts
+
+
+def test_a_row_depends_on_its_own_seed_only(policy: Policy):
+    together = sample(policy)
+    turned = sample(policy, PROMPTS[::-1])
+    for i, prompt in enumerate(PROMPTS):
+        alone = sample(policy, [prompt])
+        assert alone.texts == together.texts[3 * i : 3 * i + 3]
+        assert alone.texts == turned.texts[9 - 3 * i : 12 - 3 * i]
+    few = sample(policy, samples=2)  # fewer answers are the first of more
+    assert few.texts[2:4] == together.texts[3:5]
+
+
+def test_an_answer_goes_on_behind_its_prefix_as_it_did(policy: Policy):
+    ask = Request(prompt_ids=PROMPTS[0], max_new_tokens=12, seed=5)
+    engine = TorchEngine(policy)
+    whole = engine.generate([ask])
+    ids = whole.response_ids[0].tolist()
+    cut = replace(ask, prefix_ids=ids[:3])
+    # beside rows of another length, prefix, temperature and number of samples
+    others = [replace(ask, samples=2, seed=6), replace(ask, temperature=0.5, seed=7)]
+    done = engine.generate([others[0], cut, others[1], replace(cut, train_prefix=True)])
+    n = len(ids)
+    for row, first in ((2, 0.0), (4, 1.0)):
+        assert done.response_ids[row, :n].tolist() == ids
+        assert done.texts[row] == whole.texts[0]
+        assert done.loss_mask[row, :n].tolist() == [first] * 3 + [1.0] * (n - 3)
+        assert done.logps[row, :3].tolist() == [0.0] * 3
+        torch.testing.assert_close(done.logps[row, 3:n], whole.logps[0, 3:], atol=1e-5, rtol=0)
+    assert done.texts[3] == engine.generate([others[1]]).texts[0]
+    assert done.texts[:2] == engine.generate([others[0]]).texts
+
+
+def test_the_numbers_of_rows_are_uniform_and_not_correlated():
+    seeds = row_seeds([Request(samples=500, seed=seed) for seed in range(4)])
+    assert len(set(seeds.tolist())) == 2000
+    found = uniforms(seeds, torch.arange(64).expand(2000, -1)).double()
+    counts = torch.histc(found, 100, 0, 1)
+    assert float(((counts - 1280) ** 2 / 1280).sum()) < chi2.isf(1e-3, 99)
+    between = torch.corrcoef(found.T)  # places
+    assert float((between - torch.eye(64)).abs().max()) < 0.12  # 5 standard errors
+    assert (
+        float(torch.corrcoef(torch.stack([found[:-1].flatten(), found[1:].flatten()]))[0, 1])
+        < 0.015
+    )
 
 
 def test_threads_change_no_bit(policy: Policy):
     alone, together = (
         sample(policy, engine=TorchEngine(policy, Workers(count), max_rows=3)) for count in (1, 3)
     )
-    assert torch.equal(alone.ids, together.ids)
+    assert torch.equal(alone.response_ids, together.response_ids)
     assert torch.equal(alone.logps, together.logps)
 
 
@@ -236,16 +291,16 @@ def test_greedy_answers_do_not_depend_on_the_order_of_prompts(policy: Policy):
     assert turned.texts == done.texts[::-1]
 
 
-def test_same_generator_state_gives_the_same_bits(policy: Policy):
+def test_same_seeds_give_the_same_bits(policy: Policy):
     first, again, other = sample(policy), sample(policy), sample(policy, seed=1)
     assert torch.equal(first.logps, again.logps)
-    assert not torch.equal(first.ids[:, :1], other.ids[:, :1])
+    assert not torch.equal(first.response_ids[:, :1], other.response_ids[:, :1])
 
 
 def test_rows_of_a_prompt_lie_together_in_the_order_of_prompts(policy: Policy):
     # prompt 1 has room for one token, prompt 3 for two
     done = sample(policy, samples=2, max_new_tokens=[12, 1, 12, 2])
-    lengths = done.mask.sum(1).tolist()
+    lengths = done.loss_mask.sum(1).tolist()
     assert lengths[2:4] == [1, 1]
     assert max(lengths[6:]) <= 2
     assert max(largest_error(policy, done, samples=2)) < 1e-4
@@ -253,7 +308,7 @@ def test_rows_of_a_prompt_lie_together_in_the_order_of_prompts(policy: Policy):
 
 def test_greedy_takes_the_likeliest_token(policy: Policy):
     done = sample(policy, samples=1, temperature=0.0)
-    for prompt, ids, mask in zip(PROMPTS, done.ids, done.mask, strict=True):
+    for prompt, ids, mask in zip(PROMPTS, done.response_ids, done.loss_mask, strict=True):
         tokens = prompt + ids[mask > 0].tolist()
         with torch.no_grad():
             best = policy.model(torch.tensor([tokens])).logits[0].argmax(-1).tolist()
@@ -262,15 +317,15 @@ def test_greedy_takes_the_likeliest_token(policy: Policy):
 
 def test_a_row_ends_at_its_end_token_and_is_padded_behind_it(policy: Policy):
     done = sample(policy, samples=40)
-    ends = (done.ids == policy.eos_id) & (done.mask > 0)
+    ends = (done.response_ids == policy.eos_id) & (done.loss_mask > 0)
     assert torch.equal(ends.any(1), done.finished)
     assert 0 < int(done.finished.sum()) < len(done.finished)
-    assert (done.mask[:, 1:] <= done.mask[:, :-1]).all()
-    last = done.mask.sum(1).long() - 1
+    assert (done.loss_mask[:, 1:] <= done.loss_mask[:, :-1]).all()
+    last = done.loss_mask.sum(1).long() - 1
     assert (ends.sum(1) <= 1).all()
     assert torch.equal(ends.any(1), ends.gather(1, last[:, None])[:, 0])
-    padding = done.mask == 0
-    assert (done.ids[padding] == policy.pad_id).all()
+    padding = done.loss_mask == 0
+    assert (done.response_ids[padding] == policy.pad_id).all()
     assert (done.logps[padding] == 0).all()
     assert (done.entropies[padding] == 0).all()
     assert (last[~done.finished] == 11).all()
@@ -278,13 +333,13 @@ def test_a_row_ends_at_its_end_token_and_is_padded_behind_it(policy: Policy):
 
 def test_texts_are_the_decoded_ids(policy: Policy):
     done = sample(policy)
-    assert done.texts == [policy.decode(row) for row in done.ids.tolist()]
+    assert done.texts == [policy.decode(row) for row in done.response_ids.tolist()]
 
 
 def test_every_stop_token_ends_a_row(policy: Policy):
     policy.model.generation_config.eos_token_id = [3, 7, 8, 9, 10]
     done = sample(Policy(policy.model, policy.tokenizer), samples=40)
-    stops = torch.isin(done.ids, torch.tensor([3, 7, 8, 9, 10])) & (done.mask > 0)
+    stops = torch.isin(done.response_ids, torch.tensor([3, 7, 8, 9, 10])) & (done.loss_mask > 0)
     assert torch.equal(stops.any(1), done.finished)
     assert (stops.sum(1) <= 1).all()
 
@@ -300,7 +355,7 @@ def test_the_engine_sees_the_weights_as_they_are_now(policy: Policy):
 def test_captured_logps_can_enter_a_loss(policy: Policy):
     done = sample(policy)
     weight = torch.ones_like(done.logps, requires_grad=True)
-    (weight * done.logps * done.entropies * done.mask).sum().backward()
+    (weight * done.logps * done.entropies * done.loss_mask).sum().backward()
     torch.testing.assert_close(weight.grad, done.logps * done.entropies)
     assert not any(value.is_inference() for value in vars(done).values() if torch.is_tensor(value))
 
@@ -313,7 +368,7 @@ def test_sampler_follows_the_softmax(policy: Policy, temperature: float):
     with torch.no_grad():
         logits = policy.model(torch.tensor(PROMPTS[:1])).logits[0, -1].double()
     expected = num * (logits / temperature).softmax(-1)
-    counts = torch.bincount(done.ids[:, 0], minlength=len(expected)).double()
+    counts = torch.bincount(done.response_ids[:, 0], minlength=len(expected)).double()
     rare = expected < 5
     if rare.any():
         counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
@@ -326,9 +381,9 @@ def test_sampler_follows_the_softmax(policy: Policy, temperature: float):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompts": []}, "prompts of at least one token"),
-        ({"prompts": [[1], []]}, "prompts of at least one token"),
-        ({"max_new_tokens": [4]}, r"one per prompt: 1 for 4"),
+        ({"prompts": []}, "at least one request"),
+        ({"prompts": [[1], []]}, "request 1 has no prompt"),
+        ({"prefix_ids": [4, 5], "max_new_tokens": 2}, "leaves nothing to sample"),
         ({"max_new_tokens": 0}, "at least 1"),
         ({"samples": 0}, "at least 1"),
         ({"temperature": -1.0}, "temperature at least 0"),
@@ -343,7 +398,9 @@ def test_impossible_requests_are_refused(policy: Policy, options: dict[str, Any]
 def test_answers_beyond_the_context_are_refused_with_the_numbers(with_model, kind: str):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     policy = with_model(kind, {**sizes, "max_position_embeddings": 16})
-    assert sample(policy, max_new_tokens=[11, 13, 8, 13]).ids.shape[0] == 12  # 16 positions at most
+    assert (
+        sample(policy, max_new_tokens=[11, 13, 8, 13]).response_ids.shape[0] == 12
+    )  # 16 positions at most
     with pytest.raises(ParamsError, match=r"prompt of 8 tokens .* up to 9 needs 17 .*model has 16"):
         sample(policy, max_new_tokens=[11, 13, 9, 13])
 

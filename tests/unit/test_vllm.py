@@ -15,6 +15,7 @@ from trainorder.rl.learner import Learner
 from trainorder.rl.records import mismatch
 from trainorder.rl.step import rl_step
 from trainorder.rl.types import State
+from trainorder.rollout import Request
 from trainorder.rollout.vllm_engine import VllmEngine
 
 pytestmark = pytest.mark.long("a vLLM engine takes about 20 s to start")
@@ -46,17 +47,22 @@ def learner(project: Path, started: Learner, monkeypatch: pytest.MonkeyPatch) ->
     started.policy.model.load_state_dict(fresh.policy.model.state_dict())
     backend = type(fresh.backend)(started.policy.model, started.config, started.backend.training)
     learner = replace(started, backend=backend, reference=fresh.reference)
-    assert learner.push is not None
-    learner.push(backend.weights())
+    learner.engine.push(backend.weights())
     return learner
 
 
 def sample(learner: Learner, seed: int = 0, **changes):
     engine = learner.engine
     assert isinstance(engine, VllmEngine)
-    ask = {"samples": 3, "max_new_tokens": [5, 9], "temperature": 0.7, **changes}
+    ask = {"samples": 3, "temperature": 0.7, **changes}
     prompts = ask.pop("prompts", [[5, 6, 7], [8, 9]])
-    return engine.generate(prompts, generator=torch.Generator().manual_seed(seed), **ask)
+    rooms = ask.pop("max_new_tokens", [5, 9])
+    return engine.generate(
+        [
+            Request(prompt_ids=prompt, max_new_tokens=room, seed=seed + 10 * i, **ask)
+            for i, (prompt, room) in enumerate(zip(prompts, rooms, strict=True))
+        ]
+    )
 
 
 def true_logps(model, prompts, done, temperature: float) -> torch.Tensor:
@@ -64,8 +70,8 @@ def true_logps(model, prompts, done, temperature: float) -> torch.Tensor:
     found = torch.zeros_like(done.logps)
     per = len(done.texts) // len(prompts)
     for i in range(len(done.texts)):
-        n, prompt = int(done.mask[i].sum()), prompts[i // per]
-        ids = torch.tensor([[*prompt, *done.ids[i, :n].tolist()]])
+        n, prompt = int(done.loss_mask[i].sum()), prompts[i // per]
+        ids = torch.tensor([[*prompt, *done.response_ids[i, :n].tolist()]])
         with torch.no_grad():
             logps = (model(ids).logits[0] / temperature).log_softmax(-1)
         found[i, :n] = logps[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0]
@@ -74,25 +80,28 @@ def true_logps(model, prompts, done, temperature: float) -> torch.Tensor:
 
 def test_rows_end_at_a_stop_token_or_where_their_room_ends(learner: Learner):
     done = sample(learner, max_new_tokens=[30, 3], samples=12)
-    lengths = done.mask.sum(1).long()
-    last = done.ids[torch.arange(24), lengths - 1]
+    lengths = done.loss_mask.sum(1).long()
+    last = done.response_ids[torch.arange(24), lengths - 1]
     stops = torch.tensor(sorted(learner.policy.stop_ids))
     assert (lengths[12:] <= 3).all()
-    assert done.mask.shape[1] == int(lengths.max())
+    assert done.loss_mask.shape[1] == int(lengths.max())
     assert torch.equal(torch.isin(last, stops), done.finished)
     assert (done.finished | (lengths == torch.tensor([30] * 12 + [3] * 12))).all()
     assert done.finished.any()
     assert not done.finished.all()
-    assert (done.ids[done.mask == 0] == learner.policy.pad_id).all()
-    assert done.texts == learner.policy.decode_batch(done.ids.tolist())
+    assert (done.response_ids[done.loss_mask == 0] == learner.policy.pad_id).all()
+    assert done.texts == learner.policy.decode_batch(done.response_ids.tolist())
     assert done.entropies is None
 
 
 def test_samples_repeat_with_their_generator_only(learner: Learner):
     one, same, other = sample(learner), sample(learner), sample(learner, seed=1)
-    assert torch.equal(one.ids, same.ids)
-    assert not (one.ids.shape == other.ids.shape and torch.equal(one.ids, other.ids))
-    assert len({tuple(row) for row in one.ids.tolist()}) > 2  # rows of a prompt differ
+    assert torch.equal(one.response_ids, same.response_ids)
+    assert not (
+        one.response_ids.shape == other.response_ids.shape
+        and torch.equal(one.response_ids, other.response_ids)
+    )
+    assert len({tuple(row) for row in one.response_ids.tolist()}) > 2  # rows of a prompt differ
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -106,13 +115,12 @@ def test_log_probabilities_are_of_the_distribution_sampled_from(learner: Learner
 
 def test_pushed_weights_are_used_and_cached_prompts_forgotten(learner: Learner):
     # a prompt longer than a cache block (128 tokens on a CPU), asked before and after: stale keys would show in the log p
-    assert learner.push is not None
     prompts = [list(range(5, 30)) * 6]
     sample(learner, prompts=prompts, max_new_tokens=[5])
     with torch.no_grad():
         for weight in learner.policy.model.parameters():
             weight.mul_(1.5)
-    learner.push(learner.backend.weights())
+    learner.engine.push(learner.backend.weights())
     done = sample(learner, prompts=prompts, max_new_tokens=[5])
     expected = true_logps(learner.policy.model, prompts, done, 0.7)
     torch.testing.assert_close(done.logps, expected, atol=1e-4, rtol=0)
@@ -145,7 +153,16 @@ def test_importance_weights_meet_a_sampler_that_is_off(learner: Learner):
             }
         )
     )
-    line = rl_step(replace(learner, push=None, method=method), State(total=1))
+    engine = learner.engine
+
+    class Stale:
+        """The engine, to which nothing is pushed."""
+
+        generate = engine.generate
+
+        def push(self, weights: object) -> None: ...
+
+    line = rl_step(replace(learner, engine=Stale(), method=method), State(total=1))
     assert line["rollout/mismatch_mean"] > 1e-3
     assert line["rollout/mismatch_kl"] > 1e-6
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -75,11 +75,3 @@ def merged(model: Any) -> Iterator[tuple[str, Tensor]]:
             module = adapted[name.removesuffix(f"{BASE}weight")]
             weight = weight + module.get_delta_weight("default").detach().to(weight.dtype)
         yield name.replace(BASE, "."), weight
-
-
-def copy_weights(model: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """Put `weights` into a model of the same architecture."""
-    own = model.state_dict()
-    with torch.no_grad():
-        for name, weight in weights:
-            own[name].copy_(weight)

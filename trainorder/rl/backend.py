@@ -189,6 +189,12 @@ class LocalBackend:
                 }
 
 
+def holds_whole_weights(training: TrainingConfig) -> bool:
+    """Whether the trained model has every weight whole, without adapters, and another can share its tensors."""
+    split = training.backend == "deepspeed" and training.zero_stage == 3
+    return training.lora is None and not split
+
+
 def trained(model: Any) -> dict[str, torch.nn.Parameter]:
     """Name -> weight that is updated; tied ones once."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainorder.config import RlConfig
 from trainorder.resume import model_tensors, restore_model
-from trainorder.rl.backend import Backend
+from trainorder.rl.backend import Backend, holds_whole_weights
 from trainorder.rl.method import Method
 from trainorder.rl.problems import TaskSet
 
@@ -35,8 +35,6 @@ class Learner:
     """Frozen copy of the phase's parent, or None where no term needs it."""
     phase: str
     seed: int
-    push: Callable[[Iterable[tuple[str, Tensor]]], None] | None = None
-    """Gives the engine the trainer's weights; None where it samples from them directly."""
     exact: bool = True
     """Whether the engine's log-probabilities are the trainer's, to rounding."""
     dumps: Path | None = None
@@ -61,7 +59,7 @@ class Learner:
         All ranks call it. Where the weights are whole in the model already it is that model, not a copy.
         """
         policy, first = self.policy, self.backend.rank == 0
-        if self.push is None:
+        if holds_whole_weights(self.backend.training):
             return policy if first else None
         weights = {name: weight.detach().cpu() for name, weight in self.backend.weights()}
         if not first:

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -36,15 +36,15 @@ from trainorder.rl.records import describe
 from trainorder.rl.reduce import reduction_shares
 from trainorder.rl.speed import rates
 from trainorder.rl.types import Roll, State
-from trainorder.rollout.base import cut
-from trainorder.streams import torch_stream
+from trainorder.rollout import Request
+from trainorder.rollout.base import resolved, rows_of
+from trainorder.streams import seed_of
 from trainorder.tasks.base import Problem
 
 
 def rl_step(learner: Learner, state: State) -> dict[str, float]:
     """One step: sample, pay, give credit, update the weights. Returns what is logged."""
     method, config, task_set = learner.method, learner.config, learner.task_set
-    generator = torch_stream("rollout", learner.seed, learner.phase, state.step)
     clock: dict[str, float] = defaultdict(float)
     groups, tokens, sampled = 0, 0.0, list[Roll]()
 
@@ -52,7 +52,8 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
         nonlocal groups, tokens
         problems = task_set.draw(counts, state, learner.seed)
         with _timed(clock, "generate"):
-            part = generate(learner, problems, generator)
+            requests = requests_of(learner, problems, state.step, groups)
+            part = generate(learner, requests)
         with _timed(clock, "grade"):
             paid = [] if part is None else task_set.grade(part.problem, part.text)
         with _timed(clock, "generate"):
@@ -72,9 +73,8 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
         return roll
 
     with _timed(clock, "step"), torch.no_grad():
-        if learner.push is not None:
-            with _timed(clock, "push"):
-                learner.push(learner.backend.weights())
+        with _timed(clock, "push"):
+            learner.engine.push(learner.backend.weights())
         roll = sample(task_set.share(config.prompts_per_step, state, learner.seed, learner.phase))
         log = describe(roll)
         for edit in method.edit:
@@ -96,48 +96,46 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
     return log | {f"time/{name}_seconds": seconds for name, seconds in clock.items()}
 
 
-def generate(
-    learner: Learner, problems: Sequence[Problem], generator: torch.Generator
-) -> Roll | None:
-    """Sample a group of answers per problem of this rank's share; None where it has none.
-
-    All ranks together sample what one alone would: the engine draws a table of noise, of which a
-    rank's rows are a slice. Nothing is paid yet.
-    """
-    size, policy = learner.config.group_size, learner.policy
-    rooms = [learner.task_set.max_new_tokens[problem.task] for problem in problems]
-    first, end = slice_of(len(problems), learner.backend.rank, learner.backend.world)
-    width = max(rooms)
-    torch.rand((first * size, width), generator=generator)  # the noise of the ranks before
-    if first == end:
-        done, prompts = None, []
-    else:
-        prompts = [policy.encode_prompt(problem.prompt) for problem in problems[first:end]]
-        done = learner.engine.generate(
-            prompts,
-            samples=size,
-            max_new_tokens=[*rooms[first : end - 1], width],  # so that its table is as wide
-            temperature=learner.config.temperature,
-            generator=generator,
+def requests_of(
+    learner: Learner, problems: Sequence[Problem], step: int, first: int = 0
+) -> list[Request]:
+    """A group of answers to each problem, seeded by the place in the step: `first` and the following."""
+    config, rooms = learner.config, learner.task_set.max_new_tokens
+    return [
+        Request(
+            problem,
+            samples=config.group_size,
+            temperature=config.temperature,
+            max_new_tokens=rooms[problem.task],
+            seed=seed_of("rollout", learner.seed, learner.phase, step, first + place),
         )
-    torch.rand(((len(problems) - end) * size, width), generator=generator)
-    if done is None:
+        for place, problem in enumerate(problems)
+    ]
+
+
+def generate(learner: Learner, requests: Sequence[Request]) -> Roll | None:
+    """Sample this rank's share of the requests; None where it has none. Nothing is graded yet."""
+    first, end = slice_of(len(requests), learner.backend.rank, learner.backend.world)
+    if first == end:
         return None
-    rows = [i for i in range(end - first) for _ in range(size)]
-    done = cut(done, [rooms[first + i] for i in rows], policy)
-    mask = done.mask.cpu()
+    mine = resolved(learner.policy, requests[first:end])
+    done = learner.engine.generate(mine)
+    rows = rows_of(mine)
+    problems = [mine[i].problem for i in rows]
+    assert None not in problems, "the answers to a request without a problem cannot be graded"
+    mask = done.loss_mask.cpu()
     unpaid = mask.new_zeros(len(rows))
     entropies = {} if done.entropies is None else {"H": done.entropies.cpu()}
     return Roll(
-        prompt=[prompts[i] for i in rows],
-        ids=done.ids.cpu(),
+        prompt=[list(mine[i].prompt_ids) for i in rows],
+        ids=done.response_ids.cpu(),
         mask=mask,
         group=first + torch.tensor(rows),
         reward=unpaid,
         scored=torch.zeros(len(rows), dtype=torch.bool),
         a=torch.zeros_like(mask),
         w=torch.ones_like(mask),
-        problem=[problems[first + i] for i in rows],
+        problem=cast("list[Problem]", problems),
         text=list(done.texts),
         part={"finished": done.finished.cpu().to(mask.dtype)},
         x={"sampler": done.logps.cpu(), **entropies},

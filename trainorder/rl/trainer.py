@@ -6,7 +6,6 @@ import copy
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,8 +19,8 @@ from trainorder.process import fail_point
 from trainorder.reading import ParamsError
 from trainorder.registries import BACKENDS, load
 from trainorder.resume import NOTHING, Work
-from trainorder.rl.adapters import add_adapters, copy_weights
-from trainorder.rl.backend import Backend
+from trainorder.rl.adapters import add_adapters
+from trainorder.rl.backend import Backend, holds_whole_weights
 from trainorder.rl.forward import check_forward
 from trainorder.rl.guard import watch
 from trainorder.rl.learner import Learner
@@ -31,7 +30,7 @@ from trainorder.rl.scheduler import Scheduler
 from trainorder.rl.speed import Trace
 from trainorder.rl.step import rl_step
 from trainorder.rl.types import State
-from trainorder.rollout import make_engine
+from trainorder.rollout import Engine, make_engine
 from trainorder.workers import workers_for
 
 SAMPLING, PLAIN = RolloutConfig(), TrainingConfig()
@@ -151,23 +150,7 @@ def make_learner(
     move(device)
     check_forward(policy.model)
     reference = copy.deepcopy(policy.model).requires_grad_(False) if "ref" in method.needs else None
-    # the torch engine samples from the live weights, unless these are adapted or split over ranks
-    apart = training.lora is not None or (
-        training.backend == "deepspeed" and training.zero_stage == 3
-    )
-    sampler = policy
-    if apart or rollout.backend != "torch":
-        shadow = copy.deepcopy(policy.model) if rollout.backend == "torch" else policy.model
-        sampler = Policy(shadow.requires_grad_(False), policy.tokenizer)
-    if rollout.backend == "torch":
-        workers = workers_for(sampler.model, rl.threads)
-        engine, push = make_engine("torch", sampler, workers=workers), None
-        if apart:
-            push = partial(copy_weights, sampler.model)
-    else:
-        engine = make_engine(rollout.backend, sampler, config=rollout, dtype=training.dtype)
-        push = getattr(engine, "push")  # noqa: B009  part of no protocol: the torch engine needs none
-        policy.model.requires_grad_(True)
+    engine = _engine(policy, rl, rollout, training)
     if training.lora is not None:
         add_adapters(policy.model, training.lora, seed)
     if training.gradient_checkpointing:
@@ -185,9 +168,21 @@ def make_learner(
         reference,
         phase_name,
         seed,
-        push=push,
         exact=rollout.backend == "torch" and training.dtype == "fp32",
     )
+
+
+def _engine(
+    policy: Policy, rl: RlConfig, rollout: RolloutConfig, training: TrainingConfig
+) -> Engine:
+    """The torch engine shares the policy's weights where these are whole; any other engine has its own."""
+    if rollout.backend != "torch":
+        return make_engine(rollout.backend, policy, config=rollout, dtype=training.dtype)
+    own = not holds_whole_weights(training)
+    if own:
+        policy = Policy(copy.deepcopy(policy.model).requires_grad_(False), policy.tokenizer)
+    workers = workers_for(policy.model, rl.threads)
+    return make_engine("torch", policy, workers=workers, own_weights=own)
 
 
 def make_backend(model: Any, rl: RlConfig, training: TrainingConfig) -> Backend:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from trainorder.registries import ENGINES, load
-from trainorder.rollout.base import Completions, Engine
+from trainorder.rollout.base import Completions, Engine, Request
 
 if TYPE_CHECKING:
     from trainorder.policy import Policy
 
-__all__ = ["Completions", "Engine", "make_engine"]
+__all__ = ["Completions", "Engine", "Request", "make_engine"]
 
 
 def make_engine(name: str, policy: Policy, **options: Any) -> Engine:

@@ -1,9 +1,14 @@
-"""What an engine returns, and what it must be able to do."""
+"""What is asked of an engine, what it returns, and the random numbers of a row.
+
+A row's draws are a pure function of its seed and of the place of the token in the answer. They do not depend on which
+other rows are asked, on the order in which they are sampled, on ranks, batches or threads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -11,108 +16,152 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trainorder.policy import Policy
+from trainorder.tasks.base import Problem
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to answer `samples` times."""
+
+    problem: Problem | None = None
+    """What the answers are graded as. Its prompt is asked unless `prompt_ids` are given."""
+    prompt_ids: Sequence[int] = ()
+    """The tokens to ask instead of the problem's prompt."""
+    prefix_ids: Sequence[int] = ()
+    """The first tokens of every answer; sampling goes on behind them."""
+    train_prefix: bool = False
+    """Whether the tokens of `prefix_ids` are trained on as if they had been sampled."""
+    samples: int = 1
+    temperature: float = 1.0
+    """Logits are divided by it; 0 takes the most likely token."""
+    max_new_tokens: int = 1
+    """Tokens of an answer at most, its prefix included."""
+    seed: int = 0
+    """A 63-bit integer (streams.seed_of); row i of the request draws from `row_seeds(seed, samples)[i]`."""
+    group: int | None = None
+    """In the RL step: the group that the rows join; None for a group of their own."""
 
 
 @dataclass(frozen=True)
 class Completions:
-    """Sampled answers. Rows are grouped: all samples of prompt 0, then those of prompt 1, and so on.
+    """Sampled answers. Rows are grouped: all samples of request 0, then those of request 1, and so on.
 
-    With answers `a b <eos>` and `a` (out of room): ids [[a, b, eos], [a, pad, pad]], mask [[1, 1, 1], [1, 0, 0]],
-    finished [True, False].
+    With answers `a b <eos>` and `a` (cut off): response_ids [[a, b, eos], [a, pad, pad]], loss_mask
+    [[1, 1, 1], [1, 0, 0]], finished [True, False].
     """
 
-    ids: Int[Tensor, "row token"]
-    """The sampled tokens with the end token, then padding."""
-    mask: Float[Tensor, "row token"]
-    """1 on sampled tokens, the end token included."""
+    response_ids: Int[Tensor, "row token"]
+    """The answer's tokens: those of the prefix, the sampled ones with the end token, then padding."""
+    loss_mask: Float[Tensor, "row token"]
+    """1 on sampled tokens, the end token included, and on the prefix of requests that train on it; 0 elsewhere."""
     logps: Float[Tensor, "row token"]
-    """log p of each sampled token under the distribution it was drawn from; greedy: at temperature 1. 0 on padding."""
+    """log p of each sampled token under the distribution it was drawn from; greedy: at temperature 1. 0 elsewhere."""
     entropies: Float[Tensor, "row token"] | None
-    """Entropy in nats of that whole distribution. 0 on padding. None from an engine that does not see it."""
+    """Entropy in nats of that whole distribution. 0 elsewhere. None from an engine that does not see it."""
     texts: list[str]
     """The answers without special tokens."""
     finished: Bool[Tensor, " row"]
-    """Whether the row reached an end token before its room was used up."""
+    """Whether the row reached an end token within its limit."""
 
 
 class Engine(Protocol):
-    """Samples from the policy as it is now, or as it was at the last `push` of an engine that has one."""
+    """Samples from the policy as it is now, or as it was at the last `push` where the engine has weights of its own."""
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        samples: int,
-        max_new_tokens: int | Sequence[int],
-        temperature: float,
-        generator: torch.Generator,
-    ) -> Completions:
-        """Sample `samples` answers to each prompt.
+    def generate(self, requests: Sequence[Request]) -> Completions:
+        """Sample the answers.
 
-        Args:
-            prompts: token ids, at least one per prompt.
-            samples: answers per prompt.
-            max_new_tokens: room for an answer; one number, or one per prompt.
-            temperature: logits are divided by it; 0 takes the most likely token.
-            generator: the only source of randomness. It gives one uniform number per row and token up front, as one
-                [row, longest room] table, so a sample does not depend on how rows are batched or dealt to ranks.
+        Raises:
+            ValueError: there is no request, or one that cannot be answered.
+            ParamsError: a prompt and its answer are longer than the model's context.
         """
         ...
 
+    def push(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Sample from these weights from now on; nothing to do for an engine that shares the trainer's."""
+        ...
 
-def check_request(
-    policy: Policy,
-    prompts: Sequence[Sequence[int]],
-    samples: int,
-    max_new_tokens: int | Sequence[int],
-    temperature: float,
-) -> list[int]:
-    """The room of each prompt's answers.
+
+def resolved(policy: Policy, requests: Sequence[Request]) -> list[Request]:
+    """The requests with their prompts as tokens.
 
     Raises:
-        ValueError: what `generate` cannot do.
-        ParamsError: a prompt and its room are longer than the model's context.
+        ValueError, ParamsError: see Engine.generate.
     """
-    if not prompts or not all(map(len, prompts)):
-        raise ValueError(
-            f"generate needs prompts of at least one token each, got {len(prompts)} prompts"
-        )
-    single = isinstance(max_new_tokens, int)
-    rooms = [max_new_tokens] * len(prompts) if single else list(max_new_tokens)
-    if len(rooms) != len(prompts):
-        raise ValueError(
-            f"max_new_tokens must be one number or one per prompt: {len(rooms)} for {len(prompts)} prompts"
-        )
-    if samples < 1 or min(rooms) < 1 or not temperature >= 0:
-        raise ValueError(
-            f"samples and max_new_tokens must be at least 1 and temperature at least 0, "
-            f"got {samples}, {min(rooms)} and {temperature}"
-        )
-    policy.check_fits(
-        *max(((len(prompt), room) for prompt, room in zip(prompts, rooms, strict=True)), key=sum)
-    )
-    return rooms
-
-
-def cut(done: Completions, rooms: Sequence[int], policy: Policy) -> Completions:
-    """End rows that were given more room than they have."""
-    room = torch.tensor(rooms, device=done.mask.device)
-    keep = torch.arange(done.mask.shape[1], device=room.device) < room[:, None]
-    if not (done.mask * ~keep).any():
-        return done
-    mask = done.mask * keep
-    longer = done.mask.sum(1) > room
-    texts = [
-        policy.decode(row[:n]) if long else text
-        for row, n, long, text in zip(
-            done.ids.tolist(), rooms, longer.tolist(), done.texts, strict=True
-        )
+    asked = [
+        replace(request, prompt_ids=policy.encode_prompt(request.problem.prompt))
+        if request.problem is not None and not len(request.prompt_ids)
+        else request
+        for request in requests
     ]
-    return Completions(
-        ids=done.ids.masked_fill(mask == 0, policy.pad_id),
-        mask=mask,
-        logps=done.logps * mask,
-        entropies=None if done.entropies is None else done.entropies * mask,
-        texts=texts,
-        finished=done.finished & ~longer,
+    if not asked:
+        raise ValueError("generate needs at least one request, got none")
+    for i, request in enumerate(asked):
+        if not len(request.prompt_ids):
+            raise ValueError(f"request {i} has no prompt: give a problem or prompt_ids")
+        if request.samples < 1 or request.max_new_tokens < 1 or not request.temperature >= 0:
+            raise ValueError(
+                f"request {i}: samples and max_new_tokens must be at least 1 and temperature at least 0, "
+                f"got {request.samples}, {request.max_new_tokens} and {request.temperature}"
+            )
+        if len(request.prefix_ids) >= request.max_new_tokens:
+            raise ValueError(
+                f"request {i}: a prefix of {len(request.prefix_ids)} tokens leaves nothing to sample of "
+                f"max_new_tokens {request.max_new_tokens}"
+            )
+    policy.check_fits(
+        *max(((len(request.prompt_ids), request.max_new_tokens) for request in asked), key=sum)
     )
+    return asked
+
+
+def rows_of(requests: Sequence[Request]) -> list[int]:
+    """The number of each row's request.
+
+    >>> rows_of([Request(samples=2), Request(samples=1)])
+    [0, 0, 1]
+    """
+    return [i for i, request in enumerate(requests) for _ in range(request.samples)]
+
+
+def prefix_mask(requests: Sequence[Request], width: int) -> tuple[Tensor, Tensor]:
+    """Of each row [row, width]: where its prefix stands, and which of those tokens are trained on."""
+    rows = [requests[i] for i in rows_of(requests)]
+    lengths = torch.tensor([len(request.prefix_ids) for request in rows])
+    given = torch.arange(width) < lengths[:, None]
+    return given, given & torch.tensor([request.train_prefix for request in rows])[:, None]
+
+
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+"""The step of SplitMix64's counter (Steele et al. 2014, doi.org/10.1145/2714064.2660195), as a signed integer."""
+MIXERS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
+
+
+def row_seeds(requests: Sequence[Request]) -> Int[Tensor, " row"]:
+    """The seed of every row: number `sample` of the stream that the request's seed begins."""
+    first = torch.tensor([requests[i].seed for i in rows_of(requests)], dtype=torch.long)
+    sample = list(itertools.chain.from_iterable(range(request.samples) for request in requests))
+    return _mixed(first + (torch.tensor(sample) + 1) * GOLDEN)
+
+
+def uniforms(
+    seeds: Int[Tensor, " row"], places: Int[Tensor, "row token"]
+) -> Float[Tensor, "row token"]:
+    """Uniform numbers in [0, 1) of 24 bits: number `place` of each seed's stream (SplitMix64).
+
+    >>> uniforms(torch.tensor([0]), torch.tensor([[0, 1]]))  # SplitMix64 of seed 0 begins e220a839..., 6e789e6a...
+    tensor([[0.8833, 0.4315]])
+    """
+    bits = _mixed(seeds[:, None] + (places + 1) * GOLDEN)
+    return (bits >> 40 & 0xFFFFFF).float() / 2**24
+
+
+def _mixed(z: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """SplitMix64's output function; torch's integers wrap around as unsigned ones do."""
+    for shift, factor in MIXERS:
+        z = (z ^ _shifted(z, shift)) * factor
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Int[Tensor, "*shape"], bits: int) -> Int[Tensor, "*shape"]:
+    """To the right, with zeros from the left."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)

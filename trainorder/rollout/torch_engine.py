@@ -7,7 +7,8 @@ once that pays. log p and entropy come from the softmax that the token was drawn
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,15 @@ from torch import Tensor
 from trainorder.llama.kernels import Kernels
 from trainorder.llama.kernels import load as load_kernels
 from trainorder.policy import Policy
-from trainorder.rollout.base import Completions, check_request
+from trainorder.rollout.base import (
+    Completions,
+    Request,
+    prefix_mask,
+    resolved,
+    row_seeds,
+    rows_of,
+    uniforms,
+)
 from trainorder.rollout.decoders import Decoder, make_decoder
 from trainorder.workers import ALONE, Workers
 
@@ -33,94 +42,127 @@ class TorchEngine:
     """Rows decoded together, None for 64 on a CPU and 256 on a GPU. Changes no sample beyond rounding."""
     dead_share: float | None = None
     """Rows that have ended are dropped once they are more than this share of the batch; None: as the decoder likes."""
+    own_weights: bool = False
+    """Whether the model is a copy, which takes the trainer's weights at a `push`."""
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        samples: int,
-        max_new_tokens: int | Sequence[int],
-        temperature: float,
-        generator: torch.Generator,
-    ) -> Completions:
+    def push(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See Engine."""
-        rooms = check_request(self.policy, prompts, samples, max_new_tokens, temperature)
+        if not self.own_weights:
+            return
+        own = self.policy.model.state_dict()
+        with torch.no_grad():
+            for name, weight in weights:
+                own[name].copy_(weight)
+
+    def generate(self, requests: Sequence[Request]) -> Completions:
+        """See Engine."""
+        asked = resolved(self.policy, requests)
         with torch.inference_mode():
-            draws, lengths, finished = self._generate(
-                prompts, samples, rooms, temperature, generator
-            )
+            draws, counts, finished = self._generate(asked)
         # All that is returned is made from here on: a tensor made in inference mode cannot enter a loss.
-        width = int(lengths.max())
-        mask = torch.arange(width, device=lengths.device) < lengths[:, None]
-        ids = draws.ids[:, :width].masked_fill(~mask, self.policy.pad_id)
-        rows = zip(ids.tolist(), lengths.tolist(), strict=True)
+        given = torch.tensor([len(asked[i].prefix_ids) for i in rows_of(asked)])
+        lengths = counts + given.to(counts.device)
+        places = torch.arange(int(lengths.max()), device=counts.device)
+        at = (places - lengths[:, None] + counts[:, None]).clamp(0, draws.ids.shape[1] - 1)
+        prefix, trained = (mask.to(counts.device) for mask in prefix_mask(asked, len(places)))
+        real = places < lengths[:, None]
+        ids = draws.ids.gather(1, at).masked_fill(~real, self.policy.pad_id)
+        for row, i in enumerate(rows_of(asked) if prefix.any() else ()):
+            known = torch.tensor(asked[i].prefix_ids, dtype=torch.long, device=ids.device)
+            ids[row, : len(known)] = known
+        sampled = real & ~prefix
+        answers = zip(ids.tolist(), lengths.tolist(), strict=True)
         return Completions(
-            ids=ids,
-            mask=mask.float(),
-            logps=draws.logps[:, :width].masked_fill(~mask, 0.0),
-            entropies=draws.entropies[:, :width].masked_fill(~mask, 0.0),
-            texts=self.policy.decode_batch([row[:length] for row, length in rows]),
+            response_ids=ids,
+            loss_mask=(sampled | trained).float(),
+            logps=draws.logps.gather(1, at).masked_fill(~sampled, 0.0),
+            entropies=draws.entropies.gather(1, at).masked_fill(~sampled, 0.0),
+            texts=self.policy.decode_batch([row[:length] for row, length in answers]),
             finished=finished.clone(),
         )
 
     def _generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        samples: int,
-        rooms: Sequence[int],
-        temperature: float,
-        generator: torch.Generator,
+        self, requests: Sequence[Request]
     ) -> tuple[_Draws, Int[Tensor, " row"], Bool[Tensor, " row"]]:
-        """All draws, the length of each row, and whether it ended by itself."""
+        """All draws, how many of them count of each row, and whether it ended by itself."""
         device = self.policy.device
         stops = torch.tensor(sorted(self.policy.stop_ids), device=device)
-        room = torch.tensor(rooms, device=device).repeat_interleave(samples)
-        shape = (len(room), max(rooms))
-        noise = torch.rand(shape, generator=generator, device=generator.device).to(device)
-        draws = _Draws.empty(shape, device)
-        longest = max(len(prompt) + room for prompt, room in zip(prompts, rooms, strict=True))
+        asked = [requests[i] for i in rows_of(requests)]
+        places = torch.tensor([len(row.prefix_ids) for row in asked], device=device)
+        limits = torch.tensor([row.max_new_tokens for row in asked], device=device) - places
+        rows = _Rows(
+            torch.arange(len(asked), device=device), row_seeds(requests).to(device), places, limits
+        )
+        draws = _Draws.empty((len(asked), int(limits.max())), device)
+        longest = max(len(request.prompt_ids) + request.max_new_tokens for request in requests)
         shared = make_decoder(self.policy.model, longest)
-        task = _Task(room, stops, noise, temperature, draws)
+        starts = [0, *itertools.accumulate(request.samples for request in requests)]
 
         def decode(batch: list[int]) -> None:
             with torch.inference_mode():
-                ids, real = _pad_left([prompts[i] for i in batch], self.policy.pad_id, device)
-                rows = (
-                    torch.tensor(batch, device=device)[:, None] * samples
-                    + torch.arange(samples, device=device)
-                ).flatten()
+                first = requests[batch[0]]  # the others ask for as many samples, as warm
+                prompts = [[*requests[i].prompt_ids, *requests[i].prefix_ids] for i in batch]
+                ids, real = _pad_left(prompts, self.policy.pad_id, device)
+                numbers = [row for i in batch for row in range(starts[i], starts[i + 1])]
+                own = rows.take(torch.tensor(numbers, device=device))
                 decoder = copy.copy(shared)
-                logits = decoder.prefill(ids, real, samples, int(room[rows].max()))
-                self._decode(decoder, logits, rows, task)
+                logits = decoder.prefill(ids, real, first.samples, int(own.limit.max()))
+                self._decode(decoder, logits, own, first.temperature, stops, draws)
 
         max_rows = self.max_rows or (64 if device.type == "cpu" else 256)
-        for _ in self.workers.map(decode, _batches(prompts, samples, max_rows)):
+        for _ in self.workers.map(decode, _batches(requests, max_rows)):
             pass
-        first = torch.isin(draws.ids, stops).int()
-        first = torch.where(first.any(1), first.argmax(1), shape[1])
-        return draws, torch.minimum(first + 1, room), first < room
+        ended = torch.isin(draws.ids, stops).int()
+        first = torch.where(ended.any(1), ended.argmax(1), draws.ids.shape[1])
+        return draws, torch.minimum(first + 1, limits), first < limits
 
-    def _decode(self, decoder: Decoder, logits: Tensor, rows: Tensor, task: _Task) -> None:
+    def _decode(
+        self,
+        decoder: Decoder,
+        logits: Tensor,
+        rows: _Rows,
+        temperature: float,
+        stops: Tensor,
+        draws: _Draws,
+    ) -> None:
         """Draw until every row has ended. What a row draws between its end and its removal is cut off later."""
-        done = torch.zeros_like(rows, dtype=torch.bool)
-        room, noise = task.room[rows], task.noise[rows]
+        done = torch.zeros_like(rows.number, dtype=torch.bool)
+        steps = torch.arange(int(rows.limit.max()), device=done.device)
+        noise = uniforms(rows.seed, rows.place[:, None] + steps)
         share = decoder.dead_share if self.dead_share is None else self.dead_share
         start, pending = 0, list[_Draws]()
-        for step in range(int(room.max())):
-            draw = _draw(logits, task.temperature, noise[:, step])
+        for step in range(len(steps)):
+            draw = _draw(logits, temperature, noise[:, step])
             pending.append(draw)
-            done |= (draw.ids[:, None] == task.stops).any(1) | (room <= step + 1)
+            done |= (draw.ids[:, None] == stops).any(1) | (rows.limit <= step + 1)
             num_done = int(done.sum())
-            if num_done == len(rows) or num_done > share * len(rows):
-                task.draws.write(rows, start, pending)
+            if num_done == len(done) or num_done > share * len(done):
+                draws.write(rows.number, start, pending)
                 start, pending = step + 1, []
-                if num_done == len(rows):
+                if num_done == len(done):
                     return
                 alive = (~done).nonzero()[:, 0]
                 decoder.keep(alive)
-                rows, room, noise, done = rows[alive], room[alive], noise[alive], done[alive]
+                rows, noise, done = rows.take(alive), noise[alive], done[alive]
                 draw = _Draws(draw.ids[alive], draw.logps, draw.entropies)
             logits = decoder.step(draw.ids)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows that are being decoded, [row] each."""
+
+    number: Tensor
+    """Among all rows of the call."""
+    seed: Tensor
+    place: Tensor
+    """Place in the answer of the first token drawn: behind the prefix."""
+    limit: Tensor
+    """Tokens to draw at most."""
+
+    def take(self, rows: Tensor) -> _Rows:
+        """These rows only."""
+        return _Rows(self.number[rows], self.seed[rows], self.place[rows], self.limit[rows])
 
 
 @dataclass(frozen=True)
@@ -145,17 +187,6 @@ class _Draws:
         self.ids[rows, columns] = torch.stack([step.ids for step in steps], 1)
         self.logps[rows, columns] = torch.stack([step.logps for step in steps], 1)
         self.entropies[rows, columns] = torch.stack([step.entropies for step in steps], 1)
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What holds for all batches of a call."""
-
-    room: Tensor
-    stops: Tensor
-    noise: Tensor
-    temperature: float
-    draws: _Draws
 
 
 def _draw(
@@ -197,11 +228,24 @@ def _draw_by_kernel(kernels: Kernels, logits: Tensor, temperature: float, noise:
     return draws
 
 
-def _batches(prompts: Sequence[Sequence[int]], samples: int, max_rows: int) -> list[list[int]]:
-    """Prompt numbers by length, cut so that their samples fill a batch; a prompt's samples stay together."""
-    by_length = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    size = max(1, max_rows // samples)
-    return [by_length[i : i + size] for i in range(0, len(by_length), size)]
+def _batches(requests: Sequence[Request], max_rows: int) -> list[list[int]]:
+    """Numbers of requests by length, cut so that their samples fill a batch; a prompt's samples stay together.
+
+    Within a batch `samples` and `temperature` are equal.
+    """
+
+    def kind(i: int) -> tuple[int, float]:
+        return requests[i].samples, requests[i].temperature
+
+    def length(i: int) -> int:
+        return len(requests[i].prompt_ids) + len(requests[i].prefix_ids)
+
+    batches = []
+    in_order = sorted(range(len(requests)), key=lambda i: (*kind(i), length(i), i))
+    for (samples, _), numbers in itertools.groupby(in_order, kind):
+        own, size = list(numbers), max(1, max_rows // samples)
+        batches += [own[i : i + size] for i in range(0, len(own), size)]
+    return batches
 
 
 def _pad_left(

@@ -20,7 +20,14 @@ from torch import Tensor
 from trainorder.config import RolloutConfig
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
-from trainorder.rollout.base import Completions, check_request
+from trainorder.rollout.base import (
+    Completions,
+    Request,
+    prefix_mask,
+    resolved,
+    row_seeds,
+    rows_of,
+)
 
 INSTALL = (
     "rollout.backend is vllm, and vllm is not installed: `pip install vllm` on a machine with an NVIDIA GPU, or the pinned "
@@ -64,55 +71,49 @@ class VllmEngine:
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache: a request is still running")
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        samples: int,
-        max_new_tokens: int | Sequence[int],
-        temperature: float,
-        generator: torch.Generator,
-    ) -> Completions:
-        """See Engine. A row's seed is made of its first noise; `entropies` is None."""
+    def generate(self, requests: Sequence[Request]) -> Completions:
+        """See Engine; `entropies` is None. A row's seed seeds vLLM's own generator of that row."""
         from vllm import SamplingParams
 
-        rooms = check_request(self.policy, prompts, samples, max_new_tokens, temperature)
-        noise = torch.rand(
-            (len(prompts) * samples, max(rooms)), generator=generator, device=generator.device
-        )
-        requests = [
+        asked = resolved(self.policy, requests)
+        seeds = (row_seeds(asked) & 2**63 - 1).tolist()
+        rows = [asked[i] for i in rows_of(asked)]
+        settings = [
             SamplingParams(
-                max_tokens=rooms[i // samples],
-                temperature=temperature,
+                max_tokens=row.max_new_tokens - len(row.prefix_ids),
+                temperature=row.temperature,
                 seed=seed,
                 logprobs=0,
                 stop_token_ids=sorted(self.policy.stop_ids),
                 ignore_eos=True,
                 detokenize=False,
             )
-            for i, seed in enumerate(_seeds(noise))
+            for row, seed in zip(rows, seeds, strict=True)
         ]
-        asked: list[Any] = [
-            {"prompt_token_ids": list(prompt)} for prompt in prompts for _ in range(samples)
+        prompts: list[Any] = [
+            {"prompt_token_ids": [*row.prompt_ids, *row.prefix_ids]} for row in rows
         ]
-        done = self.llm.generate(asked, requests, use_tqdm=False)
-        return self._completions([answer.outputs[0] for answer in done])
+        done = self.llm.generate(prompts, settings, use_tqdm=False)
+        return self._completions(asked, [answer.outputs[0] for answer in done])
 
-    def _completions(self, answers: Sequence[Any]) -> Completions:
-        rows = [list(answer.token_ids) for answer in answers]
+    def _completions(self, requests: Sequence[Request], answers: Sequence[Any]) -> Completions:
+        given = [list(requests[i].prefix_ids) for i in rows_of(requests)]
+        rows = [[*prefix, *answer.token_ids] for prefix, answer in zip(given, answers, strict=True)]
         shape = (len(rows), max(map(len, rows)))
         ids = torch.full(shape, self.policy.pad_id)
-        mask, logps = torch.zeros(shape), torch.zeros(shape)
-        for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+        real, logps = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
+        for i, (row, prefix, answer) in enumerate(zip(rows, given, answers, strict=True)):
             ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = 1
+            real[i, : len(row)] = True
             drawn = [
-                place[token].logprob for place, token in zip(answer.logprobs, row, strict=True)
+                place[token].logprob
+                for place, token in zip(answer.logprobs, answer.token_ids, strict=True)
             ]
-            logps[i, : len(row)] = torch.tensor(drawn)
+            logps[i, len(prefix) : len(row)] = torch.tensor(drawn)
+        prefix, trained = prefix_mask(requests, shape[1])
         return Completions(
-            ids=ids,
-            mask=mask,
+            response_ids=ids,
+            loss_mask=(real & ~prefix | trained).float(),
             logps=logps,
             entropies=None,
             texts=self.policy.decode_batch(rows),
@@ -149,13 +150,3 @@ def _start(policy: Policy, config: RolloutConfig, dtype: str) -> Any:
         )
     torch.set_num_threads(threads)
     return engine
-
-
-def _seeds(noise: Tensor) -> list[int]:
-    """One seed per row, of the 24 random bits of each of its first two numbers.
-
-    >>> _seeds(torch.tensor([[0.5, 0.25, 0.1]]))
-    [140737492549632]
-    """
-    bits = (noise[:, :2].cpu() * 2**24).long().tolist()
-    return [sum(value << 24 * (len(row) - 1 - i) for i, value in enumerate(row)) for row in bits]
