@@ -28,6 +28,7 @@ from trainorder import paths, plan, results
 from trainorder.config import PARAMS_VARIABLE, Params, load_params, params_file, parse_params
 from trainorder.plan.check import check
 from trainorder.plan.orders import listed_orders, single_phases
+from trainorder.process import make_surroundings_usual
 from trainorder.reading import ParamsError, read_yaml
 from trainorder.report import words
 from trainorder.search import Known, Order
@@ -47,6 +48,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no round after this")
     parser.add_argument("--params", type=Path, default=None, help="another file than params.yaml")
     arguments = parser.parse_args()
+    make_surroundings_usual()
     try:
         source = arguments.params or params_file()
         params = load_params(source)

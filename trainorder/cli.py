@@ -51,6 +51,9 @@ def main(
     ] = False,
 ) -> None:
     """In which order should a language model be trained on its skills?"""
+    from trainorder.process import make_surroundings_usual
+
+    make_surroundings_usual()
 
 
 @app.command()

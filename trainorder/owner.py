@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trainorder.files import write_json
+from trainorder.paths import in_url
 
 PREFIX = "MLFLOW_EXPERIMENT_NAME"
 
@@ -50,8 +51,8 @@ def own_store() -> bool:
 
 
 def store_uri() -> str:
-    """MLFLOW_TRACKING_URI, or the project's own SQLite file with its absolute path."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    """MLFLOW_TRACKING_URI, or the project's own SQLite file."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{in_url(home() / 'mlflow.db')}"
 
 
 def experiment_name(name: str) -> str:

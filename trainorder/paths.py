@@ -1,5 +1,7 @@
 """Where everything lies, relative to the project folder (the working directory of every stage)."""
 
+import os
+import re
 from pathlib import Path
 
 PLAN = Path("plan.yaml")
@@ -14,6 +16,11 @@ RESUME = Path(".resume")
 """Step checkpoints of stages that did not finish; outside DVC's outputs, which DVC deletes before it runs a stage."""
 DUMPS = Path(".dumps")
 """Refused updates, for replay."""
+NODE = re.compile(r"s\d+(?:--[a-z0-9_]+)*")
+"""Name of a node: the seed, a variant, phases or a merge."""
+REWRITTEN = (TASK_DATA, SFT_DATA, TOKENIZER, JUDGE, FINGERPRINTS, RESUME, DUMPS)
+OF_NODES = ("checkpoints", "runs")
+"""Folders that DVC and the stages empty, and those in which they do so with every folder named like a node."""
 FLOW_LOCK = Path(".prefect/flow.lock")
 DVC_LOCK = Path("dvc.lock")
 
@@ -31,3 +38,8 @@ def run(node: str) -> Path:
 def evaluation(node: str) -> Path:
     """The node's long table of scores: one row per problem and metric."""
     return Path("evaluations") / f"{node}.parquet"
+
+
+def in_url(database: Path) -> str:
+    """An SQLite file as SQLAlchemy's URLs can name it: absolute; relative where that holds a `?`, which ends their path."""
+    return os.path.relpath(database) if "?" in str(database) else str(database)

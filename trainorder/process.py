@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -54,6 +55,24 @@ def keep_loopback_direct(*hosts: str) -> None:
     if "*" not in direct:
         direct |= dict.fromkeys((*LOOPBACK, *hosts))
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(direct)
+
+
+def make_surroundings_usual() -> None:
+    """Give this process and its children what libraries take for granted: open standard files, a user's name and a home.
+
+    A file opened while descriptor 0, 1 or 2 is closed takes that number, and a child writes its messages into it. A
+    container's user may be a number that no list of users holds; DVC and Prefect do not start for one.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("USER", f"uid{os.getuid()}")
+        os.environ.setdefault("HOME", "/nonexistent")  # as for other users without one
 
 
 def fail_point(name: str) -> None:

@@ -50,6 +50,9 @@ def prefect_environment(project: Path) -> dict[str, str]:
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
         "DO_NOT_TRACK": "1",
     }
+    if "?" in str(project):
+        file = paths.in_url(project / ".prefect" / "prefect.db")
+        settings["PREFECT_API_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{file}"
     return {name: os.environ.get(name, value) for name, value in settings.items()}
 
 
