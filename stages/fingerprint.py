@@ -1,7 +1,7 @@
 """DVC stage fingerprint, always first: refuse a plan.yaml that is not of this params.yaml, then note values and code.
 
 `measure_bwt` and `report` depend on the whole folders evaluations and runs, so what nodes left that are no longer in
-the plan is removed there. DVC's cache keeps it: back in the plan, it is restored.
+the plan is removed there, if DVC's cache has it: back in the plan, it is restored. Other files there are the user's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import stages
-from trainorder import fingerprint, paths, plan
+from trainorder import fingerprint, paths, plan, storage
 from trainorder.reading import ParamsError
 
 RECORDS = ("manifest.json", "metrics.jsonl", "run.json")
@@ -23,20 +23,20 @@ def main(arguments: argparse.Namespace) -> None:
     if not paths.PLAN.is_file() or paths.PLAN.read_text(encoding="utf-8") != current.text():
         raise ParamsError("plan.yaml does not match params.yaml; run: trainorder plan")
     fingerprint.write(current.fingerprints())
-    for file in leftovers(set(current.nodes)):
+    for file in storage.restorable(leftovers(set(current.nodes))):
         file.unlink()
         if file.parent != paths.evaluation("x").parent and not any(file.parent.iterdir()):
             file.parent.rmdir()
 
 
 def leftovers(nodes: set[str]) -> Iterator[Path]:
-    """Evaluations and records of nodes that are not among these."""
+    """Files where evaluations and records of nodes lie that are not among these."""
     for file in paths.evaluation("x").parent.glob("*.parquet"):
-        if file.stem not in nodes:
+        if paths.NODE.fullmatch(file.stem) and file.stem not in nodes:
             yield file
     for record in RECORDS:
         for file in paths.run("x").parent.glob(f"*/{record}"):
-            if file.parent.name not in nodes:
+            if paths.NODE.fullmatch(file.parent.name) and file.parent.name not in nodes:
                 yield file
 
 

@@ -389,7 +389,7 @@ def _write_task(
 def _remove_others(folder: Path, names: set[str]) -> None:
     """Tasks of an earlier params.yaml would otherwise look built."""
     for child in folder.iterdir():
-        if child.is_dir() and child.name not in names:
+        if (child / "task.json").is_file() and child.name not in names:
             shutil.rmtree(child)
 
 

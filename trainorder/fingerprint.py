@@ -22,6 +22,8 @@ from trainorder.files import write_text
 from trainorder.registries import listed
 
 PACKAGES = ("trainorder", "stages")
+PHASE = "phase_"
+"""Begins the names of phases' fingerprints; the others are the same in every plan."""
 LAZY = re.compile(r"(?:trainorder|stages)(?:\.\w+)+:\w+")
 """An entry of a registry that is imported by name: covered by `Code.targets`, not by the registry's hash."""
 RECORDERS = frozenset({"trainorder.tracking", "trainorder.rl.speed", "stages.warm"})
@@ -66,10 +68,10 @@ def _roots(file: str, used: set[str], pieces: frozenset[tuple[str, str]]) -> fro
 
 
 def write(texts: Mapping[str, str], folder: Path = paths.FINGERPRINTS) -> None:
-    """One file per fingerprint; unchanged ones are not touched, those of other plans are removed."""
+    """One file per fingerprint; unchanged ones are not touched, those of phases of other plans are removed."""
     folder.mkdir(exist_ok=True)
-    for old in folder.iterdir():
-        if old.name not in texts:
+    for old in folder.glob(f"{PHASE}*"):
+        if old.name not in texts and old.is_file():
             old.unlink()
     for name, text in texts.items():
         file = folder / name

@@ -25,14 +25,14 @@ from trainorder.process import Busy, StageError, exclusive
 from trainorder.reading import ParamsError
 from trainorder.resume import KEPT
 from trainorder.verify import folder_md5
+from trainorder.verify import md5 as file_md5
 
 RECORDS_BYTES = 64 << 20
 """What evaluations, metrics, MLflow and Prefect may take beside the checkpoints."""
 OPTIMIZER_COPIES = 3
 """A step checkpoint holds the weights and AdamW's two moments."""
 _MD5 = re.compile(r"\b([0-9a-f]{32}(?:\.dir)?)\b")
-_NODE = re.compile(r"s\d+(?:--[a-z0-9_]+)*")
-_IN_PLAN = re.compile(rf"^  ({_NODE.pattern}):", re.MULTILINE)
+_IN_PLAN = re.compile(rf"^  ({paths.NODE.pattern}):", re.MULTILINE)
 _OF_NODE = re.compile(r"--node (\S+)")
 _IN_GIT = (":(top,glob)**/*.dvc", ":(top,glob)**/dvc.lock", f":(top,glob)**/{paths.PLAN}")
 _CHANGE = re.compile(rb":\d+ \d+ [0-9a-f]+ ([0-9a-f]{40,}) [A-Z]\d*\0([^\0]+)")
@@ -212,6 +212,19 @@ def free(items: Iterable[Item]) -> None:
                 path.parent.rmdir()
 
 
+def restorable(files: Iterable[Path]) -> Iterator[Path]:
+    """Those of the files whose content DVC's cache holds."""
+    cache: Path | None = None
+    for file in files:
+        if cache is None:
+            from dvc.repo import Repo
+
+            with Repo(".") as repo:
+                cache = Path(repo.cache.local.path)
+        if _object(cache, file_md5(file)).is_file():
+            yield file
+
+
 def size_text(size: int) -> str:
     """Bytes for people.
 
@@ -263,7 +276,7 @@ def _remains(nodes: set[str]) -> Iterator[Item]:
 
 def _left_the_plan(nodes: set[str], restorable: set[str], cache: Path) -> Iterator[Item]:
     for folder in sorted(paths.checkpoint("x").parent.glob("*")):
-        if not folder.is_dir() or folder.name in nodes or not _NODE.fullmatch(folder.name):
+        if not folder.is_dir() or folder.name in nodes or not paths.NODE.fullmatch(folder.name):
             continue
         md5 = folder_md5(folder)
         if md5 in restorable and _object(cache, md5).is_file():

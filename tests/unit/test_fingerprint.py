@@ -261,7 +261,7 @@ def test_the_worker_of_the_sandbox_is_covered():
 
 def test_write_touches_only_what_changed_and_removes_what_left(tmp_path: Path):
     folder = tmp_path / "prints"
-    fingerprint.write({"a": "1\n", "b": "1\n", "gone": "1\n"}, folder)
+    fingerprint.write({"a": "1\n", "b": "1\n", "phase_gone": "1\n"}, folder)
     stamps = {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}
     fingerprint.write({"a": "1\n", "b": "2\n"}, folder)
     assert sorted(f.name for f in folder.iterdir()) == ["a", "b"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
+import hashlib
 import resource
 import shutil
 import subprocess
@@ -11,11 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Project, make_project
+from conftest import ROOT, Project, make_project
 from dvc.repo import Repo
 
-from trainorder import plan, storage
-from trainorder.reading import ParamsError
+from stages import fingerprint as fingerprint_stage
+from trainorder import data, paths, plan, storage
+from trainorder.config import parse_params
+from trainorder.plan.check import check
+from trainorder.reading import ParamsError, read_yaml
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # pygtrie in dvc
 IDENTITY = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
@@ -247,6 +252,75 @@ def test_gc_takes_nothing_of_a_users_own_from_the_folders_it_looks_into(tmp_path
         repo.add("mine/model")
     gc()
     assert all(file.exists() for file in mine)
+
+
+def test_no_stage_takes_a_file_of_a_users_own_from_the_folders_it_tidies(tmp_path, monkeypatch):
+    project = make_project(tmp_path / "project")
+    monkeypatch.chdir(project.root)
+    plan.write(plan.load())
+    left = [Path("evaluations/s0--left.parquet"), Path("runs/s0--left/run.json")]
+    mine = [
+        "evaluations/notes.parquet",
+        "evaluations/s0.copy.parquet",
+        "evaluations/s0--mine.parquet",
+        "runs/mine/metrics.jsonl",
+        "runs/s0--mine/run.json",
+        "runs/s0--left/notes.txt",
+        ".fingerprints/notes/a",
+        ".fingerprints/rl",
+        "data/tasks/mine/rows.jsonl",
+        "data/tasks/rows.jsonl",
+    ]
+    for name in (*left, *map(Path, mine)):
+        name.parent.mkdir(exist_ok=True, parents=True)
+        name.write_text(f"of {name}\n")
+    for name in left:
+        digest = hashlib.md5(name.read_bytes()).hexdigest()
+        kept = Path(".dvc/cache/files/md5", digest[:2], digest[2:])
+        kept.parent.mkdir(parents=True)
+        shutil.copy(name, kept)
+    fingerprint_stage.main(argparse.Namespace())
+    data._remove_others(paths.TASK_DATA, {"math"})
+    assert [name for name in mine if not (project.root / name).is_file()] == []
+    assert not any(file.exists() for file in left)
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("rows", "data/tasks/mine/rows.jsonl"),
+        ("rows", "../project/data/sft/rows.jsonl"),
+        ("rows", "runs/s0--math/rows.jsonl"),
+        ("rows", "linked/rows.jsonl"),
+        ("model", "checkpoints/s0"),
+        ("model", "checkpoints/judge/reward"),
+        ("", "data/rows.jsonl"),
+        ("", "checkpoints/mine/rows.jsonl"),
+        ("", "runs/rows.jsonl"),
+    ],
+)
+def test_what_a_run_removes_and_writes_again_holds_nothing_of_a_users_own(
+    tmp_path, monkeypatch, key: str, place: str
+):
+    (tmp_path / "project" / "data" / "tasks").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project")
+    Path("linked").symlink_to("data/tasks")
+    files = {"train": place, "dev": "dev.jsonl", "test": "test.jsonl"}
+    task = {"kind": "jsonl", "options": files}
+    path = Path(place) / "config.json" if key == "model" else Path(place)
+    for file in (path, Path("dev.jsonl"), Path("test.jsonl")):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    given = read_yaml(ROOT / "params.yaml")
+    given["policy" if key == "model" else "tasks"] |= (
+        {"path": place} if key == "model" else {"own": task}
+    )
+    said = ""
+    try:
+        check(parse_params(given))
+    except ParamsError as error:
+        said = str(error)
+    assert ("where a run removes and writes files" in said) == bool(key), said
 
 
 # A folder that cannot be written, a disk that is full

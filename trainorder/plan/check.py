@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
+from trainorder import paths
 from trainorder.config import (
     DEFAULT,
     EndpointConfig,
@@ -66,6 +68,7 @@ def check(params: Params) -> None:
                 raise ParamsError(
                     f"tasks.{name}.options: no file {shown(str(file))}; name a JSONL file of this project"
                 )
+            _check_kept(f"tasks.{name}.options", file)
     _check_policy(params.policy)
     _check_lengths(params)
     _check_backends(params)
@@ -88,9 +91,23 @@ def check(params: Params) -> None:
             _check_budgets(params.variant(variant), where)
 
 
+def _check_kept(where: str, path: Path | str) -> None:
+    """What a stage or DVC removes and writes again can hold nothing of the user's."""
+    inside = Path(os.path.relpath(Path(path).resolve(), Path.cwd().resolve()))
+    parents = {inside, *inside.parents}
+    node = inside.parts[1] if len(inside.parts) > 1 else ""
+    if parents & set(paths.REWRITTEN) or (
+        paths.NODE.fullmatch(node) and inside.parts[0] in paths.OF_NODES
+    ):
+        raise ParamsError(
+            f"{where}: {shown(str(path))} lies where a run removes and writes files; put it into a folder of your own"
+        )
+
+
 def _check_policy(policy: PolicyConfig) -> None:
     if policy.path is not None:
         _check_model_path(policy.path)
+        _check_kept("policy.path", policy.path)
         return
     width, heads = policy.hidden_size, policy.num_heads
     if width % heads or (width // heads) % 2:

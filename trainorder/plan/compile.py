@@ -338,7 +338,7 @@ def phase_code(phase: str, variant: str = DEFAULT) -> str:
     >>> phase_code("math"), phase_code("math", "half_lr")
     ('phase_math', 'phase_math.half_lr')
     """
-    return f"phase_{phase}" + ("" if variant == DEFAULT else f".{variant}")
+    return f"{fingerprint.PHASE}{phase}" + ("" if variant == DEFAULT else f".{variant}")
 
 
 def compile_plan(params: Params, resolved: Resolved | None = None) -> Plan:
