@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+import platform
 import resource
 import signal
 import subprocess
@@ -10,12 +13,14 @@ import sys
 import textwrap
 import time
 import tracemalloc
+import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from trainorder.rewards.sandbox import LEVELS, IsolationError, Limits, Result, Sandbox
+from trainorder.rewards.sandbox import LEVELS, WORKER, IsolationError, Limits, Result, Sandbox
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +283,113 @@ def test_a_program_costs_less_than_the_start_of_an_interpreter() -> None:
 def _seconds_of_children() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+FOUND = """
+import gc, os, sys, types
+found = []
+def keep(value):
+    found.append(repr(value))
+def read(path):
+    try:
+        with open(path, "rb") as file:
+            keep(file.read())
+    except OSError as error:
+        keep(error)
+"""
+"""Collects what a program can find out; the last lines return what names the machine, without ever being told it."""
+LOOKS = {
+    "arguments": "keep([sys.argv, sys.orig_argv, sys.executable, sys._base_executable])",
+    "search path": "keep([sys.path, sys.path_importer_cache, sys.meta_path])",
+    "prefixes": "keep({k: v for k, v in vars(sys).items() if isinstance(v, str)})",
+    "environment": "keep([os.environ, os.environb])",
+    "environment of the process": "import ctypes\nenviron = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), 'environ')\nfor i in range(9):\n    if not environ[i]: break\n    keep(environ[i])",
+    "name of the process": "import ctypes\nfor name in ('program_invocation_name', '__progname_full'):\n    keep(ctypes.c_char_p.in_dll(ctypes.CDLL(None), name).value)",
+    "maps": "for name in ('maps', 'cmdline', 'environ', 'mountinfo', 'mounts', 'status', 'comm', 'auxv'):\n    for who in ('self', 'thread-self', '1', str(os.getppid())):\n        read(f'/proc/{who}/{name}')",
+    "links": "for path in ('/proc/self/exe', '/proc/self/cwd', '/proc/self/root', '/proc/self/fd/0', '/dev/fd/200', '/dev/fd/201', '/dev/fd/202'):\n    try:\n        keep(os.readlink(path))\n    except OSError as error:\n        keep(error)",
+    "open files": "for number in range(1024):\n    try:\n        os.fstat(number)\n    except OSError:\n        continue\n    if number > 3: found.append('HOST: file ' + str(number))",
+    "sysconfig": "import sysconfig\nkeep([sysconfig.get_config_vars(), sysconfig.get_paths(), sysconfig.get_makefile_filename()])",
+    "site": "import site\nkeep([site.getsitepackages(), site.getuserbase()])",
+    "modules": "for module in list(sys.modules.values()):\n    keep({k: v for k, v in vars(module).items() if isinstance(v, (str, list, tuple))})\n    keep(vars(module).get('__spec__'))",
+    "code": "for value in gc.get_objects():\n    if isinstance(value, types.FunctionType): keep(value.__code__.co_filename)",
+    "frames": "frame = sys._getframe()\nwhile frame:\n    keep([frame.f_code.co_filename, frame.f_locals, {k: v for k, v in frame.f_globals.items() if isinstance(v, str)}])\n    frame = frame.f_back",
+    "heap": "for value in gc.get_objects():\n    if isinstance(value, (list, tuple)): keep([v for v in value if isinstance(v, str)])\n    elif isinstance(value, dict): keep([v for v in value.values() if isinstance(v, str)])",
+    "host": "keep(os.uname())\nkeep(os.getcwd())",
+    "files": "for place, inside, files in os.walk('/'):\n    for name in files:\n        if name.endswith(('.pyc', '.pth', 'Makefile', 'METADATA')) or name.startswith('_sysconfig'):\n            read(place + '/' + name)\n            found[-1] = found[-1][:3000]\n    if place.endswith('-packages') and inside: found.append('HOST: packages ' + str(inside))",
+}
+
+
+def test_a_program_in_full_python_learns_nothing_of_the_machine() -> None:
+    sandbox = Sandbox(Limits(output_bytes=1 << 20, cpu_seconds=20), language="python")
+    folders = {WORKER.parent, Path(sys.base_prefix), Path(sys.prefix), Path.home()}
+    names = {f"'{platform.node()}'"} | {str(folder) for folder in folders - {Path("/usr")}}
+    last = "import base64\nreturn base64.b64encode(zlib.compress(chr(10).join(found).encode())).decode()"
+    programs = [(f"{FOUND}\n{look}\nimport zlib\n{last}", [[0]]) for look in LOOKS.values()]
+    for look, result in zip(LOOKS, sandbox.run(programs), strict=True):
+        assert result.outputs, (look, result)
+        text = zlib.decompress(base64.b64decode(result.outputs[0])).decode()
+        assert "HOST: " not in text, (look, text[text.index("HOST: ") :][:300])
+        for name in names:
+            assert name not in text, (look, name, text[max(0, text.index(name) - 200) :][:400])
+    sandbox.close()
+
+
+REACHES = {
+    "files": "import os\nreturn [os.listdir('/'), os.path.exists('/etc/passwd'), os.access('/', os.W_OK)]",
+    "network": "import socket\nreturn len(socket.socket().getsockname())",
+    "processes": "import os\nos.fork()\nreturn 1",
+    "signals": "import os\nos.kill(-1, 9)\nreturn 1",
+    "root": "import os\nos.setuid(0)\nreturn 1",
+    "namespace": "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nreturn [libc.unshare(0x10000000), ctypes.get_errno()]",
+    "mount": "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nreturn [libc.mount(b'none', b'/proc', b'tmpfs', 0, None), ctypes.get_errno()]",
+    "capabilities": "import ctypes\ndata = ctypes.create_string_buffer(24)\nlibc = ctypes.CDLL(None, use_errno=True)\nreturn [libc.capget(b'\\x22\\x05\\x08\\x20' + bytes(4), data), ctypes.get_errno()]",
+    "memory": "return len(bytearray(1 << 30))",
+    "descriptors": "import os\nreturn [os.dup(3) for _ in range(99)]",
+    "limits": "import resource\nresource.setrlimit(resource.RLIMIT_NPROC, (99, 99))\nreturn 1",
+    "loop": "while True : pass",
+    "kept": "import os\nopen('/kept', 'w')\nreturn 1",
+}
+AS_USER = f"""
+import json, os, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import ordinary_user
+ordinary_user.become(int(sys.argv[1]))
+from trainorder.rewards.sandbox import IsolationError, Limits, Sandbox
+plain, free = Sandbox(), Sandbox(Limits(cpu_seconds=0.5), language="python")
+level, missing = plain.check()
+found = [r.outputs or r.error for r in plain.run([("return sum ( xs )", [[1, 2]]), ("import os", [[0]])])]
+try:
+    found += [r.outputs or r.error for r in free.run([(s, [[0]]) for s in json.loads(sys.argv[2])])]
+except IsolationError as error:
+    found.append(str(error))
+print(json.dumps([os.geteuid(), level, missing, found]))
+plain.close(), free.close()
+"""
+
+
+def test_the_sandbox_of_an_ordinary_user_is_as_strong_as_roots(tmp_path: Path) -> None:
+    results = []
+    for user in {0, 65534} if os.geteuid() == 0 else {os.geteuid()}:
+        arguments = [str(user), json.dumps(list(REACHES.values()))]
+        command = [sys.executable, "-c", AS_USER, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        euid, level, missing, found = json.loads(done.stdout)
+        assert euid == user
+        if (
+            level != "namespaces"
+        ):  # the kernel keeps them from this user: said, and nothing free runs
+            assert missing
+            assert "must run at 'namespaces'" in found[-1]
+        results.append(found)
+    assert results[0][:2] == [[3], "forbidden: Import"]
+    assert [found[: len(results[-1])] for found in results] == [results[-1]] * len(results)
+    if len(results[0]) > 3:
+        reached = dict(zip(REACHES, results[0][2:], strict=True))
+        assert reached.pop("files") == [[["dev"], False, False]]
+        refused = {name: got for name, got in reached.items() if isinstance(got, str)}
+        no_right = {name: [[-1, 1]] for name in ("namespace", "mount", "capabilities")}
+        assert reached == refused | no_right
 
 
 @pytest.mark.parametrize("level", LEVELS)

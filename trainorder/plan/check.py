@@ -94,11 +94,9 @@ def check(params: Params) -> None:
 def _check_kept(where: str, path: Path | str) -> None:
     """What a stage or DVC removes and writes again can hold nothing of the user's."""
     inside = Path(os.path.relpath(Path(path).resolve(), Path.cwd().resolve()))
-    parents = {inside, *inside.parents}
-    node = inside.parts[1] if len(inside.parts) > 1 else ""
-    if parents & set(paths.REWRITTEN) or (
-        paths.NODE.fullmatch(node) and inside.parts[0] in paths.OF_NODES
-    ):
+    first, node, *_ = *inside.parts, "", ""
+    of_a_node = first in paths.OF_NODES and paths.NODE.fullmatch(node)
+    if of_a_node or {inside, *inside.parents} & set(paths.REWRITTEN):
         raise ParamsError(
             f"{where}: {shown(str(path))} lies where a run removes and writes files; put it into a folder of your own"
         )

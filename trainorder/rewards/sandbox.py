@@ -12,6 +12,7 @@ is one against loops, memory hogs, fork bombs, files, sockets, other processes a
 from __future__ import annotations
 
 import atexit
+import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -35,6 +37,9 @@ LANGUAGE = Path(__file__).with_name("sandbox_language.py")
 """Files of the worker's process; named here, they count as a part of whatever uses the sandbox."""
 LEVELS: tuple[IsolationLevel, ...] = ("process", "filtered", "namespaces")
 """See LEVELS in sandbox_isolation.py."""
+DESCRIPTORS = Path("/dev/fd")
+FIRST_PASSED = 200
+"""The open files of a worker in full Python have these numbers, the same ones every time."""
 CLOSE_SECONDS = 0.5
 """What an idle worker gets to end by itself, before it is killed."""
 START_SECONDS = 60.0
@@ -216,31 +221,39 @@ class Sandbox:
             return self._worker
         self.close()
         self._owner = os.getpid()
+        self._worker = self._spawned()
+        self._greet(self._worker)
+        return self._worker
+
+    def _spawned(self) -> subprocess.Popen[bytes]:
         limits = self.limits
         numbers = (limits.cpu_seconds, limits.wall_seconds, limits.memory_mb)
         numbers += (limits.output_bytes, limits.processes)
-        self._worker = subprocess.Popen(
+        name = interpreter = sys.executable
+        worker, environment, passed = str(WORKER), {"PYTHONHASHSEED": "0"}, []
+        with ExitStack() as files:
+            if self.language == "python" and DESCRIPTORS.is_dir():
+                # Programs can see how Python was started: through descriptors it is told no path of this machine.
+                homes = dict.fromkeys((sys.base_prefix, sys.base_exec_prefix))
+                places = (Path(sys.executable).resolve(), WORKER.parent, *map(Path, homes))
+                passed = [_opened(place, files) for place in places]
+                interpreter, folder, *found = [str(DESCRIPTORS / str(n)) for n in passed]
+                name, worker = "python", f"{folder}/{WORKER.name}"
+                environment |= {"PYTHONHOME": ":".join(found), "HOME": "/"}
             # -I would ignore PYTHONHASHSEED, without which sets print in another order every time;
             # with this environment -P -s -S isolates as much.
-            [
-                sys.executable,
-                "-P",
-                "-s",
-                "-S",
-                str(WORKER),
-                *map(str, numbers),
-                self.language,
-                self.highest,
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={"PYTHONHASHSEED": "0"},
-            cwd="/",
-            start_new_session=True,
-        )
-        self._greet(self._worker)
-        return self._worker
+            flags = ("-P", "-s", "-S")
+            return subprocess.Popen(
+                [name, *flags, worker, *map(str, numbers), self.language, self.highest],
+                executable=interpreter,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                cwd="/",
+                pass_fds=passed,
+                start_new_session=True,
+            )
 
     def _greet(self, worker: subprocess.Popen[bytes]) -> None:
         assert worker.stdout is not None
@@ -255,6 +268,17 @@ class Sandbox:
                 f"{isolation.level!r} ({isolation.missing}); allow what is missing, or accept less: there are "
                 f"{', '.join(LEVELS)}, weakest first"
             )
+
+
+def _opened(path: Path, files: ExitStack) -> int:
+    """A descriptor of the file or folder, above those that anything else uses."""
+    first = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        number = fcntl.fcntl(first, fcntl.F_DUPFD_CLOEXEC, FIRST_PASSED)
+    finally:
+        os.close(first)
+    files.callback(os.close, number)
+    return number
 
 
 _DEFAULT: Sandbox | None = None

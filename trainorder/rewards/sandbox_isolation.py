@@ -5,12 +5,13 @@ the worker says which and why.
 """
 
 import ctypes
+import fnmatch
 import importlib
 import os
 import platform
 import struct
 import sys
-import sysconfig
+import types
 
 LEVELS = ("process", "filtered", "namespaces")
 """process: own session, resource limits, no environment, no open files, not root.
@@ -20,6 +21,7 @@ namespaces: also own user, process, mount, network, ipc and host name spaces, ov
 NOBODY = 65534
 PRELOADED = [
     "abc",
+    "array",
     "ast",
     "base64",
     "bisect",
@@ -28,29 +30,42 @@ PRELOADED = [
     "collections",
     "contextlib",
     "copy",
+    "csv",
     "dataclasses",
     "datetime",
     "decimal",
     "enum",
     "fractions",
     "functools",
+    "hashlib",
     "heapq",
+    "inspect",
+    "io",
     "itertools",
     "json",
     "math",
     "numbers",
     "operator",
+    "pprint",
+    "queue",
     "random",
     "re",
     "statistics",
     "string",
     "struct",
     "textwrap",
+    "threading",
+    "time",
+    "traceback",
     "typing",
     "unicodedata",
+    "zlib",
 ]
 """What a program in full Python may import even where the library's folder cannot be shown to it."""
 
+COVERED, COVERED_FILE = "*-packages", "_sysconfigdata*"
+COMPILED = "__pycache__"
+OPEN_FILES = "/dev/fd/"
 NEWNS, NEWIPC, NEWUTS, NEWUSER, NEWPID, NEWNET = (
     0x00020000,
     0x08000000,
@@ -67,8 +82,22 @@ SIGKILL = 9
 
 def preload():
     """Import what programs commonly need, while the library's files are in sight."""
+    # What the interpreter was built with names folders of the machine; its file is not shown either.
+    machine = getattr(sys.implementation, "_multiarch", "")
+    built = types.ModuleType(f"_sysconfigdata_{sys.abiflags}_{sys.platform}_{machine}")
+    vars(built)["build_time_vars"] = {}
+    sys.modules[built.__name__] = built
     for name in PRELOADED:
         importlib.import_module(name)
+
+
+def forget_the_start():
+    """Close the files that this interpreter was started through, and drop what tells of the start."""
+    homes = os.environ.pop("PYTHONHOME", "").split(":")
+    for path in {*homes, os.path.dirname(sys.argv[0])}:  # noqa: PTH120
+        if path.startswith(OPEN_FILES):
+            os.close(int(path.removeprefix(OPEN_FILES)))
+    sys.argv[:], sys.orig_argv[:] = [""], [""]
 
 
 def enter(highest, libraries):
@@ -126,11 +155,8 @@ def _enter_namespaces(libraries):
             os._exit(1)
         if inner == 0:
             try:
-                _empty_root(
-                    [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
-                    if libraries
-                    else []
-                )
+                _call("sethostname", b"sandbox", ctypes.c_size_t(7))
+                _empty_root(_library() if libraries else [])
             except OSError as error:
                 os.write(writer, str(error).encode())
                 os._exit(1)
@@ -173,17 +199,25 @@ def _wait_and_exit(pid, *files):
     os._exit(0)
 
 
+def _library():
+    """Folders of the standard library; asked of sysconfig, it would keep where they really are."""
+    extensions = [path for path in sys.path if path.endswith("lib-dynload")]
+    return dict.fromkeys(os.path.dirname(path) for path in (os.__file__, *extensions))  # noqa: PTH120
+
+
 def _empty_root(folders):
-    """A read-only root with nothing in it but these folders, read-only."""
+    """A read-only root with nothing in it but the standard library of these folders, read-only."""
     _mount(None, "/", None, REC | PRIVATE)
+    # A file opened before this namespace was made leads to a mount outside of it, so the path is followed again.
+    opened = {name: os.open(os.path.realpath(name), os.O_RDONLY) for name in folders}
     base = "/proc"  # exists everywhere, and nothing below it is needed from here on
     _mount("none", base, "tmpfs", NOSUID | NODEV, "size=256k,mode=755")
-    for folder in dict.fromkeys(folders):
+    for folder, number in opened.items():
         os.makedirs(base + folder, exist_ok=True)  # noqa: PTH103
-        if _try(lambda folder=folder: _mount(folder, base + folder, None, BIND)) == "" and _try(
-            lambda folder=folder: _mount(
-                None, base + folder, None, REMOUNT | BIND | RDONLY | NOSUID | NODEV
-            )
+        os.fchdir(number)
+        os.close(number)
+        if _try(lambda folder=folder: _mount(".", base + folder, None, BIND)) == "" and _try(
+            lambda folder=folder: _only_the_library(base + folder)
         ):
             _call("umount2", (base + folder).encode(), DETACH)
     os.chdir(base)
@@ -194,6 +228,22 @@ def _empty_root(folders):
     _call("umount2", b".", DETACH)
     os.chdir("/")
     _mount(None, "/", None, REMOUNT | BIND | RDONLY | NOSUID | NODEV)
+
+
+def _only_the_library(folder):
+    """Make a mounted library read-only and cover what else lies in it: other packages, and files that name folders.
+
+    Compiled modules hold the paths that they were compiled from.
+    """
+    _mount(None, folder, None, REMOUNT | BIND | RDONLY | NOSUID | NODEV)
+    for place, inside, files in os.walk(folder):
+        for name in files:
+            if place == folder and fnmatch.fnmatch(name, COVERED_FILE):
+                _mount(os.devnull, f"{place}/{name}", None, BIND)
+        for name in inside[:]:
+            if name == COMPILED or (place == folder and fnmatch.fnmatch(name, COVERED)):
+                inside.remove(name)
+                _mount("none", f"{place}/{name}", "tmpfs", RDONLY | NOSUID | NODEV, "size=4k")
 
 
 def _mount(source, target, kind, flags, data=None):

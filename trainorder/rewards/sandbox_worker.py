@@ -44,6 +44,8 @@ def main():
     if settings.python:
         isolation.preload()
     level, missing = isolation.enter(settings.highest, libraries=settings.python)
+    if settings.python:
+        isolation.forget_the_start()
     if level != "process":
         settings.filter = isolation.syscall_filter(settings.python, settings.processes > 0)
     os.write(replies, json.dumps({"level": level, "missing": missing}).encode() + b"\n")
