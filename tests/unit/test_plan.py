@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timing import cost
 
 from trainorder.config import Params, parse_params
 from trainorder.files import write_text
@@ -554,9 +554,8 @@ IMPOSSIBLE: dict[str, tuple[Change, str]] = {
 @pytest.mark.parametrize("name", IMPOSSIBLE)
 def test_what_cannot_work_is_refused_at_once(name: str):
     changes, reason = IMPOSSIBLE[name]
-    before = time.process_time()
     assert reason in refusal(**changes)
-    assert time.process_time() - before < 1
+    assert cost(lambda: refusal(**changes), turns=2) < 100 * cost(lambda: check(params()))
 
 
 def test_the_longest_allowed_name_fits_every_file_made_of_it(tmp_path: Path):

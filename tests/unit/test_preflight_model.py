@@ -65,12 +65,8 @@ def gold_of(checked: Params) -> tuple[Any, Any]:
     return task, task.read("sums")[0]["train"][0]
 
 
-def test_a_good_model_passes_quickly(good: Path):
-    checked = params(good)
-    preflight.check(checked)
-    start = time.process_time()
-    preflight.check(checked)
-    assert time.process_time() - start < 3
+def test_a_good_model_passes(good: Path):
+    preflight.check(params(good))
 
 
 def test_the_default_experiment_passes():

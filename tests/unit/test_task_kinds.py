@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-import time
 from pathlib import Path
 
 import pytest
+from timing import cost
 
 from trainorder import paths
 from trainorder.config import TaskConfig
@@ -116,9 +116,8 @@ def test_marks_count_only_where_a_task_allows_them() -> None:
     "text", ["\\boxed{", "<answer>", "</think>", "<think></think>", "answer is ", "{", "####"]
 )
 def test_a_megabyte_of_tags_is_searched_in_linear_time(text: str) -> None:
-    started = time.process_time()
-    format.answer(text * (1_000_000 // len(text)))
-    assert time.process_time() - started < 5
+    quarter = text * (250_000 // len(text))
+    assert cost(lambda: format.answer(4 * quarter)) < 10 * cost(lambda: format.answer(quarter))
 
 
 GRADED = {  # kind -> what its answer may look like, and what is no answer

@@ -247,8 +247,8 @@ _SHARED: Grader | None = None
 def configure(config: GradingConfig) -> Grader:
     """Give this process's shared grader its bounds, and start counting afresh; call it before the first grade."""
     global _SHARED
-    if _SHARED is not None and _SHARED.config == config:  # its worker may stay
-        _SHARED.unscored = Unscored(config.max_unscored)
+    if _SHARED is not None and _SHARED.config.isolation == config.isolation:  # its worker may stay
+        _SHARED.config, _SHARED.unscored = config, Unscored(config.max_unscored)
         return _SHARED
     if _SHARED is not None:
         _SHARED.close()
