@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from trainorder import paths
+from trainorder import paths, registries
 from trainorder.files import write_text
 from trainorder.registries import listed
 
@@ -30,6 +33,8 @@ RECORDERS = frozenset({"trainorder.tracking", "trainorder.rl.speed", "stages.war
 """Modules that log, time or preload what a stage does and decide nothing: no part of any fingerprint."""
 MODULE, FILE = re.compile(r"(?:trainorder|stages)(?:\.\w+)+"), re.compile(r"\w+\.py")
 SKIPPED_FIELDS = {"ctx", "kind", "type_comment", "lineno", "col_offset"}
+REMEMBERED = 1000
+"""Source files of which the user's cache folder holds the facts: several versions of all files of the library."""
 
 
 @dataclass(frozen=True)
@@ -47,24 +52,30 @@ class Code:
 def compute(code: Mapping[str, Code], root: Path | None = None) -> dict[str, str]:
     """Name -> text of its fingerprint, one line `file hash` per file that the stage can run (`Plan.code()` says what)."""
     base = root or Path(__file__).parents[1]
-    reached = cache(partial(closure, base))
-    result = {}
+    reached = cache(partial(closure, base, files_of=cache(partial(_files, base))))
+    known, result = dict(_remembered()), {}
     for name, entry in code.items():
         modules = [entry.module, *(target.partition(":")[0] for target in entry.targets)]
         files = sorted({file for module in modules for file in reached(module)})
-        used = {name for file in files for name in _used(base / file, file, _stamp(base / file))}
-        lines = [
-            f"{file} {digest(base / file, _roots(file, used, entry.pieces))}" for file in files
-        ]
+        lines = [f"{file} {_meaning(base, file, files, entry.pieces)}" for file in files]
         result[name] = "\n".join([*lines, *sorted(entry.targets)]) + "\n"
+    if _remembered() != known:
+        _remember()
     return result
 
 
-def _roots(file: str, used: set[str], pieces: frozenset[tuple[str, str]]) -> frozenset[str]:
-    """What other files use of a file, and the pieces named in params.yaml as `slot:name`."""
+def _meaning(root: Path, file: str, files: list[str], pieces: frozenset[tuple[str, str]]) -> str:
+    """Hash of what a file means; of its bytes where it is no Python.
+
+    Of a file that lists pieces: only what other files of the closure use of it, and the pieces that params.yaml names.
+    """
+    if whole := _facts(root, file).meaning:
+        return whole
     module = ".".join(Path(file).with_suffix("").parts)
+    used = {name for other in files for name in _facts(root, other).used}
     taken = {name.removeprefix(f"{module}.") for name in used if name.startswith(f"{module}.")}
-    return frozenset(taken | {f"{slot}:{name}" for slot, name in pieces})
+    named = {f"{slot}:{name}" for slot, name in pieces}
+    return meaning(_reached(ast.parse((root / file).read_bytes()), taken | named))
 
 
 def write(texts: Mapping[str, str], folder: Path = paths.FINGERPRINTS) -> None:
@@ -79,64 +90,100 @@ def write(texts: Mapping[str, str], folder: Path = paths.FINGERPRINTS) -> None:
             write_text(file, text)
 
 
-def closure(root: Path, module: str) -> list[str]:
-    """Files of PACKAGES that importing `module` and calling its functions can reach, data beside them included."""
+def closure(
+    root: Path, module: str, files_of: Callable[[str], list[str]] | None = None
+) -> list[str]:
+    """Files of PACKAGES that importing `module` and calling its functions can reach, data beside them included.
+
+    `files_of` is `_files` of this root, remembered over several calls.
+    """
+    files_of = files_of or partial(_files, root)
     todo, files = [module], set[str]()
     while todo:
-        for file in _files(root, todo.pop()):
+        for file in files_of(todo.pop()):
             if file not in files:
                 files.add(file)
-                todo += _imports(root / file, file, _stamp(root / file))
-    return sorted(files | {data for file in files for data in _data_beside(root, file)})
+                todo += _facts(root, file).imports
+    folders = {str(Path(file).parent) for file in files}
+    return sorted(files | {data for folder in folders for data in _data(root, folder)})
 
 
-def _files(root: Path, module: str) -> Iterator[str]:
+def _files(root: Path, module: str) -> list[str]:
     """The module's file and the __init__ of every package above it; nothing for a name that is no module."""
     parts = module.split(".")
-    if parts[0] not in PACKAGES:
-        return
-    for end in range(1, len(parts) + 1):
-        if ".".join(parts[:end]) in RECORDERS:
-            return
-        stem = Path(*parts[:end])
-        for file in (stem.with_suffix(".py"), stem / "__init__.py"):
-            if (root / file).is_file():
-                yield file.as_posix()
+    packages = [parts[:end] for end in range(1, len(parts) + 1)]
+    if parts[0] not in PACKAGES or any(".".join(package) in RECORDERS for package in packages):
+        return []
+    stems = ["/".join(package) for package in packages]
+    files = [file for stem in stems for file in (f"{stem}.py", f"{stem}/__init__.py")]
+    return [file for file in files if (root / file).is_file()]
 
 
-def _data_beside(root: Path, file: str) -> Iterator[str]:
-    """Templates, word lists: what lies in the module's folder and is no code."""
-    for path in (root / file).parent.iterdir():
-        if (
-            path.is_file()
-            and path.suffix not in {".py", ".pyc", ".md"}
-            and not path.name.startswith(".")
-        ):
+def _data(root: Path, folder: str) -> Iterator[str]:
+    """Templates, word lists: what lies in a module's folder and is no code."""
+    for path in (root / folder).iterdir():
+        hidden = path.name.startswith(".")
+        if not hidden and path.suffix not in {".py", ".pyc", ".md"} and path.is_file():
             yield path.relative_to(root).as_posix()
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_mtime_ns, stat.st_size
+@dataclass(frozen=True)
+class _Facts:
+    """What one file says, whatever stage runs it."""
+
+    imports: list[str]
+    """Modules that it may import when it runs, inside functions too; `TYPE_CHECKING` blocks never run."""
+    used: list[str]
+    """Dotted names that it takes from modules: `from a import b` and `a.b`."""
+    meaning: str
+    """Hash of the whole file; empty where it lists pieces, so that the parts that a stage names decide."""
+
+
+def _facts(root: Path, file: str) -> _Facts:
+    stat = (root / file).stat()
+    return _facts_of(root / file, file, (stat.st_mtime_ns, stat.st_size))
 
 
 @cache
-def _tree(path: Path, stamp: tuple[int, int]) -> ast.Module:
-    return ast.parse(path.read_bytes())
+def _facts_of(path: Path, file: str, stamp: tuple[int, int]) -> _Facts:
+    content = path.read_bytes()
+    if path.suffix != ".py":
+        return _Facts([], [], hashlib.sha256(content).hexdigest()[:16])
+    key = hashlib.sha256(file.encode() + b"\0" + content).hexdigest()
+    known = _remembered()
+    if key not in known:
+        tree = ast.parse(content)
+        nodes = list(_running(tree))
+        whole = "" if any(listed(tree)) else meaning(tree)
+        known[key] = _Facts(_imports(nodes, file), sorted(_used(nodes, file)), whole)
+    return known[key]
+
+
+def _memory() -> Path:
+    """The file of remembered facts: one per version of the code that finds them and of Python's parser."""
+    ours = Path(__file__).read_bytes() + Path(registries.__file__).read_bytes()
+    version = hashlib.sha256(ours + sys.version.encode()).hexdigest()[:16]
+    return paths.cache_folder() / f"code-{version}.json"
 
 
 @cache
-def _nodes(path: Path, stamp: tuple[int, int]) -> list[ast.AST]:
-    """Imports, texts and attributes of the file that may be reached when it runs."""
-    kinds = (ast.Import, ast.ImportFrom, ast.Constant, ast.Attribute)
-    return [node for node in _running(_tree(path, stamp)) if isinstance(node, kinds)]
+def _remembered() -> dict[str, _Facts]:
+    """Hash of a file's name and content -> its facts, from the user's cache folder: parsing all files takes a second."""
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        found = json.loads(_memory().read_text(encoding="utf-8"))
+        return {key: _Facts(**facts) for key, facts in found.items()}
+    return {}
 
 
-@cache
-def _imports(path: Path, file: str, stamp: tuple[int, int]) -> list[str]:
-    """Modules that the file may import when it runs, inside functions too; `TYPE_CHECKING` blocks never run."""
+def _remember() -> None:
+    newest = list(_remembered().items())[-REMEMBERED:]
+    with suppress(OSError):  # a folder that cannot be written costs a second each time
+        write_text(_memory(), json.dumps({key: asdict(facts) for key, facts in newest}))
+
+
+def _imports(nodes: list[ast.AST], file: str) -> list[str]:
     found = []
-    for node in _nodes(path, stamp):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -147,23 +194,19 @@ def _imports(path: Path, file: str, stamp: tuple[int, int]) -> list[str]:
     return found
 
 
-@cache
-def _used(path: Path, file: str, stamp: tuple[int, int]) -> frozenset[str]:
-    """Dotted names that the file takes from modules: `from a import b` and `a.b`."""
-    if path.suffix != ".py":
-        return frozenset()
+def _used(nodes: list[ast.AST], file: str) -> set[str]:
     known, found = dict[str, str](), set[str]()
-    for node in _nodes(path, stamp):
+    for node in nodes:
         if isinstance(node, ast.Import):
             known |= {alias.asname or alias.name: alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names = {a.asname or a.name: f"{_origin(node, file)}.{a.name}" for a in node.names}
             known |= names
             found |= set(names.values())
-    for node in _nodes(path, stamp):
+    for node in nodes:
         if isinstance(node, ast.Attribute) and (value := _dotted(node.value)) in known:
             found.add(f"{known[value]}.{node.attr}")
-    return frozenset(found)
+    return found
 
 
 def _dotted(node: ast.expr) -> str:
@@ -190,10 +233,12 @@ def _origin(node: ast.ImportFrom, file: str) -> str:
 
 
 def _running(tree: ast.AST) -> Iterator[ast.AST]:
-    yield tree
-    for child in ast.iter_child_nodes(tree):
-        if not _is_for_types(child):
-            yield from _running(child)
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        yield node
+        children = [child for child in ast.iter_child_nodes(node) if not _is_for_types(child)]
+        todo += reversed(children)
 
 
 def _is_for_types(node: ast.AST) -> bool:
@@ -205,24 +250,7 @@ def _is_for_types(node: ast.AST) -> bool:
     )
 
 
-def digest(path: Path, roots: frozenset[str]) -> str:
-    """Hash of a file's meaning; of its bytes where it is no Python.
-
-    Of a file that lists pieces, only what `roots` reach: names that others use, and pieces as `slot:name`.
-    """
-    if path.suffix == ".py" and any(listed(tree := _tree(path, _stamp(path)))):
-        return meaning(_reached(tree, roots))
-    return _digest(path, _stamp(path))
-
-
-@cache
-def _digest(path: Path, stamp: tuple[int, int]) -> str:
-    if path.suffix != ".py":
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return meaning(_tree(path, stamp))
-
-
-def _reached(tree: ast.Module, roots: frozenset[str]) -> ast.Module:
+def _reached(tree: ast.Module, roots: set[str]) -> ast.Module:
     """The file without the functions and classes that nothing reaches."""
     pieces = {function.name: f"{slot}:{function.name}" for slot, function in listed(tree)}
     parts = {i.name: i for i in tree.body if isinstance(i, (ast.FunctionDef, ast.ClassDef))}
@@ -245,24 +273,28 @@ def meaning(tree: ast.AST) -> str:
     >>> meaning(one) == meaning(other), meaning(one) == meaning(ast.parse("x = 2"))
     (True, False)
     """
-    return hashlib.sha256("".join(_words(tree)).encode()).hexdigest()[:16]
+    words: list[str] = []
+    _add_words(tree, words)
+    return hashlib.sha256("".join(words).encode()).hexdigest()[:16]
 
 
-def _words(node: Any) -> Iterator[str]:
+def _add_words(node: Any, words: list[str]) -> None:
+    """Append the words of a node, a list of nodes or a value; a generator would hand each word up through every level."""
     if isinstance(node, ast.AST):
-        yield f"({type(node).__name__}"
-        for name, value in ast.iter_fields(node):
-            if name not in SKIPPED_FIELDS and value not in (None, []):
-                yield f" {name}="
-                yield from _words(_kept(node, name, value))
-        yield ")"
+        words.append(f"({type(node).__name__}")
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if name not in SKIPPED_FIELDS and value is not None and value != []:
+                words.append(f" {name}=")
+                _add_words(_kept(node, name, value), words)
+        words.append(")")
     elif isinstance(node, list):
-        yield "["
+        words.append("[")
         for item in node:
-            yield from _words(item)
-        yield "]"
+            _add_words(item, words)
+        words.append("]")
     else:
-        yield f"{type(node).__name__}:{node!r};"
+        words.append(f"{type(node).__name__}:{node!r};")
 
 
 def _kept(node: ast.AST, name: str, value: Any) -> Any:

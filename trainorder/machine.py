@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from trainorder import paths
 from trainorder.reading import ParamsError
 
 PATHS = ("default", "onednn")
@@ -162,7 +163,7 @@ def _side_by_side(count: int) -> tuple[float, float]:
 
 
 def _cached(name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    cache = cache_folder() / name
+    cache = paths.cache_folder() / name
     with contextlib.suppress(OSError):
         try:
             kept = json.loads(cache.read_text(encoding="utf-8"))
@@ -193,14 +194,6 @@ def _width(checkpoint: Path) -> int:
     except (OSError, ValueError):
         return WIDE
     return int(config.get("hidden_size") or config.get("n_embd") or WIDE)
-
-
-def cache_folder() -> Path:
-    """Where facts about this machine are kept: $XDG_CACHE_HOME/trainorder."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainorder"
-    except RuntimeError:  # a user without a home: nothing can be kept
-        return Path(os.devnull) / "trainorder"
 
 
 def processor(*, features: bool = False) -> str:

@@ -43,3 +43,11 @@ def evaluation(node: str) -> Path:
 def in_url(database: Path) -> str:
     """An SQLite file as SQLAlchemy's URLs can name it: absolute; relative where that holds a `?`, which ends their path."""
     return os.path.relpath(database) if "?" in str(database) else str(database)
+
+
+def cache_folder() -> Path:
+    """Outside the project: what is found once per machine and user, in $XDG_CACHE_HOME/trainorder."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainorder"
+    except RuntimeError:  # a user without a home: nothing can be kept
+        return Path(os.devnull) / "trainorder"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -279,3 +281,54 @@ def test_needs_neither_torch_nor_any_of_the_stages():
         [sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+FIND = """
+import json, sys, time
+from pathlib import Path
+from trainorder.fingerprint import Code, compute
+start = time.process_time()
+found = compute({"a": Code("trainorder.a"), "b": Code("trainorder.b")}, Path(sys.argv[1]))
+print(json.dumps([found, time.process_time() - start]))
+"""
+
+
+def found(root: Path, cache: Path) -> tuple[dict[str, str], float]:
+    """Fingerprints and their CPU seconds, in a process of its own with this cache folder."""
+    command = [sys.executable, "-c", FIND, str(root)]
+    env = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    done = subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, check=True)
+    return tuple(json.loads(done.stdout))
+
+
+def test_a_remembered_file_costs_no_parsing_and_a_changed_one_is_parsed_again(tmp_path: Path):
+    (tmp_path / "trainorder").mkdir()
+    a, b = tmp_path / "trainorder" / "a.py", tmp_path / "trainorder" / "b.py"
+    a.write_text("from trainorder import b\n" + "x = [1, 2, (3, 4)]\n" * 20_000)
+    b.write_text("y = 1\n")
+    cache = tmp_path / "cache"
+    first, parsing = found(tmp_path, cache)
+    again, reading = found(tmp_path, cache)
+    assert again == first
+    assert reading < parsing / 3
+    b.write_text("y = 2\n")  # of the same size
+    changed, _ = found(tmp_path, cache)
+    assert changed.keys() == first.keys()
+    assert all(changed[name] != first[name] for name in first)
+    assert changed["a"].splitlines()[0] == first["a"].splitlines()[0]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b'{"x": {"imports": 1}}', None])
+def test_what_is_remembered_may_be_damaged_or_impossible_to_keep(tmp_path: Path, content):
+    (tmp_path / "trainorder").mkdir()
+    for name in "ab":
+        (tmp_path / "trainorder" / f"{name}.py").write_text("x = 1\n")
+    cache = tmp_path / "cache"
+    whole, _ = found(tmp_path, cache)
+    (file,) = (cache / "trainorder").iterdir()
+    if content is None:
+        file.unlink()
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    assert found(tmp_path, cache)[0] == whole

@@ -24,7 +24,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainorder.machine import cache_folder, processor
+from trainorder.machine import processor
+from trainorder.paths import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = [

@@ -67,13 +67,13 @@ def _is_json(path: Path) -> bool:
 
 
 def _is_lockfile(path: Path) -> bool:
+    import yaml
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
     from voluptuous import Invalid
 
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C: ten times as fast
     try:
-        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")))
-    except (YAMLError, ValueError, Invalid):
+        COMPILED_LOCKFILE_SCHEMA(yaml.load(path.read_text(encoding="utf-8"), Loader=loader))
+    except (yaml.YAMLError, ValueError, Invalid):
         return False
     return True
