@@ -26,7 +26,7 @@ from trainorder.measure.compare import Pairs
 from trainorder.measure.design import Design
 from trainorder.measure.evidence import Evidence
 from trainorder.measure.ranking import against_best, ranked, winner
-from trainorder.measure.recommendation import recommended
+from trainorder.measure.recommendation import from_base, judged
 from trainorder.measure.scores import SPLITS, Scores
 from trainorder.metrics import statistics
 from trainorder.order import every_order
@@ -194,9 +194,8 @@ def run(world: Planted, count: int, *, first: int = 0) -> dict[str, Any]:
 
 def _judged(world: Planted, one: Experiment) -> dict[str, float]:
     evidence, top = one.evidence, float(one.values.max())
-    found = recommended(evidence)
-    assert found is not None
-    order = tuple(int(name[1:]) for name in found["order"])
+    judgement = judged(evidence, from_base(evidence), "additive")
+    found, order = judgement.found, judgement.found.order
     arms, finals = ranked(evidence)
     behind = against_best(evidence, arms, finals)
     won = winner(evidence, arms, behind)
@@ -210,11 +209,11 @@ def _judged(world: Planted, one: Experiment) -> dict[str, float]:
     ]
     verdict = compared(evidence)
     return {
-        "stands out": found["verdict"] != statistics.Verdict.OPEN,
-        "identified": statistics.identified(found["verdict"]),
+        "stands out": judgement.verdict != statistics.Verdict.OPEN,
+        "identified": statistics.identified(judgement.verdict),
         "recommended order is best": one.value(order) > top - 1e-9,
-        "P(optimal)": found["p_optimal"],
-        "regret": found["regret"],
+        "P(optimal)": found.p_optimal,
+        "regret": found.regret,
         "true regret": top - one.value(order),
         "compare: not open": verdict != statistics.Verdict.OPEN,
         "compare: settled": statistics.identified(verdict),

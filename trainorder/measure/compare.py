@@ -177,9 +177,10 @@ class Pairs:
             "differs": told,
         }
 
-    def interval(self, values: Float[Array, "seed draw"]) -> dict[str, Any]:
-        """The mean over seeds with its interval, as JSON."""
-        return as_json(statistics.interval(values, self.draws, level=self.level), self.seeds)
+    def intervals(self, values: Float[Array, "item seed draw"]) -> list[dict[str, Any] | None]:
+        """Means over seeds with their intervals, as JSON."""
+        found = statistics.intervals(values, self.draws, level=self.level)
+        return [as_json(one, self.seeds) for one in found]
 
     def note(self, same: bool, differs: bool) -> str:
         """What the intervals cover and what that leaves open, in a sentence."""
@@ -207,7 +208,7 @@ def _parts(
     judged = tuple(i for i, task in zip(trained, tasks, strict=True) if task in judges)
     gold = gold_scores(table, split, names, tasks, config)
     verified = tuple(i for i in trained if i not in judged)
-    return Parts(pairs.scores, verified, judged, gold, pairs.interval)
+    return Parts(pairs.scores, verified, judged, gold, pairs.intervals)
 
 
 def _mean(values: Float[Array, "seed draw"]) -> float:

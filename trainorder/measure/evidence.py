@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -44,8 +45,8 @@ def mean_metrics(means: Means, nodes: Iterable[str]) -> dict[str, dict[str, floa
     result: dict[str, dict[str, float]] = {}
     for metric, by_task in first.items():
         for task, value in by_task.items():
-            values = [value, *(other.get(metric, {}).get(task, np.nan) for other in others)]
-            result.setdefault(metric, {})[task] = float(np.mean(values))
+            values = [value, *(other.get(metric, {}).get(task, math.nan) for other in others)]
+            result.setdefault(metric, {})[task] = sum(values) / len(values)
     return result
 
 
@@ -83,26 +84,36 @@ class Evidence:
         """Mean score over the trained tasks."""
         return self.scores[split].of(nodes)[..., self.trained].mean(-1)
 
+    def estimates(self, values: Float[np.ndarray, "item seed draw"]) -> list[statistics.Interval]:
+        """Means over seeds with their intervals."""
+        return statistics.intervals(values, self.seed_draws, level=self.config.level)
+
     def estimate(self, values: Float[np.ndarray, "seed draw"]) -> statistics.Interval:
-        """Mean over seeds with its interval."""
-        return statistics.interval(values, self.seed_draws, level=self.config.level)
+        """`estimates` of one value."""
+        return self.estimates(values[None])[0]
+
+    def intervals(self, values: Float[np.ndarray, "item seed draw"]) -> list[dict[str, Any] | None]:
+        """`estimates` as JSON, None where undefined."""
+        known = [i for i, value in enumerate(values) if not np.isnan(value).any()]
+        result: list[dict[str, Any] | None] = [None] * len(values)
+        for i, found in zip(known, self.estimates(values[known]), strict=True):
+            result[i] = as_json(found, self.design.seeds)
+        return result
 
     def interval(self, values: Float[np.ndarray, "seed draw"]) -> dict[str, Any] | None:
-        """`estimate` as JSON, None where undefined."""
-        if np.isnan(values).any():
-            return None
-        return as_json(self.estimate(values), self.design.seeds)
+        """`intervals` of one value."""
+        return self.intervals(values[None])[0]
 
     @cached_property
     def parts(self) -> Parts:
         """The trained tasks of test, split into verified and judged ones."""
         judged = [c for c in self.trained if self.tasks[c] in self.judged]
         verified = [c for c in self.trained if c not in judged]
-        return Parts(self.scores["test"], tuple(verified), tuple(judged), self.gold, self.interval)
+        return Parts(self.scores["test"], tuple(verified), tuple(judged), self.gold, self.intervals)
 
     def by_task(self, values: Float[np.ndarray, "seed draw task"]) -> dict[str, Any]:
         """Task -> interval."""
-        return {task: self.interval(values[..., i]) for i, task in enumerate(self.tasks)}
+        return dict(zip(self.tasks, self.intervals(np.moveaxis(values, -1, 0)), strict=True))
 
     def measured(self, split: str, without: frozenset[str] = frozenset()) -> ordering.Measured:
         """What predictors of an order start from: bases, singles, pairs and later steps, [seed, draw, task] each.
@@ -139,7 +150,7 @@ class Evidence:
                 continue
             for earlier in stage.before:
                 pairs.setdefault((earlier, stage.phase), []).append(step.after - step.before)
-        return {key: np.mean(changes, axis=0) for key, changes in pairs.items()}
+        return {key: np.add.reduce(changes) / len(changes) for key, changes in pairs.items()}
 
     @cached_property
     def _later(self) -> list[Stage]:

@@ -60,7 +60,7 @@ class Parts:
     judged: tuple[int, ...]
     gold: Scores | None
     """The hidden taste of the judged tasks that have one."""
-    interval: Callable[[Float[np.ndarray, "seed draw"]], dict[str, Any] | None]
+    intervals: Callable[[Float[np.ndarray, "item seed draw"]], list[dict[str, Any] | None]]
 
     def of(self, a: BySeed, b: BySeed) -> dict[str, Any] | None:
         """A minus B on each part, None where there is no such task; None where no task is judged.
@@ -70,22 +70,23 @@ class Parts:
         """
         if not self.judged:
             return None
-        found: dict[str, Any] = {
-            "verified": self._difference(self.scores, a, b, self.verified),
-            "judged": self._difference(self.scores, a, b, self.judged),
-            "hidden_taste": self.gold
-            and self._difference(self.gold, a, b, range(len(self.gold.tasks))),
+        values = {
+            "verified": _difference(self.scores, a, b, self.verified),
+            "judged": _difference(self.scores, a, b, self.judged),
+            "hidden_taste": self.gold and _difference(self.gold, a, b, range(len(self.gold.tasks))),
         }
+        known = {name: value for name, value in values.items() if value is not None}
+        found: dict[str, Any] = dict.fromkeys(values)
+        found |= zip(known, self.intervals(np.stack(list(known.values()))), strict=True)
         sign = _sign(found["judged"])
         return {**found, "judged_only": sign != 0 and _sign(found["verified"]) != sign}
 
-    def _difference(
-        self, scores: Scores, a: BySeed, b: BySeed, columns: Iterable[int]
-    ) -> dict[str, Any] | None:
-        at = list(columns)
-        if not at:
-            return None
-        return self.interval((scores.of(a) - scores.of(b))[..., at].mean(-1))
+
+def _difference(
+    scores: Scores, a: BySeed, b: BySeed, columns: Iterable[int]
+) -> Float[np.ndarray, "seed draw"] | None:
+    at = list(columns)
+    return (scores.of(a) - scores.of(b))[..., at].mean(-1) if at else None
 
 
 def _sign(interval: dict[str, Any] | None) -> int:

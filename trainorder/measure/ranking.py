@@ -41,10 +41,12 @@ def against_best(evidence: Evidence, arms: list[Arm], finals: Finals) -> Behind:
         level=evidence.config.level,
         rng=numpy_stream("measure", evidence.config.seed, "simultaneous"),
     )[0]
-    best = finals[arms[0].name]
+    behind = [arm.name for arm in arms[1:]]
+    if not behind:
+        return {}
+    found = evidence.estimates(np.stack([finals[n] for n in behind]) - finals[arms[0].name])
     return {
-        arm.name: evidence.estimate(finals[arm.name] - best).widened(float(half[rows[arm.name]]))
-        for arm in arms[1:]
+        name: one.widened(float(half[rows[name]])) for name, one in zip(behind, found, strict=True)
     }
 
 
@@ -113,14 +115,18 @@ def joint_arm(design: Design) -> str | None:
 
 def differences(evidence: Evidence, finals: Finals, behind: Behind) -> dict[str, dict[str, Any]]:
     """Every ordered pair of arms: first minus second, paired; those with the best arm as in `behind`."""
-    best, seeds = next(iter(finals)), evidence.design.seeds
-
-    def of(a: str, b: str) -> dict[str, Any] | None:
-        if best in (a, b):
-            return as_json(behind[a] if b == best else behind[b].negative(), seeds)
-        return evidence.interval(finals[a] - finals[b])
-
-    return {a: {b: of(a, b) for b in finals if b != a} for a in finals}
+    best, *others = finals
+    seeds = evidence.design.seeds
+    result: dict[str, dict[str, Any]] = {name: {} for name in finals}
+    for i, a in enumerate(finals):
+        later = others[i:]
+        found = [behind[b].negative() for b in later]
+        if a != best and later:
+            found = evidence.estimates(finals[a] - np.stack([finals[b] for b in later]))
+        for b, one in zip(later, found, strict=True):
+            result[a][b] = as_json(one, seeds)
+            result[b][a] = as_json(one.negative(), seeds)
+    return result
 
 
 def winner(evidence: Evidence, arms: list[Arm], behind: Behind) -> dict[str, Any]:

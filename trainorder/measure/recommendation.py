@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import Any
 
@@ -21,14 +22,16 @@ Order = tuple[str, ...]
 
 def recommended(evidence: Evidence) -> dict[str, Any] | None:
     """The order that the dev transfer from the base recommends, with its verdict; None without singles."""
-    design = evidence.design
-    if not design.singles:
+    if not evidence.design.singles:
         return None
-    phases = list(design.singles)
-    m = evidence.measured("dev")
+    return _document(evidence, judged(evidence, from_base(evidence), "additive"), "from_base")
+
+
+def from_base(evidence: Evidence) -> Float[Array, "seed draw phase phase"]:
+    """The gains of the dev transfer from the base, by seed."""
+    phases, m = list(evidence.design.singles), evidence.measured("dev")
     after = np.stack([m.after[phase] for phase in phases], axis=-2)
-    per_seed = ordering.gains(m.base, after, [evidence.columns(phase) for phase in phases])
-    return _recommendation(evidence, m, per_seed, "additive", "from_base")
+    return ordering.gains(m.base, after, [evidence.columns(phase) for phase in phases])
 
 
 def two_stage(evidence: Evidence) -> dict[str, Any] | None:
@@ -52,7 +55,7 @@ def two_stage(evidence: Evidence) -> dict[str, Any] | None:
         own = [t for t in m.phase_tasks[j] if t not in m.phase_tasks[k]]
         change = m.pairs[j, k][..., own].sum(-1) / num_tasks
         per_seed[..., phases.index(j), phases.index(k)] = change
-    return _recommendation(evidence, m, per_seed, "two_stage", "after_training")
+    return _document(evidence, judged(evidence, per_seed, "two_stage"), "after_training")
 
 
 def measured_orders(evidence: Evidence) -> dict[Order, str]:
@@ -70,51 +73,105 @@ def own_nodes(evidence: Evidence, name: str) -> frozenset[str]:
     return frozenset(node for run in evidence.design.orders[name].values() for node in run)
 
 
-def dev_errors(evidence: Evidence, predictor: str) -> dict[str, Float[Array, " draw"]]:
-    """Order -> predicted minus measured final dev mean in every draw, of every order that the predictor can predict."""
-    errors = {}
+def sampled(
+    evidence: Evidence, per_seed: Float[Array, "seed draw phase phase"], predictor: str
+) -> tuple[Float[Array, "draw phase phase"], ordering.Misfit]:
+    """The gains, and predicted minus measured final dev mean of every measured order that the predictor can predict.
+
+    Draw 0 is the data; the others show the noise of problems and runs, the same noise in gains and errors. What runs
+    differ in is pooled over gains and over orders: few seeds know the covariance of so many numbers badly.
+    """
+    design = evidence.design
+    phases = list(design.singles)
+    ends, missed = {}, []
     for order, name in measured_orders(evidence).items():
         nodes = own_nodes(evidence, name)
         final = ordering.PREDICTORS[predictor](evidence.measured("dev", nodes), order, nodes)
         if final is not None:
-            end = evidence.design.position(name, len(order))
-            missed = final[..., evidence.trained].mean(-1) - evidence.mean_score("dev", end)
-            errors[name] = statistics.resampled(missed, evidence.seed_draws)
-    return errors
+            rows = tuple(phases.index(phase) for phase in order)
+            ends[rows] = evidence.mean_score("dev", design.position(name, len(order)))
+            missed.append(final[..., evidence.trained].mean(-1) - ends[rows])
+    apart = ~np.eye(len(phases), dtype=bool)
+    rng = numpy_stream("measure", evidence.config.seed, "runs", predictor)
+    draws = per_seed.shape[1]
+    noise = statistics.run_error(per_seed[:, :, apart]) * rng.normal(size=(draws, *apart.shape))
+    noise[0] = 0.0
+    gain = per_seed.mean(0) + noise * apart
+    errors = np.zeros((draws, 0))
+    if ends:
+        finals = statistics.run_error(np.stack(list(ends.values()), axis=-1))
+        moved = finals * rng.normal(size=(draws, len(ends)))
+        moved[0] = 0.0
+        errors = np.stack(missed, axis=-1).mean(0) - moved
+        errors += np.stack([ordering.order_value(noise, order) for order in ends], axis=-1)
+    return gain, ordering.Misfit(tuple(ends), errors)
 
 
-def _recommendation(
-    evidence: Evidence,
-    m: ordering.Measured,
-    per_seed: Float[Array, "seed draw phase phase"],
-    predictor: str,
-    source: str,
-) -> dict[str, Any]:
-    phases, level = list(evidence.design.singles), evidence.config.level
-    gain = statistics.resampled(per_seed, evidence.seed_draws)
-    rng = numpy_stream("measure", evidence.config.seed, "order", source)
-    errors = dev_errors(evidence, predictor)
-    misfit = _misfit(evidence, errors)
-    found = ordering.recommend(gain, misfit=misfit, level=level, rng=rng)
+@dataclass(frozen=True)
+class Judged:
+    """A recommended order and the verdict on it."""
+
+    gain: Float[Array, "phase phase"]
+    misfit: ordering.Misfit
+    found: ordering.Recommendation
+    gap: dict[str, Any]
+    """Predicted gap to the reverse order, an interval as JSON."""
+    gap_sd: dict[str, float]
+    """Standard deviation of the gap over problems, over seeds (nan with one), and by the model's own error."""
+    measured_best: dict[str, Any] | None
+    reasons: frozenset[ordering.Reason]
+    verdict: statistics.Verdict
+
+
+def judged(
+    evidence: Evidence, per_seed: Float[Array, "seed draw phase phase"], predictor: str
+) -> Judged:
+    """The order that these gains recommend, judged by the errors of their predictor at the measured orders."""
+    phases = list(evidence.design.singles)
+    gain, misfit = sampled(evidence, per_seed, predictor)
+    rng = numpy_stream("measure", evidence.config.seed, "order", predictor)
+    found = ordering.recommend(gain, misfit=misfit, level=evidence.config.level, rng=rng)
+    seen = np.asarray(
+        ordering.order_value(per_seed, found.order)
+        - ordering.order_value(per_seed, found.order[::-1])
+    )
+    gap, num_seeds = evidence.estimate(seen), len(seen)
+    ends = {"low": min(gap.low, found.gap_low), "high": max(gap.high, found.gap_high)}
+    best = _measured_best(evidence, tuple(phases[i] for i in found.order))
+    reasons = set(found.reasons)
+    if not gap.excludes(0.0) and ordering.Reason.ONE_PHASE not in reasons:
+        reasons.add(ordering.Reason.GAP_INCLUDES_0)
+    if best and best["minus_recommended"] and best["minus_recommended"]["low"] > 0:
+        reasons.add(ordering.Reason.MEASURED_BETTER)
+    return Judged(
+        gain[0],
+        misfit,
+        found,
+        {**as_json(gap, evidence.design.seeds), **ends},
+        {
+            "problems": float(seen[:, 1:].mean(0).std()),
+            "seeds": statistics.standard_error(seen[:, 0]) if num_seeds > 1 else math.nan,
+            "misfit": found.gap_sd["misfit"],
+        },
+        best,
+        frozenset(reasons),
+        statistics.verdict(not reasons, num_seeds),
+    )
+
+
+def _document(evidence: Evidence, of: Judged, source: str) -> dict[str, Any]:
+    phases, found, misfit = list(evidence.design.singles), of.found, of.misfit
+    known, level = measured_orders(evidence), evidence.config.level
 
     def names(order: Sequence[int]) -> list[str]:
         return [phases[i] for i in order]
 
     def table(value: Callable[[int, int], float]) -> dict[str, dict[str, float]]:
-        pairs = permutations(range(len(phases)), 2)
         result: dict[str, dict[str, float]] = {phase: {} for phase in phases}
-        for i, j in pairs:
+        for i, j in permutations(range(len(phases)), 2):
             result[phases[i]][phases[j]] = float(value(i, j))
         return result
 
-    gap, separated = _gap(evidence, per_seed, found)
-    best = _measured_best(evidence, tuple(names(found.order)))
-    reasons = set(found.reasons)
-    if not separated and ordering.Reason.ONE_PHASE not in reasons:
-        reasons.add(ordering.Reason.GAP_INCLUDES_0)
-    if best and best["minus_recommended"] and best["minus_recommended"]["low"] > 0:
-        reasons.add(ordering.Reason.MEASURED_BETTER)
-    gap_sd = {**_sampling(evidence, per_seed, found.order), "misfit": found.gap_sd["misfit"]}
     document = {
         "source": source,
         "pairs": "direct" if evidence.direct_pairs else "along the orders",
@@ -123,7 +180,7 @@ def _recommendation(
         "value": found.value,
         "reverse_value": found.reverse_value,
         "random_value": found.random_value,
-        "gain": table(lambda j, k: gain[0, j, k]),
+        "gain": table(lambda j, k: of.gain[j, k]),
         "p_optimal": found.p_optimal,
         "p_if_off": found.p_if_off,
         "most_probable": {"order": names(found.most_probable), "p": found.p_most_probable},
@@ -134,71 +191,37 @@ def _recommendation(
             for i, j in combinations(found.order, 2)
             if found.before[i, j] < level
         ],
-        "gap": gap,
-        "gap_sd": gap_sd,
+        "gap": of.gap,
+        "gap_sd": of.gap_sd,
         "p_no_order": found.p_no_order,
         "rules": {
             rule: {"order": names(order), "value": value, "regret": regret}
             for rule, (order, value, regret) in found.by_rule.items()
         },
-        "best_by_predictor": _best_by_predictor(evidence, m),
+        "best_by_predictor": _best_by_predictor(evidence),
         "misfit": {
-            "sd": misfit.sd,
+            "sd": found.misfit_sd,
             "spread": misfit.spread,
             "bias": misfit.bias,
-            "orders": len(errors),
-            "errors": {name: float(missed[0]) for name, missed in errors.items()},
+            "orders": len(misfit.orders),
+            "errors": {
+                known[tuple(names(order))]: float(error)
+                for order, error in zip(misfit.orders, misfit.errors[0], strict=True)
+            },
         },
-        "measured_best": best,
-        "verdict": statistics.verdict(not reasons, len(evidence.design.seeds)).value,
-        "reasons": [reason.value for reason in ordering.Reason if reason in reasons],
+        "measured_best": of.measured_best,
+        "verdict": of.verdict.value,
+        "reasons": [reason.value for reason in ordering.Reason if reason in of.reasons],
         "method": "exact" if len(phases) <= ordering.EXACT else "heuristic",
         "optimality_gap": found.optimality_gap,
         "split": "dev",
     }
-    return {**document, "next": _next(evidence, document, gap_sd)}
+    return {**document, "next": _next(evidence, document)}
 
 
-def _misfit(evidence: Evidence, errors: Mapping[str, Float[Array, " draw"]]) -> ordering.Misfit:
-    phases = list(evidence.design.singles)
-    orders = tuple(
-        tuple(phases.index(p) for p in evidence.design.order_phases[name]) for name in errors
-    )
-    draws = len(evidence.seed_draws)
-    missed = np.stack(list(errors.values()), axis=-1) if errors else np.zeros((draws, 0))
-    seeds = len(evidence.design.seeds)
-    return ordering.Misfit(orders, missed, freedom=seeds - 1 if seeds > 1 else draws)
-
-
-def _gap(
-    evidence: Evidence,
-    per_seed: Float[Array, "seed draw phase phase"],
-    found: ordering.Recommendation,
-) -> tuple[dict[str, Any], bool]:
-    """The gap to the reverse with the wider of both intervals, and whether the one over seeds excludes 0."""
-    gap = ordering.order_value(per_seed, found.order) - ordering.order_value(
-        per_seed, found.order[::-1]
-    )
-    seen = evidence.estimate(np.asarray(gap))
-    ends = {"low": min(seen.low, found.gap_low), "high": max(seen.high, found.gap_high)}
-    return {**as_json(seen, evidence.design.seeds), **ends}, seen.excludes(0.0)
-
-
-def _sampling(
-    evidence: Evidence, per_seed: Float[Array, "seed draw phase phase"], order: tuple[int, ...]
-) -> dict[str, float]:
-    """Standard deviation of the gap over problems, and over seeds (nan with one)."""
-    gap = np.asarray(
-        ordering.order_value(per_seed, order) - ordering.order_value(per_seed, order[::-1])
-    )
-    num_seeds = len(gap)
-    seeds = statistics.standard_error(gap[:, 0]) if num_seeds > 1 else math.nan
-    return {"problems": float(gap[:, 1:].mean(0).std()), "seeds": seeds}
-
-
-def _best_by_predictor(evidence: Evidence, m: ordering.Measured) -> dict[str, Any]:
+def _best_by_predictor(evidence: Evidence) -> dict[str, Any]:
     """Predictor -> the order it would choose, {} beyond ENUMERATED phases."""
-    phases = list(evidence.design.singles)
+    phases, m = list(evidence.design.singles), evidence.measured("dev")
     if len(phases) > ordering.ENUMERATED:
         return {}
     first = ordering.Measured(
@@ -252,10 +275,9 @@ def _measured_best(evidence: Evidence, recommended: Order) -> dict[str, Any] | N
     }
 
 
-def _next(
-    evidence: Evidence, found: Mapping[str, Any], gap_sd: Mapping[str, float]
-) -> list[dict[str, Any]]:
+def _next(evidence: Evidence, found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What to run next, most useful first: `run` is what to do, `why` what it tells, `orders` which orders to add."""
+    gap_sd: Mapping[str, float] = found["gap_sd"]
     known = measured_orders(evidence)
     order, reverse = tuple(found["order"]), tuple(found["reverse"])
     if len(order) < 2:

@@ -78,10 +78,8 @@ def measures(evidence: Evidence, order: str, split: str) -> dict[str, Any]:
     for name, reference in _references(evidence, order, split).items():
         values[name] = transfer.intransigence(after, reference).mean(-1)
     names = (*values, "intransigence_joint", "intransigence_single")
-    return {
-        name: evidence.interval(np.asarray(values[name])) if name in values else None
-        for name in names
-    }
+    found = evidence.intervals(np.stack([np.asarray(value) for value in values.values()]))
+    return {**dict.fromkeys(names), **dict(zip(values, found, strict=True))}
 
 
 def forgetting_of_noise(evidence: Evidence, order: str, split: str) -> float | None:

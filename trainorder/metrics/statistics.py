@@ -17,6 +17,8 @@ from scipy import special
 
 FEW_SEEDS = 5
 """Below this number of seeds their variance is hardly known, so an interval also covers Student's over the seeds."""
+POOLED = 1
+"""Degrees of freedom that the mean over arms weighs in the variance between an arm's runs."""
 ROUNDING = 1e-9
 """An interval that ends this close to a number touches it: equal scores may differ in their last bits."""
 
@@ -143,32 +145,17 @@ def draw_seeds(
     return 1 / num_seeds + stretch * (weights - 1 / num_seeds)
 
 
-def over_seeds(
-    values: Float[np.ndarray, "seed draw ..."], seeds: Float[np.ndarray, "draw seed"]
-) -> Float[np.ndarray, "draw ..."]:
-    """Mean over seeds within each draw, with that draw's weights of the seeds."""
-    return np.einsum("sd...,ds->d...", values, seeds)
+def run_error(values: Float[np.ndarray, "seed draw item"]) -> float:
+    """Standard error of means over seeds that runs alone make, pooled over items of one kind; 0 with one seed.
 
-
-def resampled(
-    values: Float[np.ndarray, "seed draw ..."], seeds: Float[np.ndarray, "draw seed"]
-) -> Float[np.ndarray, "draw ..."]:
-    """`over_seeds` whose draws vary as the mean over seeds does.
-
-    A draw of problems and a draw of seeds both hold the noise of a seed on a problem, so together they show it twice.
-    The deviations from draw 0 are shrunk by one factor for all values.
+    Draws of problems show the rest: that of problems, which the mean over seeds of every draw holds.
     """
-    drawn = over_seeds(values, seeds)
     num_seeds = len(values)
-    shown = float(drawn[1:].var(axis=0).mean())
-    if num_seeds == 1 or shown <= ROUNDING**2:
-        return drawn
+    if num_seeds == 1 or not values.shape[2]:
+        return 0.0
     of_seeds = float(values[:, 0].var(axis=0, ddof=1).mean()) / num_seeds
-    together = values[:, 1:].mean(0)
-    of_problems = float(together.var(axis=0).mean())
-    apart = float((values[:, 1:] - together).var(axis=1).sum(0).mean())
-    wanted = max(of_seeds + of_problems - apart / (num_seeds * (num_seeds - 1)), of_problems)
-    return drawn[:1] + math.sqrt(min(wanted / shown, 1.0)) * (drawn - drawn[:1])
+    shared = float(_shared(np.moveaxis(values, -1, 0)).mean())
+    return math.sqrt(max(of_seeds - shared, 0.0))
 
 
 def interval(
@@ -177,110 +164,163 @@ def interval(
     *,
     level: float = 0.95,
 ) -> Interval:
-    """Interval of the mean over seeds, from draws of problems that all seeds share.
+    """`intervals` of one value."""
+    return intervals(values[None], seeds, level=level)[0]
+
+
+def intervals(
+    values: Float[np.ndarray, "item seed draw"],
+    seeds: Float[np.ndarray, "draw seed"],
+    *,
+    level: float = 0.95,
+) -> list[Interval]:
+    """Interval of every item's mean over seeds, from draws of problems that all seeds share.
 
     One seed: percentiles over draws, for problems only. Two or more: value +- t(df) x standard error, whose variance is
     that of the seeds' means / S plus that over problems, less the part that both contain; df by Satterthwaite, since
     few seeds tell their variance badly. Below 5 seeds it is widened to Student's interval over the seeds' own values.
     `bootstrap` holds the plain percentiles over draws of seeds and problems, to compare.
     """
-    means = over_seeds(values, seeds)
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    edges = np.quantile(means[1:], tails)
-    bootstrap = float(edges[0]), float(edges[1])
-    by_seed = tuple(float(x) for x in values[:, 0])
-    value = float(np.mean(by_seed))
-    if len(by_seed) == 1:
-        error = float(means[1:].std())
-        p = _two_sided(value, error, math.inf)
-        return Interval(value, bootstrap[0], bootstrap[1], by_seed, bootstrap, None, p)
-    error, freedom = mean_error(values)
-    half = float(special.stdtrit(freedom, (1 + level) / 2)) * error
-    t = t_interval(values[:, 0], level=level)
-    p = _two_sided(value, error, freedom)
-    low, high = value - half, value + half
-    if len(by_seed) < FEW_SEEDS:
-        low, high = min(low, t[0]), max(high, t[1])
-        p = max(p, _two_sided(value, standard_error(values[:, 0]), len(by_seed) - 1))
-    return Interval(value, low, high, by_seed, bootstrap, t, p)
+    if not len(values):
+        return []
+    own, num_seeds = values[..., 0], values.shape[1]
+    means = np.einsum("isd,ds->id", values, seeds)
+    low, high = bootstrap = np.quantile(means[:, 1:], [(1 - level) / 2, (1 + level) / 2], axis=1)
+    value, t = own.mean(1), None
+    if num_seeds == 1:
+        p = _two_sided(value, means[:, 1:].std(1), np.full(len(value), math.inf))
+    else:
+        error, freedom = mean_error(values)
+        half = special.stdtrit(freedom, (1 + level) / 2) * error
+        p = _two_sided(value, error, freedom)
+        low, high = value - half, value + half
+        error = own.std(1, ddof=1) / math.sqrt(num_seeds)
+        half = float(special.stdtrit(num_seeds - 1, (1 + level) / 2)) * error
+        t = np.stack([value - half, value + half])
+        if num_seeds < FEW_SEEDS:
+            low, high = np.minimum(low, t[0]), np.maximum(high, t[1])
+            p = np.maximum(p, _two_sided(value, error, np.full(len(value), num_seeds - 1.0)))
+    return [
+        Interval(
+            float(value[i]),
+            float(low[i]),
+            float(high[i]),
+            tuple(own[i].tolist()),
+            _pair(bootstrap[:, i]),
+            None if t is None else _pair(t[:, i]),
+            float(p[i]),
+        )
+        for i in range(len(value))
+    ]
 
 
-def mean_error(values: Float[np.ndarray, "seed draw"]) -> Pair:
+def _pair(ends: Float[np.ndarray, " 2"]) -> Pair:
+    return float(ends[0]), float(ends[1])
+
+
+def mean_error(
+    values: Float[np.ndarray, "*item seed draw"],
+) -> tuple[Float[np.ndarray, "*item"], Float[np.ndarray, "*item"]]:
     """Standard error of the mean over two or more seeds and its degrees of freedom.
 
     Seeds answer the same problems: the variance over draws of the mean holds what problems have in common, the variance
     between seeds what runs differ in; the noise of a seed on a problem is in both and counted once.
     """
-    num_seeds = len(values)
-    mean = values[:, 1:].mean(0)
-    of_seeds = float(values[:, 0].var(ddof=1)) / num_seeds
-    of_problems = float(mean.var())
-    shared = float((values[:, 1:] - mean).var(axis=1).sum()) / (num_seeds * (num_seeds - 1))
-    variance = max(of_seeds + of_problems - shared, of_seeds, of_problems)
-    if variance <= ROUNDING**2:
-        return 0.0, math.inf
-    weight = variance / of_seeds if of_seeds > 0 else math.inf
-    return math.sqrt(variance), min((num_seeds - 1) * weight**2, 1e9)
+    num_seeds = values.shape[-2]
+    of_seeds = values[..., 0].var(axis=-1, ddof=1) / num_seeds
+    of_problems = values[..., 1:].mean(-2).var(axis=-1)
+    variance = np.maximum(of_seeds + of_problems - _shared(values), of_seeds)
+    variance = np.maximum(variance, of_problems)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        freedom = np.minimum((num_seeds - 1) * (variance / of_seeds) ** 2, 1e9)
+    known = variance > ROUNDING**2
+    return np.where(known, np.sqrt(variance), 0.0), np.where(known, freedom, math.inf)
+
+
+def _shared(values: Float[np.ndarray, "*item seed draw"]) -> Float[np.ndarray, "*item"]:
+    """Variance of the mean over seeds by each seed's own noise on problems: in draws and between seeds alike."""
+    num_seeds = values.shape[-2]
+    around = values[..., 1:] - values[..., 1:].mean(-2, keepdims=True)
+    return around.var(axis=-1).sum(-1) / (num_seeds * (num_seeds - 1))
+
+
+def _run_variance(values: Float[np.ndarray, "*batch arm seed"]) -> Float[np.ndarray, "*batch arm"]:
+    """Variance between the runs of every arm, what all arms of a seed share removed.
+
+    Few seeds know an arm's variance badly, so it is pulled to the mean over arms with the weight of POOLED degrees of
+    freedom. Of two arms only their difference shows, and half of its variance is given to each.
+    """
+    num_arms, num_seeds = values.shape[-2:]
+    if num_arms == 2:
+        both = (values[..., 0, :] - values[..., 1, :]).var(axis=-1, ddof=1)
+        return np.stack([both, both], axis=-1) / 2
+    around = values - values.mean(-1, keepdims=True)
+    around = around - around.mean(-2, keepdims=True)
+    raw = (around**2).sum(-1) / (num_seeds - 1)
+    total = raw.sum(-1, keepdims=True) / (1 - 1 / num_arms)
+    own = np.maximum((raw - total / num_arms**2) / (1 - 2 / num_arms), 0.0)
+    return (POOLED * total / num_arms + (num_seeds - 1) * own) / (POOLED + num_seeds - 1)
 
 
 def simultaneous(
-    values: Float[np.ndarray, "arm seed draw"],
+    values: Float[np.ndarray, "*world arm seed draw"],
     *,
     num_problems: int,
     level: float = 0.95,
     rng: np.random.Generator,
-) -> Float[np.ndarray, "arm arm"]:
+) -> Float[np.ndarray, "*world arm arm"]:
     """Half widths of intervals that cover all paired differences of arms at once (Tukey's, by max |t|).
 
     A pairwise interval does not cover the difference from an arm that was picked because it scored highest; these do.
-    The critical value is a quantile over the draws at hand of the largest |t| of any pair. With two or more seeds the
-    arms' runs are moved too, by their residual variance pooled over arms (few seeds know a single pair's badly). The
-    quantile is widened for the degrees of freedom of problems, draws and runs. Equal arms have half width 0.
+    The critical value is a quantile of the largest |t| of any pair. Each draw of problems moves the arms' runs too, by
+    each arm's own variance, and estimates every variance again, so arms that vary more, few seeds, few problems and few
+    draws widen what they make uncertain. Equal arms have half width 0.
     """
-    num_arms, num_seeds, num_draws = values.shape
-    half = np.zeros((num_arms, num_arms))
+    num_arms, num_seeds, num_draws = values.shape[-3:]
+    half = np.zeros((*values.shape[:-3], num_arms, num_arms))
     if num_arms < 2:
         return half
     first, second = np.triu_indices(num_arms, k=1)
-    pairs = list(zip(first, second, strict=True))
-    moved = values[:, :, 1:].mean(1)
-    of_problems = np.array([(moved[i] - moved[j]).var() for i, j in pairs])
-    of_problems *= num_problems / max(num_problems - 1, 1)
-    freedom_of_problems = 1 / (1 / max(num_problems - 1, 1) + 1 / max(num_draws - 2, 1))
-    of_runs, freedom_of_runs, shared = np.zeros_like(of_problems), math.inf, 0.0
+
+    def pairs(arms: Float[np.ndarray, "*batch arm draw"]) -> Float[np.ndarray, "*batch pair draw"]:
+        return arms[..., first, :] + arms[..., second, :]
+
+    moved = values[..., 1:].mean(-2)
+    moved = moved - moved.mean(-1, keepdims=True)
+    moved = moved[..., first, :] - moved[..., second, :]
+    freedom = 1 / (1 / max(num_problems - 1, 1) + 1 / max(num_draws - 2, 1))
+    variance = moved.var(axis=-1, keepdims=True) * num_problems / max(num_problems - 1, 1)
+    again = variance * rng.chisquare(freedom, size=(*moved.shape[:-2], 1, num_draws - 1)) / freedom
     if num_seeds > 1:
-        freedom_of_runs = (num_arms - 1) * (num_seeds - 1)
-        own = values[:, :, 0]
-        residual = own - own.mean(1, keepdims=True) - own.mean(0) + own.mean()
-        of_pairs = (own[first] - own[second]).var(axis=1, ddof=1)
-        of_runs = np.maximum(of_pairs, 2 * (residual**2).sum() / freedom_of_runs) / num_seeds
-        around = values[:, :, 1:] - moved[:, None]
-        both = np.array([(around[i] - around[j]).var(axis=1).sum() for i, j in pairs])
-        shared = both / (num_seeds * (num_seeds - 1))
-    variance = np.maximum(of_runs + of_problems - shared, np.maximum(of_runs, of_problems))
-    equal = np.array([np.array_equal(values[i], values[j]) for i, j in pairs])
-    known = ~equal & (variance > ROUNDING**2)
-    if not known.any():
-        return half
-    runs = math.sqrt(max(float(np.median((variance - of_problems)[known])) / 2, 0.0))
-    moved = moved + runs * rng.normal(size=moved.shape)
-    largest = np.zeros(num_draws - 1)
-    for i, j in [pair for pair, told in zip(pairs, known, strict=True) if told]:
-        t = moved[i] - moved[j]
-        np.maximum(largest, np.abs(t - t.mean()) / max(float(t.std()), ROUNDING), out=largest)
-    parts = of_runs**2 / freedom_of_runs + of_problems**2 / freedom_of_problems
-    freedom = float((variance[known] ** 2 / parts[known]).min())
-    largest *= np.sqrt(freedom / rng.chisquare(freedom, size=len(largest)))
-    critical = float(np.quantile(largest, level, method="higher"))
-    half[first, second] = half[second, first] = critical * np.sqrt(np.where(known, variance, 0.0))
+        shared = _shared(values)[..., None]
+        of_runs = _run_variance(values[..., 0])[..., None] / num_seeds
+        extra = np.maximum(of_runs - shared, 0.0)
+        variance = np.maximum(variance + pairs(extra), pairs(of_runs))
+        runs = rng.normal(size=(*values.shape[:-3], num_draws - 1, num_arms, num_seeds))
+        runs = runs * np.sqrt(np.swapaxes(of_runs * num_seeds, -1, -2))[..., None]
+        share = np.sqrt(extra / np.maximum(of_runs, ROUNDING**2))
+        run = np.swapaxes(runs.mean(-1), -1, -2) * share
+        moved = moved + run[..., first, :] - run[..., second, :]
+        of_runs = np.swapaxes(_run_variance(runs), -1, -2) / num_seeds
+        again = np.maximum(again + pairs(np.maximum(of_runs - shared, 0.0)), pairs(of_runs))
+    known = variance > ROUNDING**2
+    known &= (values[..., first, :, :] != values[..., second, :, :]).any((-2, -1))[..., None]
+    t = np.where(known, np.abs(moved) / np.sqrt(np.maximum(again, ROUNDING**2)), 0.0).max(-2)
+    rank = min(math.ceil(level * num_draws), num_draws - 1) - 1
+    critical = np.partition(t, rank, axis=-1)[..., rank, None]
+    found = critical * np.sqrt(np.where(known, variance, 0.0))[..., 0]
+    half[..., first, second] = half[..., second, first] = found
     return half
 
 
-def _two_sided(value: float, error: float, freedom: float) -> float:
-    if error <= ROUNDING:
-        return 0.0 if abs(value) > ROUNDING else 1.0
-    ratio = -abs(value) / error
-    return 2 * float(special.ndtr(ratio) if math.isinf(freedom) else special.stdtr(freedom, ratio))
+def _two_sided(
+    value: Float[np.ndarray, " item"],
+    error: Float[np.ndarray, " item"],
+    freedom: Float[np.ndarray, " item"],
+) -> Float[np.ndarray, " item"]:
+    ratio = -np.abs(value) / np.maximum(error, ROUNDING)
+    tail = np.where(np.isinf(freedom), special.ndtr(ratio), special.stdtr(freedom, ratio))
+    return np.where(error > ROUNDING, 2 * tail, np.where(np.abs(value) > ROUNDING, 0.0, 1.0))
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:

@@ -4,22 +4,17 @@ Omni-Thinker (arXiv 2507.14783) assumes that transfer does not depend on the sta
 task brings it back to its own best. The final score of task t is then its score just after its last own phase plus what
 every later phase does to it, and the best order solves a linear ordering problem: maximise the sum over j before k of
 gain[j, k], where gain[j, k] is what training k after j does to j. Both are assumptions: `predict` has predictors that
-drop one or the other, and `confidence` widens its answer by how far they were off on the orders that were measured.
+drop one or the other, and `misfit` says how far they were off on the orders that were measured.
 
     search      gain -> best order, exact to 12 phases, a heuristic with its gap beyond
     rules       named ways to choose an order (RULES): exact, omni_greedy, least_forgettable_first, random, ...
     predict     scores -> gain, and final scores of an order (PREDICTORS)
+    misfit      errors at measured orders -> the scale of the model's error, and what it may be at the other orders
     confidence  gain in all resamples -> the order, P(optimal), expected regret, P(i before j), and the reasons against it
 """
 
-from trainorder.order.confidence import (
-    ENUMERATED,
-    MIN_ORDERS,
-    Misfit,
-    Reason,
-    Recommendation,
-    recommend,
-)
+from trainorder.order.confidence import Reason, Recommendation, recommend
+from trainorder.order.misfit import MIN_ORDERS, Misfit
 from trainorder.order.predict import (
     PREDICTORS,
     Measured,
@@ -31,6 +26,7 @@ from trainorder.order.predict import (
 )
 from trainorder.order.rules import RULES
 from trainorder.order.search import (
+    ENUMERATED,
     EXACT,
     best_order,
     every_order,

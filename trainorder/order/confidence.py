@@ -2,47 +2,43 @@
 
 The matrix is uncertain in two ways: it was measured on some problems with some seeds (its resamples show that), and the
 additive model that turns it into an order is wrong by some amount (the orders that were measured show that). Both go
-into every resample, so that P(optimal), the regret and the verdict are about orders, not about the matrix.
+into every resample, and every resample agrees with the orders that were measured, so that P(optimal), the regret and the
+verdict are about orders, not about the matrix.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import linalg
 
 from trainorder.metrics.statistics import ROUNDING
+from trainorder.order.misfit import Misfit, drawn
 from trainorder.order.rules import RULES
 from trainorder.order.search import (
     EXACT,
     TIE_BREAK,
+    all_values,
     best_order,
     every_order,
     exact_orders,
     heuristic_order,
     optimality_gap,
     order_value,
+    row_of,
+    upper,
+    value_spread,
 )
 
 Array = np.ndarray
 
 HEURISTIC_DRAWS = 100
 """Resamples used beyond EXACT phases, where each takes a local search."""
-ENUMERATED = 6
-"""Up to this number of phases every order is looked at in every resample."""
-MIN_ORDERS = 3
-"""Different measured orders below which nothing can be said about the model's error, and so no order is identified."""
-ADDITIVE = 0.85
-"""Prior probability that gains add up exactly. With it the regret is calibrated in simulated worlds where they do and
-where they do not (benchmarks/planted_worlds.py); a verdict never relies on it."""
-STRUCTURED = 0.5
-"""Share of the model error's variance that errors of single gains make; the rest is each order's own."""
 
 
 class Reason(StrEnum):
@@ -57,107 +53,6 @@ class Reason(StrEnum):
     FEW_ORDERS = "few_orders"
     MEASURED_BETTER = "measured_better"
     """Another order was measured to be better than this one."""
-
-
-@dataclass(frozen=True)
-class Misfit:
-    """By how much measured orders missed their prediction; an error common to all orders moves none of them."""
-
-    orders: tuple[tuple[int, ...], ...]
-    """The different measured orders, as row numbers of the gain matrix."""
-    errors: Float[Array, "draw order"]
-    """Predicted minus measured final mean in points of the final mean; draw 0 is the data, the others its resamples."""
-    freedom: int = 1000
-    """Degrees of freedom of the resamples' covariance: seeds - 1, or how many resamples there are with one seed."""
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation of the errors as they are, sampling noise included; nan below two orders."""
-        return float(np.std(self.errors[0], ddof=1)) if len(self.orders) > 1 else math.nan
-
-    @property
-    def bias(self) -> float:
-        """Mean error: how much too high the model predicts; nan without an order."""
-        return float(np.mean(self.errors[0])) if self.orders else math.nan
-
-    @property
-    def enough(self) -> bool:
-        """Whether enough orders were measured to judge the model."""
-        return len(self.orders) >= MIN_ORDERS
-
-    @property
-    def sd(self) -> float:
-        """Expected standard deviation of the model's own error, without the noise of what was measured; nan if unknown."""
-        if not self.enough:
-            return math.nan
-        tau, p = self._posterior
-        return float((1 - self._p_exact) * (tau * p).sum())
-
-    @cached_property
-    def _fit(self) -> tuple[Float[Array, " grid"], Float[Array, " grid"], float]:
-        """Standard deviations tau of the model's error, their likelihoods, and that of 0.
-
-        Contrasts of the errors are normal with covariance tau^2 K + V. V is the noise that resamples of problems and
-        seeds show. K is that of errors of single gains (Kendall's rank correlation of two orders: -1 for a reverse,
-        so two reverse pairs count as two errors, not four) and of each order's own error, mixed by `_structured`.
-        """
-        n = len(self.orders)
-        contrast = np.eye(n)[1:] - 1 / n
-        share = _structured(len(self.orders[0]))
-        kernel = contrast @ (share * _kendall(self.orders) + (1 - share) * np.eye(n)) @ contrast.T
-        noise = contrast @ np.cov(self.errors[1:].T) @ contrast.T
-        weight = n / (n + self.freedom)  # few seeds know a large covariance badly
-        floor = max(float(np.trace(noise)) / n, ROUNDING**2)
-        noise = (1 - weight) * noise + weight * floor * np.eye(n - 1) + 1e-6 * floor * np.eye(n - 1)
-        scales, axes = linalg.eigh(kernel, noise)
-        seen = (axes.T @ contrast @ self.errors[0]) ** 2
-        unit = math.sqrt(float(np.trace(noise)) / max(float(np.trace(kernel)), ROUNDING))
-        tau = unit * np.geomspace(0.05, max(200.0, 20 * self.spread / unit), 120)
-        variance = 1 + tau[:, None] ** 2 * np.maximum(scales, 0.0)
-        log = -0.5 * (np.log(variance) + seen / variance).sum(1)
-        zero = -0.5 * float(seen.sum())
-        top = max(float(log.max()), zero)
-        prior = np.gradient(tau) / (1 + (tau / unit) ** 2)  # half-Cauchy at the scale of the noise
-        return tau, prior / prior.sum() * np.exp(log - top), math.exp(zero - top)
-
-    @cached_property
-    def _posterior(self) -> tuple[Float[Array, " grid"], Float[Array, " grid"]]:
-        tau, likelihood, _ = self._fit
-        return tau, likelihood / likelihood.sum()
-
-    @cached_property
-    def _p_exact(self) -> float:
-        """Posterior probability that gains add up exactly."""
-        _, likelihood, zero = self._fit
-        off = (1 - ADDITIVE) * float(likelihood.sum())
-        return ADDITIVE * zero / (ADDITIVE * zero + off)
-
-    def scales(
-        self, draws: int, rng: np.random.Generator
-    ) -> tuple[Float[Array, " draw"], Float[Array, " draw"]]:
-        """Two samples of the error's standard deviation: if the model is off at all, and with the chance that it is not."""
-        if not self.enough:
-            return np.zeros(draws), np.zeros(draws)
-        tau, p = self._posterior
-        off = rng.choice(tau, p=p, size=draws)
-        return off, np.where(rng.random(draws) < self._p_exact, 0.0, off)
-
-
-def _kendall(orders: Sequence[Sequence[int]]) -> Float[Array, "order order"]:
-    """Kendall's rank correlation of every two orders.
-
-    >>> _kendall([(0, 1, 2), (2, 1, 0), (0, 2, 1)]).round(2).tolist()[0]
-    [1.0, -1.0, 0.33]
-    """
-    ranks = np.argsort(np.array(orders), axis=1)
-    first, second = np.triu_indices(ranks.shape[1], k=1)
-    signs = np.sign(ranks[:, second] - ranks[:, first]).astype(float)
-    return signs @ signs.T / max(len(first), 1)
-
-
-def _structured(n: int) -> float:
-    """STRUCTURED where every order is looked at; beyond, an order's own error cannot be searched over."""
-    return STRUCTURED if n <= ENUMERATED else 1.0
 
 
 @dataclass(frozen=True)
@@ -192,6 +87,8 @@ class Recommendation:
     """How much better another order can be on the data; 0 where the search is exact."""
     gap_sd: dict[str, float]
     """Standard deviation of the gap from each source of uncertainty: `sampling` (problems and seeds), `misfit`."""
+    misfit_sd: float
+    """Expected standard deviation of the model's own error over orders; nan if unknown."""
     reasons: tuple[Reason, ...]
     """Why the data do not single out this order; empty when they do."""
 
@@ -214,16 +111,23 @@ def recommend(
     if n > EXACT:
         draws = draws[:HEURISTIC_DRAWS]
     order = best_order(data)
-    known = misfit if misfit is not None and n > 1 else None
-    off, scale = known.scales(len(draws), rng) if known else (np.zeros(len(draws)),) * 2
-    worlds, worst = _Worlds.of(draws, scale, rng), _Worlds.of(draws, off, rng)
+    noise = draws - data
+    known, off, scale, misfit_sd = None, np.zeros(len(draws)), np.zeros(len(draws)), math.nan
+    if misfit is not None and misfit.enough and n > 1:
+        known = replace(misfit, errors=misfit.errors[: len(draws) + 1])
+        posterior = known.scale(value_spread(data))
+        off, scale = posterior.draw(len(draws), rng)
+        misfit_sd = posterior.expected
+    worlds, _ = _worlds(data, noise, known, scale, rng)
+    worst, error = _worlds(data, noise, known, off, rng)
     chosen, gaps = worlds.value(order), worst.value(order) - worst.value(order[::-1])
     ranks = np.argsort(worlds.best, axis=1)
     low, high = (float(x) for x in np.quantile(gaps, [(1 - level) / 2, (1 + level) / 2]))
     unique, counts = np.unique(worlds.best, axis=0, return_counts=True)
     gap = float(order_value(data, order) - order_value(data, order[::-1]))
-    sampled = order_value(draws, order) - order_value(draws, order[::-1])
-    p_none = _p_no_order(worst.gain - data, gap)
+    sampled = order_value(noise, order) - order_value(noise, order[::-1])
+    of_model = error.value(order) - error.value(order[::-1])
+    p_none = _p_no_order(noise + error.gain, gap)
     p_if_off = float((worst.best == np.array(order)).all(1).mean())
     p_optimal = float((worlds.best == np.array(order)).all(1).mean())
     against = {
@@ -256,63 +160,61 @@ def recommend(
             for name, rule in RULES.items()
         },
         optimality_gap=optimality_gap(data, order),
-        gap_sd={
-            "sampling": float(np.std(sampled)),
-            "misfit": math.sqrt(max(float(gaps.var() - np.var(sampled)), 0.0)),
-        },
+        gap_sd={"sampling": float(np.std(sampled)), "misfit": float(np.std(of_model))},
+        misfit_sd=misfit_sd,
         reasons=(Reason.ONE_PHASE,) if n < 2 else tuple(r for r, holds in against.items() if holds),
     )
 
 
 @dataclass(frozen=True)
 class _Worlds:
-    """What every order is worth in every draw, model error included, and which one is best there."""
+    """What every order is worth in every draw, and which one is best there."""
 
     gain: Float[Array, "draw phase phase"]
     own: Float[Array, "draw order"] | None
-    """Each order's own error, in the sequence of `every_order`; None beyond ENUMERATED phases."""
-    best: Int[Array, "draw phase"]
-    best_value: Float[Array, " draw"]
+    """What each order is worth beside its gains, in the sequence of `every_order`; None beyond ENUMERATED phases."""
 
-    @classmethod
-    def of(
-        cls,
-        draws: Float[Array, "draw phase phase"],
-        scale: Float[Array, " draw"],
-        rng: np.random.Generator,
-    ) -> _Worlds:
-        """`draws` with errors whose standard deviation over orders, around their common mean, is `scale`.
+    @cached_property
+    def _best(self) -> tuple[Int[Array, "draw phase"], Float[Array, " draw"]]:
+        if self.own is None:
+            best = _draw_orders(self.gain)
+            return best, _values(self.gain, best)
+        values = all_values(self.gain) + self.own
+        top = values.argmax(1)
+        return every_order(self.gain.shape[1])[top], values[np.arange(len(values)), top]
 
-        Independent errors of every gain with variance t spread the values of n phases' orders by n (n - 1) / 4 t.
-        """
-        n = draws.shape[1]
-        share = _structured(n)
-        of_gain = scale * math.sqrt(4 * share / max(n * (n - 1), 1))
-        gain = draws + of_gain[:, None, None] * rng.normal(size=draws.shape)
-        if n > ENUMERATED:
-            best = _draw_orders(gain + TIE_BREAK * rng.random(gain.shape))
-            return cls(gain, None, best, _values(gain, best))
-        orders = every_order(n)
-        own = (math.sqrt(1 - share) * scale)[:, None] * rng.normal(size=(len(draws), len(orders)))
-        values = _all_values(gain) + own
-        top = (values + TIE_BREAK * rng.random(values.shape)).argmax(1)
-        return cls(gain, own, orders[top], values[np.arange(len(values)), top])
+    @property
+    def best(self) -> Int[Array, "draw phase"]:
+        """The best order of every draw."""
+        return self._best[0]
+
+    @property
+    def best_value(self) -> Float[Array, " draw"]:
+        """What it is worth."""
+        return self._best[1]
 
     def value(self, order: Sequence[int]) -> Float[Array, " draw"]:
         """What one order is worth in every draw."""
         value = np.asarray(order_value(self.gain, order))
-        if self.own is None:
-            return value
-        at = int((every_order(len(order)) == np.array(order)).all(1).argmax())
-        return value + self.own[:, at]
+        return value if self.own is None else value + self.own[:, row_of(order)]
 
 
-def _all_values(gain: Float[Array, "draw phase phase"]) -> Float[Array, "draw order"]:
-    """`order_value` of every order, in the sequence of `every_order`."""
-    n = gain.shape[1]
-    ranks = np.argsort(every_order(n), axis=1)
-    before = (ranks[:, :, None] < ranks[:, None, :]).reshape(len(ranks), n * n)
-    return gain.reshape(len(gain), n * n) @ before.T.astype(float)
+def _worlds(
+    data: Float[Array, "phase phase"],
+    noise: Float[Array, "draw phase phase"],
+    misfit: Misfit | None,
+    scale: Float[Array, " draw"],
+    rng: np.random.Generator,
+) -> tuple[_Worlds, _Worlds]:
+    """Worlds that agree with what was measured, and the model's errors of that `scale` as they were before."""
+    error = drawn(scale, len(data), rng)
+    gain, own = error if misfit is None else misfit.update(*error, noise, scale)
+    gain = data - noise + gain
+    if own is None:
+        gain = gain + TIE_BREAK * rng.random(gain.shape)
+    else:
+        own = own + TIE_BREAK * rng.random(own.shape)
+    return _Worlds(gain, own), _Worlds(*error)
 
 
 def _draw_orders(gain: Float[Array, "draw phase phase"]) -> Int[Array, "draw phase"]:
@@ -324,7 +226,7 @@ def _draw_orders(gain: Float[Array, "draw phase phase"]) -> Int[Array, "draw pha
 def _values(
     gain: Float[Array, "draw phase phase"], orders: Int[Array, "draw phase"]
 ) -> Float[Array, " draw"]:
-    first, second = np.triu_indices(orders.shape[1], k=1)
+    first, second = upper(orders.shape[1])
     draws = np.arange(len(gain))[:, None]
     return gain[draws, orders[:, first], orders[:, second]].sum(1)
 

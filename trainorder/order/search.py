@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import cache
 from itertools import permutations
 
 import numpy as np
@@ -10,6 +12,8 @@ from jaxtyping import Float, Int
 
 Array = np.ndarray
 
+ENUMERATED = 6
+"""Up to this number of phases every order is looked at."""
 EXACT = 12
 """Largest number of phases that is ordered exactly; dynamic programming takes 2^n n^2 steps per matrix."""
 RESTARTS = 50
@@ -26,9 +30,15 @@ def order_value(
     >>> float(order_value(gain, (0, 1, 2))), float(order_value(gain, (2, 1, 0)))
     (11.0, 5.0)
     """
-    first, second = np.triu_indices(len(order), k=1)
+    first, second = upper(len(order))
     at = np.asarray(order, dtype=int)
     return gain[..., at[first], at[second]].sum(-1)
+
+
+@cache
+def upper(n: int) -> tuple[Int[Array, " pair"], Int[Array, " pair"]]:
+    """Places of the earlier and the later phase of every pair."""
+    return np.triu_indices(n, k=1)
 
 
 def upper_bound(gain: Float[Array, "phase phase"]) -> float:
@@ -37,7 +47,7 @@ def upper_bound(gain: Float[Array, "phase phase"]) -> float:
     >>> upper_bound(np.array([[0., 5., 2.], [1., 0., 4.], [3., 1., 0.]]))
     12.0
     """
-    first, second = np.triu_indices(len(gain), k=1)
+    first, second = upper(len(gain))
     return float(np.maximum(gain[first, second], gain[second, first]).sum())
 
 
@@ -51,15 +61,58 @@ def optimality_gap(gain: Float[Array, "phase phase"], order: Sequence[int]) -> f
     return max(float(best - order_value(gain, order)), 0.0)
 
 
+@cache
 def every_order(n: int) -> Int[Array, "order phase"]:
-    """All n! orders of n phases, n at most 8; the given sequence comes first.
+    """All n! orders of n phases, n at most 8; the given sequence comes first. Read-only.
 
     >>> every_order(3).tolist()[:2]
     [[0, 1, 2], [0, 2, 1]]
     """
     if n > 8:
         raise ValueError(f"{n} phases have too many orders to list: at most 8")
-    return np.array(list(permutations(range(n))), dtype=np.int64).reshape(-1, n)
+    orders = np.array(list(permutations(range(n))), dtype=np.int64).reshape(-1, n)
+    orders.flags.writeable = False
+    return orders
+
+
+def row_of(order: Sequence[int]) -> int:
+    """Where an order stands in `every_order`.
+
+    >>> row_of((0, 2, 1))
+    1
+    """
+    return int((every_order(len(order)) == np.array(order)).all(1).argmax())
+
+
+def before(orders: Int[Array, "order phase"]) -> Float[Array, "order phase phase"]:
+    """1 where phase j comes before k in an order.
+
+    >>> before(np.array([[1, 0]])).tolist()
+    [[[0.0, 0.0], [1.0, 0.0]]]
+    """
+    ranks = np.argsort(orders, axis=1)
+    return (ranks[:, :, None] < ranks[:, None, :]).astype(float)
+
+
+def all_values(gain: Float[Array, "*batch phase phase"]) -> Float[Array, "*batch order"]:
+    """`order_value` of every order, in the sequence of `every_order`."""
+    return gain.reshape(*gain.shape[:-2], -1) @ _pairs(gain.shape[-1])
+
+
+@cache
+def _pairs(n: int) -> Float[Array, "pair order"]:
+    return before(every_order(n)).reshape(-1, n * n).T
+
+
+def value_spread(gain: Float[Array, "phase phase"]) -> float:
+    """Standard deviation of the values of all orders, for any number of phases.
+
+    >>> gain = np.array([[0., 5., 2.], [1., 0., 4.], [3., 1., 0.]])
+    >>> round(value_spread(gain), 6), round(float(all_values(gain).std()), 6)
+    (1.825742, 1.825742)
+    """
+    half = (gain - gain.T) / 2
+    return math.sqrt(float((half**2).sum() / 2 + (half.sum(1) ** 2).sum()) / 3)
 
 
 def best_order(gain: Float[Array, "phase phase"]) -> tuple[int, ...]:
@@ -76,7 +129,7 @@ def best_order(gain: Float[Array, "phase phase"]) -> tuple[int, ...]:
 
 
 def exact_orders(gain: Float[Array, "draw phase phase"]) -> Int[Array, "draw phase"]:
-    """The best order of every matrix, by dynamic programming over the set of phases already placed.
+    """The best order of every matrix, among all of them or by dynamic programming over the set of phases already placed.
 
     best(S) = max over k in S of best(S - k) + sum over i in S - k of gain[i, k]. The diagonal
     adds the same to every order. Among equals the order that keeps the given sequence of phases wins.
@@ -84,9 +137,16 @@ def exact_orders(gain: Float[Array, "draw phase phase"]) -> Int[Array, "draw pha
     num_draws, n = gain.shape[:2]
     if n > EXACT:
         raise ValueError(f"exact search is for up to {EXACT} phases, got {n}: use heuristic_order")
-    rows = max(1, CHUNK_ENTRIES // 2**n)
-    parts = [_exact_chunk(gain[i : i + rows]) for i in range(0, num_draws, rows)]
-    return np.concatenate(parts)
+    few = n <= ENUMERATED
+    rows = max(1, CHUNK_ENTRIES // (math.factorial(n) if few else 2**n))
+    chunk = _enumerated_chunk if few else _exact_chunk
+    return np.concatenate([chunk(gain[i : i + rows]) for i in range(0, num_draws, rows)])
+
+
+def _enumerated_chunk(gain: Float[Array, "draw phase phase"]) -> Int[Array, "draw phase"]:
+    values = all_values(gain)
+    best = values.max(1, keepdims=True)
+    return every_order(gain.shape[1])[(values >= best - TIE_BREAK * (1 + np.abs(best))).argmax(1)]
 
 
 def _exact_chunk(gain: Float[Array, "draw phase phase"]) -> Int[Array, "draw phase"]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trainorder.metrics.statistics import Verdict
-from trainorder.order.confidence import MIN_ORDERS, Reason
+from trainorder.order import MIN_ORDERS, Reason
 
 Bwt = Mapping[str, Any]
 """reports/bwt.json, as `trainorder.measure` writes it."""
