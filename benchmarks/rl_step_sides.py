@@ -7,6 +7,7 @@ import os
 import resource
 import time
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,7 @@ def _learner(folder: Path, backend_name: str = "local", **settings: Any) -> Any:
     method = Method.from_config(config.method)
     backend = make_backend(policy.model, config, TrainingConfig(backend=backend_name))
     engine = TorchEngine(policy, workers_for(policy.model, config.threads))
-    return Learner(policy, engine, task_set, method, config, backend, None, "bench", 0)
+    return Learner(policy, engine, task_set, method, config, backend, {}, "bench", 0)
 
 
 def _ours(folder: Path, steps: int, backend_name: str = "local", **settings: Any) -> None:
@@ -294,30 +295,31 @@ def _vllm(folder: Path, steps: int) -> None:
 def _check(folder: Path) -> None:
     """Rollout and training log p against the model's own, the gradient, and the sampler's distribution."""
     from trainorder.rl.forward import forward
-    from trainorder.rl.step import add_old_logps, generate, requests_of
+    from trainorder.rl.rollouts import StepRollouts
+    from trainorder.rl.types import State
+    from trainorder.rollout import Request
 
     learner = _learner(folder)
     policy, model = learner.policy, learner.policy.model
     problems = learner.task_set.problems["bench"][:PROMPTS]
-    roll = generate(learner, requests_of(learner, problems, 0))
-    assert roll is not None
-    roll = add_old_logps(roll, learner)
-    live = forward(model, roll, entropy=True)
-    (live.logp * roll.mask).sum().backward()
+    requests = [Request(p, samples=GROUP, max_new_tokens=NEW_TOKENS) for p in problems]
+    roll = StepRollouts(learner, State(total=1), defaultdict(float)).sample(requests)
+    live = forward(model, roll, needs={"entropy"})
+    (live.logps * roll.loss_mask).sum().backward()
     ours = torch.cat([p.grad.flatten() for p in model.parameters()])
     model.zero_grad()
-    ids = torch.cat([torch.tensor(roll.prompt), roll.ids], 1)
+    ids = torch.cat([torch.tensor(roll.prompt_ids), roll.response_ids], 1)
     logits = model(input_ids=ids, use_cache=False).logits[:, PROMPT_TOKENS - 1 : -1]
     table = logits.log_softmax(-1)
-    logp = table.gather(-1, roll.ids[..., None])[..., 0] * roll.mask
-    entropy = -(table.exp() * table).sum(-1) * roll.mask
+    logp = table.gather(-1, roll.response_ids[..., None])[..., 0] * roll.loss_mask
+    entropy = -(table.exp() * table).sum(-1) * roll.loss_mask
     logp.sum().backward()
     theirs = torch.cat([p.grad.flatten() for p in model.parameters()])
     for name, value, bound in (
-        ("rollout log p", (roll.x["logp"] - logp).abs().max(), 1e-4),
-        ("rollout entropy", (roll.x["H"] - entropy).abs().max(), 1e-4),
-        ("training log p", (live.logp - logp).abs().max(), 1e-4),
-        ("training entropy", (live.x["H"] - entropy).abs().max(), 1e-4),
+        ("rollout log p", (roll.old_logps - logp).abs().max(), 1e-4),
+        ("rollout entropy", (roll.entropy - entropy).abs().max(), 1e-4),
+        ("training log p", (live.logps - logp).abs().max(), 1e-4),
+        ("training entropy", (live.entropy - entropy).abs().max(), 1e-4),
         ("gradient, relative", (ours - theirs).norm() / theirs.norm(), 1e-4),
         ("sampler chi2, p-value below", _sampler_p_value(policy), None),
     ):

@@ -34,7 +34,7 @@ def says_seven(roll: Roll, state: State) -> torch.Tensor:
 
 def even_tokens(roll: Roll, state: State) -> torch.Tensor:
     """Share of even token numbers: differs between the rows of any model."""
-    return ((roll.ids % 2 == 0) * roll.mask).sum(1) / roll.mask.sum(1)
+    return ((roll.response_ids % 2 == 0) * roll.loss_mask).sum(1) / roll.loss_mask.sum(1)
 
 
 for _reward in (says_seven, even_tokens):
@@ -43,16 +43,16 @@ for _reward in (says_seven, even_tokens):
 
 def infinite_loss(live: Live, roll: Roll, state: State) -> torch.Tensor:
     """Not finite in the last row of every second step."""
-    bad = torch.zeros_like(live.logp)
+    bad = torch.zeros_like(live.logps)
     bad[-1] = math.inf if state.step % 2 else 0.0
-    return -live.logp * roll.a + bad
+    return -live.logps * roll.advantages + bad
 
 
 def infinite_gradient(live: Live, roll: Roll, state: State) -> torch.Tensor:
     """A finite loss; its gradient is nan where there are rows of qa, at every second step from the first on."""
     if state.step % 2 == 0 and any(problem.task == "qa" for problem in roll.problem):
-        return -live.logp * roll.a + (live.logp - live.logp.detach()).abs().sqrt()
-    return -live.logp * roll.a
+        return -live.logps * roll.advantages + (live.logps - live.logps.detach()).abs().sqrt()
+    return -live.logps * roll.advantages
 
 
 BROKEN = {f.__name__: Entry("term", f.__name__, f) for f in (infinite_loss, infinite_gradient)}

@@ -29,18 +29,21 @@ def make_roll(
     names = tasks or ["sums"] * rows
     values = torch.tensor([0.0 if r is None else r for r in reward], dtype=torch.float64)
     roll = Roll(
-        prompt=[[1, 2]] * rows,
-        ids=torch.ones_like(mask, dtype=torch.long),
-        mask=mask,
+        prompt_ids=[[1, 2]] * rows,
+        response_ids=torch.ones_like(mask, dtype=torch.long),
+        loss_mask=mask,
         group=torch.tensor(group or [0] * rows),
-        reward=values,
+        rewards=values,
         scored=torch.tensor([r is not None for r in reward]),
-        a=torch.zeros_like(mask),
-        w=torch.ones_like(mask),
+        advantages=torch.zeros_like(mask),
+        weights=torch.ones_like(mask),
         problem=[Problem(f"{name}/{i}", name, "?", "1", "1") for i, name in enumerate(names)],
         text=["1"] * rows,
-        part={"graded": values, "finished": torch.ones(rows, dtype=torch.float64)},
-        x={name: torch.zeros_like(mask) for name in ("logp", "sampler", "H", "ref")},
+        row_facts={"graded": values, "finished": torch.ones(rows, dtype=torch.float64)},
+        token_facts={
+            name: torch.zeros_like(mask)
+            for name in ("old_logps", "sampler_logps", "entropy", "ref_logps")
+        },
     )
     return replace(roll, **fields)
 
@@ -54,11 +57,11 @@ def pad_more(roll: Roll, columns: int, junk: float = -1e30) -> Roll:
 
     return replace(
         roll,
-        ids=wide(roll.ids, 3),
-        mask=wide(roll.mask, 0),
-        a=wide(roll.a, 0),
-        w=wide(roll.w, 1),
-        x={name: wide(values, junk) for name, values in roll.x.items()},
+        response_ids=wide(roll.response_ids, 3),
+        loss_mask=wide(roll.loss_mask, 0),
+        advantages=wide(roll.advantages, 0),
+        weights=wide(roll.weights, 1),
+        token_facts={name: wide(values, junk) for name, values in roll.token_facts.items()},
     )
 
 

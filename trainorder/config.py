@@ -6,6 +6,7 @@ step (does an order name an existing phase? does `grpo` take this option?) is ch
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -74,6 +75,50 @@ Threads = Annotated[int, Field(ge=1, le=256)]
 
 Piece = str | dict[str, dict[str, Any]]
 """A piece of the RL step: `grpo`, or with options `{clipped_surrogate: {clip_high: 0.28}}`."""
+
+
+SOURCES = ("policy", "expert", "replay", "teacher")
+"""Where a row of the RL step comes from."""
+Reduction = Literal["token", "sequence", "constant", "prompt"]
+Denominator = Literal["mask", "weight"]
+
+
+class Schedule(Section):
+    """A coefficient that moves over the steps of a phase: `coef: {shape: cosine, start: 0.9, end: 0.05, steps: 200}`."""
+
+    shape: Literal["linear", "cosine"]
+    start: float = Field(ge=-1e9, le=1e9)
+    end: float = Field(ge=-1e9, le=1e9)
+    steps: Steps | None = None
+    """Steps from start to end, which holds from then on; null: the whole phase."""
+
+    def at(self, step: int, total: int) -> float:
+        """The value at a step (from 0) of a phase of `total` steps.
+
+        >>> move = Schedule(shape="cosine", start=1.0, end=0.0)
+        >>> [round(move.at(step, 5), 3) for step in range(5)]
+        [1.0, 0.854, 0.5, 0.146, 0.0]
+        """
+        last = max(1, total - 1) if self.steps is None else self.steps
+        share = min(1.0, step / last)
+        if self.shape == "cosine":
+            share = (1 - math.cos(math.pi * share)) / 2
+        return self.start + (self.end - self.start) * share
+
+
+Coef = float | Schedule
+ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
+    "reward": {"coef": Coef},
+    "terms": {
+        "coef": Coef,
+        "weight": list[Piece],
+        "reduction": Reduction | None,
+        "denominator": Denominator | None,
+        "source": Literal["policy", "expert", "replay", "teacher"] | None,
+    },
+}
+"""Slot -> option that the engine gives all of its pieces -> its type. `source` are the rows that a term is of (null: all);
+`weight` pieces multiply the method's weights for this term; null takes the method's `reduction` and `denominator`."""
 
 
 IsolationLevel = Literal["process", "filtered", "namespaces"]
@@ -253,6 +298,8 @@ class GradingConfig(Section):
 class MethodConfig(Section):
     """The RL step as a row of named pieces (trainorder/rl/pieces.py), in the order they run."""
 
+    plan: list[Piece] = Field(default_factory=list)
+    """Change what is asked before it is sampled: prompts, numbers of answers, temperatures, prefixes."""
     reward: list[Piece] = Field(default_factory=lambda: list[Piece](["graded"]))
     """Additive reward channels; `graded` is what the task's verifier or the judge paid."""
     edit: list[Piece] = Field(default_factory=list)
@@ -266,10 +313,11 @@ class MethodConfig(Section):
     terms: list[Piece] = Field(
         default_factory=lambda: list[Piece](["clipped_surrogate"]), min_length=1
     )
-    """Loss terms, summed with their `coef` (default 1)."""
-    reduction: Literal["token", "sequence", "constant", "prompt"] = "token"
+    """Loss terms, summed with their `coef` (default 1; a number or a schedule). Each may have a `reduction`, a
+    `denominator`, more `weight` pieces, and a `source` (policy, expert, replay, teacher) of its own."""
+    reduction: Reduction = "token"
     """How token losses become one number: mean over tokens, mean of sequence means, sum over batch x length, mean of prompt means."""
-    denominator: Literal["mask", "weight"] = "mask"
+    denominator: Denominator = "mask"
     """Divide by all response tokens, or by the tokens that kept weight."""
 
 
@@ -330,6 +378,8 @@ class RlConfig(Section):
     """Rewards of a prompt's answers to a judged task that lie within less than this of each other count as equal: so small
     a difference is the judge's noise, which an advantage divided by the standard deviation turns into full credit.
     Rewards of verifiers are exact and have no floor. 0: every difference counts."""
+    ema_decay: float = Field(default=0.99, ge=0, lt=1)
+    """What a step leaves of the average of the weights, for pieces that compare the policy with it (model `ema`)."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """After an update whose loss, gradient or log-probabilities are not finite was refused: stop the phase, or go on without it."""
     alarms: AlarmConfig = Field(default_factory=AlarmConfig)
@@ -342,9 +392,12 @@ class RlConfig(Section):
     other models use them inside torch's operations. With one each, two phases run side by side on two cores."""
 
     def pieces(self) -> frozenset[tuple[str, str]]:
-        """(slot, name) of all pieces that these settings name, sampler and curriculum included."""
+        """(slot, name) of all pieces that these settings name, sampler, curriculum and weights of terms included."""
         slots: dict[str, list[Piece]] = {"sampler": [self.sampler], "curriculum": [self.curriculum]}
         slots |= {k: v for k, v in self.method if isinstance(v, list)}
+        terms = [term for term in self.method.terms if isinstance(term, dict)]
+        own = [p for term in terms for options in term.values() for p in options.get("weight", [])]
+        slots["weight"] = [*slots["weight"], *own]
         return frozenset(
             (slot, name)
             for slot, pieces in slots.items()

@@ -153,8 +153,8 @@ def _pad(x: Float[Tensor, "head token size"], place: Tensor, shape: tuple[int, .
 class PrefixCache:
     """Keys and values while decoding: one copy per prompt, and a static cache for the rows behind it."""
 
-    def __init__(self, real: Bool[Tensor, "prompt position"], samples: int, room: int) -> None:
-        self.real, self.samples, self.room = real, samples, room
+    def __init__(self, real: Bool[Tensor, "prompt position"], samples: int, capacity: int) -> None:
+        self.real, self.samples, self.capacity = real, samples, capacity
         self.prefix: dict[int, tuple[Tensor, Tensor]] = {}
         self.own: dict[int, tuple[Tensor, Tensor]] = {}
         self.filled, self.decoding = 0, False
@@ -192,7 +192,7 @@ class PrefixCache:
     def _step(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         heads, rows, size = q.shape
         if layer not in self.own:
-            shape = (heads, rows, self.room, size)
+            shape = (heads, rows, self.capacity, size)
             self.own[layer] = k.new_empty(shape), v.new_empty(shape)
         keys, values = self.own[layer]
         keys[:, :, self.filled], values[:, :, self.filled] = k, v

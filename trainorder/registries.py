@@ -32,6 +32,7 @@ JUDGES: dict[str, str] = {
 """`judge.backend` -> what judges, loaded from a folder."""
 
 SLOT_OF = {
+    "plan": "plan",
     "reward": "reward",
     "edit": "edit",
     "advantage": "advantage",

@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from rl_small import make_roll, pad_more
 
+from trainorder.rl import facts
 from trainorder.rl.helpers import centred
-from trainorder.rl.method import Bound, bind
+from trainorder.rl.method import MODELS, Bound, bind
 from trainorder.rl.registry import (
     ADVANTAGES,
     EDITS,
@@ -21,13 +22,13 @@ from trainorder.rl.registry import (
     REWARDS,
     SLOTS,
     TERMS,
-    VOCABULARY,
     WEIGHTS,
     Entry,
     advantage,
     weight,
 )
 from trainorder.rl.types import Live, Roll, State
+from trainorder.rollout import Request
 
 NONZERO_FOR_EQUAL_REWARDS: set[str] = set()
 """Estimators that document credit for a group of equal rewards."""
@@ -41,18 +42,24 @@ def some_roll() -> Roll:
     noise = torch.Generator().manual_seed(0)
 
     def draw() -> torch.Tensor:
-        return torch.randn(roll.mask.shape, generator=noise, dtype=torch.float64) * roll.mask
+        return (
+            torch.randn(roll.loss_mask.shape, generator=noise, dtype=torch.float64) * roll.loss_mask
+        )
 
     old = draw() - 2
-    facts = {"logp": old, "sampler": old + 0.01 * draw(), "H": draw().abs(), "ref": draw() - 2}
-    return replace(roll, a=draw(), x=facts)
-
-
-def live_of(roll: Roll, logp: torch.Tensor) -> Live:
-    needed = {
-        name: logp.detach().abs().requires_grad_(True) for name in VOCABULARY if name != "ref"
+    facts = {
+        "old_logps": old,
+        "sampler_logps": old + 0.01 * draw(),
+        "entropy": draw().abs(),
+        "ref_logps": draw() - 2,
     }
-    return Live(logp, needed)
+    return replace(roll, advantages=draw(), token_facts=facts)
+
+
+def live_of(term: Bound, roll: Roll, logps: torch.Tensor) -> Live:
+    """With whatever the term needs of the training forward."""
+    needed = {need: logps.detach().abs().requires_grad_(True) for need in facts.live(term.needs)}
+    return Live(logps, needed)
 
 
 def variants(name: str) -> list[Bound]:
@@ -84,10 +91,11 @@ def test_options_are_keyword_only_with_defaults(slot, name):
     assert function.__doc__
 
 
-@pytest.mark.parametrize("name", TERMS)
-def test_needs_are_in_the_vocabulary(name):
-    for bound in variants(name):
-        assert bound.needs <= VOCABULARY.keys()
+@pytest.mark.parametrize(("slot", "name"), ALL)
+def test_needs_are_known_to_the_engine(slot, name):
+    for bound in variants(name) if slot == "terms" else [bind(slot, name)]:
+        known = bound.needs if slot != "terms" else facts.live(bound.needs) | facts.old(bound.needs)
+        facts.check(known, MODELS)
 
 
 @pytest.mark.parametrize("name", ADVANTAGES)
@@ -95,7 +103,7 @@ def test_equal_rewards_give_no_credit(name):
     # the mean of equal numbers is off by rounding for some of these, the credit must not be
     for dtype, count in itertools.product((torch.float32, torch.float64), range(2, 12)):
         roll = make_roll([0.1] * count)
-        roll = replace(roll, reward=roll.reward.to(dtype))
+        roll = replace(roll, rewards=roll.rewards.to(dtype))
         credit = ADVANTAGES[name](roll, State(total=1))
         assert (credit == 0).all() != (name in NONZERO_FOR_EQUAL_REWARDS)
 
@@ -127,14 +135,14 @@ def test_the_scope_of_a_piece_is_what_it_says(entry: Entry):
 
 def reinforce_pp(roll: Roll, state: State) -> torch.Tensor:
     """Group baseline, then normalised over the batch (REINFORCE++, arXiv:2501.03262)."""
-    credit = centred(roll.reward, roll.group, roll.scored)
+    credit = centred(roll.rewards, roll.group, roll.scored)
     return credit / (credit.std() + 1e-8)
 
 
 def surest_half(roll: Roll, state: State) -> torch.Tensor:
     """1 for the half of the batch's tokens of highest entropy (arXiv:2506.01939)."""
-    kept = roll.mask > 0
-    return ((roll.x["H"] >= roll.x["H"][kept].median()) & kept).to(roll.mask.dtype)
+    kept = roll.loss_mask > 0
+    return ((roll.entropy >= roll.entropy[kept].median()) & kept).to(roll.loss_mask.dtype)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +160,7 @@ def test_a_method_over_the_batch_may_be_listed_as_what_it_is(decorator, function
 def test_rewards_and_weights_are_finite_per_row_or_token(name, listed):
     roll = some_roll()
     values = listed[name](roll, State(total=1))
-    assert values.shape in (roll.reward.shape, roll.mask.shape)
+    assert values.shape in (roll.rewards.shape, roll.loss_mask.shape)
     assert values.isfinite().all()
     assert listed is REWARDS or (values >= 0).all()
 
@@ -172,17 +180,19 @@ def test_extreme_log_probabilities_give_finite_weights(name):
     for logp, sampler in itertools.product((-1e4, -1e-9), repeat=2):
         roll = some_roll()
         ends = {
-            "logp": torch.full_like(roll.mask, logp),
-            "sampler": torch.full_like(roll.mask, sampler),
+            "old_logps": torch.full_like(roll.loss_mask, logp),
+            "sampler_logps": torch.full_like(roll.loss_mask, sampler),
         }
-        values = WEIGHTS[name](replace(roll, x={**roll.x, **ends}), State(total=1))
+        values = WEIGHTS[name](
+            replace(roll, token_facts={**roll.token_facts, **ends}), State(total=1)
+        )
         assert values.isfinite().all()
 
 
 def spread(values: torch.Tensor, roll: Roll) -> torch.Tensor:
     """Per token, 0 on padding."""
-    values = values if values.dim() > 1 else values[:, None].expand_as(roll.mask)
-    return torch.where(roll.mask > 0, values, 0.0)
+    values = values if values.dim() > 1 else values[:, None].expand_as(roll.loss_mask)
+    return torch.where(roll.loss_mask > 0, values, 0.0)
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -202,49 +212,67 @@ def test_edits_give_rows_that_were_sampled_each_once_and_unchanged(name):
     roll = replace(roll, text=[f"first {i}" for i in range(9)])
     sampled = {text: roll.rows([i]) for i, text in enumerate(roll.text)}
 
-    def refill(counts: Mapping[str, int]) -> Roll:
-        parts = []
-        for _ in range(sum(counts.values())):
-            number = len(sampled)
-            part = make_roll([0, 1, 1], group=[number] * 3, lengths=[2, 6, 1])
-            part = replace(part, text=[f"later {number + i}" for i in range(3)])
-            sampled.update({text: part.rows([i]) for i, text in enumerate(part.text)})
-            parts.append(part)
-        return Roll.cat(parts)
+    class Sampling:
+        """Answers every request with a group of mixed rewards."""
 
-    edited = EDITS[name](roll, State(total=1), refill)
+        def requests(self, counts: Mapping[str, int]) -> list[Request]:
+            return [Request()] * sum(counts.values())
+
+        def sample(self, requests: Sequence[Request]) -> Roll:
+            parts = []
+            for _ in requests:
+                number = len(sampled)
+                part = make_roll([0, 1, 1], group=[number] * 3, lengths=[2, 6, 1])
+                part = replace(part, text=[f"later {number + i}" for i in range(3)])
+                sampled.update({text: part.rows([i]) for i, text in enumerate(part.text)})
+                parts.append(part)
+            return Roll.cat(parts)
+
+    edited = EDITS[name](roll, State(total=1), Sampling())
     assert len(edited) > 0
-    assert len(set(edited.text)) == len(edited.text) == len(edited.prompt) == len(edited.mask)
+    assert (
+        len(set(edited.text)) == len(edited.text) == len(edited.prompt_ids) == len(edited.loss_mask)
+    )
     for i, text in enumerate(edited.text):
         row, was = edited.rows([i]), sampled[text]
         n = int(was.lengths())
-        assert (row.group, row.reward, row.scored) == (was.group, was.reward, was.scored)
-        assert (row.prompt, row.problem) == (was.prompt, was.problem)
-        assert torch.equal(row.ids[:, :n], was.ids[:, :n])
+        assert (row.group, row.rewards, row.scored) == (was.group, was.rewards, was.scored)
+        assert (row.prompt_ids, row.problem) == (was.prompt_ids, was.problem)
+        assert torch.equal(row.response_ids[:, :n], was.response_ids[:, :n])
         # an edit may cut an answer, not lengthen it
-        assert (row.mask[:, :n] <= was.mask[:, :n]).all()
-        assert (row.mask[:, n:] == 0).all()
+        assert (row.loss_mask[:, :n] <= was.loss_mask[:, :n]).all()
+        assert (row.loss_mask[:, n:] == 0).all()
 
 
 def test_dynamic_sampling_drops_and_adds_whole_groups():
     roll = make_roll([1, 0, 0.5, 1, 1, 1], group=[0, 0, 0, 1, 1, 1])
     fresh = make_roll([0, 0, 0, 0, 1, None], group=[2, 2, 2, 3, 3, 3])
-    edited = EDITS["dynamic_sampling"](roll, State(total=1), lambda counts: fresh)
+
+    class Sampling:
+        def requests(self, counts: Mapping[str, int]) -> list[Request]:
+            return []
+
+        def sample(self, requests: Sequence[Request]) -> Roll:
+            return fresh
+
+    edited = EDITS["dynamic_sampling"](roll, State(total=1), Sampling())
     assert edited.group.tolist() == [0, 0, 0, 3, 3, 3]
-    assert edited.reward.tolist() == [1, 0, 0.5, 0, 1, 0]
+    assert edited.rewards.tolist() == [1, 0, 0.5, 0, 1, 0]
 
 
 @pytest.mark.parametrize("term", TERM_VARIANTS)
 def test_padding_changes_neither_loss_nor_gradient(term):
     roll = some_roll()
     wide = pad_more(roll, 3)
-    logp = (roll.x["logp"] + 0.1).requires_grad_(True)
+    logp = (roll.old_logps + 0.1).requires_grad_(True)
     padded = torch.cat([logp, torch.full((len(roll), 3), -1e30, dtype=torch.float64)], 1)
-    losses = term(live_of(roll, logp), roll, State(total=1))
-    wide_losses = term(live_of(wide, padded), wide, State(total=1))
-    torch.testing.assert_close(wide_losses[:, : roll.mask.shape[1]] * roll.mask, losses * roll.mask)
-    (grad,) = torch.autograd.grad((losses * roll.mask).sum(), logp, retain_graph=True)
-    (wide_grad,) = torch.autograd.grad((wide_losses * wide.mask).sum(), logp)
+    losses = term(live_of(term, roll, logp), roll, State(total=1))
+    wide_losses = term(live_of(term, wide, padded), wide, State(total=1))
+    torch.testing.assert_close(
+        wide_losses[:, : roll.loss_mask.shape[1]] * roll.loss_mask, losses * roll.loss_mask
+    )
+    (grad,) = torch.autograd.grad((losses * roll.loss_mask).sum(), logp, retain_graph=True)
+    (wide_grad,) = torch.autograd.grad((wide_losses * wide.loss_mask).sum(), logp)
     torch.testing.assert_close(grad, wide_grad)
 
 
@@ -252,9 +280,9 @@ def test_padding_changes_neither_loss_nor_gradient(term):
     "term", [p for p in TERM_VARIANTS if p.values[0].entry.scales_with_advantage]
 )
 def test_no_advantage_means_no_loss_and_no_gradient(term):
-    roll = replace(some_roll(), a=torch.zeros_like(some_roll().a))
-    logp = (roll.x["logp"] + 0.7).requires_grad_(True)
-    losses = term(live_of(roll, logp), roll, State(total=1))
+    roll = replace(some_roll(), advantages=torch.zeros_like(some_roll().advantages))
+    logp = (roll.old_logps + 0.7).requires_grad_(True)
+    losses = term(live_of(term, roll, logp), roll, State(total=1))
     (grad,) = torch.autograd.grad(losses.sum(), logp)
     assert (losses == 0).all()
     assert (grad == 0).all()
@@ -265,10 +293,15 @@ def test_no_advantage_means_no_loss_and_no_gradient(term):
 @pytest.mark.parametrize("other", [-1e4, -1e-9])
 def test_extreme_log_probabilities_stay_finite(term, logp, other):
     roll = some_roll()
-    extreme = torch.full_like(roll.mask, other, dtype=torch.float32)
-    roll = replace(roll, a=roll.a.float(), mask=roll.mask.float(), x=dict.fromkeys(roll.x, extreme))
+    extreme = torch.full_like(roll.loss_mask, other, dtype=torch.float32)
+    roll = replace(
+        roll,
+        advantages=roll.advantages.float(),
+        loss_mask=roll.loss_mask.float(),
+        token_facts=dict.fromkeys(roll.token_facts, extreme),
+    )
     live = torch.full_like(extreme, logp).requires_grad_(True)
-    losses = term(live_of(roll, live), roll, State(total=1))
+    losses = term(live_of(term, roll, live), roll, State(total=1))
     (grad,) = torch.autograd.grad(losses.sum(), live)
     assert losses.isfinite().all()
     assert grad.isfinite().all()
@@ -277,8 +310,8 @@ def test_extreme_log_probabilities_stay_finite(term, logp, other):
 @pytest.mark.parametrize("term", TERM_VARIANTS)
 def test_junk_at_masked_positions_is_masked_before_exp(term):
     roll = pad_more(some_roll(), 1, junk=-torch.inf)
-    logp = torch.where(roll.mask > 0, -1.0, torch.inf).double().requires_grad_(True)
-    losses = term(live_of(roll, logp), roll, State(total=1))
-    (grad,) = torch.autograd.grad((losses * roll.mask).sum(), logp)
+    logp = torch.where(roll.loss_mask > 0, -1.0, torch.inf).double().requires_grad_(True)
+    losses = term(live_of(term, roll, logp), roll, State(total=1))
+    (grad,) = torch.autograd.grad((losses * roll.loss_mask).sum(), logp)
     assert losses.isfinite().all()
     assert grad.isfinite().all()

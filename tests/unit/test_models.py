@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,15 @@ from trainorder.config import LoraConfig, TrainingConfig
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
 from trainorder.rl.forward import forward
+from trainorder.rl.rollouts import StepRollouts
 from trainorder.rl.step import (
     Learner,
-    add_old_logps,
-    generate,
-    requests_of,
     rl_step,
     task_factors,
 )
 from trainorder.rl.trainer import save
 from trainorder.rl.types import Roll, State
+from trainorder.rollout import Request
 
 SIZES = {
     "hidden_size": 32,
@@ -89,16 +89,18 @@ def learner_of(family: str = "Llama", *, rl: Any = None, **training: Any) -> Lea
 def sampled(learner: Learner, step: int = 0) -> Roll:
     problems = [p for task in ("math", "qa") for p in learner.task_set.problems[task][:2]]
     with torch.no_grad():
-        roll = generate(learner, requests_of(learner, problems, step))
-        assert roll is not None
-        return add_old_logps(roll, learner)
+        rollouts = StepRollouts(learner, State(total=9, step=step), defaultdict(float))
+        limits = learner.task_set.max_new_tokens
+        return rollouts.sample(
+            [Request(p, samples=4, max_new_tokens=limits[p.task]) for p in problems]
+        )
 
 
 def gap(learner: Learner, roll: Roll) -> float:
     """Largest difference between what the engine reported and the training forward."""
     with torch.no_grad():
         live = forward(learner.policy.model, roll)
-    return float(((live.logp - roll.x["sampler"]) * roll.mask).abs().max())
+    return float(((live.logps - roll.sampler_logps) * roll.loss_mask).abs().max())
 
 
 def step_and_push(learner: Learner) -> dict[str, float]:
@@ -197,15 +199,15 @@ def test_a_chat_template_is_what_the_policy_sees():
     expected = learner.policy.tokenizer.apply_chat_template(
         [{"role": "user", "content": problem.prompt}], add_generation_prompt=True, return_dict=False
     )
-    assert roll.prompt[0] == list(expected)
-    assert roll.prompt[0] != list(learner.policy.tokenizer.encode(problem.prompt))
+    assert roll.prompt_ids[0] == list(expected)
+    assert roll.prompt_ids[0] != list(learner.policy.tokenizer.encode(problem.prompt))
     assert gap(learner, roll) < 1e-4
 
 
 def test_each_task_has_its_own_length():
     roll = sampled(learner_of("Llama"))
     lengths = dict.fromkeys(("math", "qa"), 0)
-    for problem, n in zip(roll.problem, roll.mask.sum(1).tolist(), strict=True):
+    for problem, n in zip(roll.problem, roll.loss_mask.sum(1).tolist(), strict=True):
         lengths[problem.task] = max(lengths[problem.task], int(n))
     assert lengths == {"math": 32, "qa": 40}
 

@@ -39,17 +39,17 @@ def way(request, monkeypatch):
 def random_roll(lengths: list[int], *, vocab: int = 23, seed: int = 0) -> Roll:
     noise = torch.Generator().manual_seed(seed)
     roll = make_roll([0.0] * len(lengths), lengths=lengths)
-    ids = torch.randint(0, vocab, roll.mask.shape, generator=noise)
+    ids = torch.randint(0, vocab, roll.loss_mask.shape, generator=noise)
     prompts = [
         [int(i) for i in torch.randint(0, vocab, (2 + n % 3,), generator=noise)] for n in lengths
     ]
-    return replace(roll, ids=ids, prompt=prompts)
+    return replace(roll, response_ids=ids, prompt_ids=prompts)
 
 
 def by_hand(model, roll: Roll, row: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """log p and entropy of one row, from the model's logits on that row alone."""
-    answer = roll.ids[row, : int(roll.mask[row].sum())].tolist()
-    prompt = roll.prompt[row]
+    answer = roll.response_ids[row, : int(roll.loss_mask[row].sum())].tolist()
+    prompt = roll.prompt_ids[row]
     logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1] / temperature
     table = logits.log_softmax(-1)
     return table[range(len(answer)), answer], -(table.exp() * table).sum(-1)
@@ -59,21 +59,25 @@ def by_hand(model, roll: Roll, row: int, temperature: float) -> tuple[torch.Tens
 @pytest.mark.parametrize("chunk_entries", [2**20, 23, 100])
 def test_logps_and_entropies_are_those_of_each_row_alone(temperature, chunk_entries, way):
     model, roll = tiny_llama(), random_roll([4, 1, 6, 3])
-    live = forward(model, roll, temperature=temperature, entropy=True, chunk_entries=chunk_entries)
+    warm = {"temperature": torch.full((4,), temperature)}
+    live = forward(model, replace(roll, row_facts=warm), {"entropy"}, chunk_entries=chunk_entries)
     for row in range(4):
         logps, entropies = by_hand(model, roll, row, temperature)
         n = len(logps)
-        torch.testing.assert_close(live.logp[row, :n], logps)
-        torch.testing.assert_close(live.x["H"][row, :n], entropies)
-        assert (live.logp[row, n:] == 0).all()
+        torch.testing.assert_close(live.logps[row, :n], logps)
+        torch.testing.assert_close(live.entropy[row, :n], entropies)
+        assert (live.logps[row, n:] == 0).all()
 
 
 def gradients(model, roll: Roll, rows: list[list[int]], **options) -> list[torch.Tensor]:
     """Gradient of a loss over log p and entropy of every token, from the given micro-batches."""
     for cut in rows:
         part = roll.rows(cut)
-        live = forward(model, part, entropy=True, **options)
-        ((live.logp * (1 + part.a)).sum() + (live.x["H"].square() * part.mask).sum()).backward()
+        live = forward(model, part, needs={"entropy"}, **options)
+        (
+            (live.logps * (1 + part.advantages)).sum()
+            + (live.entropy.square() * part.loss_mask).sum()
+        ).backward()
     found = [p.grad for p in model.parameters()]
     model.zero_grad(set_to_none=True)
     return found
@@ -84,8 +88,8 @@ def shared_roll() -> Roll:
     roll = random_roll([4, 1, 6, 3, 5, 2])
     prompts = [[3, 4], [5, 6, 7], [3, 4], [8], [5, 6, 7], [3, 4]]
     noise = torch.Generator().manual_seed(1)
-    a = torch.randn(roll.mask.shape, generator=noise, dtype=torch.float64) * roll.mask
-    return replace(roll, prompt=prompts, group=torch.tensor([0, 1, 0, 2, 1, 0]), a=a)
+    a = torch.randn(roll.loss_mask.shape, generator=noise, dtype=torch.float64) * roll.loss_mask
+    return replace(roll, prompt_ids=prompts, group=torch.tensor([0, 1, 0, 2, 1, 0]), advantages=a)
 
 
 @pytest.mark.parametrize("kind", ["Llama", "Qwen3", "GPTNeoX", "GPT2"])
@@ -111,7 +115,7 @@ def test_gradients_are_those_of_the_model_on_each_row_alone(way):
     found = gradients(model, roll, [list(range(6))])
     for row in range(6):
         logps, entropies = by_hand(model, roll, row, 1.0)
-        a = roll.a[row, : len(logps)].to(logps.dtype)
+        a = roll.advantages[row, : len(logps)].to(logps.dtype)
         ((logps * (1 + a)).sum() + entropies.square().sum()).backward()
     tolerance = 1e-4 if way == "kernels" else 1e-10
     for ours, parameter in zip(found, model.parameters(), strict=True):
@@ -138,15 +142,15 @@ def test_the_head_never_sees_more_than_a_chunk():
 
 def test_a_masked_token_inside_an_answer_is_read_but_not_scored():
     model, roll = tiny_llama(), random_roll([5])
-    holed = replace(roll, mask=torch.tensor([[1.0, 0, 1, 1, 1]]))
-    logps = forward(model, roll).logp[0]
-    torch.testing.assert_close(forward(model, holed).logp[0], logps * holed.mask[0])
+    holed = replace(roll, loss_mask=torch.tensor([[1.0, 0, 1, 1, 1]]))
+    logps = forward(model, roll).logps[0]
+    torch.testing.assert_close(forward(model, holed).logps[0], logps * holed.loss_mask[0])
 
 
 def test_padding_changes_no_log_probability():
     model, roll = tiny_llama().double(), random_roll([4, 1, 6])
-    wide = forward(model, pad_more(roll, 5)).logp[:, :6]
-    torch.testing.assert_close(wide, forward(model, roll).logp)
+    wide = forward(model, pad_more(roll, 5)).logps[:, :6]
+    torch.testing.assert_close(wide, forward(model, roll).logps)
 
 
 def random_model(kind: str):
@@ -177,7 +181,7 @@ def test_other_model_families_work(kind):
     for row in range(6):
         logps, _ = by_hand(model, roll, row, 1.0)
         torch.testing.assert_close(
-            forward(model, roll).logp[row, : len(logps)], logps, atol=1e-4, rtol=1e-4
+            forward(model, roll).logps[row, : len(logps)], logps, atol=1e-4, rtol=1e-4
         )
 
 
@@ -187,7 +191,7 @@ def test_a_sliding_window_is_kept_by_not_sharing_prompts_of_longer_sequences():
     assert prefix.shares_prefixes(model, 6)
     assert not prefix.shares_prefixes(model, 7)
     logps, _ = by_hand(model, roll, 2, 1.0)
-    torch.testing.assert_close(forward(model, roll).logp[2, : len(logps)], logps)
+    torch.testing.assert_close(forward(model, roll).logps[2, : len(logps)], logps)
 
 
 def test_a_head_that_is_more_than_a_matrix_is_refused():
@@ -213,7 +217,7 @@ def roll_of(shapes: list[tuple[int, list[int]]]) -> Roll:
     roll = make_roll(
         [0.0] * len(rows), group=[g for g, _, _ in rows], lengths=[n for _, _, n in rows]
     )
-    return replace(roll, prompt=[[g] * prompt for g, prompt, _ in rows])
+    return replace(roll, prompt_ids=[[g] * prompt for g, prompt, _ in rows])
 
 
 def test_a_long_row_is_not_put_beside_many_short_ones():
@@ -243,7 +247,7 @@ def test_micro_batches_hold_every_learning_row_once_and_no_more_than_the_budget(
     cuts = micro_batches(roll, budget, shared=shared)
     assert sorted(i for cut in cuts for i in cut) == [i for i, n in enumerate(lengths) if n]
     for cut in cuts:
-        longest = max(lengths[i] - 1 for i in cut) + max(len(roll.prompt[i]) for i in cut)
+        longest = max(lengths[i] - 1 for i in cut) + max(len(roll.prompt_ids[i]) for i in cut)
         held = padded_tokens(roll.rows(cut)) if shared else len(cut) * longest
         assert len(cut) == 1 or held <= budget
 
@@ -257,7 +261,7 @@ def test_rows_of_a_prompt_stay_together_as_far_as_they_fit():
 
 def test_a_model_that_pads_whole_rows_computes_no_more_than_the_budget():
     model, seen = random_model("Gemma2"), list[int]()
-    roll = replace(random_roll([9, 2, 2, 2, 2, 7]), prompt=[[3, 4, 5, 6, 7, 8]] * 6)
+    roll = replace(random_roll([9, 2, 2, 2, 2, 7]), prompt_ids=[[3, 4, 5, 6, 7, 8]] * 6)
     assert not shares_prompts(model, roll)
     model.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
@@ -270,6 +274,6 @@ def test_a_model_that_pads_whole_rows_computes_no_more_than_the_budget():
 
 def test_micro_batches_are_about_even():
     one = shared_roll().rows([0])
-    roll = Roll.cat([replace(one, prompt=[[3, 4, i]]) for i in range(5)])
+    roll = Roll.cat([replace(one, prompt_ids=[[3, 4, i]]) for i in range(5)])
     size = 3 + int(one.lengths())
     assert [len(cut) for cut in micro_batches(roll, 4 * size)] == [3, 2]

@@ -34,10 +34,10 @@ def lucky(roll: Roll, state: State) -> torch.Tensor:
 
 def poisoned(live: Live, roll: Roll, state: State) -> torch.Tensor:
     """A loss that is not finite in the last row of every second step."""
-    bad = torch.zeros_like(live.logp)
+    bad = torch.zeros_like(live.logps)
     if state.step % 2 == 1:
         bad[-1] = math.inf
-    return live.logp * roll.a + bad
+    return live.logps * roll.advantages + bad
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_skip_leaves_the_update_out_and_goes_on(tmp_path: Path):
 
 
 def test_skipping_everything_stops_too(tmp_path: Path, monkeypatch):
-    always = Entry("term", "poisoned", lambda live, roll, state: live.logp * math.nan)
+    always = Entry("term", "poisoned", lambda live, roll, state: live.logps * math.nan)
     monkeypatch.setitem(TERMS, "poisoned", always)
     made, state = learner(tmp_path, on_nonfinite="skip"), State(total=20)
     for _ in range(9):
@@ -118,14 +118,14 @@ def test_a_log_probability_that_is_not_finite_is_found_though_the_loss_is_finite
             done.entropies[0, 0] = math.nan
             return done
 
-    with pytest.raises(NonFiniteError, match=r"^H not finite"):
+    with pytest.raises(NonFiniteError, match=r"^entropy not finite"):
         rl_step(replace(made, engine=Broken()), state)
 
 
 def test_what_is_logged_is_the_mean_over_the_updates_that_were_applied(tmp_path: Path, monkeypatch):
     # of two updates the one with rows of group 1 is refused
     def half(live: Live, roll: Roll, state: State) -> torch.Tensor:
-        return live.logp * roll.a + torch.where(roll.group[:, None] == 1, math.inf, 0.0)
+        return live.logps * roll.advantages + torch.where(roll.group[:, None] == 1, math.inf, 0.0)
 
     monkeypatch.setitem(TERMS, "poisoned", Entry("term", "poisoned", half))
     made = learner(tmp_path, on_nonfinite="skip", updates_per_batch=2, lr=0.01, warmup_steps=0)

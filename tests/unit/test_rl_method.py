@@ -15,7 +15,6 @@ def test_the_default_method_is_grpo_with_the_clipped_surrogate():
     assert [p.entry.name for p in method.terms] == ["clipped_surrogate"]
     assert method.terms[0].options == {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": None}
     assert method.needs == set()
-    assert method.skips_rows_without_credit
 
 
 def test_coef_belongs_to_the_engine_not_to_the_piece():
@@ -24,11 +23,10 @@ def test_coef_belongs_to_the_engine_not_to_the_piece():
     assert bound.options == {"kind": "k2", "against": "ref"}
 
 
-def test_kl_to_the_parent_needs_the_reference_and_all_rows():
+def test_kl_to_the_parent_needs_the_reference():
     terms = ["clipped_surrogate", {"kl": {"coef": 0.01}}]
     method = Method.from_config(MethodConfig(terms=terms))
-    assert method.needs == {"ref"}
-    assert not method.skips_rows_without_credit
+    assert method.needs == {"ref_logps"}
 
 
 def test_kl_to_the_old_policy_needs_no_reference():
@@ -46,7 +44,7 @@ def test_kl_to_the_old_policy_needs_no_reference():
         (
             "terms",
             {"clipped_surrogate": {"clip_hihg": 1.0}},
-            r"no option 'clip_hihg'; it takes clip_high, clip_low, coef",
+            r"no option 'clip_hihg'; it takes clip_high, clip_low, coef, denominator, dual_clip",
         ),
         (
             "terms",

@@ -25,6 +25,7 @@ from trainorder.rl.pieces import (
 )
 from trainorder.rl.registry import WEIGHTS
 from trainorder.rl.types import Live, Roll, State
+from trainorder.rollout import Request
 
 STATE = State(total=1)
 
@@ -41,7 +42,9 @@ def loss_and_gradient(term, *, logp: Tensor, roll: Roll, **options) -> tuple[Ten
 
 def surrogate(ratio: float, advantage: float, **options) -> tuple[float, float]:
     """Loss of one token of old log-probability -1, and its derivative by logp."""
-    roll = make_roll([0.0], a=tensor(advantage)[None], x={"logp": tensor(-1.0)[None]})
+    roll = make_roll(
+        [0.0], advantages=tensor(advantage)[None], token_facts={"old_logps": tensor(-1.0)[None]}
+    )
     logp = tensor(math.log(ratio) - 1.0)[None]
     loss, gradient = loss_and_gradient(clipped_surrogate, logp=logp, roll=roll, **options)
     return float(loss), float(gradient)
@@ -111,7 +114,7 @@ def test_dual_clip_bounds_the_loss_of_bad_tokens():
 
 
 def test_clip_fraction_counts_the_tokens_that_lost_their_gradient():
-    roll = make_roll([0.0], lengths=[3], a=tensor(1, -1, 1)[None])
+    roll = make_roll([0.0], lengths=[3], advantages=tensor(1, -1, 1)[None])
     live = Live(tensor(math.log(1.5), math.log(1.5), 0.1)[None])
     clipped_surrogate(live, roll, STATE)
     assert live.log["clip_fraction"].tolist() == [[1.0, 0.0, 0.0]]
@@ -128,9 +131,9 @@ def test_clip_fraction_counts_the_tokens_that_lost_their_gradient():
 @pytest.mark.parametrize("against", ["old", "ref"])
 def test_kl_where_the_other_finds_the_token_twice_as_likely(kind, value, slope, against):
     # d = ln 2: k1 = -d, k2 = d^2 / 2, k3 = 2 - d - 1 = 0.3069; slopes by logp: 1, -d, 1 - e^d
-    other = {"logp": tensor(-9.0)[None], "ref": tensor(-9.0)[None]}
-    other["logp" if against == "old" else "ref"] = tensor(math.log(2) - 1)[None]
-    roll = make_roll([0.0], x=other)
+    other = {"old_logps": tensor(-9.0)[None], "ref_logps": tensor(-9.0)[None]}
+    other["old_logps" if against == "old" else "ref_logps"] = tensor(math.log(2) - 1)[None]
+    roll = make_roll([0.0], token_facts=other)
     loss, gradient = loss_and_gradient(
         kl, logp=tensor(-1.0)[None], roll=roll, kind=kind, against=against
     )
@@ -139,7 +142,7 @@ def test_kl_where_the_other_finds_the_token_twice_as_likely(kind, value, slope, 
 
 
 def test_finished_only_silences_answers_that_were_cut_off():
-    roll = make_roll([1, 0], part={"finished": tensor(1, 0)})
+    roll = make_roll([1, 0], row_facts={"finished": tensor(1, 0)})
     assert finished_only(roll, STATE).tolist() == [1, 0]
 
 
@@ -156,8 +159,8 @@ def test_reward_spread_averages_over_groups_and_flat_ones_have_none():
 def test_entropy_covariance_of_four_tokens():
     # a - mean a = [2, 1, -1, -2]; logp - mean = [1.3, -1.6, .9, -.6]
     # -> mean of [2.6, -1.6, -.9, 1.2]
-    roll = make_roll([0.0], lengths=[4], a=tensor(2, 1, -1, -2)[None])
-    roll.x["logp"] = tensor(-0.1, -3.0, -0.5, -2.0)[None]
+    roll = make_roll([0.0], lengths=[4], advantages=tensor(2, 1, -1, -2)[None])
+    roll.token_facts["old_logps"] = tensor(-0.1, -3.0, -0.5, -2.0)[None]
     assert entropy_covariance(roll, STATE)["entropy_covariance"] == pytest.approx(1.3 / 4)
 
 
@@ -167,8 +170,11 @@ class Refill:
     def __init__(self, *rolls: Roll) -> None:
         self.rolls, self.asked = list(rolls), []
 
-    def __call__(self, counts: Mapping[str, int]) -> Roll:
+    def requests(self, counts: Mapping[str, int]) -> list[Request]:
         self.asked.append(dict(counts))
+        return [Request()] * sum(counts.values())
+
+    def sample(self, requests: list[Request]) -> Roll:
         return self.rolls.pop(0)
 
 
@@ -199,9 +205,9 @@ def test_dynamic_sampling_without_any_spread_leaves_the_step_as_it_was():
 def test_cat_pads_the_shorter_roll():
     short, long = make_roll([1]), make_roll([0], group=[1], lengths=[3])
     both = Roll.cat([short, long])
-    assert both.mask.tolist() == [[1, 0, 0], [1, 1, 1]]
-    assert both.x["H"].shape == (2, 3)
-    assert replace(both, reward=both.reward * 2).rows([1, 0]).reward.tolist() == [0, 2]
+    assert both.loss_mask.tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert both.entropy.shape == (2, 3)
+    assert replace(both, rewards=both.rewards * 2).rows([1, 0]).rewards.tolist() == [0, 2]
 
 
 def test_truncated_importance_is_the_ratio_up_to_its_cap():
@@ -210,9 +216,9 @@ def test_truncated_importance_is_the_ratio_up_to_its_cap():
         [[-1.0 - math.log(1.5), -3.0, 0.0], [-1.0, 0.0, 0.0]], dtype=torch.float64
     )
     roll = make_roll([1, 0], lengths=[2, 1])
-    roll = replace(roll, x={"logp": logp[:, :2], "sampler": sampler[:, :2]})
+    roll = replace(roll, token_facts={"old_logps": logp[:, :2], "sampler_logps": sampler[:, :2]})
     token = WEIGHTS["truncated_importance"](roll, State(total=1), cap=2.0)
-    assert token[roll.mask > 0].tolist() == pytest.approx([1.5, 2.0, math.exp(-1)])
+    assert token[roll.loss_mask > 0].tolist() == pytest.approx([1.5, 2.0, math.exp(-1)])
     whole = WEIGHTS["truncated_importance"](roll, State(total=1), cap=20.0, level="sequence")
     assert whole[:, 0].tolist() == pytest.approx([1.5 * math.exp(2), math.exp(-1)])
     assert (whole[0] == whole[0, 0]).all()
@@ -222,7 +228,7 @@ def test_sequence_mask_drops_rows_by_their_geometric_mean():
     # ratios 1.5 and 0.5 twice: geometric means sqrt(0.75) = 0.87 and 0.5; the third row agrees
     d = torch.tensor([[1.5, 0.5], [0.5, 0.5], [1.0, 1.0]], dtype=torch.float64).log()
     roll = make_roll([1, 0, 0], lengths=[2, 2, 1])
-    roll = replace(roll, x={"logp": d - 1, "sampler": torch.full_like(d, -1)})
+    roll = replace(roll, token_facts={"old_logps": d - 1, "sampler_logps": torch.full_like(d, -1)})
     kept = WEIGHTS["sequence_mask"](roll, State(total=1), low=0.8, high=1.25)
     assert kept.tolist() == [1, 0, 1]
     assert WEIGHTS["sequence_mask"](roll, State(total=1)).tolist() == [0, 0, 1]

@@ -12,7 +12,7 @@ import torch
 from rl_small import make_roll
 
 from trainorder.rl.problems import TaskSet, see, split_by_task
-from trainorder.rl.scheduler import Scheduler, deal
+from trainorder.rl.scheduler import Scheduler, apportion
 from trainorder.rl.types import State
 from trainorder.tasks.base import Problem, Reward
 
@@ -46,7 +46,9 @@ class Longer:
 
 def task_set(weights: dict[str, float], count: int = 5, **changes: Any) -> TaskSet:
     problems = {
-        name: [Problem(f"{name}/{i}", name, f"{name} {i}", str(i), "ref") for i in range(count)]
+        name: [
+            Problem(f"{name}/{i}", name, f"{name} {i}", str(i), "ref_logps") for i in range(count)
+        ]
         for name in weights
     }
     tasks: dict[str, Any] = {name: Echo() for name in weights} | changes.pop("tasks", {})
@@ -135,7 +137,7 @@ def test_a_sampler_that_draws_meets_the_same_problems_as_a_single_phase():
 
 def test_a_closed_task_gets_nothing_and_is_owed_nothing():
     owed = {"a": 0.5, "b": -0.5}  # a must not collect its half prompt after its turn
-    assert deal({"a": 0.0, "b": 1.0}, 1, owed) == {"a": 0, "b": 1}
+    assert apportion({"a": 0.0, "b": 1.0}, 1, owed) == {"a": 0, "b": 1}
     turns = task_set({"a": 1, "b": 1}, scheduler=Scheduler(curriculum="in_turn"))
     state, counts = State(total=4), list[dict[str, int]]()
     for step in range(4):
@@ -152,9 +154,13 @@ def test_what_a_step_showed_counts_dropped_groups_with_no_advantage():
         tasks=["a", "a", "b", "b", "a"],
         lengths=[2, 1, 1, 1, 1],
     )
-    sampled = replace(sampled, x={**sampled.x, "H": 0.5 * sampled.mask})
+    sampled = replace(
+        sampled, token_facts={**sampled.token_facts, "entropy": 0.5 * sampled.loss_mask}
+    )
     credited = sampled.rows([0, 1])
-    credited = replace(credited, a=torch.tensor([[0.5, 1.5], [-2.0, 9.0]], dtype=torch.float64))
+    credited = replace(
+        credited, advantages=torch.tensor([[0.5, 1.5], [-2.0, 9.0]], dtype=torch.float64)
+    )
     # row 0: mean |A| of its two tokens is 1; row 1 has one token, 2
     assert see([sampled], credited) == {
         "a": {"rollouts": 2, "absadv": 1.5, "reward": 0.5, "entropy": 0.5},
@@ -180,7 +186,7 @@ def test_each_task_is_graded_by_whoever_pays_it_and_rows_keep_their_place():
         both.problems["a"][4],
     ]
     assert both.grade(asked, ["long verse", "3", "x", "?"]) == [1.0, 1.0, 0.0, None]
-    assert judge.seen == [("poem 0", "long verse", "ref"), ("poem 1", "x", "ref")]
+    assert judge.seen == [("poem 0", "long verse", "ref_logps"), ("poem 1", "x", "ref_logps")]
 
 
 def test_a_judged_task_without_a_judge_is_a_bug_that_says_so():

@@ -15,7 +15,10 @@ from trainorder.config import MethodConfig, RlConfig, TrainingConfig
 from trainorder.rl.backend import LocalBackend
 from trainorder.rl.forward import forward
 from trainorder.rl.method import Method
-from trainorder.rl.step import accumulate, describe, give_credit, pay, split_by_prompt
+from trainorder.rl.problems import split_by_prompt
+from trainorder.rl.records import describe
+from trainorder.rl.rollouts import add_rewards
+from trainorder.rl.step import accumulate, give_credit
 from trainorder.rl.types import Roll, State
 
 METHODS = {
@@ -45,14 +48,21 @@ def off_policy_roll(model: Any) -> Roll:
     lengths = [4, 1, 6, 3, 2, 2, 5, 3, 4, 1]
     roll = make_roll(reward, group=[0] * 4 + [1] * 3 + [2] * 3, lengths=lengths)
     noise = torch.Generator().manual_seed(1)
-    ids = torch.randint(0, 23, roll.mask.shape, generator=noise)
+    ids = torch.randint(0, 23, roll.loss_mask.shape, generator=noise)
     prompts = [[3 + g, *range(g + 1)] for g in roll.group.tolist()]
-    roll = replace(roll, ids=ids, prompt=prompts)
-    roll.part["finished"][3] = 0
+    roll = replace(roll, response_ids=ids, prompt_ids=prompts)
+    roll.row_facts["finished"][3] = 0
     with torch.no_grad():
-        logp = forward(model, roll).logp
-    shift = torch.randn(roll.mask.shape, generator=noise, dtype=torch.float64) * roll.mask
-    return replace(roll, x={"logp": logp + 0.2 * shift, "ref": logp - 0.3 * shift, "H": logp.abs()})
+        logp = forward(model, roll).logps
+    shift = torch.randn(roll.loss_mask.shape, generator=noise, dtype=torch.float64) * roll.loss_mask
+    return replace(
+        roll,
+        token_facts={
+            "old_logps": logp + 0.2 * shift,
+            "ref_logps": logp - 0.3 * shift,
+            "entropy": logp.abs(),
+        },
+    )
 
 
 def gradient(
@@ -66,7 +76,6 @@ def gradient(
         method,
         state,
         budget=budget,
-        temperature=1.0,
         max_length={"sums": 8},
         backend=LocalBackend(model, RlConfig(), TrainingConfig()),
     )
@@ -136,15 +145,15 @@ def test_on_policy_the_loss_is_minus_the_weighted_mean_advantage():
     model = model64()
     roll = off_policy_roll(model)
     with torch.no_grad():
-        roll.x["logp"] = forward(model, roll).logp
+        roll.token_facts["old_logps"] = forward(model, roll).logps
     log, grads = gradient(model, roll, MethodConfig())
     roll = give_credit(roll, Method.from_config(MethodConfig()), State(total=1))
-    tokens = roll.mask.sum()
-    assert log["loss"] == pytest.approx(float(-roll.a.sum() / tokens))
+    tokens = roll.loss_mask.sum()
+    assert log["loss"] == pytest.approx(float(-roll.advantages.sum() / tokens))
     assert log["kl_old"] == pytest.approx(0, abs=1e-12)
     assert log["clip_fraction"] == 0
     model.zero_grad()
-    (-(roll.a * forward(model, roll).logp).sum() / tokens).backward()
+    (-(roll.advantages * forward(model, roll).logps).sum() / tokens).backward()
     for ours, plain in zip(grads, model.parameters(), strict=True):
         torch.testing.assert_close(ours, plain.grad)
 
@@ -158,10 +167,10 @@ def test_a_step_where_nobody_earned_credit_leaves_a_zero_gradient_not_none():
 
 def test_ungradable_answers_are_unscored_and_earn_nothing():
     method = Method.from_config(MethodConfig(reward=[{"graded": {"coef": 2.0}}]))
-    roll = pay(make_roll([0.0] * 3), [1.0, None, 0.25], method, State(total=1))
-    assert roll.reward.tolist() == [2.0, 0.0, 0.5]
+    roll = add_rewards(make_roll([0.0] * 3), [1.0, None, 0.25], method, State(total=1))
+    assert roll.rewards.tolist() == [2.0, 0.0, 0.5]
     assert roll.scored.tolist() == [True, False, True]
-    credit = give_credit(roll, method, State(total=1)).a[:, 0]
+    credit = give_credit(roll, method, State(total=1)).advantages[:, 0]
     assert credit[1] == 0
     # mean 1.25, std 1.06 of the two scored rows: +-0.7071
     torch.testing.assert_close(
@@ -178,25 +187,25 @@ def test_rewards_closer_than_the_floor_teach_nothing_and_keep_their_mean(name):
     method = Method.from_config(MethodConfig(advantage=[name]))
     roll, state = make_roll([0.0] * 8, group=[0] * 4 + [1] * 4), State(total=1)
     paid = [*JUDGED, 0.2, 0.9, 0.5, None]
-    floored = give_credit(pay(roll, paid, method, state, floor=0.01), method, state)
-    assert (floored.a[:4] == 0).all()
-    assert (floored.a[4:7] != 0).all()
-    assert floored.reward[:4].tolist() == pytest.approx([sum(JUDGED) / 4] * 4)
-    assert floored.reward[4:].tolist() == [0.2, 0.9, 0.5, 0.0]
+    floored = give_credit(add_rewards(roll, paid, method, state, floors=0.01), method, state)
+    assert (floored.advantages[:4] == 0).all()
+    assert (floored.advantages[4:7] != 0).all()
+    assert floored.rewards[:4].tolist() == pytest.approx([sum(JUDGED) / 4] * 4)
+    assert floored.rewards[4:].tolist() == [0.2, 0.9, 0.5, 0.0]
     assert describe(floored)["rollout/flat_groups"] == 0.5
-    plain = give_credit(pay(roll, paid, method, state), method, state)
-    assert (plain.a[:4] != 0).all()
-    torch.testing.assert_close(plain.a[4:], floored.a[4:])
+    plain = give_credit(add_rewards(roll, paid, method, state), method, state)
+    assert (plain.advantages[:4] != 0).all()
+    torch.testing.assert_close(plain.advantages[4:], floored.advantages[4:])
 
 
 def test_what_is_logged_of_a_step_by_hand():
     # task a: 1 and an ungradable answer (a flat group); task b: 0 and 0.5
     tasks, lengths = ["a", "a", "b", "b"], [1, 3, 2, 2]
     roll = make_roll([1, None, 0, 0.5], group=[0, 0, 1, 1], lengths=lengths, tasks=tasks)
-    roll.x["H"][:2] = 0.5
-    roll.x["H"][2:] = 1.5
-    roll.x["sampler"] = roll.x["logp"]  # an exact engine
-    roll.part["finished"][0] = 0
+    roll.entropy[:2] = 0.5
+    roll.entropy[2:] = 1.5
+    roll.token_facts["sampler_logps"] = roll.old_logps  # an exact engine
+    roll.row_facts["finished"][0] = 0
     assert describe(roll) == {
         "reward/mean": 0.5,
         "reward/mean/a": 1.0,

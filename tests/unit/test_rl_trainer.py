@@ -163,7 +163,8 @@ def test_refilled_groups_are_not_mixed_up_with_the_first():
 
     def look(roll: Roll, state: State, refill: Any) -> Roll:
         seen.extend(
-            {int(g) for g in r.group} for r in (roll, refill({"math": 2}), refill({"math": 1}))
+            {int(g) for g in r.group}
+            for r in (roll, *(refill.sample(refill.requests({"math": n})) for n in (2, 1)))
         )
         return roll
 
@@ -292,13 +293,13 @@ def test_the_reference_is_the_parent_and_stays_so():
     phase = PhaseConfig(kind="structured", tasks={"math": 1.0}, steps=2)
     learner = make_learner(PARENT, "math", phase, rl, 0)
     state = State(total=2)
-    before = [p.clone() for p in learner.reference.parameters()]
+    before = [p.clone() for p in learner.models["reference"].parameters()]
     assert rl_step(learner, state)["rl/loss"] == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         for parameter in learner.policy.model.parameters():
             parameter.mul_(1.5)
     assert rl_step(learner, state)["rl/loss"] > 1e-3
-    for then, now in zip(before, learner.reference.parameters(), strict=True):
+    for then, now in zip(before, learner.models["reference"].parameters(), strict=True):
         assert torch.equal(then, now)
 
 

@@ -46,7 +46,7 @@ def learner(project: Path, started: Learner, monkeypatch: pytest.MonkeyPatch) ->
     fresh = rl_project.learner_of()
     started.policy.model.load_state_dict(fresh.policy.model.state_dict())
     backend = type(fresh.backend)(started.policy.model, started.config, started.backend.training)
-    learner = replace(started, backend=backend, reference=fresh.reference)
+    learner = replace(started, backend=backend, models=fresh.models)
     learner.engine.push(backend.weights())
     return learner
 
@@ -182,5 +182,8 @@ def test_an_exact_sampler_measures_no_mismatch_twice():
     from rl_small import make_roll
 
     roll = make_roll([1, 0])
-    assert mismatch(replace(roll, x={**roll.x, "sampler": roll.x["logp"]})) == {}
+    assert (
+        mismatch(replace(roll, token_facts={**roll.token_facts, "sampler_logps": roll.old_logps}))
+        == {}
+    )
     assert mismatch(roll)["rollout/mismatch_mean"] == 0

@@ -41,15 +41,15 @@ class LlamaDecoder:
         ids: Int[Tensor, "prompt position"],
         real: Bool[Tensor, "prompt position"],
         samples: int,
-        room: int,
+        capacity: int,
     ) -> Float[Tensor, "row vocabulary"]:
         """See Decoder."""
         prompts, width = ids.shape
         rows = prompts * samples
-        angles = torch.outer(torch.arange(width + room).float(), self.frequencies)
+        angles = torch.outer(torch.arange(width + capacity).float(), self.frequencies)
         self.cos, self.sin = (f(angles) * self.amplitude for f in (torch.cos, torch.sin))
         rotation = torch.complex(self.cos[:width], self.sin[:width])
-        self.width, self.room, self.filled = width, -(-room // LANES) * LANES, 0
+        self.width, self.capacity, self.filled = width, -(-capacity // LANES) * LANES, 0
         self.prompt = torch.arange(prompts).repeat_interleave(samples)
         self.place = torch.arange(rows)
         self.skip = width - real.sum(1)
@@ -60,7 +60,7 @@ class LlamaDecoder:
         for weights in self.layers:
             q, k, v = self._split((self._norm(x) @ weights.qkv).view(prompts, width, -1), rotation)
             self.prefix.append((F.pad(k.mT, (0, LANES)), v.contiguous()))
-            shape = (rows, self.kv_heads, self.room * self.size)
+            shape = (rows, self.kv_heads, self.capacity * self.size)
             self.own.append((x.new_zeros(shape), x.new_empty(shape)))
             out = F.scaled_dot_product_attention(q, k, v, seen, scale=1.0, enable_gqa=True)
             x = self._finish(x, out.transpose(1, 2).reshape(len(x), -1), weights)
@@ -72,12 +72,12 @@ class LlamaDecoder:
         slot = self.width + self.filled
         x = self.embedding[tokens]
         attended = x.new_empty(len(x), self.heads * self.size)
-        scratch = x.new_empty(self.width + self.room + 2 * LANES)
+        scratch = x.new_empty(self.width + self.capacity + 2 * LANES)
         for weights, prefix, own in zip(self.layers, self.prefix, self.own, strict=True):
             mixed = self._norm(x) @ weights.qkv
             self.kernels.attend(
                 mixed, self.cos[slot], self.sin[slot], *prefix, *own, self.place, self.prompt, self.skip, attended, scratch,
-                len(x), self.heads, self.kv_heads, self.size, self.width, self.width + LANES, self.room, self.filled,
+                len(x), self.heads, self.kv_heads, self.size, self.width, self.width + LANES, self.capacity, self.filled,
             )  # fmt: skip
             x = self._finish(x, attended, weights)
         self.filled += 1

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from trainorder import paths
 from trainorder.config import (
     DEFAULT,
+    ENGINE_OPTIONS,
     EndpointConfig,
     MethodConfig,
     Params,
@@ -37,7 +38,6 @@ SOURCES = [
 ]
 MAX_PERMUTED = 5
 """Phases of `{all: [...]}`: one more would be 720 orders."""
-WITH_COEF = ("reward", "terms")
 MAX_OPTION = 1e9
 """Size of a number among a piece's options; what it means is the piece's."""
 MAX_PARAMETERS = 2e9
@@ -479,6 +479,9 @@ def _check_piece(where: str, slot: str, piece: Piece) -> None:
             raise ParamsError(
                 f"{where}.{name}.{option}: {message[0].lower()}{message[1:]}, got {shown(value)}"
             ) from None
+        if (slot, option) == ("terms", "weight") and isinstance(value, list):
+            for own in value:
+                _check_piece(f"{where}.{name}.weight", "weight", own)
 
 
 @cache
@@ -488,7 +491,7 @@ def pieces() -> dict[str, dict[str, dict[str, Any]]]:
     for file in SOURCES:
         for slot, function in listed(ast.parse(file.read_text(encoding="utf-8"))):
             options = {a.arg: _type(a.annotation) for a in function.args.kwonlyargs}
-            found[slot][function.name] = options | ({"coef": float} if slot in WITH_COEF else {})
+            found[slot][function.name] = options | ENGINE_OPTIONS.get(slot, {})
     return found
 
 

@@ -37,7 +37,7 @@ class Backend(Protocol):
         """Meet the other ranks; before the model is loaded."""
         ...
 
-    def deal(self, roll: Roll, budget: int) -> list[list[int]]:
+    def micro_batches(self, roll: Roll, budget: int) -> list[list[int]]:
         """This rank's micro-batches, rows of `roll`; all ranks get equally many, [] where one has nothing to do."""
         ...
 
@@ -106,7 +106,7 @@ class LocalBackend:
             fused=True,
         )
 
-    def deal(self, roll: Roll, budget: int) -> list[list[int]]:
+    def micro_batches(self, roll: Roll, budget: int) -> list[list[int]]:
         """See Backend."""
         return micro_batches(roll, budget, shared=shares_prompts(self.model, roll))
 
@@ -231,7 +231,7 @@ def split_by_size(roll: Roll, world: int) -> list[list[int]]:
 
     >>> from types import SimpleNamespace as Rows
     >>> lengths = torch.tensor([9, 1, 4, 3])
-    >>> rows = Rows(prompt=[[1]] * 4, group=torch.arange(4), lengths=lambda: lengths)
+    >>> rows = Rows(prompt_ids=[[1]] * 4, group=torch.arange(4), lengths=lambda: lengths)
     >>> split_by_size(rows, 2)
     [[0], [1, 2, 3]]
     """
@@ -239,7 +239,9 @@ def split_by_size(roll: Roll, world: int) -> list[list[int]]:
     for i, group in enumerate(roll.group.tolist()):
         rows_of.setdefault(group, []).append(i)
     lengths = roll.lengths().tolist()
-    size = {g: sum(len(roll.prompt[i]) + lengths[i] for i in rows) for g, rows in rows_of.items()}
+    size = {
+        g: sum(len(roll.prompt_ids[i]) + lengths[i] for i in rows) for g, rows in rows_of.items()
+    }
     shares, loads = [list[int]() for _ in range(world)], [0] * world
     for group in sorted(rows_of, key=lambda g: (-size[g], g)):
         least = loads.index(min(loads))

@@ -75,7 +75,7 @@ class DeepSpeedBackend:
                 model=model, optimizer=optimizer, config=settings, dist_init_required=False
             )
 
-    def deal(self, roll: Roll, budget: int) -> list[list[int]]:
+    def micro_batches(self, roll: Roll, budget: int) -> list[list[int]]:
         """See Backend."""
         shared, shares = shares_prompts(self.model, roll), []
         for rows in split_by_size(roll, self.world):

@@ -8,6 +8,7 @@ pass: a [row, token, vocabulary] tensor never exists.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,50 +21,84 @@ from trainorder import llama
 from trainorder.likelihood import likelihood
 from trainorder.llama import training
 from trainorder.prefix import Layout, shares_prefixes, using_prefix_attention
+from trainorder.rl import facts
 from trainorder.rl.types import Live, Roll
 
 CHUNK_ENTRIES = 2**21
-"""Logits alive at one time (8 MiB in float32): about a cache, small beside the activations."""
+"""Logits alive at one time on a CPU (8 MiB in float32): about a cache, small beside the activations."""
+CHUNK_TOKENS = 256
+"""Tokens that a chunk has at least, so that a large vocabulary's head is not read once per few tokens."""
 
 
 def forward(
     model: Any,
     roll: Roll,
+    needs: Collection[str] = (),
+    models: Mapping[str, Any] | None = None,
     *,
-    temperature: float = 1.0,
-    entropy: bool = False,
-    chunk_entries: int = CHUNK_ENTRIES,
+    chunk_entries: int | None = None,
 ) -> Live:
-    """Log p of each response token at `temperature`, and its entropy if asked for.
+    """Log p of each response token at the temperature of its row, and the facts of the head that are needed (facts.py).
 
-    Masked positions are 0. Has grad wherever torch's grad mode is on.
+    `models` holds the frozen models that needs name. `chunk_entries` bounds the logits that exist at one time; None takes
+    what suits the device. Masked positions are 0. Has grad wherever torch's grad mode is on.
     """
     device = model.get_input_embeddings().weight.device
     batch = _flatten(roll)
-    row, place = (roll.mask > 0).nonzero(as_tuple=True)
+    row, place = (roll.loss_mask > 0).nonzero(as_tuple=True)
     at = torch.where(place == 0, batch.last[row], batch.first[row] + place - 1).to(device)
-    targets = roll.ids[row, place].to(device)
+    targets = roll.response_ids[row, place].to(device)
+    temperature = _temperature(roll, row, device)
+    chunk = chunk_entries or _chunk_entries(model, device)
+    states = _states(model, batch, device)[at]
     kernels = llama.kernels_for(model)
-    if kernels is not None:
-        states = training.hidden_states(model, kernels, batch.ids, batch.layout(device))[at]
-        weight = model.lm_head.weight
+    head_needs = [need for need in needs if need not in (facts.HIDDEN, facts.SPANS)]
+    if kernels is not None and set(head_needs) <= {"entropy"} and isinstance(temperature, float):
+        weight, wanted = model.lm_head.weight, bool(head_needs)
         logps, entropies = training.log_probs(
-            kernels, states, weight, targets, temperature, entropy, chunk_entries
+            kernels, states, weight, targets, temperature, wanted, chunk
         )
+        found = {} if entropies is None else {"entropy": entropies}
     else:
-        states = _hidden_states(model, batch, device)[at]
-        logps, entropies = _head(model, states, targets, temperature, entropy, chunk_entries)
+        head = _Head.of(model, head_needs, models or {}, batch, at)
+        logps, found = head(states, targets, temperature, chunk)
+    if facts.HIDDEN in needs:
+        found[facts.HIDDEN] = states
 
     def spread(values: Tensor) -> Tensor:
-        return values.new_zeros(roll.mask.shape).index_put((row, place), values)
+        values = values.cpu()
+        return values.new_zeros(*roll.loss_mask.shape, *values.shape[1:]).index_put(
+            (row, place), values
+        )
 
-    x = {} if entropies is None else {"H": spread(entropies.cpu())}
-    return Live(spread(logps.cpu()), x)
+    return Live(spread(logps), {name: spread(values) for name, values in found.items()})
 
 
-def flat_tokens(roll: Roll) -> int:
+def _temperature(roll: Roll, row: Tensor, device: torch.device) -> float | Tensor:
+    """One number where all rows were sampled at the same temperature, else one per target; greedy rows count as 1."""
+    known = roll.row_facts.get("temperature")
+    if known is None:
+        return 1.0
+    values = torch.where(known > 0, known, 1.0)
+    if bool((values == values[0]).all()):
+        return float(values[0])
+    return values[row, None].to(device)
+
+
+def _chunk_entries(model: Any, device: torch.device) -> int:
+    """A GPU gives a 64th of its memory to logits and what softmax and backward hold beside them, 16 bytes an entry.
+
+    It is of all memory, not of what is free: the size of a chunk changes last bits, and a resumed run must repeat them.
+    """
+    least = max(CHUNK_ENTRIES, CHUNK_TOKENS * model.get_output_embeddings().weight.shape[0])
+    if device.type != "cuda":
+        return least
+    return max(least, torch.cuda.get_device_properties(device).total_memory // 64 // 16)
+
+
+def computed_tokens(roll: Roll) -> int:
     """Tokens that `forward` computes for these rows: each prompt once, each answer without its last token."""
-    prompts = {tuple(prompt) for prompt in roll.prompt}
+    prompts = {tuple(prompt) for prompt in roll.prompt_ids}
     if not prompts:
         return 0
     return sum(map(len, prompts)) + int((roll.lengths() - 1).clamp(min=0).sum())
@@ -84,11 +119,11 @@ def micro_batches(roll: Roll, budget: int, *, shared: bool = True) -> list[list[
     groups: dict[tuple[int, ...], list[int]] = {}
     for i in sorted(range(len(roll)), key=lambda i: (lengths[i], i)):
         if lengths[i]:
-            groups.setdefault(tuple(roll.prompt[i]), []).append(i)
+            groups.setdefault(tuple(roll.prompt_ids[i]), []).append(i)
 
     def shape(rows: list[int]) -> _Grid:
         """Of rows of one prompt, in order of length."""
-        return _Grid(1, len(rows), len(rows), len(roll.prompt[rows[0]]), lengths[rows[-1]])
+        return _Grid(1, len(rows), len(rows), len(roll.prompt_ids[rows[0]]), lengths[rows[-1]])
 
     pieces = []
     for rows in groups.values():
@@ -152,7 +187,7 @@ def shares_prompts(model: Any, roll: Roll) -> bool:
     """Whether `forward` computes a prompt once for all its rows with this model and this roll."""
     if llama.kernels_for(model) is not None:
         return True
-    longest = max(map(len, roll.prompt), default=0) + max(roll.lengths().tolist(), default=0)
+    longest = max(map(len, roll.prompt_ids), default=0) + max(roll.lengths().tolist(), default=0)
     return shares_prefixes(model, longest)
 
 
@@ -176,12 +211,12 @@ class _Batch:
 def _flatten(roll: Roll) -> _Batch:
     lengths = [max(n - 1, 0) for n in roll.lengths().tolist()]
     numbers: dict[tuple[int, ...], int] = {}
-    keys = [tuple(prompt) for prompt in roll.prompt]
+    keys = [tuple(prompt) for prompt in roll.prompt_ids]
     owners = [numbers.setdefault(key, len(numbers)) for key in keys]
     ids = [token for prompt in numbers for token in prompt]
     ends = torch.tensor([len(prompt) for prompt in numbers]).cumsum(0)
     total = len(ids)
-    for row, length in zip(roll.ids.tolist(), lengths, strict=True):
+    for row, length in zip(roll.response_ids.tolist(), lengths, strict=True):
         ids += row[:length]
     starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths) + total
     return _Batch(
@@ -189,10 +224,11 @@ def _flatten(roll: Roll) -> _Batch:
     )
 
 
-def _hidden_states(
-    model: Any, batch: _Batch, device: torch.device
-) -> Float[Tensor, "token hidden"]:
-    """The states behind the last norm, of all flat tokens, by the model's own modules."""
+def _states(model: Any, batch: _Batch, device: torch.device) -> Float[Tensor, "token hidden"]:
+    """The states behind the last norm, of all flat tokens."""
+    kernels = llama.kernels_for(model)
+    if kernels is not None:
+        return training.hidden_states(model, kernels, batch.ids, batch.layout(device))
     ids = batch.ids.to(device)
     longest = max(batch.prompt_lengths) + max(batch.row_lengths)
     if shares_prefixes(model, longest):
@@ -239,29 +275,79 @@ def check_forward(model: Any) -> None:
     shares_prefixes(model, 1)  # tried now, while all weights are in this process
 
 
-def _head(
-    model: Any,
-    states: Float[Tensor, "target hidden"],
-    targets: Int[Tensor, " target"],
-    temperature: float,
-    entropy: bool,
-    chunk_entries: int,
-) -> tuple[Float[Tensor, " target"], Float[Tensor, " target"] | None]:
-    def piece(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-        scores = _logits(model, states)
-        scores = scores if temperature == 1 else scores / temperature
-        return likelihood(scores, targets, entropy=entropy)
+@dataclass(frozen=True)
+class _Head:
+    """The LM head over chunks of targets, with the facts that are computed from its logits."""
 
-    size = max(1, chunk_entries // model.get_output_embeddings().weight.shape[0])
-    cuts = list(zip(states.split(size), targets.split(size), strict=True))
-    if len(cuts) > 1 and torch.is_grad_enabled():
-        done = [
-            checkpoint(piece, *cut, use_reentrant=False, preserve_rng_state=False) for cut in cuts
-        ]
-    else:
-        done = [piece(*cut) for cut in cuts]
-    entropies = [h for _, h in done if h is not None]
-    return torch.cat([logp for logp, _ in done]), torch.cat(entropies) if entropies else None
+    model: Any
+    functions: Mapping[str, Callable[..., Tensor]]
+    """Need -> its function; `entropy` comes with log p."""
+    others: Mapping[str, tuple[Any, Float[Tensor, "target hidden"]]]
+    """Need -> the frozen model that it compares with, and this model's states."""
+    entropy: bool
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        needs: Collection[str],
+        models: Mapping[str, Any],
+        batch: _Batch,
+        at: Tensor,
+    ) -> _Head:
+        """With the states of the frozen models that the needs name."""
+        named = {need: name for need in needs if (name := facts.other_model(need)) is not None}
+        with torch.no_grad():
+            states = {
+                name: _states(models[name], batch, at.device)[at] for name in set(named.values())
+            }
+        return cls(
+            model,
+            {need: facts.of_head(need) for need in needs if need != "entropy"},
+            {need: (models[name], states[name]) for need, name in named.items()},
+            "entropy" in needs,
+        )
+
+    def __call__(
+        self,
+        states: Float[Tensor, "target hidden"],
+        targets: Int[Tensor, " target"],
+        temperature: float | Tensor,
+        chunk_entries: int,
+    ) -> tuple[Float[Tensor, " target"], dict[str, Tensor]]:
+        """Log p of the targets, and the facts."""
+        size = max(1, chunk_entries // self.model.get_output_embeddings().weight.shape[0])
+        cuts = [slice(i, i + size) for i in range(0, max(1, len(targets)), size)]
+
+        def piece(states: Tensor, cut: slice) -> dict[str, Tensor]:
+            warmth = temperature[cut] if isinstance(temperature, Tensor) else temperature
+            scores = _warmed(_logits(self.model, states), warmth)
+            logps, entropies = likelihood(scores, targets[cut], entropy=self.entropy)
+            found = {"": logps} if entropies is None else {"": logps, "entropy": entropies}
+            for need, function in self.functions.items():
+                others = []
+                if need in self.others:
+                    other, known = self.others[need]
+                    with torch.no_grad():
+                        others.append(_warmed(_logits(other, known[cut]), warmth))
+                found[need] = function(scores, targets[cut], *others)
+            return found
+
+        if len(cuts) > 1 and torch.is_grad_enabled():
+            done = [
+                checkpoint(piece, states[cut], cut, use_reentrant=False, preserve_rng_state=False)
+                for cut in cuts
+            ]
+        else:
+            done = [piece(states[cut], cut) for cut in cuts]
+        joined = {name: torch.cat([part[name] for part in done]) for name in done[0]}
+        return joined.pop(""), joined
+
+
+def _warmed(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    if isinstance(temperature, float) and temperature == 1:
+        return logits
+    return logits / temperature
 
 
 def _backbone(model: Any) -> Any:

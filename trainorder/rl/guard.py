@@ -20,7 +20,7 @@ from torch import Tensor
 from trainorder.config import AlarmConfig
 from trainorder.files import write_json, writing_folder
 from trainorder.process import StageError
-from trainorder.rl.types import Roll, State
+from trainorder.rl.types import TENSORS, Roll, State
 from trainorder.tasks.base import Problem
 
 if TYPE_CHECKING:
@@ -43,15 +43,17 @@ def broken(numbers: Mapping[str, float], roll: Roll) -> list[str]:
 
     >>> import math, torch
     >>> from types import SimpleNamespace
-    >>> roll = SimpleNamespace(mask=torch.ones(1, 1), reward=torch.ones(1), a=torch.ones(1, 1), w=torch.ones(1, 1),
-    ...                        x={"logp": torch.tensor([[-math.inf]])})
+    >>> one = torch.ones(1, 1)
+    >>> roll = SimpleNamespace(loss_mask=one, rewards=one[0], advantages=one, weights=one,
+    ...                        token_facts={"old_logps": torch.tensor([[-math.inf]])})
     >>> broken({"loss": 0.5, "grad_norm": math.nan}, roll)
-    ['grad_norm', 'logp']
+    ['grad_norm', 'old_logps']
     """
     found = [name for name, value in numbers.items() if not math.isfinite(value)]
-    kept = roll.mask > 0
-    tensors = {"reward": roll.reward, "advantage": roll.a[kept], "weight": roll.w[kept]}
-    tensors |= {name: values[kept] for name, values in roll.x.items()}
+    kept = roll.loss_mask > 0
+    tensors = {"rewards": roll.rewards}
+    tensors |= {"advantages": roll.advantages[kept], "weights": roll.weights[kept]}
+    tensors |= {name: values[kept] for name, values in roll.token_facts.items()}
     return found + [name for name, values in tensors.items() if not values.isfinite().all()]
 
 
@@ -90,10 +92,10 @@ def dump(place: Path, learner: Learner, roll: Roll, state: State, names: list[st
     if policy is None:
         learner.backend.gather(None)
         return
-    tensors = {name: getattr(roll, name) for name in _TENSORS}
-    tensors |= {f"part.{k}": v for k, v in roll.part.items()} | {
-        f"x.{k}": v for k, v in roll.x.items()
-    }
+    tensors = {name: getattr(roll, name) for name in TENSORS}
+    tensors |= {f"row.{name}": values for name, values in roll.row_facts.items()}
+    tensors |= {f"token.{name}": values for name, values in roll.token_facts.items()}
+    tensors |= {f"state.{name}": values for name, values in state.tensors.items()}
     facts = {
         "not_finite": names,
         "phase": learner.phase,
@@ -102,7 +104,7 @@ def dump(place: Path, learner: Learner, roll: Roll, state: State, names: list[st
         "rl": learner.config.model_dump(),
         "dtype": learner.backend.training.dtype,
         "max_length": dict(learner.task_set.max_new_tokens),
-        "prompt": roll.prompt,
+        "prompt_ids": roll.prompt_ids,
         "text": roll.text,
         "problem": [dataclasses.asdict(problem) for problem in roll.problem],
     }
@@ -115,27 +117,31 @@ def dump(place: Path, learner: Learner, roll: Roll, state: State, names: list[st
     learner.backend.gather(None)  # a launcher stops all ranks as soon as one ends
 
 
-def load_dump(place: Path) -> tuple[Roll, dict[str, Any]]:
-    """The rows and the facts of a dump."""
+def load_dump(place: Path) -> tuple[Roll, State, dict[str, Any]]:
+    """The rows, the state and the facts of a dump."""
     from safetensors.torch import load_file
 
     facts = json.loads((place / FACTS).read_text(encoding="utf-8"))
     found = load_file(place / ROLL)
-    return Roll(
-        **{name: found[name] for name in _TENSORS},
-        prompt=facts["prompt"],
-        text=facts["text"],
-        problem=[Problem(**problem) for problem in facts["problem"]],
-        part=_under("part.", found),
-        x=_under("x.", found),
-    ), facts
+    return (
+        Roll(
+            **{name: found[name] for name in TENSORS},
+            prompt_ids=facts["prompt_ids"],
+            text=facts["text"],
+            problem=[Problem(**problem) for problem in facts["problem"]],
+            row_facts=under("row.", found),
+            token_facts=under("token.", found),
+        ),
+        State.from_state_dict(facts["state"], under("state.", found)),
+        facts,
+    )
 
 
 ROLL, FACTS = "roll.safetensors", "facts.json"
-_TENSORS = ("ids", "mask", "group", "reward", "scored", "a", "w")
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose name begins with `prefix`, without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 

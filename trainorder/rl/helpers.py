@@ -48,7 +48,7 @@ def gstd(
     return torch.where(n > 1, (square / (n - 1).clamp(min=1)).sqrt(), 1.0)
 
 
-def flat(
+def equal_in_group(
     x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]
 ) -> Bool[Tensor, " row"]:
     """True for rows of groups whose scored values are all equal (or that hold fewer than two)."""
@@ -89,7 +89,7 @@ def centred(
 
     Exactly 0 for unscored rows, and in flat groups, where rounding would leave dust.
     """
-    unmoved = flat(x, group, scored) | ~scored
+    unmoved = equal_in_group(x, group, scored) | ~scored
     return torch.where(unmoved, 0.0, x.double() - gmean(x, group, scored))
 
 

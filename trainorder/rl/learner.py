@@ -31,8 +31,9 @@ class Learner:
     method: Method
     config: RlConfig
     backend: Backend
-    reference: Any
-    """Frozen copy of the phase's parent, or None where no term needs it."""
+    models: Mapping[str, Any]
+    """Frozen models that pieces compare with, by name: `reference`, the phase's parent, and `ema`, the average of the
+    weights of past steps. Only those that a piece needs."""
     phase: str
     seed: int
     exact: bool = True
@@ -41,17 +42,26 @@ class Learner:
     """Where refused updates are left for replay; None: nowhere. The same on all ranks."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors that steps change, or that a piece may: weights, optimiser, reference."""
+        """All tensors that steps change, or that a piece may: weights, optimiser, frozen models."""
         found = self.backend.tensors()
-        if self.reference is not None:
-            found |= model_tensors("reference", self.reference)
+        for name, model in self.models.items():
+            found |= model_tensors(name, model)
         return found
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `tensors` took; settings stay those of this learner."""
         self.backend.restore(tensors)
-        if self.reference is not None:
-            restore_model("reference", self.reference, tensors)
+        for name, model in self.models.items():
+            restore_model(name, model, tensors)
+
+    def follow(self) -> None:
+        """Move the average of the weights, where a piece needs it, towards the policy as it is now. All ranks call it."""
+        if "ema" not in self.models:
+            return
+        average = self.models["ema"].state_dict()
+        with torch.no_grad():
+            for name, weight in self.backend.weights():
+                average[name].lerp_(weight.to(average[name]), 1 - self.config.ema_decay)
 
     def whole_policy(self) -> Policy | None:
         """The policy as an ordinary model: adapters merged, parts of all ranks joined; None on ranks but the first.

@@ -8,14 +8,23 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from trainorder.config import MethodConfig, Piece
+from trainorder.config import (
+    ENGINE_OPTIONS,
+    Coef,
+    Denominator,
+    MethodConfig,
+    Piece,
+    Reduction,
+    Schedule,
+)
 from trainorder.reading import ParamsError, did_you_mean
+from trainorder.rl import facts
 from trainorder.rl import pieces as _pieces  # noqa: F401  fills the registries
-from trainorder.rl.reduce import Denominator, Reduction
 from trainorder.rl.registry import SLOTS, Entry
+from trainorder.rl.types import State
 
-WITH_COEF = ("reward", "terms")
-"""Slots whose pieces are added up; each takes the engine's own option `coef`."""
+MODELS = ("reference", "ema")
+"""Frozen models that a piece may need: the phase's parent, and the average of the weights of past steps."""
 
 
 @dataclass(frozen=True)
@@ -24,22 +33,36 @@ class Bound:
 
     entry: Entry
     options: dict[str, Any]
-    coef: float = 1.0
+    coef: Coef = 1.0
+    weight: tuple[Bound, ...] = ()
+    """Of a term: weight pieces of its own, which multiply those of the method."""
+    reduction: Reduction | None = None
+    """Of a term: instead of the method's."""
+    denominator: Denominator | None = None
+    source: str | None = None
+    """Of a term: the rows that it is of, one of SOURCES; None: all rows."""
 
     def __call__(self, *args: Any) -> Any:
-        """Run the piece; `coef` is for the engine to apply."""
+        """Run the piece; `coef` and the other options of the engine are for the engine to apply."""
         return self.entry(*args, **self.options)
+
+    def coef_at(self, state: State) -> float:
+        """The coefficient at this step."""
+        if isinstance(self.coef, Schedule):
+            return self.coef.at(state.step, state.total)
+        return self.coef
 
     @property
     def needs(self) -> frozenset[str]:
-        """Entries of the vocabulary this piece needs with these options."""
-        return self.entry.needs(self.options)
+        """What this piece needs with these options (facts.py)."""
+        return self.entry.needed(self.options)
 
 
 @dataclass(frozen=True)
 class Method:
     """What the engine runs in one step."""
 
+    plan: tuple[Bound, ...]
     reward: tuple[Bound, ...]
     edit: tuple[Bound, ...]
     advantage: tuple[Bound, ...]
@@ -51,23 +74,33 @@ class Method:
 
     @classmethod
     def from_config(cls, config: MethodConfig) -> Method:
-        """Look the pieces up and check their options.
+        """Look the pieces up and check their options and needs.
 
         Raises:
-            ParamsError: unknown piece, unknown option, or a bad option value.
+            ParamsError: unknown piece, unknown option, a bad option value, or a need that the engine does not know.
         """
         slots = {slot: tuple(bind(slot, p) for p in getattr(config, slot)) for slot in SLOTS}
-        return cls(**slots, reduction=config.reduction, denominator=config.denominator)
+        method = cls(**slots, reduction=config.reduction, denominator=config.denominator)
+        facts.check(method.needs | method.live_needs, MODELS)
+        return method
 
     @property
     def needs(self) -> frozenset[str]:
-        """Union of what the terms need."""
-        return frozenset().union(*(term.needs for term in self.terms))
+        """Facts of the policy before the update, in the roll."""
+        early = self.plan + self.reward + self.edit + self.advantage + self.weight + self.metric
+        own = tuple(piece for term in self.terms for piece in term.weight)
+        needed = [piece.needs for piece in early + own]
+        return frozenset().union(*needed, *(facts.old(term.needs) for term in self.terms))
 
     @property
-    def skips_rows_without_credit(self) -> bool:
-        """True: rows of zero advantage cost no forward, which changes nothing."""
-        return all(term.entry.scales_with_advantage for term in self.terms)
+    def live_needs(self) -> frozenset[str]:
+        """Facts of the forward being trained, for the terms."""
+        return frozenset().union(*(facts.live(term.needs) for term in self.terms))
+
+    @property
+    def models(self) -> frozenset[str]:
+        """Names of the frozen models that the pieces compare with."""
+        return facts.models(self.needs | self.live_needs)
 
 
 def bind(slot: str, piece: Piece) -> Bound:
@@ -80,21 +113,18 @@ def bind(slot: str, piece: Piece) -> Bound:
             f"method.{slot}: no piece {name!r}; there are {', '.join(names)}"
             f"{did_you_mean(name, names)}"
         )
-    entry = listed[name]
-    hints = get_type_hints(entry.function)
+    entry, engine = listed[name], ENGINE_OPTIONS.get(slot, {})
+    types = {**get_type_hints(entry.function), **engine}
     defaults = {
         key: parameter.default
         for key, parameter in inspect.signature(entry.function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    if slot in WITH_COEF:
-        hints["coef"], defaults["coef"] = float, 1.0
-    options = {
-        **defaults,
-        **{key: _checked(slot, name, key, v, hints, defaults) for key, v in given.items()},
-    }
-    coef = options.pop("coef", 1.0)
-    return Bound(entry, options, coef)
+    allowed = [*defaults, *engine]
+    checked = {key: _checked(slot, name, key, v, types, allowed) for key, v in given.items()}
+    own = {key: checked.pop(key) for key in engine if key in checked}
+    own["weight"] = tuple(bind("weight", piece) for piece in own.get("weight", ()))
+    return Bound(entry, {**defaults, **checked}, **own)
 
 
 def _single(slot: str, piece: dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
@@ -107,15 +137,15 @@ def _single(slot: str, piece: dict[str, dict[str, Any]]) -> tuple[str, dict[str,
 
 
 def _checked(
-    slot: str, name: str, key: str, value: Any, hints: dict[str, Any], defaults: dict[str, Any]
+    slot: str, name: str, key: str, value: Any, types: dict[str, Any], known: list[str]
 ) -> Any:
     where = f"method.{slot}.{name}"
-    if key not in defaults:
-        allowed = sorted(defaults)
+    if key not in known:
+        allowed = sorted(known)
         takes = f"it takes {', '.join(allowed)}" if allowed else "it takes none"
         raise ParamsError(f"{where}: no option {key!r}; {takes}{did_you_mean(key, allowed)}")
     try:
-        return TypeAdapter(hints[key]).validate_python(value, strict=True)
+        return TypeAdapter(types[key]).validate_python(value, strict=True)
     except ValidationError as error:
         message = error.errors()[0]["msg"]
         raise ParamsError(

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trainorder.rl.helpers import centred, flat, gcnt, gstd, k3, log_ratio, mmean, safe_exp
+from trainorder.rl.helpers import (
+    centred,
+    equal_in_group,
+    gcnt,
+    gstd,
+    k3,
+    log_ratio,
+    mmean,
+    safe_exp,
+)
 from trainorder.rl.registry import advantage, edit, metric, reward, term, weight
-from trainorder.rl.types import Live, Roll, State
+from trainorder.rl.types import Live, Roll, Rollouts, State
 
 
 @reward
 def graded(roll: Roll, state: State) -> Float[Tensor, " row"]:
-    """What the task's verifier or the judge paid, in [0, 1]."""
-    return roll.part["graded"]
+    """The grade of the task's verifier or of the judge, in [0, 1]."""
+    return roll.row_facts["graded"]
 
 
 @edit
-def dynamic_sampling(
-    roll: Roll,
-    state: State,
-    refill: Callable[[Mapping[str, int]], Roll],
-    *,
-    max_rounds: int = 10,
-) -> Roll:
+def dynamic_sampling(roll: Roll, state: State, rollouts: Rollouts, *, max_rounds: int = 10) -> Roll:
     """Replace groups of equal rewards by new prompts of the same task (DAPO, arXiv:2503.14476).
 
     At most `max_rounds` rounds of generation, the first one included; then the step trains on the
@@ -41,8 +43,8 @@ def dynamic_sampling(
             missing = wanted - sum(map(_groups_per_task, kept), Counter[str]())
             if not missing:
                 break
-            fresh = refill(dict(missing))
-        spread = ~flat(fresh.reward, fresh.group, fresh.scored)
+            fresh = rollouts.sample(rollouts.requests(dict(missing)))
+        spread = ~equal_in_group(fresh.rewards, fresh.group, fresh.scored)
         if spread.any():
             kept.append(fresh.rows(spread.nonzero().flatten().tolist()))
     return Roll.cat(kept) if kept else roll
@@ -61,26 +63,26 @@ def grpo(roll: Roll, state: State, *, eps: float = 1e-6) -> Float[Tensor, " row"
     baseline.
     """
     group = (roll.group, roll.scored)
-    return centred(roll.reward, *group) / (gstd(roll.reward, *group) + eps)
+    return centred(roll.rewards, *group) / (gstd(roll.rewards, *group) + eps)
 
 
 @advantage
 def dr_grpo(roll: Roll, state: State) -> Float[Tensor, " row"]:
     """Plain r - mean of group (Dr.GRPO, arXiv:2503.20783; goes with `reduction: constant`)."""
-    return centred(roll.reward, roll.group, roll.scored)
+    return centred(roll.rewards, roll.group, roll.scored)
 
 
 @advantage
 def rloo(roll: Roll, state: State) -> Float[Tensor, " row"]:
     """Margin r - mean of the others = (r - mean) n / (n - 1) (RLOO, arXiv:2402.14740)."""
     n = gcnt(roll.group, roll.scored)
-    return centred(roll.reward, roll.group, roll.scored) * n / (n - 1).clamp(min=1)
+    return centred(roll.rewards, roll.group, roll.scored) * n / (n - 1).clamp(min=1)
 
 
 @weight
 def finished_only(roll: Roll, state: State) -> Float[Tensor, " row"]:
     """0 for rollouts cut off at the length limit (overlong filtering of DAPO, arXiv:2503.14476)."""
-    return roll.part["finished"]
+    return roll.row_facts["finished"]
 
 
 @weight
@@ -93,7 +95,7 @@ def truncated_importance(
     (Yao et al. 2025, fengyao.notion.site/off-policy-rl; cap 2 as in verl, 3 in TRL). `sequence` takes
     the product over a row's tokens: unbiased where it is not capped, and noisier.
     """
-    d = log_ratio(roll.x["logp"], roll.x["sampler"], roll.mask)
+    d = log_ratio(roll.old_logps, roll.sampler_logps, roll.loss_mask)
     if level == "sequence":
         d = d.sum(1, keepdim=True).expand_as(d)
     return safe_exp(d).clamp(max=cap)
@@ -108,25 +110,26 @@ def sequence_mask(
     Drops whole answers that sampler and trainer do not agree on, where token weights would only damp
     them (sequence rejection of verl, which takes 0.999 to 1.001 for long answers; Liu et al. 2025).
     """
-    d = log_ratio(roll.x["logp"], roll.x["sampler"], roll.mask)
-    mean = safe_exp(d.sum(1) / roll.mask.sum(1).clamp(min=1))
-    return ((mean >= low) & (mean <= high)).to(roll.mask.dtype)
+    d = log_ratio(roll.old_logps, roll.sampler_logps, roll.loss_mask)
+    mean = safe_exp(d.sum(1) / roll.loss_mask.sum(1).clamp(min=1))
+    return ((mean >= low) & (mean <= high)).to(roll.loss_mask.dtype)
 
 
 @metric
 def reward_spread(roll: Roll, state: State) -> dict[str, float]:
     """Mean over rows of the group's reward standard deviation: what there is to learn from."""
-    spread = gstd(roll.reward, roll.group, roll.scored)
-    spread = torch.where(flat(roll.reward, roll.group, roll.scored), 0.0, spread)
+    spread = gstd(roll.rewards, roll.group, roll.scored)
+    spread = torch.where(equal_in_group(roll.rewards, roll.group, roll.scored), 0.0, spread)
     return {"reward_spread": float(spread.mean())}
 
 
 @metric
 def entropy_covariance(roll: Roll, state: State) -> dict[str, float]:
     """Cov(log p, A) over tokens: to first order entropy falls at this rate (arXiv:2505.22617)."""
-    logp, a = roll.x["logp"], roll.a
-    centred_logp = logp - mmean(logp, roll.mask)
-    return {"entropy_covariance": float(mmean(centred_logp * (a - mmean(a, roll.mask)), roll.mask))}
+    mask, advantages = roll.loss_mask, roll.advantages
+    logps = roll.old_logps - mmean(roll.old_logps, mask)
+    covariance = mmean(logps * (advantages - mmean(advantages, mask)), mask)
+    return {"entropy_covariance": float(covariance)}
 
 
 @term(scales_with_advantage=True)
@@ -145,16 +148,18 @@ def clipped_surrogate(
     of tokens with A < 0 by -c A (arXiv:1912.09729; 3 in verl, 10 in DAPO); null leaves it
     unbounded. Logs the share of tokens whose gradient was clipped away as `clip_fraction`.
     """
-    ratio = safe_exp(log_ratio(live.logp, roll.x["logp"], roll.mask))
-    free = -roll.a * ratio
-    loss = torch.maximum(free, -roll.a * ratio.clamp(1 - clip_low, 1 + clip_high))
+    ratio = safe_exp(log_ratio(live.logps, roll.old_logps, roll.loss_mask))
+    free = -roll.advantages * ratio
+    loss = torch.maximum(free, -roll.advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
     if dual_clip is not None:
-        loss = torch.where(roll.a < 0, torch.minimum(loss, -dual_clip * roll.a), loss)
+        loss = torch.where(
+            roll.advantages < 0, torch.minimum(loss, -dual_clip * roll.advantages), loss
+        )
     live.log["clip_fraction"] = (loss != free).detach().to(loss.dtype)
     return loss
 
 
-@term(needs=lambda options: frozenset({"ref"} if options["against"] == "ref" else ()))
+@term(needs=lambda options: frozenset({"ref_logps"} if options["against"] == "ref" else ()))
 def kl(
     live: Live,
     roll: Roll,
@@ -170,7 +175,8 @@ def kl(
     joschu.net/blog/kl-approx.html). As a loss, k2 has the gradient of the true KL on policy; k1 has
     a gradient of mean zero, k3 a biased one.
     """
-    d = -log_ratio(live.logp, roll.x["logp" if against == "old" else "ref"], roll.mask)
+    other = roll.old_logps if against == "old" else roll.ref_logps
+    d = -log_ratio(live.logps, other, roll.loss_mask)
     if kind == "k1":
         return -d
     return d**2 / 2 if kind == "k2" else k3(d)

@@ -1,4 +1,4 @@
-"""Which problems a step asks, and what their answers are paid."""
+"""Which problems a step asks, and how their answers are graded."""
 
 from __future__ import annotations
 
@@ -90,14 +90,14 @@ class TaskSet:
         return chosen
 
     def grade(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[float | None]:
-        """What each answer is paid, in [0, 1]; None where it cannot be graded."""
-        paid: list[float | None] = [None] * len(problems)
+        """The grade of each answer, in [0, 1]; None where it cannot be graded."""
+        grades: list[float | None] = [None] * len(problems)
         for name in sorted({p.task for p in problems}):
             rows = [i for i, p in enumerate(problems) if p.task == name]
             asked, given = [problems[i] for i in rows], [answers[i] for i in rows]
             for i, value in zip(rows, self._grade_task(name, asked, given), strict=True):
-                paid[i] = value
-        return paid
+                grades[i] = value
+        return grades
 
     def _grade_task(
         self, name: str, problems: list[Problem], answers: list[str]
@@ -107,9 +107,9 @@ class TaskSet:
             return [reward.value for reward in grading.grade(task, answers, problems)]
         assert self.judge is not None, f"task {name!r} is judged, and there is no judge"
         references = [p.reference for p in problems]
-        paid = self.judge.win_probability([p.prompt for p in problems], answers, references)
-        grading.shared().unscored.note(name, paid, getattr(self.judge, "failures", ()))
-        return paid
+        grades = self.judge.win_probability([p.prompt for p in problems], answers, references)
+        grading.shared().unscored.note(name, grades, getattr(self.judge, "failures", ()))
+        return grades
 
     def _problem(self, name: str, number: int, seed: int) -> Problem:
         problems = self.problems[name]
@@ -122,16 +122,19 @@ class TaskSet:
 
 def see(sampled: Sequence[Roll], credited: Roll) -> dict[str, Seen]:
     """Task -> what the rolls of a step showed; rows that an edit dropped count with advantage 0."""
-    lengths = credited.mask.sum(1).clamp(min=1)
-    absadv = ((credited.a.abs() * credited.mask).sum(1) / lengths).tolist()
+    lengths = credited.loss_mask.sum(1).clamp(min=1)
+    absadv = ((credited.advantages.abs() * credited.loss_mask).sum(1) / lengths).tolist()
     total: dict[str, float] = {}
     for problem, value in zip(credited.problem, absadv, strict=True):
         total[problem.task] = total.get(problem.task, 0.0) + value
     facts: dict[str, list[tuple[float, float, float]]] = {}
     for roll in sampled:
-        entropy, tokens = (roll.x["H"] * roll.mask).sum(1).tolist(), roll.mask.sum(1).tolist()
+        entropy, tokens = (
+            (roll.entropy * roll.loss_mask).sum(1).tolist(),
+            roll.loss_mask.sum(1).tolist(),
+        )
         rows = zip(
-            roll.problem, roll.scored.tolist(), roll.reward.tolist(), entropy, tokens, strict=True
+            roll.problem, roll.scored.tolist(), roll.rewards.tolist(), entropy, tokens, strict=True
         )
         for problem, scored, reward, nats, count in rows:
             if scored:
@@ -152,6 +155,17 @@ def split_by_task(roll: Roll, *key: str | int) -> list[list[int]]:
     tasks = sorted({problem.task for problem in roll.problem})
     stream("serial", *key).shuffle(tasks)
     return [[i for i, p in enumerate(roll.problem) if p.task == task] for task in tasks]
+
+
+def split_by_prompt(roll: Roll, updates: int) -> list[list[int]]:
+    """Rows of each update: whole groups in turn, so that every update sees every task.
+
+    A group's place in the roll decides, so edits that drop groups leave the shares even. Of fewer
+    groups than updates each is an update of its own; no update is empty.
+    """
+    groups, dense = roll.group.unique(return_inverse=True)
+    parts = range(min(updates, len(groups)))
+    return [(dense % len(parts) == i).nonzero().flatten().tolist() for i in parts]
 
 
 def _max_new_tokens(task: str) -> int:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from trainorder.rl.helpers import flat, k3, log_ratio, mmean
+from trainorder.rl.helpers import equal_in_group, k3, log_ratio, mmean
 from trainorder.rl.types import Roll
 
 
 def describe(roll: Roll) -> dict[str, float]:
-    """What was sampled and paid, overall and per task, before any edit."""
-    lengths = roll.mask.sum(1)
+    """What was sampled and how it was rewarded, overall and per task, before any edit."""
+    lengths = roll.loss_mask.sum(1)
     log = mismatch(roll) | {
         "reward/mean": _mean_scored(roll),
         "rollout/length": float(lengths.mean()),
-        "rollout/entropy": float(mmean(roll.x["H"], roll.mask)),
-        "rollout/finished": float(roll.part["finished"].mean()),
-        "rollout/flat_groups": float(flat(roll.reward, roll.group, roll.scored).float().mean()),
+        "rollout/entropy": float(mmean(roll.entropy, roll.loss_mask)),
+        "rollout/finished": float(roll.row_facts["finished"].mean()),
+        "rollout/flat_groups": float(
+            equal_in_group(roll.rewards, roll.group, roll.scored).float().mean()
+        ),
     }
     for task in dict.fromkeys(problem.task for problem in roll.problem):
         own = roll.rows([i for i, problem in enumerate(roll.problem) if problem.task == task])
         log[f"reward/mean/{task}"] = _mean_scored(own)
         log[f"reward/unscored/{task}"] = float((~own.scored).sum())
-        log[f"rollout/entropy/{task}"] = float(mmean(own.x["H"], own.mask))
+        log[f"rollout/entropy/{task}"] = float(mmean(own.entropy, own.loss_mask))
     return log
 
 
@@ -29,17 +31,16 @@ def mismatch(roll: Roll) -> dict[str, float]:
 
     Of an engine that is not exact (vLLM, bf16). An exact one's comes from the first update's forward, for nothing.
     """
-    sampler, logp = roll.x.get("sampler"), roll.x["logp"]
-    if sampler is None or sampler is logp:
+    if roll.sampler_logps is roll.old_logps:
         return {}
-    apart = log_ratio(logp, sampler, roll.mask)
+    moved = log_ratio(roll.old_logps, roll.sampler_logps, roll.loss_mask)
     return {
-        "rollout/mismatch_mean": float(mmean(apart.abs(), roll.mask)),
-        "rollout/mismatch_max": float(apart.abs().max()),
-        "rollout/mismatch_kl": float(mmean(k3(apart), roll.mask)),
+        "rollout/mismatch_mean": float(mmean(moved.abs(), roll.loss_mask)),
+        "rollout/mismatch_max": float(moved.abs().max()),
+        "rollout/mismatch_kl": float(mmean(k3(moved), roll.loss_mask)),
     }
 
 
 def _mean_scored(roll: Roll) -> float:
     """Mean reward over scored rows; nan, logged as null, where there is none."""
-    return float(roll.reward[roll.scored].mean())
+    return float(roll.rewards[roll.scored].mean())

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Reduction = Literal["token", "sequence", "constant", "prompt"]
-Denominator = Literal["mask", "weight"]
+from trainorder.config import Denominator, Reduction
 
 
 def reduction_shares(
@@ -23,18 +20,18 @@ def reduction_shares(
 ) -> Float[Tensor, "row token"]:
     """Shares c with reduce(x) = sum(c * x): each token's share of the update's loss.
 
-    Shares are computed once on the rows of the whole update, so that any cut into micro-batches
-    adds up exactly:
+    Shares are computed once on the rows of the whole update, so that any cut into micro-batches adds up exactly:
 
-    - token: w / sum of all d; one mean over tokens (DAPO, arXiv:2503.14476)
-    - sequence: w / (row's sum of d * rows); mean of row means (GRPO, arXiv:2402.03300)
-    - constant: w / (rows * row's max_length); no length normalisation (Dr.GRPO, arXiv:2503.20783)
-    - prompt: w / (group's sum of d * groups); mean of prompt means (arXiv:2510.13786)
+    | how | share of a token of weight w | what it is |
+    |---|---|---|
+    | token | w / sum of all d | one mean over tokens (DAPO, arXiv:2503.14476) |
+    | sequence | w / (row's sum of d * rows) | mean of row means (GRPO, arXiv:2402.03300) |
+    | constant | w / (rows * row's max_length) | no length normalisation (Dr.GRPO, arXiv:2503.20783) |
+    | prompt | w / (group's sum of d * groups) | mean of prompt means (arXiv:2510.13786) |
 
-    `max_length` is the longest answer that the row's task allows, in tokens: a task's rows weigh the
-    same whichever tasks stand beside it. d is the mask (all response tokens) or the weighted mask (`denominator="weight"`: tokens that
-    kept weight); rows and groups without any d are not counted. `constant` has no d. A row that
-    earned no credit stays in the denominator.
+    d is the mask (all tokens that may learn), or with denominator `weight` the weighted mask (those that kept weight); rows
+    and groups without any d are not counted, and a row without credit is. `max_length` is the longest answer in tokens that
+    the row's task allows: a task's rows weigh the same whichever tasks stand beside it.
     """
     weighted = weight * mask
     counted = mask if denominator == "mask" else weighted

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +33,35 @@ def replay(place: Path) -> dict[str, Any]:
     """
     if not (place / FACTS).is_file():
         raise ParamsError(f"{place} holds no dump of a refused update (no {FACTS})")
-    roll, facts = load_dump(place)
+    roll, state, facts = load_dump(place)
     policy = Policy.load(place / "policy")
     rl = RlConfig.model_validate(facts["rl"])
-    again = broken(_numbers(policy, roll, rl, facts), roll)
-    alone = [roll.rows([i]) for i in range(len(roll))]
-    rows = [i for i, row in enumerate(alone) if broken(_numbers(policy, row, rl, facts), row)]
+    models = dict.fromkeys(Method.from_config(rl.method).models, policy.model)
+    compute = partial(_numbers, policy, models, state=state, rl=rl, facts=facts)
+    again = broken(compute(roll), roll)
+    single = [roll.rows([i]) for i in range(len(roll))]
+    rows = [i for i, row in enumerate(single) if broken(compute(row), row)]
     return {"not_finite": facts["not_finite"], "again": again, "rows": rows}
 
 
-def _numbers(policy: Policy, roll: Roll, rl: RlConfig, facts: dict[str, Any]) -> dict[str, float]:
-    state = State.from_state_dict(facts["state"])
+def _numbers(
+    policy: Policy,
+    models: dict[str, Any],
+    roll: Roll,
+    state: State,
+    rl: RlConfig,
+    facts: dict[str, Any],
+) -> dict[str, float]:
     sums = accumulate(
         policy.model,
         roll,
         Method.from_config(rl.method),
         state,
         budget=rl.micro_batch_tokens,
-        temperature=rl.temperature,
         max_length=facts["max_length"],
         backend=LocalBackend(policy.model, rl, TrainingConfig(dtype=facts["dtype"])),
         factor=task_factors(roll, rl)[1],
+        models=models,
     )
     grads = [p.grad for p in policy.model.parameters() if p.grad is not None]
     norm = math.sqrt(sum(float(torch.linalg.vector_norm(g.double())) ** 2 for g in grads))

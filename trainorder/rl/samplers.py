@@ -211,10 +211,10 @@ def _last(entries: list[list[float]], window: int) -> list[list[float]]:
     """The newest [rollouts, mean] that together hold `window` rollouts, the oldest cut to fit."""
     kept: list[list[float]] = []
     for count, mean in reversed(entries):
-        room = window - sum(entry[0] for entry in kept)
-        if room <= 0:
+        left = window - sum(entry[0] for entry in kept)
+        if left <= 0:
             break
-        kept.insert(0, [min(count, room), mean])
+        kept.insert(0, [min(count, left), mean])
     return kept
 
 

@@ -47,10 +47,10 @@ class Scheduler:
     def counts(
         self, now: Moment, mem: Mem, prompts: int, key: tuple[str | int, ...]
     ) -> dict[str, int]:
-        """How many prompts each task gets: dealt (`deal`), or drawn from the stream `key`."""
+        """How many prompts each task gets: dealt (`apportion`), or drawn from the stream `key`."""
         shares = self.shares(now, mem)
         if _name(self.sampler) in DEALT:
-            return deal(shares, prompts, mem.setdefault("owed", dict.fromkeys(now.tasks, 0.0)))
+            return apportion(shares, prompts, mem.setdefault("owed", dict.fromkeys(now.tasks, 0.0)))
         drawn = stream("sampler", *key).choices(now.tasks, list(shares.values()), k=prompts)
         return {task: drawn.count(task) for task in now.tasks}
 
@@ -61,13 +61,13 @@ class Scheduler:
         return function(now, mem.setdefault(slot, {}), **options)
 
 
-def deal(shares: Mapping[str, float], prompts: int, owed: dict[str, float]) -> dict[str, int]:
+def apportion(shares: Mapping[str, float], prompts: int, owed: dict[str, float]) -> dict[str, int]:
     """Split prompts in proportion: largest remainder, with what a task did not get carried to the next step.
 
     A task of weight 1 in 100 is asked once in 100 prompts, not never. Ties go to the task named first.
 
     >>> owed = {"a": 0.0, "b": 0.0}
-    >>> [deal({"a": 0.75, "b": 0.25}, 2, owed) for _ in range(2)]
+    >>> [apportion({"a": 0.75, "b": 0.25}, 2, owed) for _ in range(2)]
     [{'a': 2, 'b': 0}, {'a': 1, 'b': 1}]
     """
     for task, share in shares.items():

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,14 @@ def rates(
         busy = max(seconds["generate"] + seconds["train"], 1e-9)
         log["perf/share_of_peak"] = (generated + learned) / busy / peak
     return log
+
+
+@contextmanager
+def timed(clock: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds of this block to `clock[name]`."""
+    start = time.perf_counter()
+    yield
+    clock[name] += time.perf_counter() - start
 
 
 class Trace:

@@ -1,24 +1,21 @@
 """The RL step, readable from top to bottom.
 
-    plan -> generate -> reward -> edit -> advantage -> weight
+    plan -> sample -> reward -> edit -> advantage -> weight
          -> updates x (micro-batches x (term -> reduce) -> AdamW)
 
-Everything up to the weights sees the whole step batch, without grad. With several ranks each samples,
-grades and trains its share of the prompts and holds all of the batch (backend.py). It departs from the GRPO paper
-in this: prompts of equal rewards cost no forward (their gradient is zero) but stay in the
-denominators; old log-probabilities are those captured while sampling, unless the engine computes
-otherwise than the trainer (vLLM, bf16), when they are recomputed; and answers that cannot be
-graded get advantage 0 and leave their group's statistics.
+Everything up to the weights sees the whole step batch, without grad. With several ranks each samples, grades and trains its
+share of the prompts and holds all of the batch (backend.py). It departs from the GRPO paper in this: prompts of equal
+rewards cost no forward (their gradient is zero) but stay in the denominators; old log-probabilities are those captured while
+sampling, unless the engine computes otherwise than the trainer (vLLM, bf16), when they are recomputed; and answers that
+cannot be graded get advantage 0 and leave their group's statistics.
 """
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,192 +23,78 @@ from torch import Tensor
 
 from trainorder.config import RlConfig
 from trainorder.rl import guard
-from trainorder.rl.backend import Backend, in_order, slice_of
-from trainorder.rl.forward import flat_tokens, forward
-from trainorder.rl.helpers import k3, levelled, log_ratio
+from trainorder.rl.backend import Backend
+from trainorder.rl.forward import computed_tokens, forward
+from trainorder.rl.helpers import k3, log_ratio
 from trainorder.rl.learner import Learner
-from trainorder.rl.method import Method
-from trainorder.rl.problems import split_by_task
+from trainorder.rl.method import Bound, Method
+from trainorder.rl.problems import split_by_prompt, split_by_task
 from trainorder.rl.records import describe
 from trainorder.rl.reduce import reduction_shares
-from trainorder.rl.speed import rates
+from trainorder.rl.rollouts import StepRollouts, score
+from trainorder.rl.speed import rates, timed
 from trainorder.rl.types import Roll, State
-from trainorder.rollout import Request
-from trainorder.rollout.base import resolved, rows_of
-from trainorder.streams import seed_of
-from trainorder.tasks.base import Problem
 
 
 def rl_step(learner: Learner, state: State) -> dict[str, float]:
-    """One step: sample, pay, give credit, update the weights. Returns what is logged."""
+    """One step: sample, grade, give credit, update the weights. Returns what is logged."""
     method, config, task_set = learner.method, learner.config, learner.task_set
     clock: dict[str, float] = defaultdict(float)
-    groups, tokens, sampled = 0, 0.0, list[Roll]()
-
-    def sample(counts: Mapping[str, int]) -> Roll:
-        nonlocal groups, tokens
-        problems = task_set.draw(counts, state, learner.seed)
-        with _timed(clock, "generate"):
-            requests = requests_of(learner, problems, state.step, groups)
-            part = generate(learner, requests)
-        with _timed(clock, "grade"):
-            paid = [] if part is None else task_set.grade(part.problem, part.text)
-        with _timed(clock, "generate"):
-            parts, grades = zip(*learner.backend.gather((part, paid)), strict=True)
-            roll = add_old_logps(in_order(parts), learner)
-        floor = roll.reward.new_tensor(
-            [
-                config.min_judged_spread if task_set.is_judged(problem.task) else 0.0
-                for problem in roll.problem
-            ]
-        )
-        roll = pay(roll, [value for paid in grades for value in paid], method, state, floor=floor)
-        roll = replace(roll, group=roll.group + groups)
-        groups += len(problems)
-        tokens += float(roll.mask.sum())
-        sampled.append(roll)
-        return roll
-
-    with _timed(clock, "step"), torch.no_grad():
-        with _timed(clock, "push"):
+    with timed(clock, "step"), torch.no_grad():
+        with timed(clock, "push"):
             learner.engine.push(learner.backend.weights())
-        roll = sample(task_set.share(config.prompts_per_step, state, learner.seed, learner.phase))
+        rollouts = StepRollouts(learner, state, clock)
+        counts = task_set.share(config.prompts_per_step, state, learner.seed, learner.phase)
+        roll = rollouts.sample(rollouts.requests(counts))
         log = describe(roll)
         for edit in method.edit:
-            roll = edit(roll, state, sample)
+            roll = edit(roll, state, rollouts)
+        with timed(clock, "train"):
+            roll = add_reference(roll, learner)
         roll = give_credit(roll, method, state)
-        credited = ((roll.a * roll.w) != 0).any(1)
+        credited = ((roll.advantages * roll.weights) != 0).any(1)
         log["rl/credited"] = float(credited.sum()) / max(1, len(roll))
-        task_set.observe(sampled, roll, state)
+        task_set.observe(rollouts.sampled, roll, state)
         for metric in method.metric:
             log |= {f"rl/{name}": value for name, value in metric(roll, state).items()}
-        with _timed(clock, "train"):
-            roll = add_reference(roll, learner)
+        with timed(clock, "train"):
             log |= update(learner, roll, state)
+            learner.follow()
     state.step += 1
-    log["rollout/tokens"] = tokens
-    read = sum(len(prompt) for roll in sampled for prompt in roll.prompt) / config.group_size
-    trained = log.get("rl/forward_tokens", 0.0)
-    log |= rates(learner.policy.model, clock, read, tokens, trained, config.threads)
+    log["rollout/tokens"] = rollouts.tokens
+    log |= rates(
+        learner.policy.model,
+        clock,
+        rollouts.prompt_tokens,
+        rollouts.tokens,
+        log.get("rl/forward_tokens", 0.0),
+        config.threads,
+    )
     return log | {f"time/{name}_seconds": seconds for name, seconds in clock.items()}
 
 
-def requests_of(
-    learner: Learner, problems: Sequence[Problem], step: int, first: int = 0
-) -> list[Request]:
-    """A group of answers to each problem, seeded by the place in the step: `first` and the following."""
-    config, rooms = learner.config, learner.task_set.max_new_tokens
-    return [
-        Request(
-            problem,
-            samples=config.group_size,
-            temperature=config.temperature,
-            max_new_tokens=rooms[problem.task],
-            seed=seed_of("rollout", learner.seed, learner.phase, step, first + place),
-        )
-        for place, problem in enumerate(problems)
-    ]
-
-
-def generate(learner: Learner, requests: Sequence[Request]) -> Roll | None:
-    """Sample this rank's share of the requests; None where it has none. Nothing is graded yet."""
-    first, end = slice_of(len(requests), learner.backend.rank, learner.backend.world)
-    if first == end:
-        return None
-    mine = resolved(learner.policy, requests[first:end])
-    done = learner.engine.generate(mine)
-    rows = rows_of(mine)
-    problems = [mine[i].problem for i in rows]
-    assert None not in problems, "the answers to a request without a problem cannot be graded"
-    mask = done.loss_mask.cpu()
-    unpaid = mask.new_zeros(len(rows))
-    entropies = {} if done.entropies is None else {"H": done.entropies.cpu()}
-    return Roll(
-        prompt=[list(mine[i].prompt_ids) for i in rows],
-        ids=done.response_ids.cpu(),
-        mask=mask,
-        group=first + torch.tensor(rows),
-        reward=unpaid,
-        scored=torch.zeros(len(rows), dtype=torch.bool),
-        a=torch.zeros_like(mask),
-        w=torch.ones_like(mask),
-        problem=cast("list[Problem]", problems),
-        text=list(done.texts),
-        part={"finished": done.finished.cpu().to(mask.dtype)},
-        x={"sampler": done.logps.cpu(), **entropies},
-    )
-
-
-def add_old_logps(roll: Roll, learner: Learner) -> Roll:
-    """The trainer's own log-probabilities and entropies before the update, beside the sampler's."""
-    if learner.exact:
-        return replace(roll, x={**roll.x, "logp": roll.x["sampler"]})
-    logps, entropies = score(learner.policy.model, roll, learner, entropy=True)
-    return replace(roll, x={**roll.x, "logp": logps, "H": entropies})
-
-
-def score(
-    model: Any, roll: Roll, learner: Learner, *, entropy: bool = False
-) -> tuple[Float[Tensor, "row token"], Float[Tensor, "row token"]]:
-    """Log p and entropy (0 unless asked for) of all tokens under `model`, each rank on its share."""
-    backend, config = learner.backend, learner.config
-
-    def score_rows(rows: list[int]) -> tuple[list[int], Tensor, Tensor | None]:
-        part = roll.rows(rows or _any_row(roll))
-        with backend.computing():
-            live = forward(model, part, temperature=config.temperature, entropy=entropy)
-        return rows, live.logp.float(), live.x["H"].float() if entropy else None
-
-    dealt = backend.deal(roll, config.micro_batch_tokens)
-    parts = [part for part in backend.map(score_rows, dealt) if part[0]]
-    logps, entropies = torch.zeros_like(roll.mask), torch.zeros_like(roll.mask)
-    for rows, logp, h in (item for share in backend.gather(parts) for item in share):
-        logps[rows] = logp.to(logps.dtype)
-        if h is not None:
-            entropies[rows] = h.to(logps.dtype)
-    return logps, entropies
-
-
-def pay(
-    roll: Roll,
-    paid: Sequence[float | None],
-    method: Method,
-    state: State,
-    *,
-    floor: Float[Tensor, " row"] | float = 0.0,
-) -> Roll:
-    """Fill in the grades and add up the reward channels; None leaves a row unscored.
-
-    Rewards of a group that differ by less than `floor` are made equal, so that every piece takes the
-    group as one without spread.
-    """
-    graded = roll.reward.new_tensor([0.0 if value is None else value for value in paid])
-    scored = torch.tensor([value is not None for value in paid])
-    roll = replace(roll, scored=scored, part={**roll.part, "graded": graded})
-    reward = torch.zeros_like(graded)
-    for channel in method.reward:
-        reward = reward + channel.coef * channel(roll, state)
-    floors = torch.as_tensor(floor, dtype=reward.dtype).expand(len(roll))
-    reward = levelled(reward, roll.group, scored, floors)
-    return replace(roll, reward=torch.where(scored, reward, 0.0))
+def add_reference(roll: Roll, learner: Learner) -> Roll:
+    """The reference's log-probabilities, if a piece needs them."""
+    if "ref_logps" not in learner.method.needs or not len(roll):
+        return roll
+    found = score(learner.models["reference"], roll, learner)
+    return replace(roll, token_facts={**roll.token_facts, "ref_logps": found["logps"]})
 
 
 def give_credit(roll: Roll, method: Method, state: State) -> Roll:
-    """Advantages, then token weights; both 0 where nothing may be learned."""
+    """Advantages, then token weights, those of single terms last; all 0 where nothing may be learned."""
     for advantage in method.advantage:
         credit = _per_token(advantage(roll, state), roll)
-        roll = replace(roll, a=torch.where(roll.scored[:, None], credit, 0.0))
+        roll = replace(roll, advantages=torch.where(roll.scored[:, None], credit, 0.0))
     for weight in method.weight:
-        roll = replace(roll, w=roll.w * _per_token(weight(roll, state), roll))
+        roll = replace(roll, weights=roll.weights * _per_token(weight(roll, state), roll))
+    for number, term in enumerate(method.terms):
+        if term.weight:
+            own = roll.weights
+            for weight in term.weight:
+                own = own * _per_token(weight(roll, state), roll)
+            roll = replace(roll, token_facts={**roll.token_facts, _weights_name(number): own})
     return roll
-
-
-def add_reference(roll: Roll, learner: Learner) -> Roll:
-    """The reference's log-probabilities, if a term needs them."""
-    if learner.reference is None or not len(roll):
-        return roll
-    logps, _ = score(learner.reference, roll, learner)
-    return replace(roll, x={**roll.x, "ref": logps})
 
 
 def update(learner: Learner, roll: Roll, state: State) -> dict[str, float]:
@@ -220,39 +103,37 @@ def update(learner: Learner, roll: Roll, state: State) -> dict[str, float]:
     log: dict[str, float] = defaultdict(float)
     applied: dict[str, list[float]] = defaultdict(list)
     if config.serial_tasks:
-        parts = split_by_task(roll, learner.seed, learner.phase, state.step)
+        updates = split_by_task(roll, learner.seed, learner.phase, state.step)
     else:
-        parts = split_by_prompt(roll, config.updates_per_batch)
-    for rows in parts:
-        part = roll.rows(rows)
-        alone, factor = task_factors(part, config)
+        updates = split_by_prompt(roll, config.updates_per_batch)
+    for rows in updates:
+        batch = roll.rows(rows)
+        rate_factor, loss_factor = task_factors(batch, config)
         sums = accumulate(
             learner.policy.model,
-            part,
+            batch,
             learner.method,
             state,
             budget=config.micro_batch_tokens,
-            temperature=config.temperature,
             max_length=learner.task_set.max_new_tokens,
             backend=backend,
-            factor=factor,
+            factor=loss_factor,
+            models=learner.models,
         )
-        lr, norm = learning_rate(config, state.updates) * alone, 0.0
-        wrong = guard.broken({"loss": sums["loss"]}, part)
-        if not wrong:
+        lr, norm = learning_rate(config, state.updates) * rate_factor, 0.0
+        not_finite = guard.broken({"loss": sums["loss"]}, batch)
+        if not not_finite:
             norm = backend.step(lr)
-            wrong = guard.broken({"grad_norm": norm}, part)
-        if wrong:
-            guard.refuse(learner, part, state, wrong)
+            not_finite = guard.broken({"grad_norm": norm}, batch)
+        if not_finite:
+            guard.refuse(learner, batch, state, not_finite)
             log["rl/refused"] += 1
             continue
         state.mem["refused_in_a_row"] = 0
         state.updates += 1
         log["rl/forward_tokens"] += sums.pop("forward_tokens")
         gap = {name: sums.pop(name) for name in ("mismatch_mean", "mismatch_max") if name in sums}
-        if (
-            not applied and learner.exact
-        ):  # later updates train another policy than the one that sampled
+        if not applied and learner.exact:  # later updates train another policy than what sampled
             log |= {f"rollout/{name}": value for name, value in gap.items()}
             log["rollout/mismatch_kl"] = sums.get("kl_old", 0.0)
         for name, value in {**sums, "grad_norm": norm, "lr": lr}.items():
@@ -267,51 +148,47 @@ def accumulate(
     state: State,
     *,
     budget: int,
-    temperature: float,
     max_length: Mapping[str, int],
     backend: Backend,
     factor: Tensor | float = 1.0,
+    models: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Add up the gradient of one update's loss; returns the loss and the logged means.
 
-    The loss is a sum over tokens with shares fixed beforehand, so how rows fall into micro-batches
-    and ranks changes nothing. `factor`, [row, 1], multiplies each row's shares; `max_length` is each
-    task's longest answer in tokens.
+    The loss is a sum over tokens with shares fixed beforehand, so how rows fall into micro-batches and ranks changes
+    nothing. `factor`, [row, 1], multiplies each row's shares; `max_length` is each task's longest answer in tokens.
     """
     backend.zero_grad()
-    shares = reduction_shares(
-        roll.w,
-        roll.mask,
-        roll.group,
-        how=method.reduction,
-        denominator=method.denominator,
-        max_length=roll.mask.new_tensor([max_length[problem.task] for problem in roll.problem]),
-    )
-    shares = shares * factor
-    learning = torch.ones(len(roll), dtype=torch.bool)
-    if method.skips_rows_without_credit:
-        learning = (roll.a * shares != 0).any(1)
-    kept = learning.nonzero().flatten().tolist()
-    idle = _any_row(roll)
-    whole, roll, shares = roll, roll.rows(kept), shares[kept]
-    sums, tokens, gap = defaultdict[str, float](float), float(roll.mask.sum()), 0.0
+    all_rows, kept, shares = roll, [], []
+    for number, term in enumerate(method.terms):
+        shares.append(term_shares(term, number, roll, method, max_length) * factor)
+        effect = roll.advantages if term.entry.scales_with_advantage else 1.0
+        kept.append((effect * shares[-1] != 0).any(1))
+    learning = torch.stack(kept).any(0).nonzero().flatten().tolist()
+    roll, shares = roll.rows(learning), [share[learning] for share in shares]
+    idle = longest_row(all_rows)
+    sums, tokens, gap = defaultdict[str, float](float), float(roll.loss_mask.sum()), 0.0
 
     def loss_of(rows: list[int]) -> tuple[Tensor, tuple[dict[str, float], float]]:
-        part = roll.rows(rows) if rows else whole.rows(idle)
+        batch = roll.rows(rows) if rows else all_rows.rows(idle)
         with backend.computing():
-            live = forward(model, part, temperature=temperature, entropy="H" in method.needs)
+            live = forward(model, batch, method.live_needs, models)
         if not rows:  # another rank has more micro-batches, and every backward is a collective call
-            return 0.0 * live.logp.sum(), ({}, 0.0)
+            return 0.0 * live.logps.sum(), ({}, 0.0)
         losses = [
-            term.coef * (term(live, part, state) * shares[rows]).sum() for term in method.terms
+            term.coef_at(state) * (term(live, batch, state) * share[rows]).sum()
+            for term, share in zip(method.terms, shares, strict=True)
         ]
-        loss, logps = torch.stack(losses).sum(), live.logp.detach()
-        apart = log_ratio(logps, part.x["logp"], part.mask).abs()
-        logged = {**live.log, "kl_old": kl_old(logps, part), "mismatch_mean": apart}
-        means = {name: float((x * part.mask).sum()) / tokens for name, x in logged.items()}
-        return loss, ({"loss": float(loss.detach()), **means}, float(apart.max()))
+        loss, logps = torch.stack(losses).sum(), live.logps.detach()
+        moved = log_ratio(logps, batch.old_logps, batch.loss_mask)
+        logged = {**live.log, "kl_old": k3(moved), "mismatch_mean": moved.abs()}
+        means = {
+            name: float((values * batch.loss_mask).sum()) / tokens
+            for name, values in logged.items()
+        }
+        return loss, ({"loss": float(loss.detach()), **means}, float(moved.abs().max()))
 
-    for means, widest in backend.add_gradients(loss_of, backend.deal(roll, budget)):
+    for means, widest in backend.add_gradients(loss_of, backend.micro_batches(roll, budget)):
         gap = max(gap, widest)
         for name, value in means.items():
             sums[name] += value
@@ -320,7 +197,25 @@ def accumulate(
     log = {name: sum(found.get(name, 0.0) for found, _ in ranks) for name in names}
     if "mismatch_mean" in log:
         log["mismatch_max"] = max(gap for _, gap in ranks)
-    return {"loss": 0.0, **log, "forward_tokens": float(flat_tokens(roll))}
+    return {"loss": 0.0, **log, "forward_tokens": float(computed_tokens(roll))}
+
+
+def term_shares(
+    term: Bound, number: int, roll: Roll, method: Method, max_length: Mapping[str, int]
+) -> Float[Tensor, "row token"]:
+    """Each token's share of one term: of the rows that it is of, by its own reduction or the method's."""
+    mine = torch.ones_like(roll.scored) if term.source is None else roll.is_from(term.source)
+    rows = mine.nonzero().flatten().tolist()
+    part = roll.rows(rows) if len(rows) < len(roll) else roll
+    found = reduction_shares(
+        part.token_facts.get(_weights_name(number), part.weights),
+        part.loss_mask,
+        part.group,
+        how=term.reduction or method.reduction,
+        denominator=term.denominator or method.denominator,
+        max_length=part.loss_mask.new_tensor([max_length[p.task] for p in part.problem]),
+    )
+    return found if part is roll else torch.zeros_like(roll.weights).index_put((mine,), found)
 
 
 def task_factors(roll: Roll, config: RlConfig) -> tuple[float, Float[Tensor, "row 1"]]:
@@ -331,24 +226,8 @@ def task_factors(roll: Roll, config: RlConfig) -> tuple[float, Float[Tensor, "ro
     tasks = [problem.task for problem in roll.problem]
     factors = [config.task_lr.get(task, 1.0) for task in tasks]
     if len(set(tasks)) == 1:
-        return factors[0], torch.ones_like(roll.mask[:, :1])
-    return 1.0, roll.mask.new_tensor(factors)[:, None]
-
-
-def kl_old(logps: Float[Tensor, "row token"], roll: Roll) -> Float[Tensor, "row token"]:
-    """k3 estimate of KL(old || live): on policy, the mismatch of sampler and trainer."""
-    return k3(log_ratio(logps, roll.x["logp"], roll.mask))
-
-
-def split_by_prompt(roll: Roll, updates: int) -> list[list[int]]:
-    """Rows of each update: whole groups, dealt in turn, so that every update sees every task.
-
-    A group's place in the roll decides, so edits that drop groups leave the shares even. Of fewer
-    groups than updates each is an update of its own; no update is empty.
-    """
-    groups, dense = roll.group.unique(return_inverse=True)
-    parts = range(min(updates, len(groups)))
-    return [(dense % len(parts) == i).nonzero().flatten().tolist() for i in parts]
+        return factors[0], torch.ones_like(roll.loss_mask[:, :1])
+    return 1.0, roll.loss_mask.new_tensor(factors)[:, None]
 
 
 def learning_rate(config: RlConfig, update: int) -> float:
@@ -360,18 +239,16 @@ def learning_rate(config: RlConfig, update: int) -> float:
     return config.lr * min(1.0, (update + 1) / max(1, config.warmup_steps))
 
 
-def _any_row(roll: Roll) -> list[int]:
+def longest_row(roll: Roll) -> list[int]:
     """A row with a token, for a forward whose result is not used."""
     return [int(roll.lengths().argmax())]
 
 
+def _weights_name(term: int) -> str:
+    """The fact that holds the token weights of a term with weight pieces of its own."""
+    return f"weights_of_term_{term}"
+
+
 def _per_token(values: Tensor, roll: Roll) -> Float[Tensor, "row token"]:
     spread = values[:, None] if values.dim() == 1 else values
-    return torch.where(roll.mask > 0, spread.to(roll.mask.dtype), 0.0)
-
-
-@contextmanager
-def _timed(clock: dict[str, float], name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    clock[name] += time.perf_counter() - start
+    return torch.where(roll.loss_mask > 0, spread.to(roll.loss_mask.dtype), 0.0)

@@ -22,7 +22,7 @@ from trainorder.resume import NOTHING, Work
 from trainorder.rl.adapters import add_adapters
 from trainorder.rl.backend import Backend, holds_whole_weights
 from trainorder.rl.forward import check_forward
-from trainorder.rl.guard import watch
+from trainorder.rl.guard import under, watch
 from trainorder.rl.learner import Learner
 from trainorder.rl.method import Method
 from trainorder.rl.problems import TaskSet
@@ -83,13 +83,13 @@ def train_phase(
     start = time.perf_counter()
     learner = make_learner(parent, phase_name, phase, rl, seed, rollout=rollout, training=training)
     learner = replace(learner, dumps=paths.DUMPS / out.name)
-    state = State(total=phase.steps)
+    state = State(total=phase.steps, key=(seed, phase_name))
     tokens, metrics = 0.0, dict[str, float]()
     backend = learner.backend
     saved = backend.gather(work.latest("rl"))[0]  # the first rank's, for all
     if saved is not None:
         learner.restore(saved.tensors)
-        state = State.from_state_dict(saved.state["state"])
+        state = State.from_state_dict(saved.state["state"], under("state/", saved.tensors))
         tokens, metrics = saved.state["tokens"], saved.state["metrics"]
         tracker.restore(saved.state["log"])
     trace = Trace(out.name)
@@ -103,7 +103,8 @@ def train_phase(
         fail_point("rl.step")
         if backend.gather(work.due("rl"))[0]:
             facts = {"state": state.state_dict(), "tokens": tokens, "metrics": metrics}
-            tensors = learner.tensors()
+            kept = {f"state/{name}": values for name, values in state.tensors.items()}
+            tensors = learner.tensors() | kept
             if backend.rank == 0:
                 work.save("rl", tensors, {**facts, "log": tracker.state()})
     fail_point("rl.end")
@@ -149,7 +150,9 @@ def make_learner(
     move: Any = policy.model.to
     move(device)
     check_forward(policy.model)
-    reference = copy.deepcopy(policy.model).requires_grad_(False) if "ref" in method.needs else None
+    models = {
+        name: copy.deepcopy(policy.model).requires_grad_(False) for name in sorted(method.models)
+    }
     engine = _engine(policy, rl, rollout, training)
     if training.lora is not None:
         add_adapters(policy.model, training.lora, seed)
@@ -165,7 +168,7 @@ def make_learner(
         method,
         rl,
         make_backend(policy.model, rl, training),
-        reference,
+        models,
         phase_name,
         seed,
         exact=rollout.backend == "torch" and training.dtype == "fp32",

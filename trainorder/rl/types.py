@@ -1,20 +1,30 @@
 """The records of the RL step: `Roll` (rollouts), `Live` (training forward), `State` (saved).
 
 Axes: `row` = one rollout, `token` = its response positions (padded right). Log-probabilities are
-taken at the sampling temperature, so old and live ones describe the policy that sampled.
+taken at the temperature a row was sampled at, so old and live ones describe the policy that sampled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from trainorder.config import SOURCES
+from trainorder.rollout import Request
+from trainorder.streams import torch_stream
 from trainorder.tasks.base import Problem
+
+ROW_DEFAULTS = {"finished": 1.0, "source": 0.0, "age": 0.0, "given": 0.0, "temperature": 1.0}
+"""Facts per row that `Roll.cat` fills in for rows that lack them."""
+TOKEN_DEFAULTS = {"sampler_logps": "old_logps"}
+"""Facts per token that it fills in, by the rows' own fact of another name."""
 
 
 @dataclass(frozen=True)
@@ -23,80 +33,157 @@ class Roll:
 
     Two rollouts of one prompt, the first two tokens long, the second one token:
 
-        prompt  [[1, 7], [1, 7]]    group   [0, 0]
-        ids     [[5, 3], [3, 0]]    mask    [[1, 1], [1, 0]]
-        reward  [1, 0]              scored  [True, True]        a  [[.7, .7], [-.7, 0]]
+        prompt_ids    [[1, 7], [1, 7]]   group      [0, 0]
+        response_ids  [[5, 3], [3, 0]]   loss_mask  [[1, 1], [1, 0]]
+        rewards       [1, 0]             scored     [True, True]     advantages  [[.7, .7], [-.7, 0]]
     """
 
-    prompt: list[list[int]]
+    prompt_ids: list[list[int]]
     """Prompt tokens of each row."""
-    ids: Int[Tensor, "row token"]
+    response_ids: Int[Tensor, "row token"]
     """Response tokens, pad after the end."""
-    mask: Float[Tensor, "row token"]
-    """1 = sampled by the policy and allowed to learn; 0 = padding."""
+    loss_mask: Float[Tensor, "row token"]
+    """1 = allowed to learn; 0 = a prefix that was given, or padding."""
     group: Int[Tensor, " row"]
     """Which prompt a row answers; groups need not be adjacent, their numbers not dense."""
-    reward: Float[Tensor, " row"]
+    rewards: Float[Tensor, " row"]
     """What credit is computed from; 0 where not `scored`."""
     scored: Bool[Tensor, " row"]
     """False = ungradable: advantage 0, outside all group statistics."""
-    a: Float[Tensor, "row token"]
-    """Advantages, filled by the advantage pieces."""
-    w: Float[Tensor, "row token"]
+    advantages: Float[Tensor, "row token"]
+    """Filled by the advantage pieces."""
+    weights: Float[Tensor, "row token"]
     """Non-negative token weights, filled by the weight pieces."""
     problem: list[Problem]
     text: list[str]
-    part: dict[str, Tensor] = field(default_factory=dict)
-    """Raw facts per row: `graded` (what verifier or judge paid), `finished`, ..."""
-    x: dict[str, Tensor] = field(default_factory=dict)
-    """Raw facts per token: `logp` (old, as sampled), `H` (old entropy, nats), `ref`, ..."""
+    row_facts: dict[str, Tensor] = field(default_factory=dict)
+    """Per row: `graded` (by verifier or judge), `finished` (1 = ended within its limit), `source` (place in SOURCES),
+    `age` (steps since it was sampled), `given` (leading tokens that were not sampled), `temperature`."""
+    token_facts: dict[str, Tensor] = field(default_factory=dict)
+    """Per token: `old_logps` (trainer, before the update), `sampler_logps` (as the engine reported), `entropy` (old, nats),
+    and what pieces need (facts.py), under the name they need it by."""
 
     def __len__(self) -> int:
         return len(self.text)
+
+    @property
+    def old_logps(self) -> Float[Tensor, "row token"]:
+        """Log-probabilities of the trainer's weights before the update."""
+        return self.token_facts["old_logps"]
+
+    @property
+    def sampler_logps(self) -> Float[Tensor, "row token"]:
+        """Log-probabilities as the engine reported them."""
+        return self.token_facts["sampler_logps"]
+
+    @property
+    def ref_logps(self) -> Float[Tensor, "row token"]:
+        """Log-probabilities of the phase's parent, where a piece needs `ref_logps`."""
+        return self.token_facts["ref_logps"]
+
+    @property
+    def entropy(self) -> Float[Tensor, "row token"]:
+        """Entropy of the policy before the update, nats."""
+        return self.token_facts["entropy"]
+
+    def is_from(self, source: str) -> Bool[Tensor, " row"]:
+        """Rows of this source, one of SOURCES; without the fact all rows are the policy's own."""
+        known = self.row_facts.get("source")
+        number = SOURCES.index(source)
+        return (
+            self.scored.new_full(self.scored.shape, number == 0)
+            if known is None
+            else known == number
+        )
 
     def rows(self, index: Sequence[int]) -> Roll:
         """The rows `index`, in that order."""
         at = torch.tensor(list(index), dtype=torch.long)
         return replace(
             self,
-            **{name: getattr(self, name)[at] for name in _TENSORS},
+            **{name: getattr(self, name)[at] for name in TENSORS},
             **{name: [getattr(self, name)[i] for i in index] for name in _LISTS},
             **{name: {k: v[at] for k, v in getattr(self, name).items()} for name in _DICTS},
         )
 
     def lengths(self) -> Int[Tensor, " row"]:
         """Tokens up to and including the last one that may learn."""
-        places = torch.arange(1, self.mask.shape[1] + 1)
-        return (places * (self.mask > 0)).amax(1) if self.mask.shape[1] else self.group * 0
+        places = torch.arange(1, self.loss_mask.shape[1] + 1)
+        return (
+            (places * (self.loss_mask > 0)).amax(1) if self.loss_mask.shape[1] else self.group * 0
+        )
 
     @staticmethod
     def cat(rolls: Sequence[Roll]) -> Roll:
-        """The rows of several rolls; the caller has given them disjoint groups."""
-        width = max(roll.ids.shape[1] for roll in rolls)
+        """The rows of several rolls; the caller has given them disjoint groups.
+
+        A fact that only some of them have is filled in by ROW_DEFAULTS and TOKEN_DEFAULTS.
+
+        Raises:
+            ValueError: such a fact without a default.
+        """
+        width = max(roll.response_ids.shape[1] for roll in rolls)
 
         def joined(parts: list[Tensor]) -> Tensor:
-            wide = [
-                torch.nn.functional.pad(p, (0, width - p.shape[1])) if p.dim() > 1 else p
-                for p in parts
-            ]
-            return torch.cat(wide)
+            return torch.cat([_widened(part, width) if part.dim() > 1 else part for part in parts])
 
         return replace(
             rolls[0],
-            **{name: joined([getattr(r, name) for r in rolls]) for name in _TENSORS},
+            **{name: joined([getattr(r, name) for r in rolls]) for name in TENSORS},
             **{name: [item for r in rolls for item in getattr(r, name)] for name in _LISTS},
             **{
                 name: {
-                    k: joined([getattr(r, name)[k] for r in rolls]) for k in getattr(rolls[0], name)
+                    key: joined([_fact(getattr(r, name), key, r) for r in rolls])
+                    for key in dict.fromkeys(key for r in rolls for key in getattr(r, name))
                 }
                 for name in _DICTS
             },
         )
 
 
-_TENSORS = ("ids", "mask", "group", "reward", "scored", "a", "w")
-_LISTS = ("prompt", "problem", "text")
-_DICTS = ("part", "x")
+TENSORS = ("response_ids", "loss_mask", "group", "rewards", "scored", "advantages", "weights")
+_LISTS = ("prompt_ids", "problem", "text")
+_DICTS = ("row_facts", "token_facts")
+
+
+def _widened(values: Float[Tensor, "row token ..."], width: int) -> Float[Tensor, "row token ..."]:
+    """Zeros behind the tokens, up to `width`."""
+    return F.pad(values, (0, 0) * (values.dim() - 2) + (0, width - values.shape[1]))
+
+
+def _fact(facts: Mapping[str, Tensor], name: str, roll: Roll) -> Tensor:
+    if name in facts:
+        return facts[name]
+    if name in ROW_DEFAULTS:
+        return roll.rewards.new_full(roll.rewards.shape, ROW_DEFAULTS[name])
+    if TOKEN_DEFAULTS.get(name) in facts:
+        return facts[TOKEN_DEFAULTS[name]]
+    raise ValueError(
+        f"some of the rows to join have no fact {name!r}, which has no default: give them one, or let the engine make "
+        "the rows (Rollouts.sample, Rollouts.given)"
+    )
+
+
+class Rollouts(Protocol):
+    """What an edit samples more with (rollouts.py). All ranks call it alike and get the same rows."""
+
+    def requests(self, counts: Mapping[str, int]) -> list[Request]:
+        """The next problems of each task, `counts` many, as the method's plan pieces ask them."""
+        ...
+
+    def sample(self, requests: Sequence[Request]) -> Roll:
+        """Answers to the requests, with rewards.
+
+        The engine seeds each request by its place in the step, and gives it a group of its own unless it names one.
+        """
+        ...
+
+    def given(self, requests: Sequence[Request], texts: Sequence[str], source: str) -> Roll:
+        """Rows of answers that the policy did not sample, one text per request, with rewards.
+
+        They are graded as others are; `old_logps` are what the policy gives them now. `source` is one of SOURCES.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -106,17 +193,22 @@ class Live:
     Its rows are those of the `Roll` that a term gets with it.
     """
 
-    logp: Float[Tensor, "row token"]
+    logps: Float[Tensor, "row token"]
     """log p(token) under the weights being trained; 0 at masked positions."""
-    x: dict[str, Tensor] = field(default_factory=dict)
-    """What some term declared it needs: `H` (entropy with grad, nats)."""
+    facts: dict[str, Tensor] = field(default_factory=dict)
+    """What terms need of this forward (facts.py), with grad, under the name they need it by."""
     log: dict[str, Tensor] = field(default_factory=dict)
     """Per-token quantities a term wants logged, as `rl/<name>`: the mean over forwarded tokens."""
+
+    @property
+    def entropy(self) -> Float[Tensor, "row token"]:
+        """Entropy with grad in nats, where a term needs `entropy`."""
+        return self.facts["entropy"]
 
 
 @dataclass
 class State:
-    """What outlives a step: plain data, so that saving and restoring it resumes a run exactly.
+    """What outlives a step: plain data and tensors, so that saving and restoring them resumes a run exactly.
 
     >>> state = State(total=10)
     >>> state.ema("pass_rate", 1.0, beta=0.5, init=0.0), state.ema("pass_rate", 1.0, beta=0.5)
@@ -130,6 +222,13 @@ class State:
     """Updates applied so far; what the learning rate's schedule counts."""
     mem: dict[str, Any] = field(default_factory=dict)
     """JSON-able memory of the pieces (moving averages, ...) and of the problem sequence."""
+    key: tuple[str | int, ...] = ()
+    """Seed and phase, from which the streams are named."""
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors that pieces keep (replay buffers, ...), the same on all ranks; saved beside the weights."""
+
+    def __post_init__(self) -> None:
+        self._streams: dict[tuple[str, int], torch.Generator] = {}
 
     def ema(self, key: str, value: float, *, beta: float, init: float | None = None) -> float:
         """Moving average kept in `mem`: beta * old + (1 - beta) * value, from init or value on."""
@@ -137,18 +236,30 @@ class State:
         self.mem[key] = beta * old + (1 - beta) * value
         return self.mem[key]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain data for `from_state_dict`, detached from this object."""
-        import copy
+    def stream(self, name: str) -> torch.Generator:
+        """The random stream `name` of this step: what pieces draw from, the same on all ranks.
 
+        It starts over with each step from (seed, phase, step, name), so a resumed run draws what an uninterrupted one does.
+        """
+        place = name, self.step
+        if place not in self._streams:
+            self._streams = {at: s for at, s in self._streams.items() if at[1] == self.step}
+            self._streams[place] = torch_stream("piece", *self.key, self.step, name)
+        return self._streams[place]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data for `from_state_dict`, detached from this object; without `tensors`."""
         return {
             "total": self.total,
             "step": self.step,
             "updates": self.updates,
             "mem": copy.deepcopy(self.mem),
+            "key": list(self.key),
         }
 
     @classmethod
-    def from_state_dict(cls, data: dict[str, Any]) -> State:
-        """The state that `state_dict` wrote."""
-        return cls(**data)
+    def from_state_dict(
+        cls, data: dict[str, Any], tensors: Mapping[str, Tensor] | None = None
+    ) -> State:
+        """The state that `state_dict` wrote, with its tensors."""
+        return cls(**{**data, "key": tuple(data["key"])}, tensors=dict(tensors or {}))

@@ -27,9 +27,9 @@ class Decoder(Protocol):
         ids: Int[Tensor, "prompt position"],
         real: Bool[Tensor, "prompt position"],
         samples: int,
-        room: int,
+        capacity: int,
     ) -> Float[Tensor, "row vocabulary"]:
-        """Read left-padded prompts, make `samples` rows of each with space for `room` tokens; the first logits."""
+        """Read left-padded prompts, make `samples` rows of each with space for `capacity` tokens; the first logits."""
         ...
 
     def step(self, tokens: Int[Tensor, " row"]) -> Float[Tensor, "row vocabulary"]:
@@ -57,9 +57,9 @@ class PrefixDecoder:
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def prefill(self, ids: Tensor, real: Tensor, samples: int, room: int) -> Tensor:
+    def prefill(self, ids: Tensor, real: Tensor, samples: int, capacity: int) -> Tensor:
         """See Decoder."""
-        self.cache = PrefixCache(real, samples, room)
+        self.cache = PrefixCache(real, samples, capacity)
         positions = (real.long().cumsum(1) - 1).clamp(min=0)
         logits = self._forward(ids, positions)
         self.cache.start_rows()
@@ -98,7 +98,7 @@ class HfDecoder:
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def prefill(self, ids: Tensor, real: Tensor, samples: int, room: int) -> Tensor:
+    def prefill(self, ids: Tensor, real: Tensor, samples: int, capacity: int) -> Tensor:
         """See Decoder."""
         from transformers import DynamicCache
 

@@ -1,0 +1,199 @@
+"""What pieces may need: facts about each token, computed from the logits inside a chunk of the LM head.
+
+A fact of the head is a function of logits and targets; a [row, token, vocabulary] tensor never exists. The engine computes
+the union of what the pieces of a method need, once, and nothing else:
+
+| slot | where its needs are | of which weights |
+|---|---|---|
+| plan, reward, edit, advantage, weight, metric | roll.token_facts | the policy's before the update |
+| term | live.facts | those being trained, with grad |
+| term, written `old.NAME` | roll.token_facts, as NAME | the policy's before the update |
+
+`NAME:ARGUMENT` gives an argument: `nucleus_entropy:0.8`, `top_logps:5`, `forward_kl:reference`. Beside the functions listed
+here there are `ref_logps` (log p under the phase's parent, always in the roll), `hidden` (states behind the last norm,
+[row, token, size]: use them at once, they are large) and `spans` (`char_start` and `char_end` of each token in roll.text).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from trainorder.reading import ParamsError, did_you_mean
+
+Logits = Float[Tensor, "token vocabulary"]
+Targets = Int[Tensor, " token"]
+PerToken = Float[Tensor, " token"]
+
+REFERENCE = "ref_logps"
+HIDDEN = "hidden"
+SPANS = "spans"
+OLD = "old."
+
+
+@dataclass(frozen=True)
+class HeadFact:
+    """A listed fact."""
+
+    function: Callable[..., Tensor]
+    argument: Callable[[str], Any] | None = None
+    """Reads what stands behind the colon."""
+    other_model: bool = False
+    """Whether the argument names a frozen model, whose logits the function gets as well."""
+
+
+HEAD_FACTS: dict[str, HeadFact] = {}
+
+
+def head_fact(
+    *, argument: Callable[[str], Any] | None = None, other_model: bool = False
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """List a fact of the head under the function's name."""
+
+    def listed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        HEAD_FACTS[function.__name__] = HeadFact(
+            function, str if other_model else argument, other_model
+        )
+        return function
+
+    return listed
+
+
+@head_fact()
+def entropy(logits: Logits, targets: Targets) -> PerToken:
+    """H = -sum p ln p over the whole vocabulary, nats."""
+    log_probs = logits.log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+@head_fact()
+def varentropy(logits: Logits, targets: Targets) -> PerToken:
+    """Variance of -ln p: sum p (ln p + H)^2."""
+    log_probs = logits.log_softmax(-1)
+    probs = log_probs.exp()
+    mean = (probs * log_probs).sum(-1, keepdim=True)
+    return (probs * (log_probs - mean) ** 2).sum(-1)
+
+
+@head_fact()
+def collision(logits: Logits, targets: Targets) -> PerToken:
+    """Chance that two draws are the same token: sum p^2."""
+    return (2 * logits.log_softmax(-1)).exp().sum(-1)
+
+
+@head_fact()
+def expected_discriminator(logits: Logits, targets: Targets) -> PerToken:
+    """Sum p^2 (ln p + H): what the entropy's first-order change is compared with (Clip_V)."""
+    log_probs = logits.log_softmax(-1)
+    probs = log_probs.exp()
+    mean = (probs * log_probs).sum(-1, keepdim=True)
+    return (probs**2 * (log_probs - mean)).sum(-1)
+
+
+@head_fact(argument=float)
+def nucleus_entropy(logits: Logits, targets: Targets, top_p: float) -> PerToken:
+    """Entropy of the fewest tokens that hold `top_p` of the probability, made to sum to 1 (SIREN, arXiv:2509.25133)."""
+    ordered, order = logits.log_softmax(-1).sort(-1, descending=True)
+    before = ordered.exp().cumsum(-1) - ordered.exp()
+    outside = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= top_p)
+    kept = logits.masked_fill(outside, -torch.inf).log_softmax(-1)
+    return -(kept.exp() * kept.masked_fill(outside, 0.0)).sum(-1)
+
+
+@head_fact(argument=int)
+def top_logps(logits: Logits, targets: Targets, count: int) -> Float[Tensor, "token count"]:
+    """Log-probabilities of the `count` likeliest tokens, largest first."""
+    return logits.log_softmax(-1).topk(count, -1).values
+
+
+@head_fact(other_model=True)
+def forward_kl(logits: Logits, targets: Targets, other: Logits) -> PerToken:
+    """KL(other model || policy) over the whole vocabulary."""
+    theirs = other.log_softmax(-1)
+    return (theirs.exp() * (theirs - logits.log_softmax(-1))).sum(-1)
+
+
+@head_fact(other_model=True)
+def reverse_kl(logits: Logits, targets: Targets, other: Logits) -> PerToken:
+    """KL(policy || other model) over the whole vocabulary."""
+    return forward_kl(other, targets, logits)
+
+
+@head_fact(other_model=True)
+def jensen_shannon(logits: Logits, targets: Targets, other: Logits) -> PerToken:
+    """Mean of both divergences from the even mixture; at most ln 2."""
+    ours, theirs = logits.log_softmax(-1), other.log_softmax(-1)
+    middle = torch.logaddexp(ours, theirs) - torch.tensor(2.0).log().to(ours)
+    sides = [(side.exp() * (side - middle)).sum(-1) for side in (ours, theirs)]
+    return (sides[0] + sides[1]) / 2
+
+
+def live(needs: Iterable[str]) -> frozenset[str]:
+    """Of a term's needs: those of the forward being trained."""
+    return frozenset(need for need in needs if not need.startswith(OLD) and need != REFERENCE)
+
+
+def old(needs: Iterable[str]) -> frozenset[str]:
+    """Of a term's needs: those that are in the roll."""
+    return frozenset(
+        need.removeprefix(OLD) for need in needs if need.startswith(OLD) or need == REFERENCE
+    )
+
+
+def models(needs: Iterable[str]) -> frozenset[str]:
+    """Names of the frozen models that these needs compare with."""
+    found = {"reference"} if REFERENCE in needs else set[str]()
+    for need in needs:
+        name, _, argument = need.partition(":")
+        if name in HEAD_FACTS and HEAD_FACTS[name].other_model:
+            found.add(argument)
+    return frozenset(found)
+
+
+def check(needs: Iterable[str], allowed_models: Collection[str]) -> None:
+    """Refuse what the engine cannot compute.
+
+    Raises:
+        ParamsError: there is no such fact, its argument is bad, or there is no such model.
+    """
+    for need in needs:
+        if need in (REFERENCE, HIDDEN, SPANS):
+            continue
+        name, _, argument = need.partition(":")
+        if name not in HEAD_FACTS:
+            known = [*HEAD_FACTS, REFERENCE, HIDDEN, SPANS]
+            raise ParamsError(
+                f"a piece needs {need!r}; the engine knows {', '.join(known)}{did_you_mean(name, known)}"
+            )
+        fact = HEAD_FACTS[name]
+        try:
+            assert (fact.argument is None) == (argument == "")
+            _ = fact.argument is None or fact.argument(argument)
+        except (AssertionError, ValueError):
+            takes = "no argument" if fact.argument is None else f"one argument, {name}:ARGUMENT"
+            raise ParamsError(f"a piece needs {need!r}: {name} takes {takes}") from None
+        if fact.other_model and argument not in allowed_models:
+            raise ParamsError(
+                f"a piece needs {need!r}: there is no model {argument!r}; there are {', '.join(sorted(allowed_models))}"
+            )
+
+
+def of_head(need: str) -> Callable[..., Tensor]:
+    """The function behind a need of the head, its plain argument bound: (logits, targets[, other logits]) -> [token]."""
+    name, _, argument = need.partition(":")
+    fact = HEAD_FACTS[name]
+    if fact.other_model or fact.argument is None:
+        return fact.function
+    value = fact.argument(argument)
+    return lambda logits, targets: fact.function(logits, targets, value)
+
+
+def other_model(need: str) -> str | None:
+    """Name of the frozen model whose logits the need's function takes."""
+    name, _, argument = need.partition(":")
+    return argument if name in HEAD_FACTS and HEAD_FACTS[name].other_model else None

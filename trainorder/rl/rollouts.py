@@ -1,0 +1,255 @@
+"""What a step samples: problems become requests, requests answers, answers grades and rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from trainorder.config import SOURCES
+from trainorder.rl import facts
+from trainorder.rl.backend import in_order, slice_of
+from trainorder.rl.forward import forward
+from trainorder.rl.helpers import levelled
+from trainorder.rl.learner import Learner
+from trainorder.rl.method import Method
+from trainorder.rl.spans import char_spans
+from trainorder.rl.speed import timed
+from trainorder.rl.types import Roll, State
+from trainorder.rollout import Completions, Request
+from trainorder.rollout.base import resolved, rows_of
+from trainorder.streams import seed_of
+from trainorder.tasks.base import Problem
+
+
+@dataclass
+class StepRollouts:
+    """The rollouts of one step; see types.Rollouts."""
+
+    learner: Learner
+    state: State
+    clock: dict[str, float]
+    """Seconds of each part of the step."""
+    sampled: list[Roll] = field(default_factory=list)
+    """All that was sampled or given in this step, in order."""
+    tokens: float = 0.0
+    """Sampled so far."""
+    prompt_tokens: float = 0.0
+    """Read so far, a prompt once for all its answers."""
+    asked: int = 0
+    """Requests so far: the place of the next one, which seeds it and numbers its group."""
+
+    def requests(self, counts: Mapping[str, int]) -> list[Request]:
+        """See Rollouts."""
+        learner, config = self.learner, self.learner.config
+        limits = learner.task_set.max_new_tokens
+        requests = [
+            Request(
+                problem,
+                samples=config.group_size,
+                temperature=config.temperature,
+                max_new_tokens=limits[problem.task],
+            )
+            for problem in learner.task_set.draw(counts, self.state, learner.seed)
+        ]
+        for plan in learner.method.plan:
+            requests = plan(requests, self.state)
+        return requests
+
+    def sample(self, requests: Sequence[Request]) -> Roll:
+        """See Rollouts."""
+        mine = self._share(requests)
+        with timed(self.clock, "generate"):
+            part = _answers(mine, self.learner.engine.generate(mine)) if mine else None
+        return self._finish(part)
+
+    def given(self, requests: Sequence[Request], texts: Sequence[str], source: str) -> Roll:
+        """See Rollouts."""
+        policy = self.learner.policy
+        whole = [
+            replace(request, prefix_ids=policy.encode_completion(text), samples=1)
+            for request, text in zip(requests, texts, strict=True)
+        ]
+        mine = self._share(whole)
+        return self._finish(_foreign(mine, policy.decode_batch, source) if mine else None)
+
+    def _share(self, requests: Sequence[Request]) -> list[Request]:
+        """This rank's share of the requests, each with its seed, its group and its prompt's tokens."""
+        learner, first = self.learner, self.asked
+        self.asked += len(requests)
+        placed = [
+            replace(
+                request,
+                seed=seed_of("rollout", learner.seed, learner.phase, self.state.step, place),
+                group=place if request.group is None else request.group,
+            )
+            for place, request in enumerate(requests, first)
+        ]
+        own = slice(*slice_of(len(placed), learner.backend.rank, learner.backend.world))
+        return resolved(learner.policy, placed[own]) if placed[own] else []
+
+    def _finish(self, part: Roll | None) -> Roll:
+        """Grade this rank's rows, join those of all ranks, and add old log-probabilities, facts and rewards."""
+        learner, task_set = self.learner, self.learner.task_set
+        with timed(self.clock, "grade"):
+            mine = [] if part is None else task_set.grade(part.problem, part.text)
+        with timed(self.clock, "generate"):
+            parts, shares = zip(*learner.backend.gather((part, mine)), strict=True)
+            roll = add_old_facts(in_order(parts), learner)
+        floor = learner.config.min_judged_spread
+        floors = [floor if task_set.is_judged(problem.task) else 0.0 for problem in roll.problem]
+        roll = add_rewards(
+            roll,
+            [grade for share in shares for grade in share],
+            learner.method,
+            self.state,
+            floors=roll.rewards.new_tensor(floors),
+        )
+        prompts = dict(zip(roll.group.tolist(), roll.prompt_ids, strict=True))
+        self.prompt_tokens += sum(map(len, prompts.values()))
+        self.tokens += float(sampled_tokens(roll).sum())
+        self.sampled.append(roll)
+        return roll
+
+
+def _answers(requests: Sequence[Request], done: Completions) -> Roll:
+    """The engine's answers as rows that are not graded yet."""
+    entropies = {} if done.entropies is None else {"entropy": done.entropies.cpu()}
+    return _rows(
+        requests,
+        done.response_ids.cpu(),
+        done.loss_mask.cpu(),
+        done.texts,
+        {"finished": done.finished.cpu().float(), "source": torch.zeros(len(done.texts))},
+        {"sampler_logps": done.logps.cpu(), **entropies},
+    )
+
+
+def _foreign(requests: Sequence[Request], decode: Any, source: str) -> Roll:
+    """Answers that are all prefix."""
+    answers = [torch.tensor(list(request.prefix_ids)) for request in requests]
+    ids = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True)
+    lengths = torch.tensor([len(answer) for answer in answers])
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).float()
+    number = float(SOURCES.index(source))
+    row_facts = {
+        "finished": torch.ones(len(ids)),
+        "source": torch.full((len(ids),), number),
+    }
+    texts = decode([answer.tolist() for answer in answers])
+    return _rows(requests, ids, mask, texts, row_facts, {"sampler_logps": torch.zeros_like(mask)})
+
+
+def _rows(
+    requests: Sequence[Request],
+    ids: Tensor,
+    mask: Tensor,
+    texts: Sequence[str],
+    row_facts: dict[str, Tensor],
+    token_facts: dict[str, Tensor],
+) -> Roll:
+    asked = [requests[i] for i in rows_of(requests)]
+    return Roll(
+        prompt_ids=[list(row.prompt_ids) for row in asked],
+        response_ids=ids,
+        loss_mask=mask,
+        group=torch.tensor([row.group for row in asked]),
+        rewards=mask.new_zeros(len(asked)),
+        scored=torch.zeros(len(asked), dtype=torch.bool),
+        advantages=torch.zeros_like(mask),
+        weights=torch.ones_like(mask),
+        problem=[_problem(row) for row in asked],
+        text=list(texts),
+        row_facts={
+            **row_facts,
+            "age": mask.new_zeros(len(asked)),
+            "given": mask.new_tensor([len(row.prefix_ids) for row in asked]),
+            "temperature": mask.new_tensor([row.temperature for row in asked]),
+        },
+        token_facts=token_facts,
+    )
+
+
+def _problem(request: Request) -> Problem:
+    assert request.problem is not None, "an answer without a problem cannot be graded"
+    return request.problem
+
+
+def add_old_facts(roll: Roll, learner: Learner) -> Roll:
+    """The trainer's log-probabilities before the update, and the facts that pieces need.
+
+    An exact engine has measured the tokens that it sampled; other tokens, and facts other than entropy, cost a forward.
+    """
+    known, needs = dict(roll.token_facts), learner.method.needs
+    if facts.SPANS in needs:
+        known |= char_spans(learner.policy, roll)
+    head_needs = needs - {facts.REFERENCE, facts.SPANS}
+    sampled, mine = sampled_tokens(roll), roll.loss_mask > 0
+    measured = sampled & learner.exact
+    if head_needs <= {"entropy"} and not (mine & ~measured).any():
+        return replace(roll, token_facts={**known, "old_logps": roll.sampler_logps})
+    scored = score(learner.policy.model, roll, learner, head_needs | {"entropy"})
+    logps = scored.pop("logps")
+    if learner.exact:
+        logps = torch.where(measured, roll.sampler_logps, logps)
+        scored["entropy"] = torch.where(measured, known["entropy"], scored["entropy"])
+    if (mine & ~sampled).any():
+        known["sampler_logps"] = torch.where(sampled, roll.sampler_logps, logps)
+    return replace(roll, token_facts={**known, **scored, "old_logps": logps})
+
+
+def sampled_tokens(roll: Roll) -> Bool[Tensor, "row token"]:
+    """Tokens that the engine sampled and that may learn: neither given nor padding."""
+    places = torch.arange(roll.loss_mask.shape[1])
+    return (places >= roll.row_facts["given"][:, None]) & (roll.loss_mask > 0)
+
+
+def score(
+    model: Any, roll: Roll, learner: Learner, needs: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """`logps` of all tokens under `model`, and the needed facts of its head; each rank computes its share."""
+    backend = learner.backend
+
+    def score_rows(rows: list[int]) -> tuple[list[int], dict[str, Tensor]]:
+        part = roll.rows(rows or [int(roll.lengths().argmax())])
+        with backend.computing():
+            live = forward(model, part, needs, learner.models)
+        return rows, {name: v.float() for name, v in {"logps": live.logps, **live.facts}.items()}
+
+    batches = backend.micro_batches(roll, learner.config.micro_batch_tokens)
+    mine = [part for part in backend.map(score_rows, batches) if part[0]]
+    whole: dict[str, Tensor] = {}
+    for rows, values in (part for share in backend.gather(mine) for part in share):
+        for name, value in values.items():
+            if name not in whole:
+                whole[name] = roll.loss_mask.new_zeros(*roll.loss_mask.shape, *value.shape[2:])
+            whole[name][rows] = value.to(whole[name].dtype)
+    return whole
+
+
+def add_rewards(
+    roll: Roll,
+    grades: Sequence[float | None],
+    method: Method,
+    state: State,
+    *,
+    floors: Tensor | float = 0.0,
+) -> Roll:
+    """Fill in the grades and add up the reward channels; None leaves a row unscored.
+
+    Rewards of a group that differ by less than `floors`, one number or one per row, are made equal, so that every piece
+    takes the group as one without spread.
+    """
+    graded = roll.rewards.new_tensor([0.0 if value is None else value for value in grades])
+    scored = torch.tensor([value is not None for value in grades])
+    roll = replace(roll, scored=scored, row_facts={**roll.row_facts, "graded": graded})
+    rewards = torch.zeros_like(graded)
+    for channel in method.reward:
+        rewards = rewards + channel.coef_at(state) * channel(roll, state)
+    least = torch.as_tensor(floors, dtype=rewards.dtype).expand(len(roll))
+    rewards = levelled(rewards, roll.group, scored, least)
+    return replace(roll, rewards=torch.where(scored, rewards, 0.0))
