@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 PLAN = Path("plan.yaml")
 TASK_DATA = Path("data/tasks")
@@ -41,8 +42,16 @@ def evaluation(node: str) -> Path:
 
 
 def in_url(database: Path) -> str:
-    """An SQLite file as SQLAlchemy's URLs can name it: absolute; relative where that holds a `?`, which ends their path."""
-    return os.path.relpath(database) if "?" in str(database) else str(database)
+    """An SQLite file as SQLAlchemy's URLs can name it: absolute, or relative where they would read the path otherwise.
+
+    A `?` ends the path of such a URL, and `%41` stands for an A.
+    """
+    return str(database) if fits_url(str(database)) else os.path.relpath(database)
+
+
+def fits_url(path: str) -> bool:
+    """Whether SQLAlchemy reads the path as it is written."""
+    return "?" not in path and unquote(path) == path
 
 
 def cache_folder() -> Path:

@@ -71,8 +71,8 @@ def make_surroundings_usual() -> None:
     try:
         pwd.getpwuid(os.getuid())
     except KeyError:
-        os.environ.setdefault("USER", f"uid{os.getuid()}")
-        os.environ.setdefault("HOME", "/nonexistent")  # as for other users without one
+        for name, value in (("USER", f"uid{os.getuid()}"), ("HOME", "/nonexistent")):
+            os.environ[name] = os.environ.get(name) or value
 
 
 def fail_point(name: str) -> None:

@@ -50,9 +50,10 @@ def prefect_environment(project: Path) -> dict[str, str]:
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
         "DO_NOT_TRACK": "1",
     }
-    if "?" in str(project):
-        file = paths.in_url(project / ".prefect" / "prefect.db")
-        settings["PREFECT_API_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{file}"
+    database = project / ".prefect" / "prefect.db"
+    if not paths.fits_url(str(database)):
+        address = f"sqlite+aiosqlite:///{paths.in_url(database)}"
+        settings["PREFECT_API_DATABASE_CONNECTION_URL"] = address
     return {name: os.environ.get(name, value) for name, value in settings.items()}
 
 

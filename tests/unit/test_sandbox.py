@@ -103,6 +103,54 @@ def test_a_value_is_an_exact_builtin_type(shared: Sandbox) -> None:
     assert [type(v) for v in result.outputs[0]] == [bool, int, float, type(None), str]
 
 
+HEAVY = {
+    "comparison": "while a == b : pass",
+    "comparisons": "while a == b == a : pass",
+    "search": "return [ 1 in a for i in c ]",
+    "search in a generator": "return [ 1 ] in ( a for i in c )",
+    "slice": "for i in c :\n    d = a [ : ]",
+    "assigned slice": "for i in c :\n    a [ 1 : 2 ] = [ 3 ]",
+    "starred": "for i in c :\n    d = [ * a ]",
+    "unpacked": "for i in c :\n    d , * e = a",
+    "unpacked by a loop": "for d , * e in [ a ] * 100000 : pass",
+    "unpacked by a comprehension": "return len ( [ d for d , * e in [ a ] * 100000 ] )",
+    "function by value": "return len ( list ( map ( max , [ a ] * 100000 ) ) )",
+    "type by value": "return len ( list ( map ( list , [ a ] * 100000 ) ) )",
+    "method by value": "return len ( list ( map ( a . count , a ) ) )",
+    "method of a type": "return len ( list ( map ( list . copy , [ a ] * 100000 ) ) )",
+    "key": "return len ( sorted ( [ a ] * 100000 , key = sum ) )",
+    "sum of lists": "return len ( sum ( ( [ v ] for v in range ( 200000 ) ) , [ ] ) )",
+    "sum of long integers": "return sum ( [ 1 << 6400000 ] * 300000 ) % 7",
+    "power": "return pow ( 3 , 10 ** 8 ) % 7",
+    "power of a power": "n = 3 ** 20000\nreturn pow ( n , n , n + 1 ) % 7",
+    "squares of an item": "s = [ 3 ]\nfor i in range ( 40 ) :\n    s [ 0 ] *= s [ 0 ]",
+    "round": "return round ( 5 , - 10 ** 9 )",
+    "division": "return ( 1 << 6400000 ) // ( 3 << 3000000 )",
+    "negation": "n = 1 << 32000000\nfor i in c :\n    m = - n",
+    "key of a dict": "t = ( 0 , ) * 100000\nd = { t : 1 }\nfor i in c :\n    m = d [ t ]",
+    "copied dict": "d = { i : 0 for i in range ( 100000 ) }\nfor i in c :\n    m = { ** d }",
+    "text": "t = 'a' * 15000\nfor i in c :\n    m = t . replace ( 'a' , t )",
+    "text of lists in lists": "for i in range ( 6 ) :\n    a = [ a ] * 100\nreturn len ( str ( a ) )",
+    "lists in lists": "for i in range ( 6 ) :\n    a = [ a ] * 100\nreturn a",
+    "sorted lists": "return len ( sorted ( [ a , b ] * 100000 ) )",
+}
+
+
+def test_work_inside_of_a_single_operation_is_counted(shared: Sandbox) -> None:
+    start = "a = [ 0 ] * 100000\nb = [ 0 ] * 100000\nc = range ( 300000 )\n"
+    results = shared.run([(start + source, [[0]]) for source in HEAVY.values()])
+    found = {name: (r.error, r.unavailable) for name, r in zip(HEAVY, results, strict=True)}
+    assert found == dict.fromkeys(HEAVY, ("killed: steps", False))
+
+
+@pytest.mark.parametrize("limits", [Limits(cpu_seconds=0.01), Limits(wall_seconds=0.001)])
+def test_what_a_slow_machine_ends_has_no_result(limits: Limits) -> None:
+    sandbox = Sandbox(limits)
+    result = run(sandbox, "while True : pass")
+    assert (result.error in ("killed: cpu", "killed: clock"), result.unavailable) == (True, True)
+    sandbox.close()
+
+
 def test_a_loop_costs_one_sample_and_little_time(sandbox: Sandbox) -> None:
     started = time.monotonic()
     results = sandbox.run([("return 1", [[0]]), ("while True : pass", [[0]]), ("return 2", [[0]])])
@@ -194,6 +242,54 @@ def test_a_program_has_the_same_result_in_every_sandbox() -> None:
         ),
         ("return { str ( v ) : v for v in xs } [ '3' ]", [3]),
         ("return - xs [ 0 ] // 2 , 7 % 3 , 1 << 3 , 6 & 3 , 6 ^ 3", None),
+        (
+            "ys = xs [ : : - 1 ] + [ * xs , 9 ]\nys [ 1 : 3 ] = [ 7 ]\nreturn ys",
+            [[2, 7, 3, 1, 2, 9]],
+        ),
+        ("a , * b = xs\nreturn [ a , b , 1 in b , 3 not in b , 1 < a <= 3 ]", [None]),
+        ("return [ b for a , * b in [ xs , ( 1 , ) ] ]", [[[1, 2], []]]),
+        (
+            "xs [ 1 : ] += [ 5 ]\nxs [ 0 ] **= 2\nd = { 'a' : [ 1 ] }\nd [ 'a' ] += [ 2 ]\nreturn [ xs , d [ 'a' ] ]",
+            [None],
+        ),
+        (
+            "return [ sum ( [ [ 1 ] , [ 2 ] ] , [ 3 ] ) , sum ( xs , start = 10 ) , sum ( v / 2 for v in xs ) ]",
+            [None],
+        ),
+        (
+            "return [ * divmod ( 17 , 5 ) , pow ( 3 , 200 , 7 ) , pow ( 2 , - 1 ) , round ( 12345 , - 2 ) , round ( 2.567 , 1 ) ]",
+            [None],
+        ),
+        ("return 3 in ( 1 // ( v - 3 ) if v < 3 else v for v in [ 3 , 3 ] )", [True]),
+        (
+            "return [ sorted ( [ [ 1 , 2 ] , [ 0 ] ] , key = sum ) , max ( 'b' , 'a' ) , min ( [ ] , default = 4 ) ]",
+            [None],
+        ),
+        ("return list ( zip ( xs , enumerate ( xs , start = 1 ) ) ) [ 0 ] [ 1 ] [ 0 ]", [1]),
+        (
+            "return [ any ( map ( bool , xs ) ) , all ( v for v in xs ) , list ( filter ( None , [ 0 , 1 ] ) ) , list ( reversed ( xs ) ) ]",
+            [None],
+        ),
+        (
+            "d = dict ( zip ( 'ab' , xs ) )\nd . update ( { 'c' : 1 } )\nreturn [ list ( d ) , list ( d . values ( ) ) , d . get ( 'z' , 0 ) , 'a' in d , { ** d } == d ]",
+            [None],
+        ),
+        (
+            "return isinstance ( [ ] , ( list , dict ) ) and isinstance ( True , int ) and not isinstance ( 1 , bool )",
+            [True],
+        ),
+        (
+            "ys = [ v * v for v in xs if ( w := v + 1 ) > 2 ]\nys . sort ( reverse = True )\nys . insert ( 0 , ys . pop ( ) )\nreturn ys",
+            [[4, 9]],
+        ),
+        (
+            "f = xs . count\nreturn list ( map ( f , [ 1 , 5 ] ) ) + [ len ( { 1 , 2 } & { 2 } ) , 'a-b' . split ( '-' ) == [ 'a' , 'b' ] ]",
+            [None],
+        ),
+        (
+            "return list ( range ( 3 ) ) + list ( range ( 9 , 2 , - 3 ) ) + [ 2 in range ( 3 ) ]",
+            [None],
+        ),
     ],
 )
 def test_counting_steps_changes_no_result(shared: Sandbox, source: str, outputs: object) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from trainorder import paths
+from trainorder import owner, paths
 from trainorder.config import Params
 from trainorder.reading import ParamsError
 
@@ -41,6 +41,7 @@ def check(params: Params) -> None:
         return
     _check_writable()
     _check_git()
+    _check_path()
     _check_system()
 
 
@@ -88,6 +89,16 @@ def _no_scm() -> bool:
         return config.getboolean("core", "no_scm", fallback=False)
     except (OSError, ValueError, configparser.Error):
         return False  # DVC says itself what is wrong with its settings
+
+
+def _check_path() -> None:
+    """A project inside of another's work tree or `dvc exp run` folder uses the store of that one."""
+    place = paths.in_url(owner.home() / "mlflow.db")
+    if owner.own_store() and not paths.fits_url(place):
+        raise ParamsError(
+            f"MLflow's store {place} cannot be named by SQLAlchemy: a `?` or `%` and two digits in the way to it are read "
+            f"as something else; rename that folder, or set MLFLOW_TRACKING_URI"
+        )
 
 
 def _check_system() -> None:

@@ -56,7 +56,7 @@ class Limits:
 
     cpu_seconds: float = 5.0
     """Processor time: what stops an endless loop in full Python. In the whitelist language the number of steps does, which
-    no machine and no load changes (`sandbox_language.STEPS`)."""
+    no machine and no load changes (`sandbox_language.STEPS`); a program that a clock stops there has no result."""
     wall_seconds: float = 20.0
     """Clock time: what stops a sleeping program. Long, so that a busy machine costs no honest program its score."""
     memory_mb: int = 256
@@ -75,7 +75,7 @@ class Result:
     error: str = ""
     """`SyntaxError`, `forbidden: Import`, `killed: cpu`, ...; empty where there are outputs."""
     unavailable: bool = False
-    """True: the sandbox failed, twice, not the program. Such a sample has no reward."""
+    """True: the sandbox or the machine failed, not the program. Such a sample has no reward."""
 
 
 class Isolation(NamedTuple):

@@ -124,8 +124,10 @@ def run(line, settings, alone):
     text, why = collect(reader, time.monotonic() + settings.wall, settings.size)
     os.close(reader)
     status = end(pid, alone)
+    # Steps end a whitelisted program; the clock, the timer and the kernel's hunger for memory tell of the machine.
+    unavailable = {} if settings.python else {"unavailable": True}
     if why:
-        return {"error": "killed: " + why}
+        return {"error": "killed: " + why, **(unavailable if why == "clock" else {})}
     try:
         reply = json.loads(text)
         if isinstance(reply, dict) and isinstance(reply.get("outputs"), list):
@@ -137,8 +139,10 @@ def run(line, settings, alone):
             return {"error": str(reply.get("error"))[:200]}
     except (ValueError, TypeError, RecursionError):
         pass  # the pipe belongs to the program while it runs: it may hold anything
-    spent = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGXCPU)
-    return {"error": "killed: cpu" if spent else "killed: no result"}
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    if number in (signal.SIGPROF, signal.SIGXCPU):
+        return {"error": "killed: cpu", **unavailable}
+    return {"error": "killed: no result", **(unavailable if number == signal.SIGKILL else {})}
 
 
 def end(pid, alone):
