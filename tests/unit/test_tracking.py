@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from trainorder import owner, paths, tracking
+from trainorder.preflight import machine
 from trainorder.process import exclusive
+from trainorder.reading import ParamsError
 from trainorder.resume import Work
 from trainorder.tracking import OrderRecord, Tracker
 
@@ -315,13 +317,43 @@ def test_the_experiments_carry_the_name_that_the_user_gave(mlflow_address: str, 
     assert {"team/orders of skills/nodes", "team/orders of skills/orders"} <= names
 
 
-def test_dvc_exp_run_temp_logs_to_the_projects_store(tmp_path: Path):
+def test_a_store_is_opened_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "pro ject#?%41'ä").mkdir()
+    monkeypatch.chdir(tmp_path / "pro ject#?%41'ä")
+    with Tracker("s0", 0, {}, {}):
+        pass
+    assert [run.info.status for run in runs("nodes")] == ["FINISHED"]
+    assert Path("mlflow.db").is_file()
+
+
+def test_a_store_that_no_address_can_name_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    main = tmp_path / "a?b"
+    main.mkdir()
+    (main / "dvc.yaml").touch()
+    git = ["git", "-C", str(main), "-c", "user.name=t", "-c", "user.email=t@x"]
+    for command in ("init -q", "add -A", "commit -qm all", "worktree add -q ../second"):
+        subprocess.run([*git, *command.split()], check=True)
+    monkeypatch.chdir(main)
+    machine._check_path()
+    monkeypatch.chdir(tmp_path / "second")
+    with pytest.raises(ParamsError, match=r"/mlflow.db cannot be named by SQLAlchemy"):
+        machine._check_path()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    machine._check_path()
+
+
+@pytest.mark.long("dvc starts five times, and both of its experiments import MLflow")
+def test_dvc_experiments_log_to_the_projects_store(tmp_path: Path):
     commands = [
         "git init -q",
         "dvc init -q",
         "git add -A",
         "git commit -qm all",
         "dvc exp run --temp -q",
+        "dvc exp run --queue --force -q",
+        "dvc exp run --run-all -q",
     ]
     (tmp_path / "writer.py").write_text(WRITER)
     text = "stages: {one: {cmd: python writer.py s0, outs: [runs/s0/metrics.jsonl]}}\n"
@@ -333,7 +365,7 @@ def test_dvc_exp_run_temp_logs_to_the_projects_store(tmp_path: Path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for command in commands:
         subprocess.run(command.split(), env=ENV | names | {"PATH": path}, check=True)
-    assert [run.data.tags["node"] for run in runs("nodes")] == ["s0"]
+    assert [run.data.tags["node"] for run in runs("nodes")] == ["s0", "s0"]
     assert not Path("runs/s0").exists()  # it ran elsewhere
 
 
