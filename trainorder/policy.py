@@ -77,6 +77,12 @@ class Policy:
         folder = locate(path, weights=weights)
         return cls(load_model(folder, weights=weights), load_tokenizer(folder))
 
+    def to(self, device: str) -> Policy:
+        """The same policy, its model moved in place."""
+        move: Any = self.model.to
+        move(device)
+        return self
+
     def save(self, path: Path | str) -> None:
         """Write the folder whole, then rename it into place; equal weights give equal bytes."""
         with writing_folder(Path(path)) as new:

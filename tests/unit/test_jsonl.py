@@ -429,9 +429,9 @@ def test_texts_are_kept_character_by_character_through_every_file() -> None:
     [problem] = load_problems("mine", "train")
     assert (problem.prompt, problem.meta["answer"]) == (ANY_TEXT, ANY_TEXT)
     assert problem.meta["note"] == [ANY_TEXT, 1.5, None]
-    from trainorder.sft import _read_rows
+    from trainorder.sft.lines import read_rows
 
-    rows = [r for r in _read_rows(paths.SFT_DATA / "demonstrations.jsonl") if r["task"] == "mine"]
+    rows = [r for r in read_rows(paths.SFT_DATA / "demonstrations.jsonl") if r["task"] == "mine"]
     assert {row["prompt"] for row in rows} == {ANY_TEXT}
     assert len(rows) == 30
 

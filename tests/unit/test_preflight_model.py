@@ -16,7 +16,7 @@ from trainorder.data import write_tokenizer
 from trainorder.policy import Policy
 from trainorder.preflight import model as preflight
 from trainorder.reading import ParamsError
-from trainorder.sft import demonstration_lines
+from trainorder.sft.lines import demonstration_lines
 from trainorder.tasks import make_task
 
 ROWS = [(f"what is {a} + {b} ?", str(a + b)) for a in range(4) for b in range(4)]

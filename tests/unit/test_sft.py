@@ -1,20 +1,27 @@
 """Facts about the warm-up, on hand-made numbers and on a model of a few thousand weights."""
 
+import copy
 import json
-import math
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from second_device import second_device
 
 from trainorder import paths, sft
 from trainorder.config import Params, PolicyConfig, SftConfig
 from trainorder.data import build, write_tokenizer
+from trainorder.llama import kernels_for
 from trainorder.muon import Muon, orthogonalise
 from trainorder.policy import Policy, weights_hash
 from trainorder.reading import ParamsError
+from trainorder.sft import lines as lines_of
+from trainorder.sft import updates
+from trainorder.sft.lines import Line, demonstration_lines, drill_lines
+from trainorder.texts import log_probs
+from trainorder.workers import ALONE
 
 SIZES = PolicyConfig(hidden_size=16, num_layers=1, num_heads=2, mlp_size=24, max_positions=64)
 WORDS = {f" {word}" for word in ["a", "b", "c", "d", "e", "f"]}
@@ -65,23 +72,26 @@ def configured(params: Params, **changes) -> Params:
     return params.model_copy(update={"sft": params.sft.model_copy(update=changes)})
 
 
-def test_nll_of_equal_logits_is_log_vocabulary_times_the_weights():
-    # 4 words: -log(1/4) each; weights .1 + 1; the first token is never predicted, its weight never counts
-    weights = torch.tensor([[9.0, 0.1, 1.0]])
-    loss = sft.weighted_nll(torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]]), weights)
-    torch.testing.assert_close(loss, torch.tensor(1.1 * math.log(4)))
+def nll_by_hand(model, line) -> torch.Tensor:
+    """One row, no padding, the model's own logits: token i from the position before it, times its weight."""
+    logps = model(input_ids=torch.tensor([line.ids])).logits[0].log_softmax(-1)
+    terms = [
+        -w * logps[i, token]
+        for i, (token, w) in enumerate(zip(line.ids[1:], line.weights[1:], strict=True))
+    ]
+    return torch.stack(terms).sum()
 
 
-def test_a_token_is_predicted_from_the_position_before_it():
-    logits = torch.zeros(1, 3, 4)
-    logits[0, 0, 2] = math.log(7)  # p(token 2) = 7 / 10 at position 0
-    loss = sft.weighted_nll(logits, torch.tensor([[0, 2, 3]]), torch.tensor([[0.0, 1.0, 0.0]]))
-    torch.testing.assert_close(loss, torch.tensor(-math.log(0.7)))
+def test_nll_is_each_tokens_own_weight_times_its_log_probability(policy: Policy):
+    # the first token is never predicted, its weight never counts
+    line = Line([1, 5, 6, 7], [9.0, 0.1, 0.0, 1.0])
+    found = updates.weighted_nll(policy.model, [line])
+    torch.testing.assert_close(found, nll_by_hand(policy.model, line))
 
 
 def test_prompt_tokens_weigh_a_tenth_and_answer_tokens_one(policy: Policy):
     rows = [{"prompt": "a b", "completion": "c"}]
-    (line,) = sft.demonstration_lines(policy, rows, prompt_weight=0.1)
+    (line,) = demonstration_lines(policy, rows, prompt_weight=0.1)
     assert policy.tokenizer.convert_ids_to_tokens(line.ids) == [
         "<bos>",
         "▁a",
@@ -94,45 +104,37 @@ def test_prompt_tokens_weigh_a_tenth_and_answer_tokens_one(policy: Policy):
 
 
 def test_every_token_of_a_drill_counts_one(policy: Policy):
-    (line,) = sft.drill_lines(policy, [{"text": "a b"}])
+    (line,) = drill_lines(policy, [{"text": "a b"}])
     assert policy.tokenizer.convert_ids_to_tokens(line.ids) == ["<bos>", "▁a", "▁b", "<eos>"]
     assert line.weights == [0.0, 1.0, 1.0, 1.0]
 
 
 def test_without_prompt_weight_the_prompt_teaches_nothing(policy: Policy):
-    lines = sft.demonstration_lines(
-        policy, [{"prompt": "a b", "completion": "c"}], prompt_weight=0.0
+    (line,) = demonstration_lines(policy, [{"prompt": "a b", "completion": "c"}], prompt_weight=0.0)
+    assert line.weights == [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+    torch.testing.assert_close(
+        updates.weighted_nll(policy.model, [line]), nll_by_hand(policy.model, line)
     )
-    logits = torch.zeros(1, 6, 11, requires_grad=True)
-    weights = torch.tensor([lines[0].weights])
-    (grad,) = torch.autograd.grad(
-        sft.weighted_nll(logits, torch.tensor([lines[0].ids]), weights), logits
-    )
-    assert grad[0].abs().sum(-1).gt(0).tolist() == [False, False, False, True, True, False]
 
 
 @pytest.fixture
-def lines(policy: Policy) -> list[sft.Line]:
+def lines(policy: Policy) -> list[Line]:
     rows = [
         {"prompt": "a b c", "completion": "d"},
         {"prompt": "a", "completion": "b c d e f a b"},
         {"prompt": "f e", "completion": "d c b"},
         {"prompt": "d", "completion": "d"},
     ]
-    return sft.demonstration_lines(policy, rows, prompt_weight=0.1)
+    return demonstration_lines(policy, rows, prompt_weight=0.1)
 
 
 def test_gradient_is_the_weighted_mean_over_the_batch_however_it_is_cut(policy: Policy, lines):
     with ThreadPoolExecutor(1) as pool:
-        whole_loss, whole = sft.gradients(policy.model, lines, 1, pool)
-        parts_loss, parts = sft.gradients(policy.model, lines, 4, pool)
+        whole_loss, whole = updates.gradients(policy.model, lines, 1, pool)
+        parts_loss, parts = updates.gradients(policy.model, lines, 4, pool)
     # by hand: one row at a time, no padding at all
-    total, weight = torch.tensor(0.0), sum(sum(line.weights) for line in lines)
-    for line in lines:
-        ids = torch.tensor([line.ids])
-        total = total + sft.weighted_nll(
-            policy.model(input_ids=ids).logits, ids, torch.tensor([line.weights])
-        )
+    weight = sum(sum(line.weights) for line in lines)
+    total = torch.stack([nll_by_hand(policy.model, line) for line in lines]).sum()
     by_hand = torch.autograd.grad(total / weight, list(policy.model.parameters()))
     assert whole_loss == pytest.approx(parts_loss) == pytest.approx(total.item() / weight)
     for a, b, c in zip(whole, parts, by_hand, strict=True):
@@ -142,28 +144,28 @@ def test_gradient_is_the_weighted_mean_over_the_batch_however_it_is_cut(policy: 
 
 def test_threads_change_no_bit(policy: Policy, lines):
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(3) as three:
-        alone = sft.gradients(policy.model, lines, 3, one)
-        beside = sft.gradients(policy.model, lines, 3, three)
+        alone = updates.gradients(policy.model, lines, 3, one)
+        beside = updates.gradients(policy.model, lines, 3, three)
     assert alone[0] == beside[0]
     assert all(torch.equal(a, b) for a, b in zip(alone[1], beside[1], strict=True))
 
 
 def test_micro_batches_hold_every_line_once_in_parts_of_like_size():
-    made = [sft.Line([0] * n, [0.0] * n) for n in (1, 9, 2, 8, 3, 7, 5, 5)]  # 40 tokens
-    parts = sft.micro_batches(made, 4)
+    made = [Line([0] * n, [0.0] * n) for n in (1, 9, 2, 8, 3, 7, 5, 5)]  # 40 tokens
+    parts = updates.micro_batches(made, 4)
     lengths = [[len(line.ids) for line in part] for part in parts]
     assert lengths == [[9, 8], [7], [5, 5], [3, 2, 1]]
 
 
 def test_more_parts_than_lines_leaves_no_empty_part():
-    assert len(sft.micro_batches([sft.Line([0], [0.0])], 4)) == 1
+    assert len(updates.micro_batches([Line([0], [0.0])], 4)) == 1
 
 
 def test_every_line_comes_once_per_epoch_in_an_order_of_seed_and_epoch():
-    made = [sft.Line([i], [0.0]) for i in range(20)]
+    made = [Line([i], [0.0]) for i in range(20)]
 
     def order(seed: int, name: str = "demonstrations") -> list[int]:
-        return [line.ids[0] for line in islice(sft._shuffled(made, name, seed), 40)]
+        return [line.ids[0] for line in islice(lines_of._shuffled(made, name, seed), 40)]
 
     first, second = order(0)[:20], order(0)[20:]
     assert sorted(first) == sorted(second) == list(range(20))
@@ -231,7 +233,7 @@ def test_empty_demonstrations_name_the_key_to_raise(world: Params):
 def test_a_world_without_drills_trains_on_demonstrations_alone(world: Params):
     (paths.SFT_DATA / "drills.jsonl").write_text("")
     policy = Policy.build_tiny(world.policy, paths.TOKENIZER, 0)
-    batch = next(sft._batches(policy, world.sft, 0))
+    batch = next(lines_of.batches(policy, world.sft, 0))
     assert len(batch) == world.sft.batch_size
     assert (
         json.loads((paths.SFT_DATA / "demonstrations.jsonl").read_text().splitlines()[0])["task"]
@@ -240,7 +242,7 @@ def test_a_world_without_drills_trains_on_demonstrations_alone(world: Params):
 
 
 def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest(policy: Policy):
-    (adamw, _), (muon, peak) = sft._optimisers(policy.model, SftConfig(muon_lr=0.03))
+    (adamw, _), (muon, peak) = updates._optimisers(policy.model, SftConfig(muon_lr=0.03))
     shapes = sorted(tuple(p.shape) for p in muon.param_groups[0]["params"])
     assert shapes == sorted([(16, 16)] * 4 + [(24, 16)] * 2 + [(16, 24)])
     # the tied embedding, two norms of the layer and the last one
@@ -278,3 +280,30 @@ def test_muon_decay_shrinks_weights_apart_from_the_gradient():
     weight.grad = torch.zeros(3, 3)
     Muon([weight], lr=0.5, weight_decay=0.1).step()
     torch.testing.assert_close(weight.data, 0.95 * torch.eye(3))
+
+
+def test_a_text_is_read_alike_with_kernels_and_by_the_models_own_modules(policy: Policy):
+    rows, firsts = [[1, 5, 6, 7, 2], [1, 8], [1, 6, 5]], [2, 1, 3]  # of the last nothing is asked
+    ours = log_probs(policy.model, rows, firsts, entropy=True, kernels=kernels_for(policy.model))
+    theirs = log_probs(policy.model, rows, firsts, entropy=True)
+    logits = [policy.model(input_ids=torch.tensor([row])).logits[0].log_softmax(-1) for row in rows]
+    by_hand = torch.stack([logits[0][1, 6], logits[0][2, 7], logits[0][3, 2], logits[1][0, 8]])
+    for logps, entropies in (ours, theirs):
+        torch.testing.assert_close(logps, by_hand)
+        assert entropies is not None
+        wanted = torch.stack([-(x.exp() * x).sum() for x in (*logits[0][1:4], logits[1][0])])
+        torch.testing.assert_close(entropies, wanted)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_an_update_on_a_second_device_is_that_of_the_cpu(policy: Policy, lines, optimizer: str):
+    config = SftConfig(optimizer=optimizer, micro_batches=2)
+    here = updates.Run(copy.deepcopy(policy), config, ALONE)
+    here.update(lines, 0.5)
+    with second_device() as device:
+        policy.to(device).model.tie_weights()  # a move by wrapped tensors unties them
+        there = updates.Run(policy, config, ALONE)
+        there.update(lines, 0.5)
+        assert there.metrics == pytest.approx(here.metrics, rel=1e-4)
+        for ours, theirs in zip(here.weights, there.weights, strict=True):
+            torch.testing.assert_close(theirs.cpu(), ours, rtol=1e-3, atol=1e-4)

@@ -13,6 +13,7 @@ import torch
 
 from trainorder import paths
 from trainorder.config import PhaseConfig, RlConfig, RolloutConfig, TrainingConfig
+from trainorder.device import device_of
 from trainorder.policy import Policy
 from trainorder.prefix import recomputing_alike
 from trainorder.process import fail_point
@@ -145,10 +146,8 @@ def make_learner(
     task_set = TaskSet.load(phase.tasks, Scheduler.from_config(rl))
     device = device_of(training.device)
     load(BACKENDS, training.backend, "training.backend").join(device)
-    policy = Policy.load(parent)
+    policy = Policy.load(parent).to(device)
     policy.model.eval()  # no dropout: the policy that samples is the policy that is trained
-    move: Any = policy.model.to
-    move(device)
     check_forward(policy.model)
     models = {
         name: copy.deepcopy(policy.model).requires_grad_(False) for name in sorted(method.models)
@@ -199,17 +198,6 @@ def save(learner: Learner, out: Path) -> None:
     if policy is not None:
         policy.save(out)
     learner.backend.gather(None)  # no rank goes on before it is written
-
-
-def device_of(wanted: str) -> str:
-    """`auto` is a GPU where there is one.
-
-    Raises:
-        ParamsError: cuda is asked for and there is none.
-    """
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ParamsError("training.device is cuda, and torch sees no GPU: set it to auto or cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
 def _drop_dropout(model: Any) -> None:
