@@ -37,13 +37,13 @@ def main(arguments: argparse.Namespace) -> None:
         finished(made)
     depends = inputs(
         seed=seed,
-        params={"evaluation": config},
+        params={"evaluation": config, "training.dtype": params.training.dtype},
         code="evaluate",
         parents=[node],
         data=[paths.TASK_DATA, paths.JUDGE],
     )
     with stages.keeping(f"evaluate--{node}", params, depends) as work:
-        table = evaluate(node, paths.checkpoint(node), seed, config, work)
+        table = evaluate(node, paths.checkpoint(node), seed, config, work, params.training)
         write(table, paths.evaluation(node))
 
 

@@ -33,7 +33,10 @@ def main(arguments: argparse.Namespace) -> None:
     node = arguments.node
     came_from: dict[str, Any] = {
         "seed": arguments.seed,
-        "params": {f"merges.{arguments.merge}": config},
+        "params": {
+            f"merges.{arguments.merge}": config,
+            "training.dtype": params.training.dtype,
+        },
         "code": "merge",
         "parents": [arguments.base, *parents],
     }
@@ -43,7 +46,7 @@ def main(arguments: argparse.Namespace) -> None:
         if isinstance(config.scale, list):
             from trainorder.evaluation import dev_scorer
 
-            scorer = dev_scorer(arguments.tasks.split(","))
+            scorer = dev_scorer(arguments.tasks.split(","), params.training)
             tuned = tune_scale(base, folders, paths.checkpoint(node), config, scorer)
         else:
             merge_folders(base, folders, paths.checkpoint(node), config, work)

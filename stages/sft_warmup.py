@@ -17,7 +17,11 @@ OPTIONS = {"--node": "base node to make, e.g. s0", "--seed": "training seed"}
 def main(arguments: argparse.Namespace) -> None:
     start = time.monotonic()
     params = load_params()
-    sections = {"policy": params.policy, "sft": params.sft}
+    sections = {
+        "policy": params.policy.results(),
+        "sft": params.sft.results(),
+        "training.dtype": params.training.dtype,
+    }
 
     from trainorder.lineage import inputs, write_manifest
     from trainorder.rewards import grading
@@ -33,9 +37,8 @@ def main(arguments: argparse.Namespace) -> None:
         "code": "sft_warmup",
         "data": [paths.SFT_DATA, paths.TOKENIZER, *gate_data],
     }
-    shown = {name: section.results() for name, section in sections.items()}
     with stages.keeping(node, params, inputs(**came_from)) as work:
-        with Tracker(node, seed, shown, {"phase": "sft"}, work=work) as tracker:
+        with Tracker(node, seed, sections, {"phase": "sft"}, work=work) as tracker:
             summary = warm_up(paths.checkpoint(node), params, seed, tracker, work)
         write_manifest(
             node,

@@ -439,7 +439,7 @@ class LoraConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How RL phases compute updates."""
+    """How RL phases compute updates. `device` and `dtype` hold for SFT, judges and evaluation too."""
 
     backend: Literal["local", "deepspeed"] = "local"
     """local: one process, plain torch. deepspeed: ZeRO over several ranks, started by the stage."""
@@ -452,7 +452,7 @@ class TrainingConfig(Section):
     dtype: Literal["fp32", "bf16"] = "fp32"
     """bf16: forward and backward in bfloat16 (autocast); weights, gradients and optimiser state stay fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the policy lives; auto takes a GPU if there is one."""
+    """Where models compute; auto takes a GPU if there is one."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time, the same gradient."""
     lora: LoraConfig | None = None

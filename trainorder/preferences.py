@@ -17,6 +17,7 @@ from typing import Any
 
 from trainorder import paths
 from trainorder.config import JudgeConfig, Params
+from trainorder.device import device_of, precision
 from trainorder.files import write_json
 from trainorder.policy import Policy
 from trainorder.process import StageError, fail_point
@@ -55,22 +56,24 @@ def train_judges(base: Path, out: Path, params: Params, work: Work = NOTHING) ->
             f"judge.task {config.task!r} has no taste to judge: name a task of kind creative"
         )
     shares = _prompt_shares(load_problems(config.task, "train"), config)
+    device, dtype = device_of(params.training.device), params.training.dtype
+    policy = Policy.load(base).to(device)
     if config.backend == "endpoint":
-        return _appoint(base, out, shares["reward"], task, config)
+        return _appoint(policy, out, shares["reward"], task, params)
     card = json.loads((paths.TASK_DATA / config.task / "task.json").read_text(encoding="utf-8"))
-    policy = Policy.load(base)
-    judges = {role: Judge.start(base, seed) for seed, role in enumerate(ROLES)}
+    judges = {role: Judge.start(base, seed).to(device) for seed, role in enumerate(ROLES)}
 
     def train(role: str) -> dict[str, float]:
         def answer() -> Saved:
-            made = _answers(policy, role, shares[role], card["max_new_tokens"], config)
+            with precision(device, dtype):
+                made = _answers(policy, role, shares[role], card["max_new_tokens"], config)
             return Saved({}, {"answers": made})
 
         answers = work.part(f"answers-{role}", answer).state["answers"]
         fail_point("judge.answers")
-        return _train(judges[role], role, shares[role], answers, task, config, work)
+        return _train(judges[role], role, shares[role], answers, task, config, work, dtype)
 
-    with ThreadPoolExecutor(config.threads) as pool:
+    with ThreadPoolExecutor(config.threads if device == "cpu" else 1) as pool:
         report = dict(zip(ROLES, pool.map(train, ROLES), strict=True))
     check_agreement(report, config.min_agreement)
     for role, judge in judges.items():
@@ -80,13 +83,15 @@ def train_judges(base: Path, out: Path, params: Params, work: Work = NOTHING) ->
 
 
 def _appoint(
-    base: Path, out: Path, problems: list[Problem], task: Task, config: JudgeConfig
+    policy: Policy, out: Path, problems: list[Problem], task: Task, params: Params
 ) -> dict[str, Any]:
     """The endpoint in both roles, after its agreement with the annotator was measured on the held-out prompts."""
+    config = params.judge
     judge = load(JUDGES, "endpoint", "judge.backend")(config.endpoint)
     card = json.loads((paths.TASK_DATA / config.task / "task.json").read_text(encoding="utf-8"))
     heldout = problems[config.prompts :]
-    texts = _answers(Policy.load(base), "reward", heldout, card["max_new_tokens"], config)
+    with precision(policy.device, params.training.dtype):
+        texts = _answers(policy, "reward", heldout, card["max_new_tokens"], config)
     tastes, rng = _tastes(task, heldout, texts), stream("judge", "annotator", "reward")
     asked = [
         (problem.prompt, given[w], given[o])
@@ -187,6 +192,7 @@ def _train(
     task: Task,
     config: JudgeConfig,
     work: Work,
+    dtype: str,
 ) -> dict[str, float]:
     """Train the judge in place; returns `_facts`."""
     tastes = _tastes(task, problems, answers)
@@ -195,7 +201,7 @@ def _train(
         compare(problem.prompt, texts, gold, config.annotator_sharpness, rng)
         for problem, texts, gold in zip(problems, answers, tastes, strict=True)
     ]
-    fit(judge, data[: config.prompts], config, seed=ROLES.index(role), work=work)
+    fit(judge, data[: config.prompts], config, seed=ROLES.index(role), work=work, dtype=dtype)
     return _facts(judge, data, tastes, config)
 
 

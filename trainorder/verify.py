@@ -17,7 +17,7 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 from trainorder import paths, plan
-from trainorder.config import DEFAULT, Params
+from trainorder.config import DEFAULT, Params, Section
 from trainorder.lineage import content_hash, manifest_hash, read_manifest
 from trainorder.plan.state import SETTINGS
 from trainorder.policy import weights_hash
@@ -192,8 +192,9 @@ def _section(params: Params, name: str, phase: str | None) -> Any:
     if group == "rl" and phase in params.phases:
         return params.phase_rl(phase).results()
     found = getattr(params, group, None)
-    found = found.get(key) if key and isinstance(found, dict) else found
-    return None if found is None else found.results()
+    if key:
+        found = found.get(key) if isinstance(found, dict) else getattr(found, key, None)
+    return found.results() if isinstance(found, Section) else found
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -24,10 +24,11 @@ STAGES: dict[str, Any] = {
 FOLDED = {
     "rl": "phases",
     "rollout": "phases",
-    "training": "phases",
+    "training": {f"{kind}_rl": "phases" for kind in ("structured", "creative", "joint")},
     "tasks": {"sft_warmup": "sft", "train_judge": "judge"},
 }
-"""Sections that plan.settings() carries inside another: a phase's rl, rollout and training, the facts of the tasks a section names."""
+"""Sections that plan.settings() carries inside another: a phase's rl, rollout and training (other
+stages take its dtype alone), the facts of the tasks a section names."""
 
 
 BOUNDS = {"grading"}

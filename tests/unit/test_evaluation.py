@@ -14,18 +14,9 @@ from stages import evaluate as stage
 from trainorder import paths
 from trainorder.config import EvaluationConfig, PolicyConfig, parse_params
 from trainorder.data import build
-from trainorder.evaluation import (
-    POOLED,
-    Answers,
-    Exam,
-    answer,
-    built_exams,
-    evaluate,
-    forced_entropies,
-    pass_at_k,
-    per_problem,
-    pooled,
-)
+from trainorder.evaluation import POOLED, built_exams, evaluate
+from trainorder.evaluation.answering import Answers, Exam, answer, forced_entropies
+from trainorder.evaluation.scoring import pass_at_k, per_problem, pooled
 from trainorder.policy import Policy
 from trainorder.rewards.judge import Judge
 from trainorder.rollout import Completions

@@ -169,6 +169,7 @@ class Plan:
         params = self.params
         return {
             "policy": params.policy.results(),
+            "training": {"dtype": params.training.dtype},
             "tasks": {name: task.results() for name, task in params.tasks.items()},
             "data": params.data.results(),
             "evaluation": params.evaluation.results(),

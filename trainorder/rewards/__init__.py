@@ -11,7 +11,8 @@ ENDPOINT_FILE = "endpoint.json"
 """What a judge's folder holds in place of weights where an endpoint judges."""
 
 
-def load_judge(path: Path | str) -> Any:
-    """The judge in a folder: weights, or the address of an endpoint."""
+def load_judge(path: Path | str, device: str = "cpu") -> Any:
+    """The judge in a folder: weights, then on `device`, or the address of an endpoint."""
     backend = "endpoint" if (Path(path) / ENDPOINT_FILE).is_file() else "local"
-    return load(JUDGES, backend, "judge.backend").load(path)
+    judge = load(JUDGES, backend, "judge.backend").load(path)
+    return judge if backend == "endpoint" else judge.to(device)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainorder.config import JudgeConfig
+from trainorder.device import has_fused_adamw, precision
 from trainorder.policy import Policy
 from trainorder.pretrained import check_report, import_transformers, load_tokenizer
 from trainorder.process import fail_point
@@ -116,19 +117,24 @@ class Judge:
             weight.data = weight.data.clone()
         return cls(model.eval(), Policy(model, tokenizer)), info
 
+    def to(self, device: str) -> Judge:
+        """The same judge, its model moved in place."""
+        self.policy.to(device)
+        return self
+
     def save(self, path: Path | str) -> None:
         """Write the folder whole, then rename it into place."""
         self.policy.save(path)
 
     def scores(self, prompts: Sequence[str], completions: Sequence[str]) -> Float[Tensor, " row"]:
-        """score(completion | prompt), without gradient. Rows do not influence one another beyond rounding."""
+        """score(completion | prompt), without gradient, on the CPU. Rows do not influence one another beyond rounding."""
         import torch
 
         rows = self.encode(prompts, completions)
         scores = torch.zeros(len(rows))
         with torch.no_grad():
             for batch in _by_length(rows):
-                scores[batch] = self.forward([rows[i] for i in batch])
+                scores[batch] = self.forward([rows[i] for i in batch]).float().cpu()
         return scores
 
     def win_probability(
@@ -160,7 +166,7 @@ class Judge:
 
     def forward(self, rows: Sequence[tuple[list[int], int]]) -> Float[Tensor, " row"]:
         """Scores of encoded rows; gradient flows."""
-        ids, answer = _pad(rows)
+        ids, answer = (x.to(self.policy.device) for x in _pad(rows))
         hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         return self.model.score(mean_over_answer(hidden, answer)).squeeze(-1)
 
@@ -188,6 +194,7 @@ def fit(
     seed: int,
     log: Callable[[int, float], None] = lambda step, loss: None,
     work: Work = NOTHING,
+    dtype: str = "fp32",
 ) -> None:
     """Minimise `bradley_terry` by AdamW with a learning rate falling linearly to 0.
 
@@ -200,7 +207,10 @@ def fit(
     steps = config.epochs * -(-len(data) // config.batch_size)
     weights = list(judge.model.parameters())
     optimiser = torch.optim.AdamW(
-        weights, lr=config.lr, weight_decay=config.weight_decay, fused=True
+        weights,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        fused=has_fused_adamw(weights[0].device),
     )
     name, done = f"judge{seed}", 0
     saved = work.latest(name)
@@ -211,7 +221,8 @@ def fit(
     judge.model.train()
     for step, batch in list(enumerate(_epochs(len(data), config, seed)))[done:]:
         optimiser.param_groups[0]["lr"] = config.lr * (1 - step / steps)
-        loss = _loss(judge, [rows[i] for i in batch], [data[i] for i in batch])
+        with precision(weights[0].device, dtype):
+            loss = _loss(judge, [rows[i] for i in batch], [data[i] for i in batch])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
@@ -238,7 +249,9 @@ def _loss(
     half = len(order) // 2  # two lengths instead of one: a third less padding
     parts = [part for part in (order[:half], order[half:]) if part]
     scored = torch.cat([judge.forward([flat[i] for i in part]) for part in parts])
-    scores = torch.zeros_like(scored).index_put((torch.tensor(order),), scored)
+    scores = torch.zeros_like(scored).index_put(
+        (torch.tensor(order, device=scored.device),), scored
+    )
     starts = [sum(map(len, rows[:i])) for i in range(len(rows))]
     wins = torch.tensor(
         [(start + w, start + o) for start, d in zip(starts, data, strict=True) for w, o in d.wins]

@@ -43,8 +43,13 @@ class TaskSet:
     _order: dict[tuple[int, str, int], list[int]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def load(cls, weights: Mapping[str, float], scheduler: Scheduler | None = None) -> TaskSet:
-        """The built tasks; the judge is loaded only if one of them needs it."""
+    def load(
+        cls,
+        weights: Mapping[str, float],
+        scheduler: Scheduler | None = None,
+        device: str = "cpu",
+    ) -> TaskSet:
+        """The built tasks; the judge is loaded, onto `device`, only if one of them needs it."""
         from trainorder.tasks import load_problems, load_task
 
         tasks = {name: load_task(name) for name in weights}
@@ -54,7 +59,7 @@ class TaskSet:
             tasks,
             {name: load_problems(name, "train") for name in weights},
             {name: _max_new_tokens(name) for name in weights},
-            _load_judge() if judged else None,
+            _load_judge(device) if judged else None,
             scheduler or Scheduler(),
         )
 
@@ -173,7 +178,7 @@ def _max_new_tokens(task: str) -> int:
     return int(card["max_new_tokens"])
 
 
-def _load_judge() -> Judge:
+def _load_judge(device: str) -> Judge:
     from trainorder.rewards import load_judge
 
-    return load_judge(paths.JUDGE / "reward")
+    return load_judge(paths.JUDGE / "reward", device)

@@ -143,8 +143,8 @@ def make_learner(
             f"rl.updates_per_batch is {rl.updates_per_batch}, but a step has only "
             f"{rl.prompts_per_step} prompts to split: raise prompts_per_step or lower it"
         )
-    task_set = TaskSet.load(phase.tasks, Scheduler.from_config(rl))
     device = device_of(training.device)
+    task_set = TaskSet.load(phase.tasks, Scheduler.from_config(rl), device)
     load(BACKENDS, training.backend, "training.backend").join(device)
     policy = Policy.load(parent).to(device)
     policy.model.eval()  # no dropout: the policy that samples is the policy that is trained

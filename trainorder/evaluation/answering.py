@@ -1,0 +1,168 @@
+"""What a policy answers in an exam, and how sure it is."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from trainorder.config import EvaluationConfig
+from trainorder.device import precision
+from trainorder.llama import kernels_for
+from trainorder.policy import Policy
+from trainorder.resume import NOTHING, Saved, Work
+from trainorder.rollout import Completions, Engine, Request
+from trainorder.rollout.torch_engine import TorchEngine
+from trainorder.streams import seed_of
+from trainorder.tasks.base import Problem, Split, Task
+from trainorder.texts import log_probs
+from trainorder.workers import ALONE, workers_for
+
+_TENSORS = ("response_ids", "loss_mask", "logps", "entropies", "finished")
+"""The tensors of Completions."""
+
+BATCH_TOKENS, BATCH_LOGITS = 4096, 2**26
+"""Bounds of a teacher-forced batch: padded tokens, and logits (256 MiB of float32)."""
+
+MAX_ROWS, CACHE_BYTES = (256, 64), (8 << 30, 64 << 20)
+"""On a GPU and on a CPU: rows sampled side by side at least, and bytes of keys and values that more of them may take."""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """One task's problems of one split."""
+
+    name: str
+    split: Split
+    task: Task
+    problems: Sequence[Problem]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a policy answered in an exam, and how sure it was."""
+
+    sampled: Completions
+    """k rows per problem."""
+    greedy: Sequence[str]
+    entropy_fixed: Sequence[float]
+
+
+def answer(
+    policy: Policy,
+    exams: Sequence[Exam],
+    config: EvaluationConfig,
+    work: Work = NOTHING,
+    dtype: str = "fp32",
+) -> list[Answers]:
+    """Sampled and greedy answers to every exam, and the entropy on its references."""
+    engine = engine_for(policy, exams, config)
+
+    def sampling(exam: Exam) -> Saved:
+        return _packed(sample(engine, exam, config))
+
+    def most_likely() -> Saved:
+        done = engine.generate(
+            [
+                Request(problem, max_new_tokens=exam.max_new_tokens, temperature=0.0)
+                for exam in exams
+                for problem in exam.problems
+            ]
+        )
+        return Saved({}, {"texts": list(done.texts)})
+
+    def forced() -> Saved:
+        texts = [problem.reference for exam in exams for problem in exam.problems]
+        references = [policy.encode_completion(text) for text in texts]
+        prompts = [policy.encode_prompt(p.prompt) for exam in exams for p in exam.problems]
+        return Saved({}, {"entropies": forced_entropies(policy, prompts, references)})
+
+    with precision(policy.device, dtype):
+        sampled = [
+            _unpacked(work.part(f"sampled-{exam.name}-{exam.split}", partial(sampling, exam)))
+            for exam in exams
+        ]
+        greedy = work.part("greedy", most_likely).state["texts"]
+        fixed = work.part("fixed", forced).state["entropies"]
+    cuts = itertools.accumulate([0, *(len(exam.problems) for exam in exams)])
+    spans = [slice(*cut) for cut in itertools.pairwise(cuts)]
+    return [Answers(s, greedy[span], fixed[span]) for s, span in zip(sampled, spans, strict=True)]
+
+
+def engine_for(
+    policy: Policy, exams: Sequence[Exam], config: EvaluationConfig | None = None
+) -> TorchEngine:
+    """The torch engine with as many rows side by side as their keys and values fit into CACHE_BYTES."""
+    workers = workers_for(policy.model, config.threads) if config else ALONE
+    sizes = policy.model.config.get_text_config()
+    heads = getattr(sizes, "num_key_value_heads", None) or sizes.num_attention_heads
+    size = getattr(sizes, "head_dim", None) or sizes.hidden_size // sizes.num_attention_heads
+    room = max(exam.max_new_tokens for exam in exams)
+    row = 2 * sizes.num_hidden_layers * heads * size * room * 4
+    least, bound = MAX_ROWS[policy.device.type == "cpu"], CACHE_BYTES[policy.device.type == "cpu"]
+    return TorchEngine(policy, workers, max_rows=max(least, bound // row // workers.count))
+
+
+def sample(engine: Engine, exam: Exam, config: EvaluationConfig) -> Completions:
+    """`config.samples` answers per problem at temperature 1, drawn with the problem's own random numbers."""
+    return engine.generate(
+        [
+            Request(
+                problem,
+                samples=config.samples,
+                max_new_tokens=exam.max_new_tokens,
+                seed=seed_of("evaluate", config.seed, exam.name, exam.split, problem.id),
+            )
+            for problem in exam.problems
+        ]
+    )
+
+
+def forced_entropies(
+    policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+) -> list[float]:
+    """Mean entropy (nats) of the next-token distribution at temperature 1 along each given completion."""
+    pairs = list(zip(prompts, completions, strict=True))
+    means, kernels = [0.0] * len(pairs), kernels_for(policy.model)
+    vocabulary = policy.model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        for batch in _batches([(len(p), len(c)) for p, c in pairs], vocabulary):
+            rows = [[*pairs[i][0], *pairs[i][1]] for i in batch]
+            firsts = [len(pairs[i][0]) for i in batch]
+            _, found = log_probs(policy.model, rows, firsts, entropy=True, kernels=kernels)
+            assert found is not None
+            for i, own in zip(
+                batch, found.cpu().split([len(pairs[i][1]) for i in batch]), strict=True
+            ):
+                means[i] = own.double().mean().item()
+    return means
+
+
+def _packed(done: Completions) -> Saved:
+    tensors = {name: getattr(done, name).cpu() for name in _TENSORS}
+    return Saved(tensors, {"texts": list(done.texts)})
+
+
+def _unpacked(saved: Saved) -> Completions:
+    return Completions(**saved.tensors, texts=saved.state["texts"])
+
+
+def _batches(lengths: Sequence[tuple[int, int]], vocabulary: int) -> Iterator[list[int]]:
+    """Numbers of (prompt, completion) pairs in order of length, cut by their padded tokens and by their logits."""
+    batch: list[int] = []
+    longest = 0
+    for i in sorted(range(len(lengths)), key=lambda i: (sum(lengths[i]), i)):
+        rows, asked = len(batch) + 1, max(longest, lengths[i][1])
+        if batch and (
+            rows * sum(lengths[i]) > BATCH_TOKENS or rows * asked * vocabulary > BATCH_LOGITS
+        ):
+            yield batch
+            batch, asked = [], lengths[i][1]
+        batch.append(i)
+        longest = asked
+    if batch:
+        yield batch

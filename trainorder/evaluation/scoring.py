@@ -1,0 +1,142 @@
+"""What answers are worth: metrics per problem, and over a whole exam."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from trainorder.evaluation.answering import Answers, Exam
+from trainorder.metrics.diversity import compression_ratio, distinct_n, vendi
+from trainorder.rewards import grading
+from trainorder.tasks.base import Problem, Task
+
+T = TypeVar("T")
+
+Scorer = Callable[[Sequence[str], Sequence[Problem]], Sequence[float | None]]
+"""Answers and the problems they answer -> values in [0, 1], None where there is none."""
+
+
+class Judge(Protocol):
+    """Compares answers; see rewards/judge.py."""
+
+    def win_probability(
+        self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]
+    ) -> Sequence[float | None]:
+        """P(answer beats reference), per row."""
+        ...
+
+
+def main_scorer(exam: Exam, judges: Mapping[str, Judge]) -> Scorer:
+    """Who decides the `score`: the task's verifier, or the judge that was used in no training."""
+    judged = exam.task.rewarded_by == "judge"
+    return _by_judge(judges["evaluation"]) if judged else _by_task(exam.task)
+
+
+def per_problem(
+    exam: Exam, answers: Answers, judges: Mapping[str, Judge], samples: int
+) -> dict[str, list[float]]:
+    """Metric -> one value per problem."""
+    sampled, problems = answers.sampled, exam.problems
+    asked = [problem for problem in problems for _ in range(samples)]
+    judged = exam.task.rewarded_by == "judge"
+    main = main_scorer(exam, judges)
+    # one call for all: a judge reads each reference once
+    values = main([*sampled.texts, *answers.greedy], [*asked, *problems])
+    grades, greedy = _grouped(values[: len(asked)], samples), values[len(asked) :]
+    lengths = sampled.loss_mask.double().sum(1).view(-1, samples)
+    assert sampled.entropies is not None  # the torch engine sees them
+    entropies = sampled.entropies.double().sum(1).view(-1, samples)
+    metrics = {
+        "score": [mean(values) for values in grades],
+        "greedy": [mean([value]) for value in greedy],
+        "pass_at_k": [
+            _pass_at(values, samples, above=0.5 if judged else None) for values in grades
+        ],
+        "entropy_own": (entropies.sum(1) / lengths.sum(1)).tolist(),
+        "entropy_fixed": list(answers.entropy_fixed),
+        "length": lengths.mean(1).tolist(),
+        "unscored": [values.count(None) / samples for values in grades],
+    }
+    if judged:
+        same = judges["reward"] is judges["evaluation"]
+        reward = (
+            grades if same else _grouped(_by_judge(judges["reward"])(sampled.texts, asked), samples)
+        )
+        gold = _grouped(_by_task(exam.task)(sampled.texts, asked), samples)
+        metrics |= {"reward_judge": [*map(mean, reward)], "gold": [*map(mean, gold)]}
+        variety = [_variety(texts) for texts in _grouped(sampled.texts, samples)]
+        metrics |= {name: [values[name] for values in variety] for name in variety[0]}
+    return metrics
+
+
+def pooled(exam: Exam, answers: Answers, samples: int) -> dict[str, float]:
+    """Metric -> value over the whole exam."""
+    return _variety(answers.sampled.texts[::samples]) if exam.task.rewarded_by == "judge" else {}
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Unbiased chance that one of k samples is correct: 1 - C(n - c, k) / C(n, k) (Chen et al., arXiv 2107.03374).
+
+    >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2), pass_at_k(4, 1, 4)
+    (0.25, 0.5, 1.0)
+    """
+    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+def _by_task(task: Task) -> Scorer:
+    def values(answers: Sequence[str], problems: Sequence[Problem]) -> Sequence[float | None]:
+        return [reward.value for reward in grading.grade(task, answers, problems)]
+
+    return _each_once(values)
+
+
+def _by_judge(judge: Judge) -> Scorer:
+    def score(answers: Sequence[str], problems: Sequence[Problem]) -> Sequence[float | None]:
+        prompts, references = [p.prompt for p in problems], [p.reference for p in problems]
+        values = judge.win_probability(prompts, answers, references)
+        if problems:
+            grading.shared().unscored.note(problems[0].task, values, getattr(judge, "failures", ()))
+        return values
+
+    return _each_once(score)
+
+
+def _each_once(scorer: Scorer) -> Scorer:
+    """Score an answer that was given several times to a problem once."""
+
+    def score(answers: Sequence[str], problems: Sequence[Problem]) -> Sequence[float | None]:
+        keys = [(problem.id, text) for text, problem in zip(answers, problems, strict=True)]
+        different = dict(zip(keys, problems, strict=True))
+        values = scorer([text for _, text in different], list(different.values()))
+        known = dict(zip(different, values, strict=True))
+        return [known[key] for key in keys]
+
+    return score
+
+
+def _grouped(values: Sequence[T], size: int) -> list[list[T]]:
+    return [list(values[i : i + size]) for i in range(0, len(values), size)]
+
+
+def mean(values: Sequence[float | None]) -> float:
+    """Mean of the values that exist; nan for none."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def _pass_at(values: Sequence[float | None], k: int, above: float | None) -> float:
+    """pass@k over the graded values; success is a value of 1, or one `above` a bound."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return math.nan
+    correct = sum(value >= 1.0 if above is None else value > above for value in known)
+    return pass_at_k(len(known), correct, min(k, len(known)))
+
+
+def _variety(texts: Sequence[str]) -> dict[str, float]:
+    return {
+        "distinct_2": distinct_n(texts, 2),
+        "compression_ratio": compression_ratio(texts),
+        "vendi": vendi(texts),
+    }
