@@ -115,13 +115,15 @@ def test_the_gradient_of_thirteen_micro_batches_is_that_of_plain_torch(
         made = rl_project.learner_of(rl=config, training=training)
         sizes = list[int]()
         backend: Any = made.backend
-        deal = backend.deal
+        micro_batches = backend.micro_batches
 
-        def counting(*args: Any, deal: Any = deal, sizes: list[int] = sizes) -> Any:
-            sizes.append(len(batches := deal(*args)))
+        def counting(
+            *args: Any, micro_batches: Any = micro_batches, sizes: list[int] = sizes
+        ) -> Any:
+            sizes.append(len(batches := micro_batches(*args)))
             return batches
 
-        backend.deal = counting
+        backend.micro_batches = counting
         found.append(rl_step(made, State(total=1)))
         assert set(sizes) == {13}
     assert found[1]["rl/grad_norm"] == pytest.approx(found[0]["rl/grad_norm"], rel=1e-5)

@@ -21,7 +21,7 @@ from trainorder.rl.spans import char_spans
 from trainorder.rl.speed import timed
 from trainorder.rl.types import Roll, State
 from trainorder.rollout import Completions, Request
-from trainorder.rollout.base import resolved, rows_of
+from trainorder.rollout.base import rows_of, with_prompts
 from trainorder.streams import seed_of
 from trainorder.tasks.base import Problem
 
@@ -90,7 +90,7 @@ class StepRollouts:
             for place, request in enumerate(requests, first)
         ]
         own = slice(*slice_of(len(placed), learner.backend.rank, learner.backend.world))
-        return resolved(learner.policy, placed[own]) if placed[own] else []
+        return with_prompts(learner.policy, placed[own])
 
     def _finish(self, part: Roll | None) -> Roll:
         """Grade this rank's rows, join those of all ranks, and add old log-probabilities, facts and rewards."""
@@ -194,7 +194,7 @@ def add_old_facts(roll: Roll, learner: Learner) -> Roll:
         return replace(roll, token_facts={**known, "old_logps": roll.sampler_logps})
     scored = score(learner.policy.model, roll, learner, head_needs | {"entropy"})
     logps = scored.pop("logps")
-    if learner.exact:
+    if measured.any():
         logps = torch.where(measured, roll.sampler_logps, logps)
         scored["entropy"] = torch.where(measured, known["entropy"], scored["entropy"])
     if (mine & ~sampled).any():

@@ -81,18 +81,23 @@ class Engine(Protocol):
         ...
 
 
-def resolved(policy: Policy, requests: Sequence[Request]) -> list[Request]:
-    """The requests with their prompts as tokens.
-
-    Raises:
-        ValueError, ParamsError: see Engine.generate.
-    """
-    asked = [
+def with_prompts(policy: Policy, requests: Sequence[Request]) -> list[Request]:
+    """The requests with their prompts as tokens."""
+    return [
         replace(request, prompt_ids=policy.encode_prompt(request.problem.prompt))
         if request.problem is not None and not len(request.prompt_ids)
         else request
         for request in requests
     ]
+
+
+def resolved(policy: Policy, requests: Sequence[Request]) -> list[Request]:
+    """The requests with their prompts as tokens, if they can all be answered.
+
+    Raises:
+        ValueError, ParamsError: see Engine.generate.
+    """
+    asked = with_prompts(policy, requests)
     if not asked:
         raise ValueError("generate needs at least one request, got none")
     for i, request in enumerate(asked):
