@@ -55,6 +55,7 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
     parser.add_argument("--out", type=Path, help="write the JSON here too")
+    parser.add_argument("--keep", type=Path, help="move the last project that was killed here")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kill_soak.") as scratch:
         result = soak(arguments, Path(scratch))
@@ -90,7 +91,10 @@ def soak(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             if expected.get(name) != found.get(name)
         )
         rounds += 1
-        shutil.rmtree(project)
+        if arguments.keep is not None and kills.total() >= arguments.kills:
+            shutil.move(project, arguments.keep)
+        else:
+            shutil.rmtree(project)
     return {
         "equal": not different,
         "kills": kills.total(),

@@ -80,8 +80,13 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Project:
     toys = {name: f"import toy\n\ntoy.main({name!r})\n" for name in MODULES}
     project = make_toy_project(tmp_path_factory.mktemp("toy") / "project", toys)
     (project.root / "toy.py").write_text(TOY)
-    project.edit("params.yaml", "  recommended: recommended\n", "")
-    project.edit("params.yaml", "  dare: {method: dare, density: 0.5, scale: 0.5}\n", "")
+    for line in (
+        "  creative_first: [creative, qa, math]\n",
+        "  recommended: recommended\n",
+        "  joint: [joint]\n",
+        "  dare: {method: dare, density: 0.5, scale: 0.5}\n",
+    ):  # DVC's time grows with the square of the stages
+        project.edit("params.yaml", line, "")
     project.cli("plan")
     project.dvc("repro")
     return project
@@ -114,15 +119,8 @@ def only(project: Project, state: str) -> list[str]:
 
 
 def test_each_stage_runs_once_and_then_none(toy: Project):
-    nodes = [
-        "s0",
-        "s0--math",
-        "s0--math--qa",
-        "s0--math--qa--creative",
-        "s0--creative",
-        "s0--creative--qa",
-    ]
-    nodes += ["s0--creative--qa--math", "s0--joint", "s0--qa", "s0--ties"]
+    structured = ["s0--math", "s0--math--qa", "s0--math--qa--creative"]
+    nodes = ["s0", *structured, "s0--creative", "s0--qa", "s0--ties"]
     log = (toy.root / "log").read_text().split()
     assert sorted(log) == sorted(
         ["build_data", "train_judge", "measure_bwt", "report", "sft_warmup@s0", "merge@s0--ties"]
@@ -136,6 +134,7 @@ def test_each_stage_runs_once_and_then_none(toy: Project):
 
 
 OLD, NEW = "structured_first: [math, qa, creative]", "structured_first: [math, creative, qa]"
+TRIED = "structured_first: [qa, math, creative]"
 SUFFIX = ["creative_rl@s0--math--creative", "structured_rl@s0--math--creative--qa"]
 
 
@@ -187,24 +186,24 @@ def test_what_a_killed_dvc_left_half_written_is_repaired(copy: Project):
 
 
 def test_a_checkpoint_lost_from_folder_and_cache_is_stale_with_all_that_grew_from_it(copy: Project):
-    shutil.rmtree(copy.root / "checkpoints" / "s0--creative--qa")
+    shutil.rmtree(copy.root / "checkpoints" / "s0--math--qa")
     lost = copy.root / "dvc.lock"
     out = next(
         o
-        for o in read_yaml(lost)["stages"]["structured_rl@s0--creative--qa"]["outs"]
+        for o in read_yaml(lost)["stages"]["structured_rl@s0--math--qa"]["outs"]
         if o["path"].startswith("check")
     )
     (copy.root / ".dvc/cache/files/md5" / out["md5"][:2] / out["md5"][2:]).unlink()
     assert only(copy, "stale") == [
-        "evaluate@s0--creative--qa",
-        "evaluate@s0--creative--qa--math",
+        "creative_rl@s0--math--qa--creative",
+        "evaluate@s0--math--qa",
+        "evaluate@s0--math--qa--creative",
         "measure_bwt",
         "report",
-        "structured_rl@s0--creative--qa",
-        "structured_rl@s0--creative--qa--math",
+        "structured_rl@s0--math--qa",
     ]
     # its bytes come back equal, so that nothing above them runs
-    assert ran(copy) == ["rl@s0--creative--qa"]
+    assert ran(copy) == ["rl@s0--math--qa"]
 
 
 def test_a_changed_phase_is_stale_wherever_it_stands_and_below(copy: Project):
@@ -214,8 +213,6 @@ def test_a_changed_phase_is_stale_wherever_it_stands_and_below(copy: Project):
     nodes = [stage for stage in only(copy, "stale") if "_rl@" in stage]
     assert nodes == [
         "creative_rl@s0--math--qa--creative",
-        "structured_rl@s0--creative--qa",
-        "structured_rl@s0--creative--qa--math",
         "structured_rl@s0--math--qa",
         "structured_rl@s0--qa",
     ]
@@ -223,7 +220,6 @@ def test_a_changed_phase_is_stale_wherever_it_stands_and_below(copy: Project):
 
 def test_a_variant_shares_the_base_and_follows_its_own_settings_only(copy: Project):
     copy.edit("params.yaml", OLD, "structured_first: [math, qa]")
-    copy.edit("params.yaml", "  creative_first: [creative, qa, math]\n  joint: [joint]\n", "")
     copy.edit("params.yaml", "  ties: {method: ties, density: 0.2}\n", "")
     copy.edit("params.yaml", "merges:\n", "")
     copy.edit("params.yaml", "seeds: [0]", "variants: {slow: {rl: {lr: 1.0e-5}}}\nseeds: [0]")
@@ -249,7 +245,7 @@ def test_more_test_problems_retrain_nothing_and_reevaluate_everything(copy: Proj
     )
     log = ran(copy)
     assert [stage for stage in log if stage.startswith(("rl", "sft", "merge", "train"))] == []
-    assert len([stage for stage in log if stage.startswith("evaluate")]) == 10
+    assert len([stage for stage in log if stage.startswith("evaluate")]) == 7
 
 
 def test_changed_code_is_stale_where_it_runs_and_below_and_a_comment_nowhere(copy: Project):
@@ -328,20 +324,11 @@ def test_gc_of_uncommitted_results_names_them_and_keeps_every_committed_plan(cop
     copy.cli("plan")
     ran(copy)
     commit(copy)
-    copy.edit("params.yaml", NEW, OLD)
-    copy.edit(
-        "params.yaml",
-        "creative_first: [creative, qa, math]",
-        "creative_first: [qa, creative, math]",
-    )
+    copy.edit("params.yaml", NEW, TRIED)
     copy.cli("plan")
     tried = {line for line in ran(copy) if line.startswith("rl@")}
-    assert tried == {"rl@s0--qa--creative", "rl@s0--qa--creative--math"}
-    copy.edit(
-        "params.yaml",
-        "creative_first: [qa, creative, math]",
-        "creative_first: [creative, qa, math]",
-    )
+    assert tried == {"rl@s0--qa--math", "rl@s0--qa--math--creative"}
+    copy.edit("params.yaml", TRIED, NEW)
     copy.cli("plan")
     ran(copy)
     git(copy, "checkout", "-q", "dvc.lock", "plan.yaml", "params.yaml")
@@ -351,17 +338,13 @@ def test_gc_of_uncommitted_results_names_them_and_keeps_every_committed_plan(cop
         if "--node" in line
     ]
     assert {re.search(r"--node (\S+)", line)[1] for line in named} == {
-        "s0--qa--creative",
-        "s0--qa--creative--math",
+        "s0--qa--math",
+        "s0--qa--math--creative",
     }
     assert ran(copy) == []  # the last commit
     git(copy, "checkout", "-q", "HEAD~1", "--", "params.yaml", "plan.yaml", "dvc.lock")
     assert ran(copy) == []  # the one before
-    copy.edit(
-        "params.yaml",
-        "creative_first: [creative, qa, math]",
-        "creative_first: [qa, creative, math]",
-    )
+    copy.edit("params.yaml", OLD, TRIED)
     copy.cli("plan")
     assert {line for line in ran(copy) if line.startswith("rl@")} == tried
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import math
 import os
-import re
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from odd_task import Odd
 
 from trainorder.config import GradingConfig, TaskConfig
 from trainorder.reading import ParamsError
@@ -21,44 +18,11 @@ from trainorder.rl.problems import TaskSet
 from trainorder.streams import stream
 from trainorder.tasks import TASKS as KINDS
 from trainorder.tasks import make_task
-from trainorder.tasks.base import Problem, Reward
+from trainorder.tasks.base import Problem
 
 TASKS = tuple(kind for kind in KINDS if kind != "jsonl")  # it reads files: tests/unit/test_jsonl.py
 ROOT = Path(__file__).parents[2]
 PROBLEM = Problem("odd/1", "odd", "p", "g", "g")
-
-
-@dataclass(frozen=True)
-class Odd:
-    """Does what the answer says."""
-
-    version: int = 1
-    rewarded_by: str = "verifier"
-
-    def grade(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[Reward]:
-        return [Reward(self.pay(text)) for text in completions]
-
-    def pay(self, text: str) -> float | None:
-        if text == "hang":
-            while True:
-                pass
-        if text == "hang in C":
-            re.fullmatch("(a+)+", "a" * 64 + "b")
-        if text == "crash":
-            ctypes.string_at(0)
-        if text == "exit":
-            os._exit(0)
-        if text == "raise":
-            raise ValueError("no such unit")
-        if text == "recurse":
-            return self.pay(text)
-        if text == "memory":
-            return float(len(bytearray(1 << 40)))
-        if text == "print":
-            print('{"row": 0, "value": 1.0}')
-        if text == "environment":
-            return float(any("canary" in value for value in os.environ.values()))
-        return {"nan": math.nan, "none": None}.get(text, float(len(text) % 2))
 
 
 @pytest.fixture(scope="module")
