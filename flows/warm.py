@@ -42,12 +42,15 @@ PACKAGES = (
 
 
 @contextmanager
-def warm_stages() -> Iterator[None]:
-    """Keep such a process while the block runs; the stages that the block starts find it by an environment variable."""
+def warm_stages(*packages: str) -> Iterator[None]:
+    """Keep such a process while the block runs; the stages that the block starts find it by an environment variable.
+
+    `packages` are imported besides PACKAGES.
+    """
     folder = tempfile.mkdtemp(prefix="trainorder-")
     address = str(Path(folder) / "warm")
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.warm", address],
+        [sys.executable, "-m", "flows.warm", address, *packages],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
@@ -65,12 +68,12 @@ def warm_stages() -> Iterator[None]:
 
 def main() -> None:
     """Listen, import, then fork a child per request until terminated."""
-    address = sys.argv[1]
+    address, *packages = sys.argv[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(address)
         listener.listen(64)  # before the imports: early clients block
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        for name in PACKAGES:
+        for name in (*PACKAGES, *packages):
             importlib.import_module(name)
         assert threading.active_count() == 1, (
             "a package started a thread, which would not survive fork"

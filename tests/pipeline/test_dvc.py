@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,10 +76,11 @@ def main(stage):
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def toy(tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]) -> Project:
     """A project whose stages write names instead of training, brought up to date by `dvc repro`."""
     toys = {name: f"import toy\n\ntoy.main({name!r})\n" for name in MODULES}
     project = make_toy_project(tmp_path_factory.mktemp("toy") / "project", toys)
+    project = replace(project, settings=warm)
     (project.root / "toy.py").write_text(TOY)
     for line in (
         "  creative_first: [creative, qa, math]\n",
@@ -96,7 +98,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def copy(toy: Project, tmp_path: Path) -> Project:
     """A copy to change, with an empty log."""
     shutil.copytree(toy.root, tmp_path / "project")
-    project = Project(tmp_path / "project")
+    project = replace(toy, root=tmp_path / "project")
     (project.root / "log").write_text("")
     return project
 
@@ -111,7 +113,8 @@ def ran(project: Project) -> list[str]:
 def states(project: Project) -> dict[str, str]:
     """`plan.status` of a project, in a process of its own: it looks at the working directory and its code."""
     script = "import json; from trainorder import plan; p = plan.load(); plan.write(p); print(json.dumps(plan.status(p)))"
-    return json.loads(project.run("python", "-c", script).stdout)
+    (project.root / "states.py").write_text(script)
+    return json.loads(project.run(sys.executable, "-m", "states").stdout)
 
 
 def only(project: Project, state: str) -> list[str]:
