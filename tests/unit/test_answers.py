@@ -20,6 +20,9 @@ from trainorder.measure.design import Design
 from trainorder.reading import read_yaml
 from trainorder.report.markdown import orders_page
 
+pytestmark = pytest.mark.long(
+    "64 trained nodes x 3 seeds are measured, and the commands start in processes of their own"
+)
 ROOT = Path(__file__).resolve().parents[2]
 BEST, WORST = "creative_qa_math_code", "code_math_qa_creative"
 CONFIG = MeasureConfig(bootstrap=300)

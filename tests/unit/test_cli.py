@@ -6,7 +6,10 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import Project
+
+pytestmark = pytest.mark.long("every test starts the command several times in a process of its own")
 
 
 def test_check_says_what_the_params_ask_for(project: Project):

@@ -313,6 +313,7 @@ def test_the_stage_answers_a_mistake_with_exit_code_2(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long("builds the data of the default experiment")
 def test_building_the_default_experiment_needs_no_torch_and_keeps_texts_short(
     tmp_path: Path,
 ) -> None:
@@ -334,6 +335,7 @@ def test_building_the_default_experiment_needs_no_torch_and_keeps_texts_short(
 # Tokenizer
 
 
+@pytest.mark.long("builds the data of the default experiment")
 def test_every_text_survives_the_tokenizer(inside: Path, tokenizer: Any) -> None:
     problems = [p for name in TASKS for split in SPLITS for p in load_problems(name, split)]
     texts = {text for p in problems for text in (p.prompt, p.gold, p.reference)}

@@ -57,6 +57,7 @@ def values(grader: Grader, *texts: str) -> list[float | None]:
         ("none", "the verifier gave no grade"),
     ],
 )
+@pytest.mark.long("waits for verifiers that hang, and starts a process after each")
 def test_a_bad_grade_costs_one_answer(grader: Grader, text: str, reason: str) -> None:
     assert values(grader, "a", "aa", text, "aaa") == [1.0, 0.0, None, 1.0]
     [(given, times)] = grader.unscored.reasons["odd"].items()
@@ -64,6 +65,7 @@ def test_a_bad_grade_costs_one_answer(grader: Grader, text: str, reason: str) ->
     assert times == 1
 
 
+@pytest.mark.long("waits for verifiers that hang, and starts a process after each")
 def test_several_bad_grades_in_one_batch(grader: Grader) -> None:
     texts = ["hang", "a", "crash", "raise", "hang", "aa"]
     assert values(grader, *texts) == [None, 1.0, None, None, None, 0.0]

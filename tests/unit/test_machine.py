@@ -57,6 +57,7 @@ def test_attention_is_chosen_where_it_takes_time_and_only_if_it_is_exact(cache):
     assert "likelihood_speed" not in found
 
 
+@pytest.mark.long("compiles, or times products")
 def test_compiling_is_tried_for_wide_models_and_chosen_if_it_is_faster_and_exact(cache):
     found = machine.measured(machine.WIDE)
     assert found["likelihood"] == machine.choose(
@@ -104,6 +105,7 @@ def test_threads_are_timed_and_the_result_kept(cache):
         assert machine.useful_threads(2)["threads"] == 1
 
 
+@pytest.mark.long("compiles, or times products")
 def test_a_busy_minute_is_not_remembered_as_a_slow_machine(cache):
     burn = [sys.executable, "-c", "while True: pass"]
     others = [subprocess.Popen(burn) for _ in range(3 * machine.allowed_cores())]
@@ -136,6 +138,7 @@ def test_a_torn_cache_is_measured_again(cache):
     assert json.loads(file.read_text(encoding="utf-8"))["gemm"] in ("default", "onednn")
 
 
+@pytest.mark.long("compiles, or times products")
 def test_kernels_are_built_once_and_a_wrong_one_is_refused(cache, monkeypatch):
     kernels.load.cache_clear()
     try:
@@ -177,6 +180,7 @@ def fresh():
     kernels.load.cache_clear()
 
 
+@pytest.mark.long("compiles, or times products")
 def test_a_library_where_others_may_write_is_not_loaded(cache, fresh):
     assert kernels.load()[0] is not None
     (library,) = cache.glob("kernels-*.so")
@@ -188,6 +192,7 @@ def test_a_library_where_others_may_write_is_not_loaded(cache, fresh):
     assert library.read_bytes() == b"of somebody else"
 
 
+@pytest.mark.long("compiles, or times products")
 def test_kernels_work_where_no_cache_can_be_made(fresh, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nohome")
     found, text = kernels.load()

@@ -387,6 +387,7 @@ def stage(folder):
     )
 
 
+@pytest.mark.long("measures several variants of a whole plan")
 def test_the_stage_writes_what_the_library_measures_and_names_a_missing_file(tmp_path):
     world = replace(default_world(merges=()), problems=32)
     (tmp_path / "evaluations").mkdir()
@@ -411,6 +412,7 @@ def varied():
     return run(every_order({"opposite": -1.0}, problems=96), config=MeasureConfig(bootstrap=100))
 
 
+@pytest.mark.long("measures several variants of a whole plan")
 def test_a_variant_is_measured_with_its_own_arms_and_the_shared_bases(varied):
     other = varied["variants"]["opposite"]
     assert varied["variant"] == "default"
@@ -438,6 +440,7 @@ def test_what_turns_around_under_a_variant_does_not_survive(varied):
     assert found["survives"] == "with opposite signs"
 
 
+@pytest.mark.long("measures several variants of a whole plan")
 def test_a_variant_says_the_same_as_if_it_had_been_measured_alone():
     two = every_order({"half": 0.5}, problems=32)
     config = MeasureConfig(bootstrap=100)

@@ -301,6 +301,7 @@ def test_a_bomb_is_refused_at_once_and_explained(
     assert "hunter2" not in said
 
 
+@pytest.mark.long("starts the command dozens of times")
 def test_dozens_in_processes_of_their_own(tmp_path: Path) -> None:
     """Forked from one that has imported the command: exit code, one message on stderr, nothing on stdout."""
     texts = [text for text, _ in BOMBS.values()][:6]

@@ -65,6 +65,7 @@ class Links(HTMLParser):
 
 
 @pytest.mark.parametrize("world", ["default", "three_seeds", "joint_only", "two", "every_order"])
+@pytest.mark.long("plots whole pages of 64 nodes")
 def test_the_page_fetches_nothing_and_runs_no_script(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = page_of(world)

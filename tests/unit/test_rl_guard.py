@@ -157,6 +157,7 @@ def test_a_dump_of_adapters_computes_the_same_again(tmp_path: Path):
     assert found == {"not_finite": ["loss"], "again": ["loss"], "rows": list(range(8))}
 
 
+@pytest.mark.long("replays in a process of its own")
 def test_a_dump_computes_the_same_again_and_names_the_rows(tmp_path: Path, capsys):
     # weights of inf in the head: every row's loss is nan, whatever the piece
     made, state = learner(tmp_path, term="clipped_surrogate", on_nonfinite="skip"), State(total=4)

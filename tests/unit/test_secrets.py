@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -62,10 +63,12 @@ STAGES = (
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str, list[str | None]]:
+def ran(
+    tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]
+) -> tuple[Project, str, list[str | None]]:
     """A pipeline whose judge is an endpoint with a key, everything it wrote, and the keys the endpoint was shown."""
     project = make_project(tmp_path_factory.mktemp("secrets") / "project")
-    said = ""
+    project, said = replace(project, settings=warm), ""
     with judge_server() as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUDGE_KEY", KEY)
         patch.setenv("HF_TOKEN", OTHER)
@@ -77,6 +80,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str, list[st
     return project, said, keys
 
 
+@pytest.mark.long("stages run in processes of their own")
 def test_the_endpoint_pays_a_phase_and_saw_the_key(
     ran: tuple[Project, str, list[str | None]],
 ) -> None:
@@ -94,6 +98,7 @@ def test_the_endpoint_pays_a_phase_and_saw_the_key(
     ]
 
 
+@pytest.mark.long("stages run in processes of their own")
 def test_one_endpoint_in_both_roles_is_asked_once_and_found_in_the_table(
     ran: tuple[Project, str, list[str | None]],
 ) -> None:
@@ -103,6 +108,7 @@ def test_one_endpoint_in_both_roles_is_asked_once_and_found_in_the_table(
     assert same_judge(table) == set()
 
 
+@pytest.mark.long("stages run in processes of their own")
 def test_the_isolation_reached_is_shown_and_tagged(
     ran: tuple[Project, str, list[str | None]],
 ) -> None:
@@ -113,6 +119,7 @@ def test_the_isolation_reached_is_shown_and_tagged(
     assert b"sandbox" in (project.root / "mlflow.db").read_bytes()
 
 
+@pytest.mark.long("stages run in processes of their own")
 def test_no_key_is_left_anywhere(ran: tuple[Project, str, list[str | None]]) -> None:
     project, said, _ = ran
     files = [file for file in project.root.rglob("*") if file.is_file()]
