@@ -76,7 +76,10 @@ def run_forked(
     project: Project, module: str, arguments: Sequence[str]
 ) -> subprocess.CompletedProcess[str]:
     """`python -m MODULE ARGUMENTS` in a child of the warm process, which has what dvc and stages import."""
-    request = {"module": module, "argv": arguments, "cwd": str(project.root), "env": project.env}
+    env = project.env
+    if module.startswith("stages."):  # or it would ask for another child
+        del env[VARIABLE]
+    request = {"module": module, "argv": arguments, "cwd": str(project.root), "env": env}
     text = json.dumps(request).encode()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
