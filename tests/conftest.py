@@ -35,6 +35,8 @@ class Project:
     root: Path
     settings: Mapping[str, str] = field(default_factory=dict)
     """Environment variables besides a user's own."""
+    prefix: tuple[str, ...] = ()
+    """What starts every command."""
 
     def run(self, *command: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command in the project; by default it must succeed."""
@@ -42,7 +44,12 @@ class Project:
             done = run_forked(self, command[2], command[3:])
         else:
             done = subprocess.run(
-                command, cwd=self.root, env=self.env, text=True, capture_output=True, check=False
+                (*self.prefix, *command),
+                cwd=self.root,
+                env=self.env,
+                text=True,
+                capture_output=True,
+                check=False,
             )
         assert not ok or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done
