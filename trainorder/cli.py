@@ -203,6 +203,26 @@ def table(
 
 
 @app.command()
+def export(
+    node: Annotated[str, typer.Argument(help="A node of the plan, e.g. s0--math.")],
+    folder: Annotated[str, typer.Argument(help="A folder that does not exist yet.")],
+    params: ParamsFile = None,
+) -> None:
+    """Write a node as an ordinary Hugging Face folder: a LoRA node with its adapter added to the weights of its base."""
+    with refusing():
+        from pathlib import Path
+
+        from trainorder import paths
+        from trainorder.policy import Policy
+        from trainorder.reading import ParamsError
+
+        if Path(folder).exists():
+            raise ParamsError(f"{folder} exists: name a folder that does not")
+        Policy.load(paths.checkpoint(node)).save(folder)
+    print(f"{folder}: AutoModelForCausalLM.from_pretrained reads it")
+
+
+@app.command()
 def report(params: ParamsFile = None) -> None:
     """Write reports/report.html again from what was measured; trains nothing."""
     with refusing():

@@ -428,7 +428,7 @@ class RolloutConfig(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (arXiv:2106.09685, by peft) in place of full weights; saved merged into the weights."""
+    """Low-rank adapters (arXiv:2106.09685, by peft) in place of full weights; a node is its adapter on its base's weights."""
 
     rank: Batch = 16
     """Rank of the adapters."""

@@ -1,6 +1,7 @@
 """Checkpoints merged without training: average, task arithmetic, TIES, DARE over the weights of one base.
 
-One tensor is in memory at a time. With delta_i = theta_i - theta_0 of the merged checkpoints:
+One tensor is in memory at a time. A LoRA node is merged as the weights that its adapter makes of its base, one node at a
+time in memory, and the result has full weights. With delta_i = theta_i - theta_0 of the merged checkpoints:
 
     average          mean_i theta_i
     task_arithmetic  theta_0 + scale * sum_i delta_i                                         arXiv 2212.04089
@@ -25,8 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 
+from trainorder.adapters import is_adapter_node
 from trainorder.config import MergeConfig
 from trainorder.files import writing_folder
+from trainorder.policy import Policy
 from trainorder.resume import NOTHING, Work
 from trainorder.streams import torch_stream
 
@@ -49,6 +52,22 @@ def merge_folders(
     Raises:
         ValueError: a folder holds no weights, or other tensors than the base.
     """
+    with ExitStack() as stack:
+        _merge(base, [_whole(parent, out, stack) for parent in parents], out, config, work)
+
+
+def _whole(folder: Path, out: Path, stack: ExitStack) -> Path:
+    """The folder itself, or of a LoRA node a passing copy beside `out`, its adapter added to its base's weights."""
+    if not is_adapter_node(folder):
+        return folder
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.whole.")
+    whole = Path(stack.enter_context(scratch)) / folder.name  # the name keys DARE's mask
+    Policy.load(folder).save(whole)
+    return whole
+
+
+def _merge(base: Path, parents: Sequence[Path], out: Path, config: MergeConfig, work: Work) -> None:
     _check_same_tensors(base, parents)
     cuts = [0.0] * len(parents)
     if config.method == "ties" and config.trim == "all":

@@ -5,7 +5,6 @@ transformers is imported only when a model is built or loaded; see `pretrained.i
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainorder.adapters import add_to_weights, base_of, is_adapter_node
+from trainorder.adapters import weights_hash as weights_hash
 from trainorder.config import PolicyConfig
 from trainorder.files import writing_folder
 from trainorder.pretrained import import_transformers, load_model, load_tokenizer, locate
@@ -68,6 +69,8 @@ class Policy:
     def load(cls, path: Path | str, *, weights: bool = True) -> Policy:
         """Load a Hugging Face folder, or (a `str` only) a name on the hub. safetensors only.
 
+        A LoRA node is loaded with its adapter added to the weights of its base.
+
         Code of the folder or the hub runs only where `policy.trust_remote_code` of params.yaml says so. Without
         `weights` the model has shapes alone: enough to encode, to decode and to be checked.
 
@@ -75,7 +78,10 @@ class Policy:
             ParamsError: not such a folder, weights missing or left over, or code that may not run.
         """
         folder = locate(path, weights=weights)
-        return cls(load_model(folder, weights=weights), load_tokenizer(folder))
+        model = load_model(base_of(folder), weights=weights)
+        if is_adapter_node(folder) and weights:
+            add_to_weights(model, folder)
+        return cls(model, load_tokenizer(folder))
 
     def to(self, device: str) -> Policy:
         """The same policy, its model moved in place."""
@@ -202,19 +208,6 @@ class Policy:
         """The filler behind a finished row; the end token where the tokenizer has no filler of its own."""
         pad: Any = self.tokenizer.pad_token_id
         return self.eos_id if pad is None else pad
-
-
-def weights_hash(path: Path | str) -> str:
-    """sha256 over a checkpoint's weights: model.safetensors, or its shards in the order of their names."""
-    files = sorted(Path(path).glob("model*.safetensors"))
-    if not files:
-        raise ParamsError(f"{path} holds no model.safetensors: make that checkpoint first")
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _require(value: Any, what: str) -> int:

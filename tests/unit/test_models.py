@@ -120,7 +120,7 @@ def test_sampler_and_trainer_agree_before_and_after_a_step(family: str, training
     after = sampled(learner)
     assert gap(learner, after) < 1e-4
     assert gap(learner, before) > 1e-3  # the step changed the policy
-    save(learner, Path("checkpoints/saved"))
+    save(learner, Path("checkpoints/saved"), Path(f"checkpoints/{family}"))
     loaded = Policy.load(Path("checkpoints/saved"))
     assert type(loaded.model) is type(make(family).model)
     assert gap(replace(learner, policy=loaded), after) < 1e-4
@@ -140,7 +140,7 @@ def test_adapters_leave_the_weights_alone_and_are_merged_exactly():
     assert (merged[name] != parent[name]).any()
     for other in ("model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight"):
         assert torch.equal(merged[other], parent[other])
-    save(learner, Path("checkpoints/merged"))
+    save(learner, Path("checkpoints/merged"), Path("checkpoints/Qwen2"))
     for key, weight in Policy.load(Path("checkpoints/merged")).model.state_dict().items():
         assert torch.equal(weight, merged[key]), key
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trainorder.adapters import FILES, base_of, load_adapter, save_adapter
 from trainorder.config import LoraConfig
+from trainorder.files import writing_folder
 from trainorder.reading import ParamsError
 from trainorder.streams import seed_of
 
@@ -53,6 +58,43 @@ def add_adapters(model: Any, config: LoraConfig, seed: int) -> None:
         inject_adapter_in_model(settings, model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(ADAPTER.search(f".{name}") is not None)
+
+
+def continue_adapters(model: Any, parent: Path, config: LoraConfig) -> None:
+    """Put the adapter of a LoRA node into the one that `add_adapters` made.
+
+    Raises:
+        ParamsError: it has another rank, alpha or target than `config`, or is damaged.
+    """
+    tensors, known = load_adapter(parent)
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    same = {name: p.shape for name, p in own.items()} == {n: t.shape for n, t in tensors.items()}
+    if not same or known["lora_alpha"] != config.alpha:
+        raise ParamsError(
+            f"{parent} holds an adapter of rank {known['r']} and alpha {known['lora_alpha']:g} on {len(tensors) // 2} layers, "
+            f"training.lora asks for rank {config.rank} and alpha {config.alpha:g} on {len(own) // 2}: train {parent.name} "
+            f"again, or give training.lora its settings"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+
+
+def sharing_base(model: Any) -> Any:
+    """A frozen copy of an adapted model that shares all weights but the adapters'."""
+    shared = [p for p in model.parameters() if not p.requires_grad]
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in [*shared, *model.buffers()]}
+    return copy.deepcopy(model, memo).requires_grad_(False)
+
+
+def save_node(out: Path, parent: Path, tensors: Mapping[str, Tensor], config: LoraConfig) -> None:
+    """Write a LoRA node whole: the adapter, and the small files of its parent; then rename it into place."""
+    targets = sorted({name.partition(".lora_A.")[0] for name in tensors if ".lora_A." in name})
+    with writing_folder(out) as new:
+        ignore = shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json", *FILES)
+        shutil.copytree(parent, new, ignore=ignore, dirs_exist_ok=True)
+        fields = {"r": config.rank, "lora_alpha": config.alpha, "target_modules": targets}
+        save_adapter(new, base_of(parent), tensors, fields)
 
 
 def has_adapters(model: Any) -> bool:

@@ -42,17 +42,17 @@ class Learner:
     """Where refused updates are left for replay; None: nowhere. The same on all ranks."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors that steps change, or that a piece may: weights, optimiser, frozen models."""
+        """All tensors that steps change: weights, optimiser, averages. The reference comes from the parent again."""
         found = self.backend.tensors()
-        for name, model in self.models.items():
-            found |= model_tensors(name, model)
+        if "ema" in self.models:
+            found |= model_tensors("ema", self.models["ema"])
         return found
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `tensors` took; settings stay those of this learner."""
         self.backend.restore(tensors)
-        for name, model in self.models.items():
-            restore_model(name, model, tensors)
+        if "ema" in self.models:
+            restore_model("ema", self.models["ema"], tensors)
 
     def follow(self) -> None:
         """Move the average of the weights, where a piece needs it, towards the policy as it is now. All ranks call it."""

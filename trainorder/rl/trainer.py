@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from trainorder import paths
+from trainorder.adapters import base_of, is_adapter_node
 from trainorder.config import PhaseConfig, RlConfig, RolloutConfig, TrainingConfig
 from trainorder.device import device_of
 from trainorder.policy import Policy
@@ -20,7 +21,7 @@ from trainorder.process import fail_point
 from trainorder.reading import ParamsError
 from trainorder.registries import BACKENDS, load
 from trainorder.resume import NOTHING, Work
-from trainorder.rl.adapters import add_adapters
+from trainorder.rl.adapters import add_adapters, continue_adapters, save_node, sharing_base
 from trainorder.rl.backend import Backend, holds_whole_weights
 from trainorder.rl.forward import check_forward
 from trainorder.rl.guard import under, watch
@@ -109,7 +110,7 @@ def train_phase(
             if backend.rank == 0:
                 work.save("rl", tensors, {**facts, "log": tracker.state()})
     fail_point("rl.end")
-    save(learner, out)
+    save(learner, out, parent)
     seconds = time.perf_counter() - start + work.earlier
     return {
         "steps": phase.steps,
@@ -146,15 +147,16 @@ def make_learner(
     device = device_of(training.device)
     task_set = TaskSet.load(phase.tasks, Scheduler.from_config(rl), device)
     load(BACKENDS, training.backend, "training.backend").join(device)
-    policy = Policy.load(parent).to(device)
+    continues = training.lora is not None and is_adapter_node(parent)
+    policy = Policy.load(base_of(parent) if continues else parent).to(device)
     policy.model.eval()  # no dropout: the policy that samples is the policy that is trained
     check_forward(policy.model)
-    models = {
-        name: copy.deepcopy(policy.model).requires_grad_(False) for name in sorted(method.models)
-    }
     engine = _engine(policy, rl, rollout, training)
     if training.lora is not None:
         add_adapters(policy.model, training.lora, seed)
+        if continues:
+            continue_adapters(policy.model, parent, training.lora)
+    models = {name: _frozen(name, policy, parent, training) for name in sorted(method.models)}
     if training.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable(
             {"use_reentrant": False, "context_fn": recomputing_alike(policy.model)}
@@ -172,6 +174,19 @@ def make_learner(
         seed,
         exact=rollout.backend == "torch" and training.dtype == "fp32",
     )
+
+
+def _frozen(name: str, policy: Policy, parent: Path, training: TrainingConfig) -> Any:
+    """The phase's parent, for pieces that compare with it: of adapters a copy of these on the policy's own base.
+
+    A second model only where the base is split over ranks, or where all weights change.
+    """
+    split = training.backend == "deepspeed" and training.zero_stage == 3
+    if training.lora is None:
+        return copy.deepcopy(policy.model).requires_grad_(False)
+    if name == "reference" and not split:
+        return sharing_base(policy.model)
+    return Policy.load(parent).to(policy.device.type).model.requires_grad_(False)
 
 
 def _engine(
@@ -192,12 +207,18 @@ def make_backend(model: Any, rl: RlConfig, training: TrainingConfig) -> Backend:
     return load(BACKENDS, training.backend, "training.backend")(model, rl, training)
 
 
-def save(learner: Learner, out: Path) -> None:
-    """Write the policy as an ordinary Hugging Face folder: adapters merged, parts of all ranks joined."""
-    policy = learner.whole_policy()
-    if policy is not None:
+def save(learner: Learner, out: Path, parent: Path) -> None:
+    """Write the node: the adapters alone where only they are trained, else a Hugging Face folder. All ranks call it."""
+    backend = learner.backend
+    lora = backend.training.lora
+    if lora is not None:
+        kept = backend.tensors()
+        tensors = {n.removeprefix("model/"): t for n, t in kept.items() if n.startswith("model/")}
+        if backend.rank == 0:
+            save_node(out, parent, tensors, lora)
+    elif (policy := learner.whole_policy()) is not None:
         policy.save(out)
-    learner.backend.gather(None)  # no rank goes on before it is written
+    backend.gather(None)  # no rank goes on before it is written
 
 
 def _drop_dropout(model: Any) -> None:
