@@ -35,6 +35,8 @@ class Project:
     root: Path
     settings: Mapping[str, str] = field(default_factory=dict)
     """Environment variables besides a user's own."""
+    prefix: tuple[str, ...] = ()
+    """What starts every command."""
 
     def run(self, *command: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command in the project; by default it must succeed."""
@@ -42,7 +44,12 @@ class Project:
             done = run_forked(self, command[2], command[3:])
         else:
             done = subprocess.run(
-                command, cwd=self.root, env=self.env, text=True, capture_output=True, check=False
+                (*self.prefix, *command),
+                cwd=self.root,
+                env=self.env,
+                text=True,
+                capture_output=True,
+                check=False,
             )
         assert not ok or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done
@@ -76,7 +83,10 @@ def run_forked(
     project: Project, module: str, arguments: Sequence[str]
 ) -> subprocess.CompletedProcess[str]:
     """`python -m MODULE ARGUMENTS` in a child of the warm process, which has what dvc and stages import."""
-    request = {"module": module, "argv": arguments, "cwd": str(project.root), "env": project.env}
+    env = project.env
+    if module.startswith("stages."):  # or it would ask for another child
+        del env[VARIABLE]
+    request = {"module": module, "argv": arguments, "cwd": str(project.root), "env": env}
     text = json.dumps(request).encode()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

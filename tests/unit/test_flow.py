@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -16,8 +17,10 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+import ordinary_user
 import pytest
 from conftest import Project, make_project, make_toy_project
 from order_worlds import World
@@ -163,6 +166,23 @@ def toy_project(root: Path) -> Project:
     return project
 
 
+def in_odd_surroundings(project: Project, folder: Path) -> Project:
+    """The project for a user without a name who can write nowhere else: no git, ASCII, private files, no stdin."""
+    shutil.rmtree(project.root / ".git")
+    (project.root / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
+    programs, scratch = folder / "bin", folder / "t m#p"
+    programs.mkdir()
+    (programs / "sh").symlink_to("/bin/sh")
+    scratch.mkdir()
+    scratch.chmod(0o777)
+    start = [sys.executable, ordinary_user.__file__, "34567", str(programs), str(scratch), "--"]
+    shell = ["/bin/sh", "-c", 'umask 077; exec "$@" <&-', "sh"]
+    unnamed = dict.fromkeys(("USER", "LOGNAME", "LNAME", "USERNAME"), "")
+    places = {"HOME": "/proc/nohome", "TMPDIR": str(scratch), "PATH": str(programs)}
+    settings = {"LC_ALL": "C", "LANG": "C", **unnamed, **places}
+    return replace(project, settings=settings, prefix=(*start, *shell))
+
+
 def flow(project: Project, *, ok: bool = True) -> subprocess.CompletedProcess[str]:
     return project.run(sys.executable, "-m", "flows.pipeline", ok=ok)
 
@@ -198,9 +218,10 @@ def processes(project: Project) -> list[str]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A toy project in which the flow ran once."""
-    project = toy_project(tmp_path_factory.mktemp("flow").resolve() / "project")
-    done = flow(project)
+    """A toy project in which the flow ran once, where every surrounding is odd."""
+    folder = tmp_path_factory.mktemp("flow").resolve()
+    project = toy_project(folder / "pro ject#?%41'ä")
+    done = in_odd_surroundings(project, folder).cli("run")
     (project.root / "first_run.txt").write_text(done.stdout)
     return project
 

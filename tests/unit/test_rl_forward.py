@@ -12,7 +12,7 @@ from rl_small import exact, make_roll, pad_more, tiny_llama
 
 from trainorder import likelihood, llama, prefix
 from trainorder.rl import forward as forward_module
-from trainorder.rl.forward import check_forward, forward, micro_batches, shares_prompts
+from trainorder.rl.forward import check_forward, check_head, forward, micro_batches, shares_prompts
 from trainorder.rl.types import Roll
 
 
@@ -203,6 +203,18 @@ def test_a_head_that_is_more_than_a_matrix_is_refused():
         ValueError, match=r"LlamaForCausalLM computes its logits in a way .* does not know"
     ):
         check_forward(model)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "GPT2", "GPTNeoX", "Granite", "Gemma2", "Cohere"])
+def test_heads_are_known_without_weights(kind):
+    model = random_model(kind).to("meta")
+    check_head(model)
+    assert model.get_output_embeddings().weight.device.type == "meta"
+    model.register_forward_hook(
+        lambda m, i, out: type(out)(**{**out, "logits": out.logits + torch.arange(8.0)})
+    )
+    with pytest.raises(ValueError, match=f"{kind}.* computes its logits in a way"):
+        check_head(model)
 
 
 def padded_tokens(roll: Roll) -> int:

@@ -73,6 +73,7 @@ def check(params: Params) -> None:
         _check_vocabulary(policy, where)
         _check_template(policy, where)
         _check_saving(policy, where)
+        _check_head(policy, where)
         prompts = {
             name: _longest_prompt(policy, where, name, sample) for name, sample in samples.items()
         }
@@ -195,6 +196,16 @@ def _check_saving(policy: Policy, where: str) -> None:
                     f"{where}: the tokenizer encodes otherwise after saving and loading: save it once with "
                     f"save_pretrained of transformers {_transformers_version()} and use that"
                 )
+
+
+def _check_head(policy: Policy, where: str) -> None:
+    """Training computes the logits itself, from the states behind the last norm."""
+    from trainorder.rl.forward import check_head
+
+    try:
+        check_head(policy.model)
+    except ValueError as error:
+        raise ParamsError(f"{where}: {error}") from None
 
 
 def _transformers_version() -> str:

@@ -267,12 +267,45 @@ def check_forward(model: Any) -> None:
         ids = torch.arange(4, device=model.get_input_embeddings().weight.device)[None]
         ours = _logits(model, _backbone(model)(input_ids=ids, use_cache=False)[0])
         theirs = model(input_ids=ids, use_cache=False).logits.to(ours.dtype)
+    _check_equal(model, ours, theirs)
+    shares_prefixes(model, 1)  # tried now, while all weights are in this process
+
+
+def check_head(model: Any) -> None:
+    """`check_forward` for a model without weights: the same scalings over made-up states and a head of a few tokens.
+
+    A model whose forward needs more weights than those of its backbone and head is not judged.
+
+    Raises:
+        ValueError: as `check_forward`.
+    """
+    from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+    backbone, head = _backbone(model), model.get_output_embeddings()
+    few, width = torch.nn.Linear(head.weight.shape[1], 8), head.weight.shape[1]
+    states: Any = 10 * torch.randn(1, 4, width, generator=torch.Generator().manual_seed(0))
+    backbone.forward = lambda *_, **__: BaseModelOutputWithPastAndCrossAttentions(
+        last_hidden_state=states
+    )
+    model.set_output_embeddings(few)
+    try:
+        with torch.no_grad():
+            theirs = model(input_ids=torch.arange(4)[None], use_cache=False).logits
+            ours = _logits(model, states)
+    except (RuntimeError, AttributeError):  # a tensor without values, another kind of output
+        return
+    finally:
+        model.set_output_embeddings(head)
+        del backbone.forward
+    _check_equal(model, ours, theirs.to(ours.dtype))
+
+
+def _check_equal(model: Any, ours: Tensor, theirs: Tensor) -> None:
     if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
         raise ValueError(
             f"{type(model).__name__} computes its logits in a way trainorder/rl/forward.py "
             f"does not know (off by {(ours - theirs).abs().max():.2g}): teach `_logits` its head"
         )
-    shares_prefixes(model, 1)  # tried now, while all weights are in this process
 
 
 @dataclass(frozen=True)
