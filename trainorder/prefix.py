@@ -97,6 +97,7 @@ class Layout:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of flat tokens, [head, token, size] each, q scaled: a token sees its prompt, and its row up to itself."""
+        k, v = (_for_heads(x, len(q)) for x in (k, v))
         cut, heads, size = len(self.prompt_place), q.shape[0], q.shape[2]
         g, s, p, t = self.groups, self.rows, self.width, self.length
         qp, kp, vp = (_pad(x[:, :cut], self.prompt_place, (g, p)) for x in (q, k, v))
@@ -106,11 +107,13 @@ class Layout:
         past = torch.ones(t, t, dtype=torch.bool, device=q.device).tril()
         if _way == "sdpa" or heads * g * s * t * (p + t) > MAX_SCORES:
             keys, values = (
-                torch.cat([whole[:, :, None].expand(-1, -1, s, -1, -1), own], -2)
+                torch.cat([whole[:, :, None].expand(-1, -1, s, -1, -1), own], -2).flatten(1, 2)
                 for whole, own in ((kp, kr), (vp, vr))
             )
-            mask = torch.cat([seen.expand(g, t, p), past.expand(g, t, t)], -1)[:, None]
-            mixed = F.scaled_dot_product_attention(qr, keys, values, mask, scale=1.0)
+            mask = torch.cat([seen.expand(g, t, p), past.expand(g, t, t)], -1)
+            mask = mask.repeat_interleave(s, 0)[None]
+            # four dimensions: of five torch takes the slow path, which holds all scores
+            mixed = F.scaled_dot_product_attention(qr.flatten(1, 2), keys, values, mask, scale=1.0)
         else:
             before = (qr.reshape(heads, g, s * t, size) @ kp.mT).masked_fill(~seen, -torch.inf)
             own = (qr @ kr.mT).masked_fill(~past, -torch.inf)
@@ -122,6 +125,12 @@ class Layout:
             mixed.reshape(heads, -1, size)[:, self.row_place],
         )
         return torch.cat(flat, 1)
+
+
+def _for_heads(x: Float[Tensor, "kv_head ..."], heads: int) -> Float[Tensor, "head ..."]:
+    """Keys or values once for each query head that shares them."""
+    repeats = heads // len(x)
+    return x.repeat_interleave(repeats, 0) if repeats > 1 else x
 
 
 def use_way(way: str) -> None:
@@ -151,7 +160,10 @@ def _pad(x: Float[Tensor, "head token size"], place: Tensor, shape: tuple[int, .
 
 
 class PrefixCache:
-    """Keys and values while decoding: one copy per prompt, and a static cache for the rows behind it."""
+    """Keys and values while decoding: one copy per prompt, and a static cache for the rows behind it.
+
+    Query heads that share keys and values share their copy too; they meet it side by side in one product.
+    """
 
     def __init__(self, real: Bool[Tensor, "prompt position"], samples: int, capacity: int) -> None:
         self.real, self.samples, self.capacity = real, samples, capacity
@@ -175,7 +187,7 @@ class PrefixCache:
         self._seat(self.prompt[rows])
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """While reading prompts [head, prompt * position, size], afterwards [head, row, size]; q scaled."""
+        """While reading prompts [head, prompt * position, size], afterwards [head, row, size]; q scaled, k and v by kv head."""
         return (self._step if self.decoding else self._read)(layer, q, k, v)
 
     def _read(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -186,27 +198,38 @@ class PrefixCache:
         seen = (self.real[:, None, :] & causal) | torch.eye(
             width, dtype=torch.bool, device=q.device
         )
-        out = F.scaled_dot_product_attention(q, k, v, seen, scale=1.0)
-        return out.flatten(1, 2)
+        k, v = (_for_heads(x, len(q)) for x in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, seen, scale=1.0).flatten(1, 2)
 
     def _step(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         heads, rows, size = q.shape
+        shared, prompts = len(k), len(self.real)
         if layer not in self.own:
-            shape = (heads, rows, self.capacity, size)
+            shape = (shared, rows, self.capacity, size)
             self.own[layer] = k.new_empty(shape), v.new_empty(shape)
         keys, values = self.own[layer]
         keys[:, :, self.filled], values[:, :, self.filled] = k, v
         keys, values = keys[:, :, : self.filled + 1], values[:, :, : self.filled + 1]
         prompt_keys, prompt_values = self.prefix[layer]
-        seated = _pad(q, self.seat, (len(self.real), self.seats))
-        before = (seated @ prompt_keys.mT).masked_fill(~self.real[:, None, :], -torch.inf)
-        before = before.flatten(1, 2)[:, self.seat]
-        own = (keys @ q[..., None])[..., 0]
-        both = _softmax(torch.cat([before, own], -1))
+
+        def with_prompts(x: Tensor, other: Tensor) -> Tensor:
+            """The product of each row with what its prompt holds, [head, row, in] -> [head, row, out]."""
+            seated = _pad(x, self.seat, (prompts, self.seats)).unflatten(0, (shared, -1))
+            product = seated.transpose(1, 2).flatten(2, 3) @ other
+            product = product.unflatten(2, (-1, self.seats)).transpose(1, 2)
+            return product.reshape(heads, prompts * self.seats, -1)[:, self.seat]
+
+        def with_own(x: Tensor, other: Tensor) -> Tensor:
+            """The product of each row with what itself holds."""
+            product = x.unflatten(0, (shared, -1)).transpose(1, 2) @ other
+            return product.transpose(1, 2).reshape(heads, rows, -1)
+
+        seen = self.real[self.prompt]
+        before = with_prompts(q, prompt_keys.mT).masked_fill(~seen, -torch.inf)
+        both = _softmax(torch.cat([before, with_own(q, keys.mT)], -1))
         width = before.shape[-1]
-        weights = _pad(both[..., :width], self.seat, (len(self.real), self.seats))
-        mixed = (weights @ prompt_values).flatten(1, 2)[:, self.seat]
-        return mixed + (both[..., None, width:] @ values)[..., 0, :]
+        mixed = with_prompts(both[..., :width], prompt_values)
+        return mixed + with_own(both[..., width:], values)
 
     def _seat(self, prompt: Int[Tensor, " row"]) -> None:
         """Give each row a place among the rows of its prompt, which lie side by side."""
@@ -235,8 +258,6 @@ def attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     batch, heads = query.shape[:2]
     q, k, v = (x.transpose(0, 1).flatten(1, 2) for x in (query * scale, key, value))
-    if (repeats := heads // key.shape[1]) > 1:
-        k, v = (x.repeat_interleave(repeats, 0) for x in (k, v))
     out = layout.attend(module.layer_idx, q, k, v)
     return out.view(heads, batch, query.shape[2], -1).permute(1, 2, 0, 3), None
 

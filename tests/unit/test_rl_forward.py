@@ -9,10 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rl_small import exact, make_roll, pad_more, tiny_llama
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainorder import likelihood, llama, prefix
 from trainorder.rl import forward as forward_module
-from trainorder.rl.forward import check_forward, check_head, forward, micro_batches, shares_prompts
+from trainorder.rl.forward import (
+    _chunk_entries,
+    check_forward,
+    check_head,
+    forward,
+    micro_batches,
+    shares_prompts,
+)
 from trainorder.rl.types import Roll
 
 
@@ -130,6 +138,39 @@ def test_grouped_queries_take_the_kernels_and_agree():
     theirs = gradients(model.double(), roll, [list(range(6))])
     for our, their in zip(ours, theirs, strict=True):
         torch.testing.assert_close(our.double(), their, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_rows_attend_by_a_fused_kernel_that_holds_no_scores(monkeypatch, kv_heads):
+    monkeypatch.setattr(prefix, "_way", "sdpa")
+    layout = prefix.Layout.of([3, 2], [2, 1, 2], [0, 0, 1])
+    noise = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(n, 10, 8, generator=noise) for n in (4, kv_heads, kv_heads))
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):  # no other kernel is allowed
+        fused = layout.attend(0, q, k, v)
+    monkeypatch.setattr(prefix, "_way", "products")
+    torch.testing.assert_close(fused, layout.attend(0, q, k, v))
+
+
+def test_query_heads_that_share_keys_share_their_cache():
+    real, noise = torch.ones(2, 3, dtype=torch.bool), torch.Generator().manual_seed(0)
+    grouped, plain = prefix.PrefixCache(real, 2, 4), prefix.PrefixCache(real, 2, 4)
+    for step, tokens in enumerate((6, 4, 4)):
+        q, k, v = (torch.randn(n, tokens, 8, generator=noise) for n in (4, 2, 2))
+        repeated = (x.repeat_interleave(2, 0) for x in (k, v))
+        both = grouped.attend(0, q, k, v), plain.attend(0, q, *repeated)
+        torch.testing.assert_close(*both)
+        for cache in (grouped, plain):
+            cache.advance() if step else cache.start_rows()
+    assert [t.shape[0] for t in (*grouped.prefix[0], *grouped.own[0])] == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("vocabulary", "tokens"), [(23, 91180), (49152, 256), (151936, 256)])
+def test_a_large_vocabulary_is_not_worked_a_few_tokens_at_a_time(vocabulary, tokens):
+    with torch.device("meta"):
+        model = tiny_llama(vocabulary)
+    chunk = _chunk_entries(model, torch.device("cpu"))
+    assert chunk // vocabulary == tokens
 
 
 def test_the_head_never_sees_more_than_a_chunk():
