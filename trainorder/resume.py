@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 KEPT = 2
 """Checkpoints of one loop that are kept: the newest, and the one before in case it is damaged."""
+MOST_TIME = 0.02
+"""Share of a stage's time that saving may take."""
 PATIENCE = "TRAINORDER_PATIENCE", "60"
 """Environment variable and default: seconds a stage waits for another process that makes the same node."""
 TENSORS, STATE = "tensors.safetensors", "state.json"
@@ -59,15 +61,21 @@ class Work:
         """Seconds that attempts before this one spent on what was loaded."""
         self._start = time.monotonic()
         self._last: dict[str, float] = {}
+        self._cost: dict[str, float] = {}
         self._parts: dict[str, Saved] = {}
         self._lock = threading.Lock()
 
     def due(self, name: str) -> bool:
-        """Whether `seconds` of work were done since `name` was saved, loaded or first asked about."""
+        """Whether enough work was done since `name` was saved, loaded or first asked about.
+
+        Enough are `seconds`, or as many more as keep saving at MOST_TIME of the time, measured when it was saved last; with
+        `seconds` 0 every step is enough.
+        """
         if self.folder is None:
             return False
         now = time.monotonic()
-        return now - self._last.setdefault(name, now) >= self.seconds
+        least = self._cost.get(name, 0.0) / MOST_TIME if self.seconds else 0.0
+        return now - self._last.setdefault(name, now) >= max(self.seconds, least)
 
     def save(self, name: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write a checkpoint of `name` whole, then drop all but the newest KEPT.
@@ -80,6 +88,7 @@ class Work:
             return
         from safetensors.torch import save_file
 
+        start = time.monotonic()
         if not _is_plain(state):
             raise ValueError(f"the state of {name} does not survive JSON: {state!r:.200}")
         text = json.dumps(state)
@@ -97,6 +106,7 @@ class Work:
         for number in old[: max(0, len(old) - KEPT + 1)]:
             shutil.rmtree(self.folder / name / f"{number:06d}", ignore_errors=True)
         self._last[name] = time.monotonic()
+        self._cost[name] = self._last[name] - start
 
     def latest(self, name: str) -> Saved | None:
         """The newest whole checkpoint of `name`, its tensors in fresh memory on the CPU."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from pathlib import Path
 
@@ -53,6 +54,20 @@ def test_two_checkpoints_are_kept_and_nothing_is_due_too_early(tmp_path: Path):
     assert work.due("loop")
     assert not Work(tmp_path, 1000).due("loop")
     assert not Work(None, 0).due("loop")
+
+
+def test_saving_takes_a_fiftieth_of_the_time_at_most(tmp_path: Path):
+    # what a checkpoint costs is measured while it is saved: 1 MiB here
+    work = Work(tmp_path, 1e-4)
+    big = {"w": torch.zeros(1 << 18)}
+    start = time.monotonic()
+    work.save("loop", big, {})
+    cost = time.monotonic() - start
+    time.sleep(cost)
+    assert not work.due("loop")  # on 1e-4 seconds alone it would be
+    assert Work(tmp_path, 0).due("loop")  # 0: after every step, whatever it costs
+    time.sleep(52 * cost)
+    assert work.due("loop")
 
 
 def test_all_checkpoints_damaged_means_from_the_beginning(tmp_path: Path):
