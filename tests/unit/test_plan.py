@@ -558,6 +558,12 @@ def test_what_cannot_work_is_refused_at_once(name: str):
     assert cost(lambda: refusal(**changes), turns=2) < 100 * cost(lambda: check(params()))
 
 
+def test_a_folder_with_a_gguf_file_alone_is_refused_with_what_to_do(tmp_path: Path):
+    (tmp_path / "small.Q4_1.gguf").touch()
+    said = refusal(policy={"path": str(tmp_path)})
+    assert "(small.Q4_1.gguf is not read here: save that model with transformers)" in said
+
+
 def test_the_longest_allowed_name_fits_every_file_made_of_it(tmp_path: Path):
     phases = {("a" * 63)[:n]: {"kind": "structured", "tasks": {"math": 1}, "steps": 2} for n in (59, 60, 61)}  # fmt: skip
     fits = params(phases=phases, orders={"one": list(phases)}, merges={})

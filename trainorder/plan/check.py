@@ -126,8 +126,10 @@ def _check_model_path(path: str) -> None:
     if kind == "folder" and found_at(Path(path) / "config.json") == "file":
         return
     if kind == "folder":
+        gguf = next((file.name for file in sorted(Path(path).glob("*.gguf"))), "")
+        why = f" ({gguf} is not read here: save that model with transformers)" if gguf else ""
         raise ParamsError(
-            f"policy.path: the folder {path} holds no config.json; name a Hugging Face model folder"
+            f"policy.path: the folder {path} holds no config.json{why}; name a Hugging Face model folder"
         )
     if kind or not HUB_NAME.fullmatch(path):
         what = (
