@@ -22,10 +22,9 @@ import numpy as np
 from jaxtyping import Float
 
 from trainorder.config import MeasureConfig
-from trainorder.measure.compare import Pairs
 from trainorder.measure.design import Design
 from trainorder.measure.evidence import Evidence
-from trainorder.measure.ranking import against_best, ranked, winner
+from trainorder.measure.ranking import paired, ranked, winner
 from trainorder.measure.recommendation import from_base, judged
 from trainorder.measure.scores import SPLITS, Scores
 from trainorder.metrics import statistics
@@ -170,16 +169,6 @@ def _evaluate(
     return values
 
 
-def compared(evidence: Evidence) -> str:
-    """The verdict of `trainorder compare o0 o1` (the first order against its reverse)."""
-    design = evidence.design
-    a, b = (design.position(name, len(design.order_phases[name])) for name in ("o0", "o1"))
-    columns = list(range(len(evidence.tasks)))
-    pairs = Pairs(evidence.scores["test"], design.seeds, evidence.seed_draws, evidence.config.level)
-    row = pairs.row(a, b, columns)
-    return statistics.verdict(bool(row["differs"]), len(design.seeds))
-
-
 def run(world: Planted, count: int, *, first: int = 0) -> dict[str, Any]:
     """Shares over `count` experiments: how often each command claims something, and how often it is right.
 
@@ -195,25 +184,25 @@ def run(world: Planted, count: int, *, first: int = 0) -> dict[str, Any]:
 def _judged(world: Planted, one: Experiment) -> dict[str, float]:
     evidence, top = one.evidence, float(one.values.max())
     judgement = judged(evidence, from_base(evidence), "additive")
-    found, order = judgement.found, judgement.found.order
+    order = judgement.found.order
     arms, finals = ranked(evidence)
-    behind = against_best(evidence, arms, finals)
-    won = winner(evidence, arms, behind)
+    pairs = paired(evidence, arms, finals)
+    won = winner(evidence, arms, pairs)
     truth = {f"o{i}": one.value(chain) for i, chain in enumerate(world.chains)}
     best_of_run = max(truth.values())
     tied = {name for name, value in truth.items() if value > best_of_run - 1e-9}
     covered = [
-        interval.low <= truth[name] - truth[won["best"]] <= interval.high
-        for name, interval in behind.items()
-        if name in truth and won["best"] in truth
+        found.low <= truth[a] - truth[b] <= found.high
+        for (a, b), found in pairs.items()
+        if a in truth and b in truth
     ]
-    verdict = compared(evidence)
+    verdict = statistics.verdict(pairs["o0", "o1"].excludes(), world.seeds)
     return {
         "stands out": judgement.verdict != statistics.Verdict.OPEN,
         "identified": statistics.identified(judgement.verdict),
         "recommended order is best": one.value(order) > top - 1e-9,
-        "P(optimal)": found.p_optimal,
-        "regret": found.regret,
+        "P(optimal)": judgement.found.p_optimal,
+        "regret": judgement.found.regret,
         "true regret": top - one.value(order),
         "compare: not open": verdict != statistics.Verdict.OPEN,
         "compare: settled": statistics.identified(verdict),
@@ -221,7 +210,7 @@ def _judged(world: Planted, one: Experiment) -> dict[str, float]:
         "winner: not open": won["verdict"] != statistics.Verdict.OPEN,
         "set misses a best arm": not tied <= set(won["candidates"]),
         "set holds the base": "base" in won["candidates"],
-        "minus best: all covered": all(covered),
+        "all differences covered": all(covered),
     }
 
 
@@ -265,7 +254,7 @@ COLUMNS = {
     "true regret": "true",
     "winner: not open": "winner",
     "set misses a best arm": "missed",
-    "minus best: all covered": "cover",
+    "all differences covered": "cover",
     "compare: not open": "compare",
 }
 """Key of `run` -> its heading."""

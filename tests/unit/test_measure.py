@@ -1,5 +1,6 @@
 """From long tables with a known truth to reports/bwt.json."""
 
+import html
 import json
 import math
 import subprocess
@@ -10,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from order_worlds import HARMFUL, SINGLE, World, default_world, every_order
+from order_worlds import HARMFUL, SINGLE, Varied, World, default_world, every_order
 
 from trainorder import report
 from trainorder.config import MeasureConfig
 from trainorder.measure import from_plan, measure, to_json
+from trainorder.measure.compare import compare
 from trainorder.reading import ParamsError
-from trainorder.report import words
+from trainorder.report import console, words
 
 MERGES = ("average", "arithmetic", "ties", "dare")
 CONFIG = MeasureConfig(bootstrap=300)
@@ -128,6 +130,58 @@ def test_a_task_is_judged_with_an_endpoint_too_and_without_a_hidden_taste(metric
     assert (parts["hidden_taste"] is None) == (metric == "gold")
     assert parts["verified"] is not None
     assert parts["judged"] is not None
+
+
+@pytest.mark.parametrize(("key", "strength"), [(0, 0.0), (1, 0.3), (2, 0.5), (3, 1.0)])
+def test_page_terminal_artifact_and_compare_say_the_same_of_every_two_arms(
+    key, strength, tmp_path, monkeypatch
+):
+    # effects from none to clear: some pairs are separated alone but not among all arms
+    effects = {p: {t: strength * x for t, x in row.items()} for p, row in HARMFUL.items()}
+    world = default_world(
+        merges=("ties",), effects=effects, problems=48, seeds=(0, 1, 2), drift=0.01, key=key
+    )
+    found = run(world)
+    Varied(world, {}).write(tmp_path)
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "bwt.json").write_text(to_json(found))
+    monkeypatch.chdir(tmp_path)
+    designs = from_plan(world.plan())
+    winner, said = found["winner"], words.summary(found)
+    assert words.verdict(found) in said  # terminal and Prefect's artifact
+    page = html.unescape(report.render(found))
+    assert words.headline(found) in page
+    for row in found["ranking"]:
+        if row["arm"] == winner["best"]:
+            continue
+        compared = compare(designs, winner["best"], row["arm"], CONFIG)
+        assert compared["variants"]["default"]["ranked"]
+        assert (compared["verdict"] == "open") == (row["arm"] in winner["candidates"])
+        text = console.verdict(compared).split("\n")[0]
+        if row["arm"] == winner["lead"]["over"] and compared["verdict"] == winner["verdict"]:
+            assert text in said
+            assert text in page
+    a, b = "structured_first", "reverse"
+    between = compare(designs, a, b, CONFIG)["variants"]["default"]
+    assert between["mean"]["difference"] == found["differences"][a][b]
+    assert "holds for all 7 arms at once, as in the ranking" in between["note"]
+    dev = compare(designs, a, b, CONFIG, split="dev")["variants"]["default"]
+    assert not dev["ranked"]
+    assert "of this pair alone" in dev["note"]
+
+
+def test_compare_takes_no_interval_from_a_ranking_of_other_scores(tmp_path, monkeypatch):
+    world = default_world(merges=(), problems=24)
+    Varied(world, {}).write(tmp_path)
+    (tmp_path / "reports").mkdir()
+    bwt = tmp_path / "reports" / "bwt.json"
+    monkeypatch.chdir(tmp_path)
+    designs = from_plan(world.plan())
+    for other, config in ((replace(world, key=1), CONFIG), (world, MeasureConfig(bootstrap=200))):
+        bwt.write_text(to_json(run(other, config=config)))
+        found = compare(designs, "structured_first", "reverse", CONFIG)["variants"]["default"]
+        assert not found["ranked"]
+        assert found["mean"]["p"] is not None
 
 
 def test_scores_by_the_judge_that_gave_the_rewards_are_named():

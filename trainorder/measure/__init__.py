@@ -50,11 +50,13 @@ undefined. Scores are the metric `score`; a number is of the test split unless i
                      null
 
 `verdict` is `settled` (holds over problems and training runs), `on these problems only` (one seed) or `open`; only
-`settled` identifies something. Differences from the best arm hold for all arms at once, since the best was selected.
+`settled` identifies something. Intervals of differences between arms hold for all pairs of arms at once, since one looks
+at all of them and picks the best; `trainorder compare` shows the same ones.
 `parts` split a difference: {verified, judged, hidden_taste: I or null, judged_only}, or null without judged tasks.
 
 A recommended order's intervals and probabilities hold the noise of problems and seeds and the model's own error: how far
-the measured orders spread around their predictions, beyond that noise (trainorder/order/confidence.py).
+the measured orders spread around their predictions, beyond that noise (trainorder/order/misfit.py). They agree with what
+those orders were measured to score.
 Entropy along an order is `along.entropy_own` and `along.entropy_fixed`; over-optimisation of a judge is `along.score`
 (evaluation judge) and `along.gold` falling while `along.reward_judge` rises.
 
@@ -78,7 +80,7 @@ from trainorder.measure.assumptions import assumptions
 from trainorder.measure.design import Design, from_plan
 from trainorder.measure.evidence import Evidence, gather, mean_metrics
 from trainorder.measure.prediction import prediction
-from trainorder.measure.ranking import against_best, differences, ranked, ranking, winner
+from trainorder.measure.ranking import differences, paired, ranked, ranking, winner
 from trainorder.measure.recommendation import recommended, two_stage
 from trainorder.measure.retention import orders
 from trainorder.measure.scores import SPLITS
@@ -118,15 +120,15 @@ def measure(
 def _document(evidence: Evidence, variant: str) -> dict[str, Any]:
     design = evidence.design
     arms, finals = ranked(evidence)
-    behind = against_best(evidence, arms, finals)
+    pairs = paired(evidence, arms, finals)
     return {
         "variant": variant,
         **_setting(evidence),
         "base": _node_metrics(evidence, design.bases),
         "singles": {p: _node_metrics(evidence, nodes) for p, nodes in design.singles.items()},
-        "ranking": [{**row, "variant": variant} for row in ranking(evidence, arms, finals, behind)],
-        "differences": differences(evidence, finals, behind),
-        "winner": winner(evidence, arms, behind),
+        "ranking": [{**row, "variant": variant} for row in ranking(evidence, arms, finals, pairs)],
+        "differences": differences(evidence, finals, pairs),
+        "winner": winner(evidence, arms, pairs),
         "orders": orders(evidence),
         "transfer": transfer_views(evidence),
         "recommended": recommended(evidence),

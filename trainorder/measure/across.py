@@ -88,7 +88,7 @@ def _pair(documents: Mapping[str, Mapping[str, Any]], a: str, b: str) -> dict[st
         difference = document["differences"].get(a, {}).get(b)
         if difference is None:
             return None
-        separated = difference["low"] > 0 or difference["high"] < 0
+        separated = statistics.excludes_0(difference)
         verdict = statistics.verdict(separated, len(document["seeds"])).value
         found[variant] = {"difference": difference, "verdict": verdict}
     entries = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from trainorder import paths
+from trainorder import paths, results
 from trainorder.config import MeasureConfig
 from trainorder.measure.across import combined, survives
 from trainorder.measure.design import Arm, BySeed, Design
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Array = np.ndarray
+Differences = Mapping[str, Mapping[str, Any]]
+"""Arm -> other arm -> first minus second, an interval as JSON."""
 MEAN = "mean"
 BY_JUDGE = (SCORE, "greedy", "pass_at_k", REWARD_JUDGE)
 """Metrics that are a judge's on judged tasks."""
@@ -49,19 +51,24 @@ def compare(
     """Everything about A minus B; reads the evaluations of their checkpoints only.
 
     An arm is an order, a merge, `base`, or a phase (trained alone from the base). Within a variant, `mean` is the main
-    question, the mean over the trained tasks. Its verdict (trainorder/metrics/statistics.py::verdict) is that of this
-    pair alone; the ranking's intervals are wider, since there the best of all arms was selected. Single tasks differ
-    with Holm's correction over them. Positions only describe: they carry intervals and no verdict.
+    question, the mean over the trained tasks. Of two arms that reports/bwt.json ranks by these scores it has the
+    ranking's interval, which holds for all arms at once, so that both say the same; else that of this pair alone.
+    Single tasks differ with Holm's correction over them. Positions only describe: they carry intervals and no verdict.
 
-    `variants` maps each variant to {mean, parts, same_judge, tasks, positions, verdict, note, seeds}; a row is {a, b, difference,
-    p, differs}. `verdict` is that of all variants: the weakest, `open` where signs differ.
+    `variants` maps each variant to {mean, parts, same_judge, tasks, positions, verdict, ranked, note, seeds}; a row is
+    {a, b, difference, p, differs}; `ranked` is whether the interval is the ranking's, and `p` is null there. `verdict` is
+    that of all variants: the weakest, `open` where signs differ.
 
     Raises:
         ParamsError: no such arm, metric, or evaluation; says which there are.
     """
     if a == b:
         raise ParamsError(f"{a} is compared with itself: name two arms")
-    found = {v: _variant(design, a, b, config, metric, split) for v, design in designs.items()}
+    bwt = results.load() if paths.BWT.is_file() and (metric, split) == (SCORE, "test") else None
+    found = {
+        v: _variant(design, a, b, config, metric, split, _ranking(bwt, v, config))
+        for v, design in designs.items()
+    }
     verdicts = {
         v: {"value": f[MEAN]["difference"]["value"], "verdict": f["verdict"]}
         for v, f in found.items()
@@ -84,8 +91,23 @@ def arms_of(design: Design) -> dict[str, Arm]:
     return {arm.name: arm for arm in [*singles, *design.arms()]}
 
 
+def _ranking(bwt: Mapping[str, Any] | None, variant: str, config: MeasureConfig) -> Differences:
+    """The ranking's differences between arms under a variant; empty where it was measured with other settings."""
+    settings = {"bootstrap": config.bootstrap, "level": config.level, "seed": config.seed}
+    if bwt is None or bwt["settings"] != settings:
+        return {}
+    found = bwt if variant == bwt["variant"] else bwt["variants"].get(variant, {})
+    return found.get("differences", {})
+
+
 def _variant(
-    design: Design, a: str, b: str, config: MeasureConfig, metric: str, split: str
+    design: Design,
+    a: str,
+    b: str,
+    config: MeasureConfig,
+    metric: str,
+    split: str,
+    ranking: Differences,
 ) -> dict[str, Any]:
     arms = arms_of(design)
     for name in (a, b):
@@ -112,6 +134,10 @@ def _variant(
     trained = [i for i, t in enumerate(tasks) if t in design.trained] or list(range(len(tasks)))
     rows = {task: pairs.row(first.final, second.final, [i]) for i, task in enumerate(tasks)}
     mean = pairs.row(first.final, second.final, trained)
+    ranked: Mapping[str, Any] = ranking.get(a, {}).get(b, {})
+    is_ranked = bool(ranked) and _same(ranked["seeds"], mean["difference"]["seeds"])
+    if is_ranked:
+        mean |= {"difference": ranked, "p": None, "differs": statistics.excludes_0(ranked)}
     adjusted = statistics.holm({task: row["p"] for task, row in rows.items()})
     for task, row in rows.items():
         row["p_holm"] = adjusted[task]
@@ -144,7 +170,10 @@ def _variant(
         if metric in BY_JUDGE
         else [],
         "verdict": statistics.verdict(mean["differs"], len(design.seeds)).value,
-        "note": pairs.note(first.final == second.final, mean["differs"]),
+        "ranked": is_ranked,
+        "note": pairs.note(
+            first.final == second.final, mean["differs"], len(ranking) if is_ranked else 0
+        ),
     }
 
 
@@ -182,8 +211,18 @@ class Pairs:
         found = statistics.intervals(values, self.draws, level=self.level)
         return [as_json(one, self.seeds) for one in found]
 
-    def note(self, same: bool, differs: bool) -> str:
-        """What the intervals cover and what that leaves open, in a sentence."""
+    def note(self, same: bool, differs: bool, ranked: int) -> str:
+        """What the intervals cover and what that leaves open; `ranked` arms were compared at once, 0 for this pair alone."""
+        text = self._covers(same, differs)
+        if same:
+            return text
+        if ranked > 2:
+            return (
+                f"{text}; that of the mean holds for all {ranked} arms at once, as in the ranking"
+            )
+        return text if ranked else f"{text}; that of the mean is of this pair alone"
+
+    def _covers(self, same: bool, differs: bool) -> str:
         count = len(self.seeds)
         if same:
             return "both arms end in the same checkpoint"
@@ -209,6 +248,11 @@ def _parts(
     gold = gold_scores(table, split, names, tasks, config)
     verified = tuple(i for i in trained if i not in judged)
     return Parts(pairs.scores, verified, judged, gold, pairs.intervals)
+
+
+def _same(ranked: Mapping[str, float], found: Mapping[str, float]) -> bool:
+    """Whether the ranking is of the same scores, up to the digits that it is written with."""
+    return ranked.keys() == found.keys() and all(abs(ranked[s] - found[s]) < 2e-6 for s in found)
 
 
 def _mean(values: Float[Array, "seed draw"]) -> float:

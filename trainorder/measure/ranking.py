@@ -15,8 +15,8 @@ from trainorder.streams import numpy_stream
 
 Finals = Mapping[str, Float[np.ndarray, "seed draw"]]
 """Arm -> mean test score over the trained tasks; best arm first."""
-Behind = Mapping[str, statistics.Interval]
-"""Arm -> its final minus the best arm's, in intervals that hold for all arms at once."""
+Paired = Mapping[tuple[str, str], statistics.Interval]
+"""(a, b) -> final of a minus final of b, in intervals that hold for all pairs of arms at once."""
 
 
 def ranked(evidence: Evidence) -> tuple[list[Arm], Finals]:
@@ -28,10 +28,10 @@ def ranked(evidence: Evidence) -> tuple[list[Arm], Finals]:
     return arms, {arm.name: finals[arm.name] for arm in arms}
 
 
-def against_best(evidence: Evidence, arms: list[Arm], finals: Finals) -> Behind:
-    """Every other arm minus the best one, corrected for the best having been selected.
+def paired(evidence: Evidence, arms: list[Arm], finals: Finals) -> Paired:
+    """Every two arms, corrected for being looked at together; the only intervals that a verdict on arms is taken from.
 
-    Never narrower than the interval of the pair alone, so an arm that these separate is separated by `compare` too.
+    Never narrower than the interval of the pair alone.
     """
     distinct = [a for i, a in enumerate(arms) if a.final not in [b.final for b in arms[:i]]]
     rows = {arm.name: [b.final for b in distinct].index(arm.final) for arm in arms}
@@ -40,35 +40,32 @@ def against_best(evidence: Evidence, arms: list[Arm], finals: Finals) -> Behind:
         num_problems=sum(evidence.scores["test"].used[t] for t in evidence.design.trained),
         level=evidence.config.level,
         rng=numpy_stream("measure", evidence.config.seed, "simultaneous"),
-    )[0]
-    behind = [arm.name for arm in arms[1:]]
-    if not behind:
-        return {}
-    found = evidence.estimates(np.stack([finals[n] for n in behind]) - finals[arms[0].name])
-    return {
-        name: one.widened(float(half[rows[name]])) for name, one in zip(behind, found, strict=True)
-    }
+    )
+    names = [arm.name for arm in arms]
+    result: dict[tuple[str, str], statistics.Interval] = {}
+    for i, a in enumerate(names[:-1]):
+        later = names[i + 1 :]
+        found = evidence.estimates(finals[a] - np.stack([finals[b] for b in later]))
+        for b, one in zip(later, found, strict=True):
+            result[a, b] = one.widened(float(half[rows[a], rows[b]]))
+            result[b, a] = result[a, b].negative()
+    return result
 
 
 def ranking(
-    evidence: Evidence, arms: list[Arm], finals: Finals, behind: Behind
+    evidence: Evidence, arms: list[Arm], finals: Finals, pairs: Paired
 ) -> list[dict[str, Any]]:
     """One row per arm: mean and per-task test scores, and the paired differences that matter most.
 
-    Each difference is split into `parts` (trainorder/measure/parts.py); `best` is corrected for the selection.
+    Each difference is split into `parts` (trainorder/measure/parts.py).
     """
     finals_of = {arm.name: arm.final for arm in arms}
 
-    def difference(arm: Arm, key: str, other: str | None) -> dict[str, Any] | None:
+    def difference(arm: Arm, other: str | None) -> dict[str, Any] | None:
         if other is None or other == arm.name:
             return None
-        found = (
-            behind[arm.name]
-            if key == "best"
-            else evidence.estimate(finals[arm.name] - finals[other])
-        )
         parts = evidence.parts.of(arm.final, finals_of[other])
-        return {**as_json(found, evidence.design.seeds), "parts": parts}
+        return {**as_json(pairs[arm.name, other], evidence.design.seeds), "parts": parts}
 
     references = {"best": arms[0].name, "joint": joint_arm(evidence.design), "base": "base"}
     rows = []
@@ -89,7 +86,7 @@ def ranking(
                 "metrics": metrics,
                 "greedy": _mean_over_trained(evidence, metrics, "greedy"),
                 "pass_at_k": _mean_over_trained(evidence, metrics, "pass_at_k"),
-                "differences": {key: difference(arm, key, other) for key, other in against.items()},
+                "differences": {key: difference(arm, other) for key, other in against.items()},
             }
         )
     return rows
@@ -113,44 +110,33 @@ def joint_arm(design: Design) -> str | None:
     return None
 
 
-def differences(evidence: Evidence, finals: Finals, behind: Behind) -> dict[str, dict[str, Any]]:
-    """Every ordered pair of arms: first minus second, paired; those with the best arm as in `behind`."""
-    best, *others = finals
+def differences(evidence: Evidence, finals: Finals, pairs: Paired) -> dict[str, dict[str, Any]]:
+    """Every ordered pair of arms: first minus second."""
     seeds = evidence.design.seeds
-    result: dict[str, dict[str, Any]] = {name: {} for name in finals}
-    for i, a in enumerate(finals):
-        later = others[i:]
-        found = [behind[b].negative() for b in later]
-        if a != best and later:
-            found = evidence.estimates(finals[a] - np.stack([finals[b] for b in later]))
-        for b, one in zip(later, found, strict=True):
-            result[a][b] = as_json(one, seeds)
-            result[b][a] = as_json(one.negative(), seeds)
-    return result
+    return {a: {b: as_json(pairs[a, b], seeds) for b in finals if b != a} for a in finals}
 
 
-def winner(evidence: Evidence, arms: list[Arm], behind: Behind) -> dict[str, Any]:
+def winner(evidence: Evidence, arms: list[Arm], pairs: Paired) -> dict[str, Any]:
     """The best arm, which arms cannot be separated from it, and what its lead over the next one is made of.
 
     Arms that ended in the same checkpoint are one arm here.
     """
     best = arms[0]
     rivals = [arm for arm in arms[1:] if arm.final != best.final]
-    tied = [arm.name for arm in rivals if not behind[arm.name].excludes(0.0)]
+    tied = [arm.name for arm in rivals if not pairs[best.name, arm.name].excludes()]
     verdict = statistics.verdict(bool(rivals) and not tied, len(evidence.design.seeds))
     return {
         "verdict": verdict.value,
         "arm": best.name if statistics.identified(verdict) else None,
         "best": best.name,
         "candidates": [best.name, *tied],
-        "lead": _lead(evidence, best, rivals[0], behind) if rivals else None,
+        "lead": _lead(evidence, best, rivals[0], pairs) if rivals else None,
     }
 
 
-def _lead(evidence: Evidence, best: Arm, other: Arm, behind: Behind) -> dict[str, Any]:
-    found = behind[other.name]
+def _lead(evidence: Evidence, best: Arm, other: Arm, pairs: Paired) -> dict[str, Any]:
     return {
         "over": other.name,
-        "difference": as_json(found.negative(), evidence.design.seeds),
+        "difference": as_json(pairs[best.name, other.name], evidence.design.seeds),
         "parts": evidence.parts.of(best.final, other.final),
     }

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -45,6 +46,17 @@ def verdict(separated: bool, num_seeds: int) -> Verdict:
     if not separated:
         return Verdict.OPEN
     return Verdict.SETTLED if num_seeds > 1 else Verdict.PROBLEMS
+
+
+def excludes_0(difference: Mapping[str, Any]) -> bool:
+    """Whether an interval as JSON lies on one side of 0; one without ends does not.
+
+    >>> excludes_0({"low": 0.01, "high": 0.03}), excludes_0({"low": None, "high": None})
+    (True, False)
+    """
+    if difference["low"] is None:
+        return False
+    return bool(difference["low"] > ROUNDING or difference["high"] < -ROUNDING)
 
 
 def identified(found: str) -> bool:

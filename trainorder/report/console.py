@@ -204,5 +204,7 @@ def _by_seed(row: Mapping[str, Any]) -> str:
     return " ".join(words.signed(v) for v in seeds.values()) if len(seeds) > 1 else ""
 
 
-def _p(value: float) -> str:
+def _p(value: float | None) -> str:
+    if value is None:
+        return "-"
     return "<0.001" if value < 0.001 else f"{value:.3f}"
