@@ -169,11 +169,39 @@ def _evaluate(
     return values
 
 
-def run(world: Planted, count: int, *, first: int = 0) -> dict[str, Any]:
-    """Shares over `count` experiments: how often each command claims something, and how often it is right.
+RECOMMENDATION = (
+    ("stands out", bool),
+    ("identified", bool),
+    ("recommended order is best", bool),
+    ("P(optimal)", float),
+    ("regret", float),
+    ("true regret", float),
+)
+"""Columns of `recommendations`; `stands out`: the verdict is not `open`, whatever the number of seeds."""
 
-    `stands out`: the recommended order's verdict is not `open`, whatever the number of seeds.
-    """
+
+def recommendations(world: Planted, count: int, *, first: int = 0) -> np.ndarray:
+    """The recommended order of `count` experiments and what is true of it: a record of RECOMMENDATION each."""
+    rows = [_recommended(one) for one in experiments(world, count, first=first)]
+    return np.array(rows, dtype=list(RECOMMENDATION))
+
+
+def _recommended(one: Experiment) -> tuple[bool | float, ...]:
+    judgement = judged(one.evidence, from_base(one.evidence), "additive")
+    found = judgement.found
+    lost = float(one.values.max()) - one.value(found.order)
+    return (
+        judgement.verdict != statistics.Verdict.OPEN,
+        statistics.identified(judgement.verdict),
+        lost < 1e-9,
+        found.p_optimal,
+        found.regret,
+        lost,
+    )
+
+
+def run(world: Planted, count: int, *, first: int = 0) -> dict[str, Any]:
+    """Shares over `count` experiments: how often each command claims something, and how often it is right."""
     rows = [_judged(world, one) for one in experiments(world, count, first=first)]
     mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     claims = [row["recommended order is best"] for row in rows if row["stands out"]]
@@ -182,9 +210,7 @@ def run(world: Planted, count: int, *, first: int = 0) -> dict[str, Any]:
 
 
 def _judged(world: Planted, one: Experiment) -> dict[str, float]:
-    evidence, top = one.evidence, float(one.values.max())
-    judgement = judged(evidence, from_base(evidence), "additive")
-    order = judgement.found.order
+    evidence = one.evidence
     arms, finals = ranked(evidence)
     pairs = paired(evidence, arms, finals)
     won = winner(evidence, arms, pairs)
@@ -198,12 +224,7 @@ def _judged(world: Planted, one: Experiment) -> dict[str, float]:
     ]
     verdict = statistics.verdict(pairs["o0", "o1"].excludes(), world.seeds)
     return {
-        "stands out": judgement.verdict != statistics.Verdict.OPEN,
-        "identified": statistics.identified(judgement.verdict),
-        "recommended order is best": one.value(order) > top - 1e-9,
-        "P(optimal)": judgement.found.p_optimal,
-        "regret": judgement.found.regret,
-        "true regret": top - one.value(order),
+        **dict(zip([name for name, _ in RECOMMENDATION], _recommended(one), strict=True)),
         "compare: not open": verdict != statistics.Verdict.OPEN,
         "compare: settled": statistics.identified(verdict),
         "winner: settled": statistics.identified(won["verdict"]),

@@ -1,16 +1,32 @@
-"""Reads reports/bwt.json; every reader of a measurement goes through here."""
+"""Reads and writes reports/bwt.json; every reader of a measurement goes through here."""
 
 from __future__ import annotations
 
-from typing import Any, NotRequired
-
-from typing_extensions import TypedDict
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
 
 from trainorder import paths
-from trainorder.reading import ParamsError, read_json, shaped
+from trainorder.reading import ParamsError, read_json
 
-VERSION = 4
+VERSION = 5
 """Of the schema of reports/bwt.json (trainorder/measure/__init__.py)."""
+REPAIR = "run `dvc repro measure_bwt`"
+
+
+def to_json(document: Mapping[str, Any]) -> str:
+    """The text of reports/bwt.json: sorted keys, and a hash of the content, so that no reader takes a damaged one.
+
+    >>> print(to_json({"b": 1, "a": None}).replace(_hash({"b": 1, "a": None}), "..."), end="")
+    {
+     "a": null,
+     "b": 1,
+     "hash": "..."
+    }
+    """
+    content = {**document, "hash": _hash(document)}
+    return json.dumps(content, sort_keys=True, indent=1, allow_nan=False) + "\n"
 
 
 def load() -> dict[str, Any]:
@@ -21,30 +37,20 @@ def load() -> dict[str, Any]:
     """
     if not paths.BWT.is_file():
         raise ParamsError(f"{paths.BWT} not found: nothing is measured yet; run `trainorder run`")
-    repair = "`trainorder run` measures it again once it is deleted"
-    bwt = read_json(paths.BWT, dict[str, Any], repair)
+    bwt = read_json(paths.BWT, dict[str, Any], REPAIR)
     if bwt.get("version") != VERSION:
         raise ParamsError(
-            f"{paths.BWT} is of version {bwt.get('version')}, this program reads {VERSION}: run `dvc repro measure_bwt`"
+            f"{paths.BWT} is of version {bwt.get('version')}, this program reads {VERSION}: {REPAIR}"
         )
-    return dict(shaped(bwt, _Bwt, paths.BWT, repair))
+    if "hash" not in bwt:
+        raise ParamsError(f"{paths.BWT} is damaged: its key `hash` is missing; {REPAIR}")
+    if bwt.pop("hash") != _hash(bwt):
+        raise ParamsError(
+            f"{paths.BWT} is damaged: something in it was changed or removed after it was measured; {REPAIR}"
+        )
+    return bwt
 
 
-class _Rule(TypedDict):
-    order: NotRequired[list[str] | None]
-
-
-class _Recommended(_Rule):
-    rules: NotRequired[dict[str, _Rule]]
-
-
-class _Variant(TypedDict):
-    recommended: _Recommended | None
-    recommended_two_stage: _Recommended | None
-
-
-class _Bwt(_Variant):
-    variants: dict[str, _Variant]
-    settings: dict[str, Any]
-    intervals: dict[str, Any]
-    orders: dict[str, Any]
+def _hash(document: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in document.items() if key != "hash"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import Project
 
+from trainorder import results
+
 pytestmark = pytest.mark.long("every test starts the command several times in a process of its own")
 
 
@@ -67,8 +69,13 @@ def test_resolve_needs_a_measurement_and_then_fills_in_the_order(project: Projec
     assert "reports/bwt.json not found: nothing is measured yet" in refused.stderr
     (project.root / "reports").mkdir()
     (project.root / "reports/bwt.json").write_text(
-        '{"version": 4, "recommended": {"order": ["qa", "creative", "math"]}, "recommended_two_stage": null,'
-        ' "variants": {}, "settings": {}, "intervals": {}, "orders": {}}'
+        results.to_json(
+            {
+                "version": results.VERSION,
+                "recommended": {"order": ["qa", "creative", "math"]},
+                "variants": {},
+            }
+        )
     )
     out = project.cli("plan", "--resolve").stdout
     assert "13 checkpoints" in out  # s0--qa is a single already; two more

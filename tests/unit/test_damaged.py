@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from order_worlds import World
 
-from trainorder import lineage, plan
+from trainorder import lineage, plan, results
 from trainorder.cli import app
+from trainorder.config import MeasureConfig
+from trainorder.measure import from_plan, measure, to_json
+from trainorder.reading import ParamsError
 from trainorder.verify import verify
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +81,46 @@ def test_a_damaged_measurement_is_refused_with_the_way_to_repair_it(
     said = refused(capsys, *command)
     assert "reports/bwt.json" in said
     assert "run`" in said or "dvc repro measure_bwt" in said
+
+
+def paths_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every key and index inside, as the path to it."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in inside:
+        yield (*path, key)
+        if isinstance(item, dict | list):
+            yield from paths_of(item, (*path, key))
+
+
+def test_a_measurement_in_which_any_key_is_missing_or_changed_is_refused():
+    world = World(tasks=("a", "b"), phases={"a": ("a",), "b": ("b",)}, orders={"x": ("a", "b")}, problems=8)  # fmt: skip
+    text = to_json(measure(world.table(), from_plan(world.plan()), MeasureConfig(bootstrap=100)))
+    write("reports/bwt.json", text)
+    whole = {"hash": json.loads(text)["hash"], **results.load()}
+    assert whole == json.loads(text)
+
+    def is_refused() -> None:
+        write("reports/bwt.json", json.dumps(whole))
+        with pytest.raises(ParamsError, match=r"^reports/bwt.json is .*dvc repro measure_bwt`$"):
+            results.load()
+
+    # every name once
+    places = {path[-1]: path for path in paths_of(whole)}
+    assert len(places) > 100
+    for *parents, key in places.values():
+        inside: Any = whole
+        for parent in parents:
+            inside = inside[parent]
+        kept, inside[key] = inside[key], [inside[key]]
+        is_refused()
+        del inside[key]
+        is_refused()
+        if isinstance(inside, list):
+            inside.insert(key, kept)
+        else:
+            inside[key] = kept
+    write("reports/bwt.json", json.dumps(whole))
+    assert results.load() == {k: v for k, v in whole.items() if k != "hash"}
 
 
 def hashed(**content: Any) -> str:

@@ -1,6 +1,5 @@
 """From long tables with a known truth to reports/bwt.json."""
 
-import html
 import json
 import math
 import subprocess
@@ -8,6 +7,7 @@ import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -132,14 +132,14 @@ def test_a_task_is_judged_with_an_endpoint_too_and_without_a_hidden_taste(metric
     assert parts["judged"] is not None
 
 
-@pytest.mark.parametrize(("key", "strength"), [(0, 0.0), (1, 0.3), (2, 0.5), (3, 1.0)])
-def test_page_terminal_artifact_and_compare_say_the_same_of_every_two_arms(
+@pytest.mark.parametrize(("key", "strength"), [(1, 0.4), (3, 1.0)])
+def test_terminal_page_artifact_and_compare_say_the_same_of_every_two_arms(
     key, strength, tmp_path, monkeypatch
 ):
-    # effects from none to clear: some pairs are separated alone but not among all arms
+    # weak effects separate some pairs alone that all arms at once do not
     effects = {p: {t: strength * x for t, x in row.items()} for p, row in HARMFUL.items()}
     world = default_world(
-        merges=("ties",), effects=effects, problems=48, seeds=(0, 1, 2), drift=0.01, key=key
+        merges=(), effects=effects, problems=32, seeds=(0, 1), drift=0.005, key=key
     )
     found = run(world)
     Varied(world, {}).write(tmp_path)
@@ -147,27 +147,21 @@ def test_page_terminal_artifact_and_compare_say_the_same_of_every_two_arms(
     (tmp_path / "reports" / "bwt.json").write_text(to_json(found))
     monkeypatch.chdir(tmp_path)
     designs = from_plan(world.plan())
-    winner, said = found["winner"], words.summary(found)
-    assert words.verdict(found) in said  # terminal and Prefect's artifact
-    page = html.unescape(report.render(found))
-    assert words.headline(found) in page
+    winner = found["winner"]
     for row in found["ranking"]:
         if row["arm"] == winner["best"]:
             continue
         compared = compare(designs, winner["best"], row["arm"], CONFIG)
-        assert compared["variants"]["default"]["ranked"]
+        between = compared["variants"]["default"]
+        assert between["mean"]["difference"] == found["differences"][winner["best"]][row["arm"]]
+        assert "holds for all 6 arms at once, as in the ranking" in between["note"]
         assert (compared["verdict"] == "open") == (row["arm"] in winner["candidates"])
-        text = console.verdict(compared).split("\n")[0]
         if row["arm"] == winner["lead"]["over"] and compared["verdict"] == winner["verdict"]:
-            assert text in said
-            assert text in page
-    a, b = "structured_first", "reverse"
-    between = compare(designs, a, b, CONFIG)["variants"]["default"]
-    assert between["mean"]["difference"] == found["differences"][a][b]
-    assert "holds for all 7 arms at once, as in the ranking" in between["note"]
-    dev = compare(designs, a, b, CONFIG, split="dev")["variants"]["default"]
-    assert not dev["ranked"]
-    assert "of this pair alone" in dev["note"]
+            # the page and the artifact hold words.summary (test_report.py)
+            assert console.verdict(compared).split("\n")[0] in words.summary(found)
+    dev = compare(designs, "structured_first", "reverse", CONFIG, split="dev")
+    assert not dev["variants"]["default"]["ranked"]
+    assert "of this pair alone" in dev["variants"]["default"]["note"]
 
 
 def test_compare_takes_no_interval_from_a_ranking_of_other_scores(tmp_path, monkeypatch):
@@ -276,11 +270,10 @@ def test_a_difference_is_the_negative_of_its_opposite_and_zero_between_equal_che
 
 
 def test_a_paired_difference_is_surer_than_its_two_scores(document):
-    rows = {row["arm"]: row for row in document["ranking"]}
-    row = rows["structured_first"]
-    difference = row["differences"]["joint"]
-    width = difference["high"] - difference["low"]
-    alone = [x["mean"]["high"] - x["mean"]["low"] for x in (row, rows["joint"])]
+    rows = {row["arm"]: row["tasks"]["constraints"] for row in document["ranking"]}
+    paired = document["orders"]["structured_first"]["measures"]["test"]["retention"]
+    width = paired["high"] - paired["low"]
+    alone = [rows[arm]["high"] - rows[arm]["low"] for arm in ("structured_first", "base")]
     assert width < math.hypot(*alone)
 
 
@@ -312,7 +305,7 @@ def test_entropy_and_other_metrics_follow_an_order_from_its_base(document):
 def test_equal_tables_give_equal_bytes_whatever_the_order_of_their_rows(document):
     table = table_of(MERGES).sample(frac=1.0, random_state=1)
     assert to_json(run(default_world(), table)) == to_json(document)
-    assert json.loads(to_json(document)) == document
+    assert json.loads(to_json(document)) == {**document, "hash": ANY}
 
 
 def test_numbers_are_rounded_and_finite(document):

@@ -5,7 +5,7 @@ undefined. Scores are the metric `score`; a number is of the test split unless i
 `{"value", "low", "high", "seeds": {"0": its own value}}`, with two or more seeds also `"bootstrap"` and `"t"`
 (trainorder/metrics/statistics.py::interval). Dictionaries with `task`, `phase`, `arm`, `metric` or `seed` as key:
 
-    version, variant (`default`: the params as written), settings {bootstrap, level, seed}, seeds [int]
+    hash (of all the rest), version, variant (`default`: the params as written), settings {bootstrap, level, seed}, seeds [int]
     tasks, trained, held_out, judged, recall     [task]; `tasks` are the columns of every R: trained first
     same_judge     [task]; judged tasks whose scores are by the judge that gave the rewards
     phases         {phase: [task]}       phases that the plan uses
@@ -67,7 +67,6 @@ first: `gain` is `{"a": {"b": -0.05}, "b": {"a": 0.0}}`, the mean over both task
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -86,7 +85,7 @@ from trainorder.measure.retention import orders
 from trainorder.measure.scores import SPLITS
 from trainorder.measure.transitions import transfer_views
 from trainorder.metrics.statistics import FEW_SEEDS, covers
-from trainorder.results import VERSION
+from trainorder.results import VERSION, to_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,18 +135,6 @@ def _document(evidence: Evidence, variant: str) -> dict[str, Any]:
         "prediction": prediction(evidence),
         "assumptions": assumptions(evidence),
     }
-
-
-def to_json(document: Mapping[str, Any]) -> str:
-    """The text of reports/bwt.json.
-
-    >>> print(to_json({"b": 1, "a": None}), end="")
-    {
-     "a": null,
-     "b": 1
-    }
-    """
-    return json.dumps(document, sort_keys=True, indent=1, allow_nan=False) + "\n"
 
 
 def _setting(evidence: Evidence) -> dict[str, Any]:

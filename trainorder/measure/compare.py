@@ -120,7 +120,10 @@ def _variant(
     steps = list(zip(*chains, strict=False)) if len(chains[0]) == len(chains[1]) else []
     nodes = [first.final, second.final, *(nodes for step in steps for nodes in step)]
     names = list(dict.fromkeys(n for by_seed in nodes for n in by_seed.values()))
-    table = _read(names, [metric], split)
+    judges = [GOLD, REWARD_JUDGE] if metric == SCORE else []
+    by_judge = [SCORE, REWARD_JUDGE] if metric in BY_JUDGE else []
+    everything = _read(names, list(dict.fromkeys([metric, *judges, *by_judge])), split)
+    table = everything.loc[everything["metric"] == metric]
     tasks = tuple(t for t in tasks_of(table, design.trained) if _known(table, t, names))
     if not tasks:
         raise ParamsError(_unknown_metric(names, metric, split))
@@ -163,12 +166,12 @@ def _variant(
             }
             for i, (x, y) in enumerate(steps)
         ],
-        "parts": _parts(pairs, trained, names, split, config).of(first.final, second.final)
+        "parts": _parts(pairs, trained, everything, names, split, config).of(
+            first.final, second.final
+        )
         if metric == SCORE
         else None,
-        "same_judge": sorted(same_judge(_read(names, [SCORE, REWARD_JUDGE], split)) & set(tasks))
-        if metric in BY_JUDGE
-        else [],
+        "same_judge": sorted(same_judge(everything) & set(tasks)) if metric in BY_JUDGE else [],
         "verdict": statistics.verdict(mean["differs"], len(design.seeds)).value,
         "ranked": is_ranked,
         "note": pairs.note(
@@ -238,11 +241,15 @@ class Pairs:
 
 
 def _parts(
-    pairs: Pairs, trained: list[int], names: list[str], split: str, config: MeasureConfig
+    pairs: Pairs,
+    trained: list[int],
+    table: pd.DataFrame,
+    names: list[str],
+    split: str,
+    config: MeasureConfig,
 ) -> Parts:
     """The columns `trained`, split into verified and judged tasks, with the judged ones' hidden taste."""
     tasks = [pairs.scores.tasks[i] for i in trained]
-    table = _read(names, [GOLD, REWARD_JUDGE], split)
     judges = judged_tasks(table)
     judged = tuple(i for i, task in zip(trained, tasks, strict=True) if task in judges)
     gold = gold_scores(table, split, names, tasks, config)

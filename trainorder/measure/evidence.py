@@ -146,10 +146,11 @@ class Evidence:
         for stage, step in zip(self._later, steps, strict=True):
             if self.direct_pairs and len(stage.before) > 1:
                 continue
-            if not self.direct_pairs and without & set(stage.node.values()):
+            if not self.direct_pairs and not without.isdisjoint(stage.node.values()):
                 continue
+            change = step.after - step.before
             for earlier in stage.before:
-                pairs.setdefault((earlier, stage.phase), []).append(step.after - step.before)
+                pairs.setdefault((earlier, stage.phase), []).append(change)
         return {key: np.add.reduce(changes) / len(changes) for key, changes in pairs.items()}
 
     @cached_property

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 
@@ -81,8 +81,6 @@ class Recommendation:
     """Value of the order minus value of its reverse, with its percentile interval."""
     p_no_order: float
     """How often resamples of a world without any order effect show a best order with a gap as large as this one."""
-    by_rule: dict[str, tuple[tuple[int, ...], float, float]]
-    """Rule -> its order, the order's value, and its mean regret over resamples."""
     optimality_gap: float
     """How much better another order can be on the data; 0 where the search is exact."""
     gap_sd: dict[str, float]
@@ -91,6 +89,17 @@ class Recommendation:
     """Expected standard deviation of the model's own error over orders; nan if unknown."""
     reasons: tuple[Reason, ...]
     """Why the data do not single out this order; empty when they do."""
+    _gain: Float[Array, "phase phase"] = field(repr=False, compare=False)
+    _worlds: _Worlds = field(repr=False, compare=False)
+
+    def by_rule(self) -> dict[str, tuple[tuple[int, ...], float, float]]:
+        """Rule -> its order, the order's value, and its mean regret over resamples."""
+        best, result = self._worlds.best_value, {}
+        for name, rule in RULES.items():
+            order = rule(self._gain.T)
+            regret = float((best - self._worlds.value(order)).mean())
+            result[name] = order, float(order_value(self._gain, order)), regret
+        return result
 
 
 def recommend(
@@ -151,18 +160,12 @@ def recommend(
         gap_low=low,
         gap_high=high,
         p_no_order=p_none,
-        by_rule={
-            name: (
-                found := rule(data.T),
-                float(order_value(data, found)),
-                float((worlds.best_value - worlds.value(found)).mean()),
-            )
-            for name, rule in RULES.items()
-        },
         optimality_gap=optimality_gap(data, order),
         gap_sd={"sampling": float(np.std(sampled)), "misfit": float(np.std(of_model))},
         misfit_sd=misfit_sd,
         reasons=(Reason.ONE_PHASE,) if n < 2 else tuple(r for r, holds in against.items() if holds),
+        _gain=data,
+        _worlds=worlds,
     )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from trainorder import paths, tracking
+from trainorder import paths, results, tracking
 from trainorder.report.records import nodes
 from trainorder.report.words import Bwt
 from trainorder.tracking import OrderRecord
@@ -28,7 +27,7 @@ def fill() -> int:
     """Fill an empty store from what a run left here; returns how many node runs that made."""
     made = tracking.fill()
     if made and paths.BWT.is_file():
-        mirror(json.loads(paths.BWT.read_text(encoding="utf-8")))
+        mirror(results.load())
     return made
 
 

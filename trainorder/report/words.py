@@ -232,7 +232,7 @@ def with_interval(difference: Mapping[str, Any]) -> str:
 def caveats(bwt: Bwt) -> list[str]:
     """What limits the verdict, sentence by sentence."""
     note = sentence(bwt["intervals"]["note"])
-    selected = "Differences from the best arm are corrected for its selection."
+    selected = "Differences between arms are corrected for comparing all of them."
     several = len(bwt["ranking"]) > 2
     return [
         *filter(None, [note, selected if several else "", same_judge(bwt), over_optimisation(bwt)])
