@@ -591,7 +591,17 @@ def test_what_to_run_next_are_the_orders_that_are_missing():
     assert first["run"] == "train these orders"
     assert found["order"] in first["orders"]
     assert found["reverse"] in first["orders"]
-    assert any("seeds" in step["run"] for step in found["next"])
+    steps = {step["run"]: step["why"] for step in found["next"]}
+    assert (
+        "in 84% with 8 measured orders and 3 seeds"
+        in steps["measure 8 different orders with 3 seeds"]
+    )
+    assert "add seeds (3 or more)" in steps
+
+
+def test_more_orders_are_asked_for_only_where_few_were_measured(varied):
+    assert varied["recommended"]["verdict"] == "open"
+    assert not any("different orders" in step["run"] for step in varied["recommended"]["next"])
 
 
 def test_forgetting_of_noise_is_what_a_maximum_of_equal_scores_shows(document):
