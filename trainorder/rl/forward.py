@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from trainorder import llama
 from trainorder.likelihood import likelihood
 from trainorder.llama import training
+from trainorder.llama.kernels import Kernels
 from trainorder.prefix import Layout, shares_prefixes, using_prefix_attention
 from trainorder.rl import facts
 from trainorder.rl.types import Live, Roll
@@ -50,8 +51,8 @@ def forward(
     targets = roll.response_ids[row, place].to(device)
     temperature = _temperature(roll, row, device)
     chunk = chunk_entries or _chunk_entries(model, device)
-    states = _states(model, batch, device)[at]
     kernels = llama.kernels_for(model)
+    states = _states(model, kernels, batch, device)[at]
     head_needs = [need for need in needs if need not in (facts.HIDDEN, facts.SPANS)]
     if kernels is not None and set(head_needs) <= {"entropy"} and isinstance(temperature, float):
         weight, wanted = model.lm_head.weight, bool(head_needs)
@@ -224,9 +225,10 @@ def _flatten(roll: Roll) -> _Batch:
     )
 
 
-def _states(model: Any, batch: _Batch, device: torch.device) -> Float[Tensor, "token hidden"]:
+def _states(
+    model: Any, kernels: Kernels | None, batch: _Batch, device: torch.device
+) -> Float[Tensor, "token hidden"]:
     """The states behind the last norm, of all flat tokens."""
-    kernels = llama.kernels_for(model)
     if kernels is not None:
         return training.hidden_states(model, kernels, batch.ids, batch.layout(device))
     ids = batch.ids.to(device)
@@ -332,7 +334,9 @@ class _Head:
         named = {need: name for need in needs if (name := facts.other_model(need)) is not None}
         with torch.no_grad():
             states = {
-                name: _states(models[name], batch, at.device)[at] for name in set(named.values())
+                name: _states(m, llama.kernels_for(m), batch, at.device)[at]
+                for name in set(named.values())
+                for m in (models[name],)
             }
         return cls(
             model,
