@@ -30,10 +30,10 @@ policy: {{hidden_size: 16, num_layers: 1, num_heads: 2, mlp_size: 16}}
 tasks:
   math:     {{train: 8, dev: 4, test: 4, demonstrations: 40}}
   code:     {{train: 8, dev: 4, test: 4, demonstrations: 40}}
-  creative: {{train: 18, dev: 2, test: 2, demonstrations: 200}}
+  creative: {{train: 40, dev: 2, test: 2, demonstrations: 200}}
 sft: {{steps: 80, max_steps: 80, gate: {{}}, batch_size: 8, drill_batch_size: 0, threads: 1}}
 judge:
-  {{task: creative, prompts: 1, heldout_prompts: 8, answers: 4, min_agreement: 0.5, corrupted: 0.5,
+  {{task: creative, prompts: 1, heldout_prompts: 19, answers: 4, min_agreement: 0.5, corrupted: 0.2, flat: 0.7,
    backend: endpoint, endpoint: {{base_url: "{url}", model: words, api_key_env: JUDGE_KEY, same_in_both_roles: true}}}}
 rl: {{prompts_per_step: 3, group_size: 2}}
 phases:
