@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help run orders24 test check install lint ui clean
+.PHONY: help run orders24 test check fast install lint ui clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -24,7 +24,10 @@ orders24: install  ## all 24 orders of the four default phases at two learning r
 test: install lint  ## lint, then every test, real training and servers included: long
 	@$(PYTEST)
 
-check: install lint  ## lint, then the tests that take no training and no server
+check: install  ## lint, and beside it the tests that take no training and no server
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint fast
+
+fast: install
 	@$(PYTEST) -q -m 'not long'
 
 ui: install  ## open MLflow and Prefect on loopback over what was run
