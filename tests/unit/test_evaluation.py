@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pandas as pd
 import pytest
 import torch
+from second_device import second_device
 
 import stages
 from stages import evaluate as stage
@@ -173,6 +174,33 @@ def test_forced_entropy_is_the_dense_mean_over_the_completion_alone(here: Path):
         expected.append(float(-(log_probs.exp() * log_probs).sum(1).mean()))
     assert forced_entropies(policy, prompts, completions) == pytest.approx(expected, abs=1e-5)
     assert abs(expected[0] - expected[1]) > 0.01
+
+
+def test_forced_entropies_on_a_second_device_are_those_of_the_cpu(here: Path):
+    policy = Policy.load(paths.checkpoint("s0"))
+    prompts, completions = [[1, 7, 8, 2], [1, 9, 2]], [[5, 6, 3], [10, 11, 12, 13, 14, 15, 3]]
+    known = forced_entropies(policy, prompts, completions)
+    with second_device() as device:
+        policy.to(device).model.tie_weights()  # a move by wrapped tensors unties them
+        assert forced_entropies(policy, prompts, completions) == pytest.approx(known, abs=1e-5)
+
+
+def test_an_answer_given_twice_is_judged_once_and_counts_twice():
+    asked = list[str]()
+
+    class Noting:
+        def win_probability(self, prompts, answers, references):
+            asked.extend(answers)
+            return [0.25 if text == "1" else 0.75 for text in answers]
+
+    texts, greedy = ["1", "1", "0", "0", "0", "0"], ["1", "0"]
+    judge = Noting()
+    judges = {"reward": judge, "evaluation": judge}
+    given = answers(texts, greedy, [1] * 6, [1.0] * 6)
+    metrics = per_problem(exam(Echo(rewarded_by="judge")), given, judges, samples=3)
+    assert asked == ["1", "0", "0"]  # of the second problem once
+    assert metrics["score"] == pytest.approx([(0.25 + 0.25 + 0.75) / 3, 0.75])
+    assert metrics["greedy"] == [0.25, 0.75]
 
 
 def test_table_has_one_row_per_problem_and_metric(here: Path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from second_device import second_device
 
 from trainorder import paths, preferences
 from trainorder.config import JudgeConfig, Params, PolicyConfig
@@ -69,6 +70,20 @@ def test_a_shared_reference_is_scored_once_per_prompt(
     prompts = ["sea"] * 4 + ["city"] * 4
     judge.win_probability(prompts, ["good"] * 8, ["bad"] * 8)
     assert sorted(scored) == [2, 8]
+
+
+def test_a_judge_trains_and_scores_on_a_second_device_as_on_the_cpu(base: Path):
+    data = [Comparisons("sea", ("good", "bad", "fair dull"), ((0, 1), (2, 1)))] * 3
+    config = JudgeConfig(epochs=1, batch_size=2, lr=1e-3)
+    here = Judge.start(base, seed=0)
+    fit(here, data, config, 0)
+    with second_device() as device:
+        there = Judge.start(base, seed=0).to(device)
+        fit(there, data, config, 0)
+        found = there.scores(["sea"] * 2, ["good", "bad city"])
+    known = here.scores(["sea"] * 2, ["good", "bad city"])
+    assert found.device.type == "cpu"
+    torch.testing.assert_close(found, known, rtol=1e-3, atol=1e-4)
 
 
 def test_mean_runs_over_the_answer_only():
