@@ -32,6 +32,22 @@ METHODS = {
         ],
         reduction="sequence",
     ),
+    "terms of their own": MethodConfig(
+        terms=[
+            {"clipped_surrogate": {"source": "policy"}},
+            {
+                "kl": {
+                    "kind": "k2",
+                    "against": "old",
+                    "coef": {"shape": "linear", "start": 0.5, "end": 0.0},
+                    "reduction": "sequence",
+                    "denominator": "weight",
+                    "weight": ["finished_only"],
+                    "source": "expert",
+                }
+            },
+        ]
+    ),
     "weighted": MethodConfig(
         advantage=["rloo"], weight=["finished_only"], reduction="prompt", denominator="weight"
     ),
@@ -52,6 +68,7 @@ def off_policy_roll(model: Any) -> Roll:
     prompts = [[3 + g, *range(g + 1)] for g in roll.group.tolist()]
     roll = replace(roll, response_ids=ids, prompt_ids=prompts)
     roll.row_facts["finished"][3] = 0
+    roll.row_facts["source"] = torch.tensor([0.0, 1, 0, 1, 0, 0, 1, 0, 0, 1])  # 1: an expert's
     with torch.no_grad():
         logp = forward(model, roll).logps
     shift = torch.randn(roll.loss_mask.shape, generator=noise, dtype=torch.float64) * roll.loss_mask
