@@ -87,8 +87,11 @@ class Schedule(Section):
     """A coefficient that moves over the steps of a phase: `coef: {shape: cosine, start: 0.9, end: 0.05, steps: 200}`."""
 
     shape: Literal["linear", "cosine"]
+    """linear: the same change every step; cosine: slow at both ends."""
     start: float = Field(ge=-1e9, le=1e9)
+    """At the phase's first step."""
     end: float = Field(ge=-1e9, le=1e9)
+    """At the last of the steps, and from then on."""
     steps: Steps | None = None
     """Steps from start to end, which holds from then on; null: the whole phase."""
 
