@@ -127,7 +127,7 @@ def recommend(
         posterior = known.scale(value_spread(data))
         off, scale = posterior.draw(len(draws), rng)
         misfit_sd = posterior.expected
-    worlds, _ = _worlds(data, noise, known, scale, rng)
+    worlds, _ = _worlds(data, *_shrunk(data, noise, known), scale, rng)
     worst, error = _worlds(data, noise, known, off, rng)
     chosen, gaps = worlds.value(order), worst.value(order) - worst.value(order[::-1])
     ranks = np.argsort(worlds.best, axis=1)
@@ -200,6 +200,28 @@ class _Worlds:
         """What one order is worth in every draw."""
         value = np.asarray(order_value(self.gain, order))
         return value if self.own is None else value + self.own[:, row_of(order)]
+
+
+def _shrunk(
+    data: Float[Array, "phase phase"],
+    noise: Float[Array, "draw phase phase"],
+    misfit: Misfit | None,
+) -> tuple[Float[Array, "draw phase phase"], Misfit | None]:
+    """The noise of the gains, given that order effects are normal around 0 (empirical Bayes).
+
+    Effects that are no larger than their noise are mostly noise, so the best of many orders is no better than it looks by
+    chance. Only what distinguishes j before k from k before j is shrunk, and only where the
+    model is judged by measured orders.
+    """
+    if misfit is None:
+        return noise, None
+    effects = (data - data.T) / 2
+    seen, chance = float((effects**2).mean()), float(((noise - noise.mT) ** 2).mean()) / 4
+    kept = max(1 - chance / seen, 0.0) if seen > 0 else 0.0
+    moved = (1 - kept) * effects + math.sqrt(kept) * noise
+    errors = misfit.errors.copy()
+    errors[1:] += np.stack([order_value(moved - noise, o) for o in misfit.orders], axis=-1)
+    return moved, replace(misfit, errors=errors)
 
 
 def _worlds(
