@@ -593,7 +593,7 @@ def test_what_to_run_next_are_the_orders_that_are_missing():
     assert found["reverse"] in first["orders"]
     steps = {step["run"]: step["why"] for step in found["next"]}
     assert (
-        "in 84% with 8 measured orders and 3 seeds"
+        "in 93% with 8 measured orders and 3 seeds"
         in steps["measure 8 different orders with 3 seeds"]
     )
     assert "add seeds (3 or more)" in steps
