@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help run orders24 test check fast install lint ui clean
+.PHONY: help run orders24 test check every-test fast-test install lint ui clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -21,13 +21,17 @@ run: install  ## train, measure and compare the orders of params.yaml, then prin
 orders24: install  ## all 24 orders of the four default phases at two learning rates, about an hour on two cores
 	@$(BIN)/trainorder run --params configs/orders24.yaml
 
-test: install lint  ## lint, then every test, real training and servers included: long
+# lint (one core for a minute) runs beside the tests
+test: install  ## lint, and every test, real training and servers included: long
+	@$(MAKE) --no-print-directory --jobs 2 lint every-test
+
+check: install  ## lint, and the tests that take no training and no server
+	@$(MAKE) --no-print-directory --jobs 2 lint fast-test
+
+every-test: install
 	@$(PYTEST)
 
-check: install  ## lint, and beside it the tests that take no training and no server
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint fast
-
-fast: install
+fast-test: install
 	@$(PYTEST) -q -m 'not long'
 
 ui: install  ## open MLflow and Prefect on loopback over what was run

@@ -366,7 +366,7 @@ class RlConfig(Section):
     """Gradient norm bound."""
     updates_per_batch: Batch = 1
     """Optimiser updates on each step's rollouts; above 1 the batch is split by prompt and ratios leave 1."""
-    micro_batch_tokens: int = Field(default=2048, ge=64, le=1 << 24)
+    micro_batch_tokens: int = Field(default=4096, ge=64, le=1 << 24)
     """Tokens per forward, padding included (a longer row is a forward of its own); bounds memory, never changes the result
     beyond rounding."""
     method: MethodConfig = Field(default_factory=MethodConfig)
