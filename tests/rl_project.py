@@ -112,7 +112,7 @@ def run_job(job: dict[str, Any]) -> Learner:
     if learner.backend.rank == 0:
         out.with_suffix(".json").write_text(json.dumps(log))
         torch.save({"tensors": tensors, "state": state.state_dict()}, f"{out}.pt")
-    save(learner, Path("checkpoints") / out.name)
+    save(learner, Path("checkpoints") / out.name, PARENT)
     return learner
 
 
