@@ -453,9 +453,9 @@ def test_a_users_prefect_profile_is_used_and_only_own_runs_are_swept(project, us
     )
     _, made = ask(url, "POST", "/api/flows/", {"name": "trainorder"})
     mark = json.loads((project.root / "mlartifacts" / "project.json").read_text())["id"]
-    script = "from trainorder.owner import identity; print(*identity().items(), sep='|')"
+    script = "import json; from trainorder.owner import identity; print(json.dumps(identity()))"
     said = project.run(sys.executable, "-c", script).stdout
-    own = ["=".join(pair) for pair in re.findall(r"'(\w+)', '([^']*)'", said)]
+    own = ["=".join(pair) for pair in json.loads(said).items()]
     assert f"project={mark}" in own
     running = {"flow_id": made["id"], "state": {"type": "RUNNING"}}
     left = {}
