@@ -15,12 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainorder import paths, sft
+from trainorder import paths
 from trainorder.config import Params, parse_params
 from trainorder.data import build, draw_problems, pieces, write_tokenizer
 from trainorder.files import read_jsonl, write_jsonl, write_text
 from trainorder.reading import ParamsError
 from trainorder.report import records
+from trainorder.sft.lines import read_rows
 from trainorder.tasks import TASKS as KINDS
 from trainorder.tasks import load_problems, load_task, make_task, programs
 from trainorder.tasks.base import SPLITS, Problem, split_of
@@ -196,7 +197,7 @@ def test_every_reader_keeps_texts_with_odd_line_ends(
     write_jsonl(paths.TASK_DATA / "t" / "dev.jsonl", [dataclasses.asdict(problem)] * 2)
     assert load_problems("t", "dev") == [problem] * 2
     write_jsonl(paths.SFT_DATA / "drills.jsonl", [{"text": text}] * 2)
-    assert sft._read_rows(paths.SFT_DATA / "drills.jsonl") == [{"text": text}] * 2
+    assert read_rows(paths.SFT_DATA / "drills.jsonl") == [{"text": text}] * 2
     write_jsonl(paths.run("n") / "metrics.jsonl", [{"step": 1, text: 2.0}])
     assert records.curves("n") == {text: [(1, 2.0)]}
 
