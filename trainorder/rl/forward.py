@@ -299,7 +299,8 @@ def check_head(model: Any) -> None:
     finally:
         model.set_output_embeddings(head)
         del backbone.forward
-    _check_equal(model, ours, theirs.to(ours.dtype))
+    if not (ours.is_meta or theirs.is_meta):  # the forward met a weight without values
+        _check_equal(model, ours, theirs.to(ours.dtype))
 
 
 def _check_equal(model: Any, ours: Tensor, theirs: Tensor) -> None:
