@@ -118,7 +118,7 @@ class Pipeline:
                 self.failures[name] = str(error)
                 raise
             kind, _, node = name.partition("@")
-            if kind in MAKERS:  # DVC has the result: nothing will go on from its step checkpoints
+            if kind in MAKERS:  # DVC has the result: nothing will resume from its step checkpoints
                 finished(node or "judge")
             self.outcomes[name] = outcome
             return Completed(name=STATES[outcome])

@@ -12,6 +12,8 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from trainorder.process import die_with_parent
 
@@ -33,14 +35,11 @@ def borrow() -> None:
         "cwd": os.getcwd(),  # noqa: PTH109
         "env": {name: value for name, value in os.environ.items() if name != VARIABLE},
     }
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        try:
-            connection.connect(address)
-            text = json.dumps(request).encode()
-            socket.send_fds(connection, [len(text).to_bytes(4, "big")], [1, 2])
-            connection.sendall(text)
-        except OSError:
-            return
+    try:
+        connection = start(address, request, (1, 2))
+    except OSError:
+        return
+    with connection:
         code = connection.recv(1)
     if not code:
         print(
@@ -50,6 +49,27 @@ def borrow() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code[0] if code else LOST)
+
+
+def start(address: str, request: Mapping[str, Any], outputs: Sequence[int]) -> socket.socket:
+    """Have a child run `python -m module argv` in `cwd` with `env`, its stdout and stderr going to two descriptors.
+
+    Returns:
+        A connection that gives the exit code as one byte, or ends without one where the child was killed.
+
+    Raises:
+        OSError: nobody listens at `address`.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(address)
+        text = json.dumps(request).encode()
+        socket.send_fds(connection, [len(text).to_bytes(4, "big")], list(outputs))
+        connection.sendall(text)
+    except OSError:
+        connection.close()
+        raise
+    return connection
 
 
 def _module() -> str | None:

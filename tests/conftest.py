@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from flows.warm import warm_stages
-from stages.warm import VARIABLE
+from stages.warm import VARIABLE, start
 from trainorder.config import PARAMS_VARIABLE, GradingConfig
 from trainorder.rewards import grading
 from trainorder.rewards.grading import Grader
@@ -87,13 +85,9 @@ def run_forked(
     if module.startswith("stages."):  # or it would ask for another child
         del env[VARIABLE]
     request = {"module": module, "argv": arguments, "cwd": str(project.root), "env": env}
-    text = json.dumps(request).encode()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.connect(project.settings[VARIABLE])
-            length = len(text).to_bytes(4, "big")
-            socket.send_fds(connection, [length], [out.fileno(), err.fileno()])
-            connection.sendall(text)
+        outputs = out.fileno(), err.fileno()
+        with start(project.settings[VARIABLE], request, outputs) as connection:
             (code,) = connection.recv(1)
         out.seek(0)
         err.seek(0)

@@ -18,9 +18,9 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from trainorder import paths
+from trainorder.adapters import weights_hash
 from trainorder.files import sha256, write_json
 from trainorder.machine import chosen, processor
-from trainorder.policy import weights_hash
 from trainorder.reading import ParamsError, read_json
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "peft", "dvc")

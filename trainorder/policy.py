@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainorder.adapters import add_to_weights, base_of, is_adapter_node
-from trainorder.adapters import weights_hash as weights_hash
 from trainorder.config import PolicyConfig
 from trainorder.files import writing_folder
 from trainorder.pretrained import import_transformers, load_model, load_tokenizer, locate

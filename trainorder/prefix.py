@@ -160,7 +160,7 @@ def _pad(x: Float[Tensor, "head token size"], place: Tensor, shape: tuple[int, .
 
 
 class PrefixCache:
-    """Keys and values while decoding: one copy per prompt, and a static cache for the rows behind it.
+    """Keys and values while decoding: one copy per prompt, and a static cache for the rows after it.
 
     Query heads that share keys and values share their copy too; they meet it side by side in one product.
     """

@@ -6,6 +6,7 @@ over rows padded on the right, where causal attention never looks.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ def log_probs(
         read = [row[:-1] for row in rows]
         lengths = [len(row) for row in read]
         ids = torch.tensor([token for row in read for token in row])
-        starts = [sum(lengths[:i]) for i in range(len(lengths))]
+        starts = itertools.accumulate(lengths[:-1], initial=0)
         places = [
             start + place
             for start, first, length in zip(starts, firsts, lengths, strict=True)

@@ -17,11 +17,10 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 from trainorder import paths, plan
-from trainorder.adapters import base_of
+from trainorder.adapters import base_of, weights_hash
 from trainorder.config import DEFAULT, Params, Section
 from trainorder.lineage import content_hash, manifest_hash, read_manifest
 from trainorder.plan.state import SETTINGS
-from trainorder.policy import weights_hash
 from trainorder.reading import ParamsError, did_you_mean, found_at, read_yaml, shaped
 
 REPAIR = (

@@ -11,9 +11,10 @@ import torch
 from second_device import second_device
 
 from trainorder import paths, preferences
+from trainorder.adapters import weights_hash
 from trainorder.config import JudgeConfig, Params, PolicyConfig
 from trainorder.data import build, write_tokenizer
-from trainorder.policy import Policy, weights_hash
+from trainorder.policy import Policy
 from trainorder.preferences import AgreementError, agreement, check_agreement, compare
 from trainorder.reading import ParamsError
 from trainorder.rewards import judge as judge_module

@@ -12,10 +12,11 @@ import torch
 from rl_project import PARENT, build_parent, settings
 from typer.testing import CliRunner
 
+from trainorder.adapters import weights_hash
 from trainorder.cli import app
 from trainorder.config import LoraConfig, MergeConfig, PhaseConfig, TrainingConfig
 from trainorder.merge import merge_folders
-from trainorder.policy import Policy, weights_hash
+from trainorder.policy import Policy
 from trainorder.reading import ParamsError
 from trainorder.resume import Work
 from trainorder.rl.step import rl_step

@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -305,7 +304,9 @@ def test_entropy_and_other_metrics_follow_an_order_from_its_base(document):
 def test_equal_tables_give_equal_bytes_whatever_the_order_of_their_rows(document):
     table = table_of(MERGES).sample(frac=1.0, random_state=1)
     assert to_json(run(default_world(), table)) == to_json(document)
-    assert json.loads(to_json(document)) == {**document, "hash": ANY}
+    written = json.loads(to_json(document))
+    assert written.pop("hash")
+    assert written == document
 
 
 def test_numbers_are_rounded_and_finite(document):

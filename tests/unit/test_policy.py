@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from trainorder.adapters import weights_hash
 from trainorder.config import PolicyConfig
 from trainorder.data import write_tokenizer
-from trainorder.policy import Policy, weights_hash
+from trainorder.policy import Policy
 from trainorder.pretrained import load_tokenizer
 
 SIZES = PolicyConfig(hidden_size=16, num_layers=2, num_heads=2, mlp_size=24, max_positions=64)

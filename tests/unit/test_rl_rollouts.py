@@ -12,8 +12,8 @@ import rl_project
 import torch
 from rl_small import make_roll
 
+from trainorder.adapters import weights_hash
 from trainorder.config import MethodConfig, PhaseConfig, Schedule
-from trainorder.policy import weights_hash
 from trainorder.resume import Work
 from trainorder.rl.forward import forward
 from trainorder.rl.learner import Learner

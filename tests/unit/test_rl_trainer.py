@@ -12,8 +12,9 @@ import pytest
 import torch
 from rl_project import PARENT, build_parent, says_seven
 
+from trainorder.adapters import weights_hash
 from trainorder.config import PhaseConfig, RlConfig
-from trainorder.policy import Policy, weights_hash
+from trainorder.policy import Policy
 from trainorder.reading import ParamsError
 from trainorder.rl.guard import NonFiniteError
 from trainorder.rl.learner import Learner

@@ -11,11 +11,12 @@ import torch
 from second_device import second_device
 
 from trainorder import paths, sft
+from trainorder.adapters import weights_hash
 from trainorder.config import Params, PolicyConfig, SftConfig
 from trainorder.data import build, write_tokenizer
 from trainorder.llama import kernels_for
 from trainorder.muon import Muon, orthogonalise
-from trainorder.policy import Policy, weights_hash
+from trainorder.policy import Policy
 from trainorder.reading import ParamsError
 from trainorder.sft import lines as lines_of
 from trainorder.sft import updates

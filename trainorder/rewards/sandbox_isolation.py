@@ -94,7 +94,7 @@ def preload():
 def forget_the_start():
     """Close the files that this interpreter was started through, and drop what tells of the start."""
     homes = os.environ.pop("PYTHONHOME", "").split(":")
-    for path in {*homes, os.path.dirname(sys.argv[0])}:  # noqa: PTH120
+    for path in {*homes, sys.argv[0].rpartition("/")[0]}:
         if path.startswith(OPEN_FILES):
             os.close(int(path.removeprefix(OPEN_FILES)))
     sys.argv[:], sys.orig_argv[:] = [""], [""]
@@ -202,7 +202,7 @@ def _wait_and_exit(pid, *files):
 def _library():
     """Folders of the standard library; asked of sysconfig, it would keep where they really are."""
     extensions = [path for path in sys.path if path.endswith("lib-dynload")]
-    return dict.fromkeys(os.path.dirname(path) for path in (os.__file__, *extensions))  # noqa: PTH120
+    return dict.fromkeys(path.rpartition("/")[0] for path in (os.__file__, *extensions))
 
 
 def _empty_root(folders):

@@ -10,7 +10,7 @@ the union of what the pieces of a method need, once, and nothing else:
 | term, written `old.NAME` | roll.token_facts, as NAME | the policy's before the update |
 
 `NAME:ARGUMENT` gives an argument: `nucleus_entropy:0.8`, `top_logps:5`, `forward_kl:reference`. Beside the functions listed
-here there are `ref_logps` (log p under the phase's parent, always in the roll), `hidden` (states behind the last norm,
+here there are `ref_logps` (log p under the phase's parent, always in the roll), `hidden` (states after the last norm,
 [row, token, size]: use them at once, they are large) and `spans` (`char_start` and `char_end` of each token in roll.text).
 """
 
@@ -42,7 +42,7 @@ class HeadFact:
 
     function: Callable[..., Tensor]
     argument: Callable[[str], Any] | None = None
-    """Reads what stands behind the colon."""
+    """Parses the part after the colon."""
     other_model: bool = False
     """Whether the argument names a frozen model, whose logits the function gets as well."""
 
@@ -147,12 +147,9 @@ def old(needs: Iterable[str]) -> frozenset[str]:
 
 def models(needs: Iterable[str]) -> frozenset[str]:
     """Names of the frozen models that these needs compare with."""
-    found = {"reference"} if REFERENCE in needs else set[str]()
-    for need in needs:
-        name, _, argument = need.partition(":")
-        if name in HEAD_FACTS and HEAD_FACTS[name].other_model:
-            found.add(argument)
-    return frozenset(found)
+    wanted = set(needs)
+    compared = {name for need in wanted if (name := other_model(need)) is not None}
+    return frozenset(compared | ({"reference"} if REFERENCE in wanted else set()))
 
 
 def check(needs: Iterable[str], allowed_models: Collection[str]) -> None:
@@ -184,7 +181,7 @@ def check(needs: Iterable[str], allowed_models: Collection[str]) -> None:
 
 
 def of_head(need: str) -> Callable[..., Tensor]:
-    """The function behind a need of the head, its plain argument bound: (logits, targets[, other logits]) -> [token]."""
+    """The function that computes a need of the head, its plain argument bound: (logits, targets[, other logits]) -> [token]."""
     name, _, argument = need.partition(":")
     fact = HEAD_FACTS[name]
     if fact.other_model or fact.argument is None:

@@ -228,7 +228,7 @@ def _flatten(roll: Roll) -> _Batch:
 def _states(
     model: Any, kernels: Kernels | None, batch: _Batch, device: torch.device
 ) -> Float[Tensor, "token hidden"]:
-    """The states behind the last norm, of all flat tokens."""
+    """The states after the last norm, of all flat tokens."""
     if kernels is not None:
         return training.hidden_states(model, kernels, batch.ids, batch.layout(device))
     ids = batch.ids.to(device)

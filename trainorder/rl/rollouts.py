@@ -215,7 +215,7 @@ def score(
     backend = learner.backend
 
     def score_rows(rows: list[int]) -> tuple[list[int], dict[str, Tensor]]:
-        part = roll.rows(rows or [int(roll.lengths().argmax())])
+        part = roll.rows(rows or longest_row(roll))
         with backend.computing():
             live = forward(model, part, needs, learner.models)
         return rows, {name: v.float() for name, v in {"logps": live.logps, **live.facts}.items()}
@@ -229,6 +229,11 @@ def score(
                 whole[name] = roll.loss_mask.new_zeros(*roll.loss_mask.shape, *value.shape[2:])
             whole[name][rows] = value.to(whole[name].dtype)
     return whole
+
+
+def longest_row(roll: Roll) -> list[int]:
+    """A row with a token, for a forward whose result is not used."""
+    return [int(roll.lengths().argmax())]
 
 
 def add_rewards(

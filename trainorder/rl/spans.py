@@ -16,7 +16,7 @@ UNFINISHED = "\ufffd"
 
 
 def char_spans(policy: Policy, roll: Roll) -> dict[str, Int[Tensor, "row token"]]:
-    """`char_start` and `char_end` of each token in roll.text; equal for a token without text, and behind the answer."""
+    """`char_start` and `char_end` of each token in roll.text; equal for a token without text, and after the answer."""
     found = torch.zeros(2, *roll.response_ids.shape, dtype=torch.long)
     for row, (ids, length) in enumerate(
         zip(roll.response_ids.tolist(), roll.lengths().tolist(), strict=True)

@@ -31,7 +31,7 @@ from trainorder.rl.method import Bound, Method
 from trainorder.rl.problems import split_by_prompt, split_by_task
 from trainorder.rl.records import describe
 from trainorder.rl.reduce import reduction_shares
-from trainorder.rl.rollouts import StepRollouts, score
+from trainorder.rl.rollouts import StepRollouts, longest_row, score
 from trainorder.rl.speed import rates, timed
 from trainorder.rl.types import Roll, State
 
@@ -237,11 +237,6 @@ def learning_rate(config: RlConfig, update: int) -> float:
     [0.5, 1.0, 1.0]
     """
     return config.lr * min(1.0, (update + 1) / max(1, config.warmup_steps))
-
-
-def longest_row(roll: Roll) -> list[int]:
-    """A row with a token, for a forward whose result is not used."""
-    return [int(roll.lengths().argmax())]
 
 
 def _weights_name(term: int) -> str:

@@ -51,7 +51,7 @@ class Log(Protocol):
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on behind what `state` holds."""
+        """Continue after what `state` holds."""
         ...
 
 
@@ -218,7 +218,7 @@ def save(learner: Learner, out: Path, parent: Path) -> None:
             save_node(out, parent, tensors, lora)
     elif (policy := learner.whole_policy()) is not None:
         policy.save(out)
-    backend.gather(None)  # no rank goes on before it is written
+    backend.gather(None)  # all ranks wait until it is written
 
 
 def _drop_dropout(model: Any) -> None:

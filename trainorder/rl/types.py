@@ -147,7 +147,7 @@ _DICTS = ("row_facts", "token_facts")
 
 
 def _widened(values: Float[Tensor, "row token ..."], width: int) -> Float[Tensor, "row token ..."]:
-    """Zeros behind the tokens, up to `width`."""
+    """Padded with zeros after the tokens, up to `width`."""
     return F.pad(values, (0, 0) * (values.dim() - 2) + (0, width - values.shape[1]))
 
 

@@ -28,7 +28,7 @@ class Request:
     prompt_ids: Sequence[int] = ()
     """The tokens to ask instead of the problem's prompt."""
     prefix_ids: Sequence[int] = ()
-    """The first tokens of every answer; sampling goes on behind them."""
+    """The first tokens of every answer; sampling continues after them."""
     train_prefix: bool = False
     """Whether the tokens of `prefix_ids` are trained on as if they had been sampled."""
     samples: int = 1

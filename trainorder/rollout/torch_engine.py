@@ -1,7 +1,7 @@
 """The engine that needs nothing but torch: decodes with the live weights, in this process.
 
 A prompt is read once for all its samples. Prompts of like length share a batch, and rows that have ended are dropped
-once that pays. log p and entropy come from the softmax that the token was drawn from.
+once there are enough of them. log p and entropy come from the softmax that the token was drawn from.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ class TorchEngine:
 
         def decode(batch: list[int]) -> None:
             with torch.inference_mode():
-                first = requests[batch[0]]  # the others ask for as many samples, as warm
+                first = requests[
+                    batch[0]
+                ]  # _batches: all of a batch want as many samples, at one temperature
                 prompts = [[*requests[i].prompt_ids, *requests[i].prefix_ids] for i in batch]
                 ids, real = _pad_left(prompts, self.policy.pad_id, device)
                 numbers = [row for i in batch for row in range(starts[i], starts[i + 1])]
@@ -156,7 +158,7 @@ class _Rows:
     """Among all rows of the call."""
     seed: Tensor
     place: Tensor
-    """Place in the answer of the first token drawn: behind the prefix."""
+    """Place in the answer of the first token drawn: after the prefix."""
     limit: Tensor
     """Tokens to draw at most."""
 

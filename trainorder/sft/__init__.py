@@ -43,7 +43,7 @@ class Log(Protocol):
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on behind what `state` holds."""
+        """Continue after what `state` holds."""
         ...
 
 
@@ -86,7 +86,7 @@ def warm_up(
 
 
 def check_gate(reached: Mapping[str, float], gate: Mapping[str, float]) -> list[str]:
-    """Tasks below their bound, in words.
+    """A line for each task that scores below its bound.
 
     >>> check_gate({"math": 0.5, "qa": 0.7}, {"math": 0.9, "qa": 0.7})
     ['math reached 0.500 of 0.900']
