@@ -40,7 +40,7 @@ ui: install  ## open MLflow and Prefect on loopback over what was run
 lint: install  ## style, types and import layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
-	@$(BIN)/basedpyright --level error
+	@$(BIN)/pyrefly check
 	@$(BIN)/lint-imports
 
 install: .venv/.installed  ## the environment in .venv; a second call does nothing

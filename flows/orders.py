@@ -89,7 +89,7 @@ class Pipeline:
     def _submit(self, stage: str, schedule: Schedule, *, cached: bool = False) -> PrefectFuture:
         parents: list[Any] = [self.futures[p] for p in schedule.parents[stage] if p in self.futures]
         named = self._task.with_options(task_run_name=stage)
-        self.futures[stage] = named.submit(stage, cached=cached, wait_for=parents)  # pyright: ignore
+        self.futures[stage] = named.submit(stage, cached=cached, wait_for=parents)  # pyrefly: ignore
         return self.futures[stage]
 
     def _note(self, stage: str) -> Any:
@@ -123,7 +123,7 @@ class Pipeline:
             self.outcomes[name] = outcome
             return Completed(name=STATES[outcome])
 
-        return stage
+        return stage  # pyrefly: ignore[bad-return]
 
 
 def run_flow(
@@ -135,10 +135,10 @@ def run_flow(
         ServerError: Prefect's server does not answer.
     """
 
-    @flow(
+    @flow(  # pyrefly: ignore[no-matching-overload]
         name=NAME,
         flow_run_name=name,
-        task_runner=ThreadPoolTaskRunner(max_workers=workers + IDLE_THREADS),  # pyright: ignore
+        task_runner=ThreadPoolTaskRunner(max_workers=workers + IDLE_THREADS),
         retries=0,
         persist_result=False,
     )
@@ -164,7 +164,7 @@ def run_flow(
 def _reaching_the_server() -> Iterator[None]:
     try:
         yield
-    except (httpx.HTTPError, httpx.InvalidURL, PrefectHTTPStatusError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServerError(
             str(error).strip().splitlines()[0] if str(error) else repr(error)
         ) from error

@@ -26,10 +26,10 @@ from pathlib import Path
 from stages.warm import VARIABLE
 from trainorder.process import die_with_parent
 
+TRANSFORMERS = "transformers"
 PACKAGES = (
     "torch",
-    "transformers",
-    "transformers.models.llama.modeling_llama",
+    TRANSFORMERS,
     "transformers.models.auto.modeling_auto",
     "tokenizers",
     "safetensors.torch",
@@ -74,7 +74,7 @@ def main() -> None:
         listener.listen(64)  # before the imports: early clients block
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         for name in (*PACKAGES, *packages):
-            importlib.import_module(name)
+            _import(name)
         assert threading.active_count() == 1, (
             "a package started a thread, which would not survive fork"
         )
@@ -85,6 +85,18 @@ def main() -> None:
                 listener.close()
                 _serve(connection)
             connection.close()
+
+
+def _import(name: str) -> None:
+    if name != TRANSFORMERS:
+        importlib.import_module(name)
+        return
+    from trainorder.pretrained import import_transformers
+
+    import_transformers()
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    get_checkpoint_conversion_mapping("llama")  # builds its table of 700 regular expressions
 
 
 def _serve(connection: socket.socket) -> None:

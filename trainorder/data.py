@@ -82,7 +82,7 @@ def build(params: Params) -> None:
         task, train = tasks[name], built[name]["train"]
         for problem in train:
             _refuse_leak(name, problem.prompt, held.match(*reveals(task, problem)))
-        draw = partial(_until_clean, name, redrawn)
+        draw: UntilClean = partial(_until_clean, name, redrawn)  # pyrefly: ignore[bad-assignment]
         own = list(_demonstrations(name, task, config.demonstrations, seed, train, held, draw))
         lines = list(_drills(name, task, config.drills, seed, held, draw))
         summary[name] = _measure(

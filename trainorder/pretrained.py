@@ -146,9 +146,9 @@ def import_transformers() -> Any:
         finally:
             for name in hidden:
                 del sys.modules[name]
-        from transformers.utils import logging
+    from transformers.utils import logging
 
-        logging.disable_progress_bar()
+    logging.disable_progress_bar()
     return importlib.import_module("transformers")
 
 

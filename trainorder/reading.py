@@ -193,6 +193,10 @@ def _loader() -> Any:
     return Loader
 
 
+def _line(event: Any) -> int:
+    return event.start_mark.line + 1
+
+
 def _count(text: str, most: int) -> None:
     """Refuse a text of more than `most` values or too many levels from its events alone: nothing is expanded or built."""
     import yaml
@@ -203,9 +207,9 @@ def _count(text: str, most: int) -> None:
     total = 0
     for event in yaml.parse(text, Loader=_loader()):
         if isinstance(event, yaml.AliasEvent):
-            size = sizes.get(event.anchor, 1)
+            size = sizes.get(event.anchor, 1)  # pyrefly: ignore[no-matching-overload]
             if size is None:
-                line = event.start_mark.line + 1
+                line = _line(event)
                 raise ParamsError(f": line {line}: alias *{event.anchor} stands inside itself")
             total += size
         elif isinstance(event, yaml.ScalarEvent):
@@ -218,7 +222,7 @@ def _count(text: str, most: int) -> None:
             if event.anchor:
                 sizes[event.anchor] = None
             if len(open_) > MAX_DEPTH:
-                line = event.start_mark.line + 1
+                line = _line(event)
                 raise ParamsError(f": line {line}: nested deeper than {MAX_DEPTH} levels")
         elif isinstance(event, CollectionEndEvent):
             anchor, before = open_.pop()

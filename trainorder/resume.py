@@ -99,7 +99,11 @@ class Work:
             save_file(_unshared(plain), new / TENSORS)
             fail_point("resume.torn")
             spent = self.earlier + time.monotonic() - self._start
-            body = {"state": text, "tensors": sha256(new / TENSORS), "names": list(tensors)}
+            body: dict[str, Any] = {
+                "state": text,
+                "tensors": sha256(new / TENSORS),
+                "names": list(tensors),
+            }
             body["spent"] = round(spent, 3)
             write_json(new / STATE, {**body, "hash": _digest(body)}, indent=None)
         fail_point("resume.saved")

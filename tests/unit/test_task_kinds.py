@@ -206,7 +206,7 @@ def test_math_works_out_its_steps() -> None:
     )
     drawn = [Math().draw(stream("math", n)) for n in range(300)]
     for item in drawn:
-        steps = format.parse(item.gold).think.split(" ; ")  # pyright: ignore
+        steps = format.parse(item.gold).think.split(" ; ")
         total = item.meta["chain"][0]
         for step, operand in zip(steps, item.meta["chain"][1:], strict=True):
             total += operand

@@ -75,7 +75,7 @@ class Parts:
             "judged": _difference(self.scores, a, b, self.judged),
             "hidden_taste": self.gold and _difference(self.gold, a, b, range(len(self.gold.tasks))),
         }
-        known = {name: value for name, value in values.items() if value is not None}
+        known: dict[str, Any] = {k: value for k, value in values.items() if value is not None}
         found: dict[str, Any] = dict.fromkeys(values)
         found |= zip(known, self.intervals(np.stack(list(known.values()))), strict=True)
         sign = _sign(found["judged"])

@@ -83,7 +83,9 @@ class Misfit:
         kernel = contrast @ (share * _kendall(self.orders) + (1 - share) * own) @ contrast.T
         noise = np.atleast_2d(np.cov((self.errors[1:] @ contrast.T).T))
         floor = max(float(np.trace(noise)) / len(self.orders), ROUNDING**2)
-        numbers, axes = linalg.eigh(kernel, noise + 1e-6 * floor * np.eye(len(noise)))
+        numbers, axes = map(
+            np.asarray, linalg.eigh(kernel, noise + 1e-6 * floor * np.eye(len(noise)))
+        )
         unit = math.sqrt(float(np.trace(noise)) / max(float(np.trace(kernel)), ROUNDING))
         return axes, np.maximum(numbers, 0.0), max(unit, ROUNDING)
 

@@ -196,7 +196,7 @@ def _verify(given: str, wanted: str) -> bool:
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     answer, right = (
-        parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], "no_fallback", parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+        parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], "no_fallback", parsing_timeout=None)  # pyrefly: ignore
         for text in (given, wanted)
     )
     return bool(answer and right) and verify(right, answer, timeout_seconds=None)

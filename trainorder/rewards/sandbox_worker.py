@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))  # run as a bare script, this is no part of a package
-import sandbox_isolation as isolation
-import sandbox_language as language
+import sandbox_isolation as isolation  # pyrefly: ignore[missing-import]
+import sandbox_language as language  # pyrefly: ignore[missing-import]
 
 sys.path.pop()
 

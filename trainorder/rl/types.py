@@ -127,8 +127,7 @@ class Roll:
         def joined(parts: list[Tensor]) -> Tensor:
             return torch.cat([_widened(part, width) if part.dim() > 1 else part for part in parts])
 
-        return replace(
-            rolls[0],
+        merged: dict[str, Any] = {
             **{name: joined([getattr(r, name) for r in rolls]) for name in TENSORS},
             **{name: [item for r in rolls for item in getattr(r, name)] for name in _LISTS},
             **{
@@ -138,7 +137,8 @@ class Roll:
                 }
                 for name in _DICTS
             },
-        )
+        }
+        return replace(rolls[0], **merged)
 
 
 TENSORS = ("response_ids", "loss_mask", "group", "rewards", "scored", "advantages", "weights")
@@ -262,4 +262,5 @@ class State:
         cls, data: dict[str, Any], tensors: Mapping[str, Tensor] | None = None
     ) -> State:
         """The state that `state_dict` wrote, with its tensors."""
-        return cls(**{**data, "key": tuple(data["key"])}, tensors=dict(tensors or {}))
+        fields: dict[str, Any] = {**data, "key": tuple(data["key"])}
+        return cls(**fields, tensors=dict(tensors or {}))
