@@ -229,6 +229,7 @@ def attack(field: Field, box: Sandbox, source: str) -> Result:
     return result
 
 
+@pytest.mark.long("waits for the time limit of full Python")
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_in_full_python_gets_nothing(field: Field, name: str) -> None:
     result = attack(field, field.full, ATTACKS[name])
@@ -236,6 +237,7 @@ def test_an_attack_in_full_python_gets_nothing(field: Field, name: str) -> None:
     assert SECRET not in str(result)
 
 
+@pytest.mark.long("waits for the time limit of full Python")
 @pytest.mark.parametrize("name", SWARMS)
 def test_processes_that_a_program_starts_end_with_it(field: Field, name: str) -> None:
     result = attack(field, field.swarm, SWARMS[name])

@@ -145,6 +145,7 @@ def test_a_thought_before_a_stop_after_and_parts_change_no_verdict(
     assert patient.failures == []
 
 
+@pytest.mark.long("waits as long as the server asks for")
 @pytest.mark.parametrize("status", [200, 429])
 @pytest.mark.parametrize(
     "when",
@@ -263,6 +264,7 @@ def test_trouble_that_passes_costs_nothing(server: Server) -> None:
     assert patient.counts["retried"] == 5
 
 
+@pytest.mark.long("waits as long as the server asks for")
 def test_retry_after_is_kept(server: Server) -> None:
     server.trouble = lambda n, body: (429, {"Retry-After": "1"}, "") if n == 0 else None
     assert ask(judge(server, concurrency=1, outage_seconds=20.0)) == 1.0

@@ -287,6 +287,7 @@ def test_stage_writes_the_same_bytes_twice(here: Path, monkeypatch):
     pd.testing.assert_frame_equal(pd.read_parquet(file), expected)
 
 
+@pytest.mark.long("starts stages in processes of their own")
 def test_stage_names_a_missing_checkpoint_and_writes_nothing(here: Path, monkeypatch, capsys):
     assert run_stage(monkeypatch, "--node", "s0--qa", "--seed", "0") == 2
     assert "checkpoints/s0--qa is not a Hugging Face model folder" in capsys.readouterr().err

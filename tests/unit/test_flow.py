@@ -377,6 +377,7 @@ def in_terminal(project: Project, *command: str, **env: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
 
 
+@long
 def test_a_rerun_in_a_terminal_behind_a_dead_proxy_prints_its_result_in_a_few_lines(project):
     text = in_terminal(project, sys.executable, "-m", "flows.pipeline", **DEAD_PROXY)
     assert text.count("\n") <= 40, text
@@ -385,6 +386,7 @@ def test_a_rerun_in_a_terminal_behind_a_dead_proxy_prints_its_result_in_a_few_li
     assert "/runs/flow-run/" in text
 
 
+@long
 def test_a_prefect_address_that_does_not_answer_costs_one_line(project):
     command = [sys.executable, "-m", "flows.pipeline"]
     env = project.env | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
@@ -428,6 +430,7 @@ PAGES = {
 }
 
 
+@long
 @pytest.mark.parametrize("page", PAGES)
 def test_prefect_answers_no_page_but_its_own(users_server, page: str):
     _, url = users_server
@@ -438,6 +441,7 @@ def test_prefect_answers_no_page_but_its_own(users_server, page: str):
     assert ask(url, "OPTIONS", "/api/variables/", **preflight)[0] == 403
 
 
+@long
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
 def test_prefects_own_pages_read_it(users_server, name: str):
     _, url = users_server
@@ -446,6 +450,7 @@ def test_prefects_own_pages_read_it(users_server, name: str):
     assert ask(url, "GET", "/ui-settings")[1]["api_url"] == f"{url}/api"
 
 
+@long
 def test_a_users_prefect_profile_is_used_and_only_own_runs_are_swept(project, users_server):
     folder, url = users_server
     (folder / "profiles.toml").write_text(

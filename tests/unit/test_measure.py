@@ -131,6 +131,7 @@ def test_a_task_is_judged_with_an_endpoint_too_and_without_a_hidden_taste(metric
     assert parts["judged"] is not None
 
 
+@pytest.mark.long("measures several whole experiments")
 @pytest.mark.parametrize(("key", "strength"), [(1, 0.4), (3, 1.0)])
 def test_terminal_page_artifact_and_compare_say_the_same_of_every_two_arms(
     key, strength, tmp_path, monkeypatch
@@ -177,6 +178,7 @@ def test_compare_takes_no_interval_from_a_ranking_of_other_scores(tmp_path, monk
         assert found["mean"]["p"] is not None
 
 
+@pytest.mark.long("measures several whole experiments")
 def test_scores_by_the_judge_that_gave_the_rewards_are_named():
     table = table_of(()).copy()
     assert run(default_world(merges=()), table)["same_judge"] == []
@@ -537,6 +539,7 @@ class Saturating(World):
         return level
 
 
+@pytest.mark.long("measures several whole experiments")
 def test_transfer_that_appears_only_after_training_is_seen_and_only_two_stage_predicts_it():
     base = every_order(problems=128).default
     fields = {name: getattr(base, name) for name in base.__dataclass_fields__}

@@ -109,6 +109,7 @@ def step_and_push(learner: Learner) -> dict[str, float]:
     return line
 
 
+@pytest.mark.long("trains every family of models")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("training", [{}, {"lora": LoraConfig(rank=4)}], ids=["full", "lora"])
 def test_sampler_and_trainer_agree_before_and_after_a_step(family: str, training: dict[str, Any]):
@@ -126,6 +127,7 @@ def test_sampler_and_trainer_agree_before_and_after_a_step(family: str, training
     assert gap(replace(learner, policy=loaded), after) < 1e-4
 
 
+@pytest.mark.long("trains every family of models")
 def test_adapters_leave_the_weights_alone_and_are_merged_exactly():
     learner = learner_of("Qwen2", lora=LoraConfig(rank=4, alpha=8.0, target=["q_proj", "v_proj"]))
     parent = Policy.load(Path("checkpoints/Qwen2")).model.state_dict()
@@ -174,6 +176,7 @@ def test_bf16_computes_coarsely_and_keeps_weights_and_moments_in_fp32():
     assert {t.dtype for t in tensors.values()} == {torch.float32}
 
 
+@pytest.mark.long("trains every family of models")
 def test_a_saved_state_goes_on_as_if_nothing_had_happened():
     for training in ({}, {"lora": LoraConfig(rank=2)}):
         through, state = learner_of("Qwen3", **training), State(total=9)

@@ -164,6 +164,7 @@ def test_mutated_values_are_accepted_or_refused_by_name() -> None:
     assert 40 < accepted < 560
 
 
+@pytest.mark.long("hundreds of mutated files")
 def test_mutated_files_through_the_command(tmp_path: Path) -> None:
     codes = []
     for seed in range(150):
@@ -375,6 +376,7 @@ JSON = st.recursive(
 )
 @given(place=st.sampled_from(PLACES), value=JSON)
 @example(place=("orders", "first"), value=["math"] * 400)
+@pytest.mark.long("hundreds of mutated files")
 def test_any_value_anywhere_is_accepted_or_refused(place: tuple[Any, ...], value: Any) -> None:
     data = copy.deepcopy(DATA)
     at(data, place[:-1])[place[-1]] = value

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.planted_worlds import NOTHING, Planted, recommendations, run, strong_effects
 
+pytestmark = pytest.mark.long("measures hundreds of simulated worlds")
 SMALL = {"problems": 64, "draws": 100}
 
 

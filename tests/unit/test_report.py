@@ -89,6 +89,7 @@ def test_every_arms_mean_and_interval_is_on_the_page(tmp_path, monkeypatch):
         assert all(f"{v:.3f}" in page for values in order["R"]["test"] for v in values)
 
 
+@pytest.mark.long("renders whole pages")
 def test_of_many_orders_some_are_drawn_and_all_can_be_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bwt = measured("every_order")
@@ -178,6 +179,7 @@ def test_a_tie_is_not_called_a_win():
     assert "the data cannot decide (one seed)" in words.verdict(bwt)
 
 
+@pytest.mark.long("renders whole pages")
 def test_the_parts_of_a_lead_and_a_judges_lead_are_named_in_the_same_words_everywhere(
     tmp_path, monkeypatch
 ):
@@ -348,6 +350,7 @@ def test_a_report_before_any_measurement_says_what_to_do(tmp_path, monkeypatch):
         report.write_report()
 
 
+@pytest.mark.long("renders whole pages")
 def test_a_task_that_tests_recall_is_called_recall_wherever_its_score_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     world = default_world(problems=32)

@@ -23,9 +23,11 @@ from trainorder.rl.forward import (
 )
 from trainorder.rl.types import Roll
 
+COMPILED = pytest.param("prefix compiled", marks=pytest.mark.long("torch.compile takes seconds"))
+
 
 @pytest.fixture(
-    params=["kernels", "prefix", "prefix sdpa", "prefix many scores", "prefix compiled", "padded"]
+    params=["kernels", "prefix", "prefix sdpa", "prefix many scores", COMPILED, "padded"]
 )
 def way(request, monkeypatch):
     """Each of the ways through a model; they must not differ."""

@@ -203,6 +203,7 @@ SAME_EVERYWHERE = {
 }
 
 
+@pytest.mark.long("compares every kind of sandbox")
 def test_a_program_has_the_same_result_in_every_sandbox() -> None:
     results = []
     for number in range(4):
@@ -463,6 +464,7 @@ plain.close(), free.close()
 """
 
 
+@pytest.mark.long("compares every kind of sandbox")
 def test_the_sandbox_of_an_ordinary_user_is_as_strong_as_roots(tmp_path: Path) -> None:
     results = []
     for user in {0, 65534} if os.geteuid() == 0 else {os.geteuid()}:

@@ -192,6 +192,7 @@ def test_a_t_interval_needs_two_values():
         t_interval(np.array([0.5]))
 
 
+@pytest.mark.long("simulates thousands of experiments")
 @pytest.mark.parametrize(
     ("num_arms", "num_seeds", "run", "noisier"),
     [

@@ -184,6 +184,7 @@ def contents(project: Project) -> set[str]:
     return {file.read_text() for file in project.root.glob(".dvc/cache/files/md5/??/*")}
 
 
+@pytest.mark.long("DVC goes through all commits")
 @pytest.mark.parametrize("way", WAYS)
 def test_gc_keeps_a_file_that_dvc_can_be_asked_for(freed: Project, way: str):
     assert f"only in {way}\n" in contents(freed)
@@ -349,6 +350,7 @@ def refused(project: Project, *arguments: str, code: int, file_size: int | None 
     return said
 
 
+@pytest.mark.long("starts the command in processes")
 @pytest.mark.parametrize("arguments", [("plan",), ("run",), ("gc",), ("gc", "--yes")])
 def test_a_folder_that_cannot_be_written_costs_one_line(project: Project, arguments):
     for path in (project.root, *project.root.rglob("*")):
@@ -364,6 +366,7 @@ def test_a_folder_that_cannot_be_written_costs_one_line(project: Project, argume
     )
 
 
+@pytest.mark.long("starts the command in processes")
 @pytest.mark.parametrize("command", ["plan", "run"])
 def test_a_full_disk_costs_one_line(project: Project, command: str):
     line = refused(project, command, code=1, file_size=100)

@@ -18,6 +18,8 @@ from trainorder.reading import ParamsError
 from trainorder.resume import Work
 from trainorder.tracking import OrderRecord, Tracker
 
+pytestmark = pytest.mark.long("every test opens an MLflow store, some start servers and processes")
+
 ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 WRITER = """
 import sys, warnings
@@ -218,6 +220,7 @@ PROJECT = """
 import json, os, sys
 from trainorder import tracking
 from trainorder.tracking import OrderRecord, Tracker
+
 for line in sys.stdin:
     what = json.loads(line)
     if what == "start":

@@ -19,6 +19,7 @@ import requests
 
 from trainorder.process import keep_loopback_direct
 
+pytestmark = pytest.mark.long("starts MLflow and Prefect, and a process for every request")
 ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 RECORDS = {
     "s0": {"seed": 0, "phase": "sft", "parents": {}, "params": {"sft": {"lr": 0.1}}},
