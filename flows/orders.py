@@ -27,14 +27,14 @@ from prefect.utilities.urls import url_for
 from flows.dvc import Runner, StageFailed
 from flows.progress import Display
 from flows.schedule import Schedule, topological
-from trainorder.plan.compile import STAGE_OF
+from trainorder.plan.compile import STAGE_OF, TRAIN_JUDGE
 from trainorder.resume import finished
 
 NAME = "trainorder"
 STATES = {"ran": "Completed", "restored": "Restored", "unchanged": "Unchanged"}
 PATIENCE = {"timeout": 20.0}
 """Seconds for the first answer of a server that the user named."""
-MAKERS = {*STAGE_OF.values(), "train_judge"}
+MAKERS = {*STAGE_OF.values(), TRAIN_JUDGE}
 """Stages that write step checkpoints which their evaluation would drop otherwise."""
 IDLE_THREADS = 8  # beside the workers: tasks of stages that are up to date
 
@@ -119,7 +119,7 @@ class Pipeline:
                 raise
             kind, _, node = name.partition("@")
             if kind in MAKERS:  # DVC has the result: nothing will resume from its step checkpoints
-                finished(node or "judge")
+                finished("judge" if kind == TRAIN_JUDGE else node)
             self.outcomes[name] = outcome
             return Completed(name=STATES[outcome])
 

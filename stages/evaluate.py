@@ -24,7 +24,7 @@ OPTIONS = {
 def main(arguments: argparse.Namespace) -> None:
     params = load_params()
     config = params.evaluation
-    from trainorder.evaluation import evaluate
+    from trainorder.evaluation import built_exams, evaluate, is_judged
     from trainorder.lineage import inputs
     from trainorder.resume import finished
     from trainorder.rewards import grading
@@ -40,7 +40,7 @@ def main(arguments: argparse.Namespace) -> None:
         params={"evaluation": config, "training.dtype": params.training.dtype},
         code="evaluate",
         parents=[node],
-        data=[paths.TASK_DATA, paths.JUDGE],
+        data=[paths.TASK_DATA, *([paths.JUDGE] if is_judged(built_exams()) else [])],
     )
     with stages.keeping(f"evaluate--{node}", params, depends) as work:
         table = evaluate(node, paths.checkpoint(node), seed, config, work, params.training)

@@ -27,8 +27,8 @@ REPAIR = (
     "To repair: delete the files named as changed, then `trainorder run` restores them from DVC's cache (checked by "
     "`trainorder verify --cache`) or makes them again; where params or code differ, it trains with today's"
 )
-SHARED = ("build_data", "train_judge", "measure_bwt", "report")
-"""Stages that belong to no single node."""
+SHARED = ("build_data", "measure_bwt", "report")
+"""Stages that belong to no single node, the judges' aside."""
 
 
 def verify(node: str | None = None) -> list[str]:
@@ -54,7 +54,7 @@ def verify(node: str | None = None) -> list[str]:
     for name in wanted:
         found += [f"{name}: {text}" for text in _node(name, current.params, fingerprints)]
     stages = [s for name in wanted for s in (current.nodes[name].stage, f"evaluate@{name}")]
-    stages += SHARED if node is None else ()
+    stages += [*SHARED, *current.judge_stages] if node is None else []
     if node is None:
         found += _compiled(current.text(), fingerprints)
     for stage in stages:

@@ -97,6 +97,8 @@ def test_dvc_yaml_has_the_slots_that_the_plan_fills():
     for kind, stage in STAGE_OF.items():
         slots = [d for d in STAGES[stage]["deps"] if "item.inputs[" in d]
         assert slots == [f"${{item.inputs[{i}]}}" for i in range(SLOTS[kind])]
+    exams = [d for d in STAGES["evaluate"]["deps"] if "exams[" in d]
+    assert exams == [f"${{exams[{i}]}}" for i in range(SLOTS["exams"])]
 
 
 def test_groups_of_the_plan_collide_with_no_section_of_the_params():

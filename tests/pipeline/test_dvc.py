@@ -256,7 +256,7 @@ def test_changed_code_is_stale_where_it_runs_and_below_and_a_comment_nowhere(cop
     stage.write_text(stage.read_text() + "# a comment\n")
     assert set(states(copy).values()) == {"cached"}
     copy.edit("stages/rl.py", "toy.main", "1 + 1\ntoy.main")
-    current = ["build_data", "evaluate@s0", "sft_warmup@s0", "train_judge"]
+    current = ["build_data", "evaluate@s0", "sft_warmup@s0", "train_judge@creative"]
     assert only(copy, "cached") == current
     assert set(states(copy).values()) == {"cached", "stale"}
 

@@ -637,16 +637,35 @@ def test_commands_that_train_nothing_import_no_torch():
     assert done.stdout == "[]\n"
 
 
-def test_users_of_verifiers_only_are_told_what_to_add():
-    verified: Change = {
-        "tasks": {"math": {}, "qa": {}},
-        "phases": {"math": {"kind": "structured", "tasks": {"math": 1}, "steps": 2}},
-        "orders": {"one": ["math"]},
-        "merges": {},
-    }
-    assert "add `creative: {demonstrations: 2000}` to tasks" in refusal(**verified)
-    verified["tasks"]["creative"] = {"demonstrations": 2000}
-    check(params(**verified))
+VERIFIED: Change = {
+    "tasks": {"math": {}, "qa": {}},
+    "phases": {
+        "math": {"kind": "structured", "tasks": {"math": 1}, "steps": 2},
+        "qa": {"kind": "structured", "tasks": {"qa": 1}, "steps": 2},
+    },
+    "orders": {"one": ["math", "qa"]},
+    "merges": {"tuned": {"method": "average", "scale": [0.5, 1.0]}},
+}
+
+
+def test_where_every_task_is_verified_no_judge_is_trained_and_nothing_depends_on_one():
+    data = read_yaml(SMOKE) | VERIFIED
+    del data["judge"]
+    verified = parse_params(data)
+    check(verified)
+    plan = compile_plan(verified)
+    assert (plan.judged, plan.judge_stages, plan.data()["train_judge"]) == (None, [], {})
+    assert set(plan.data()["exams"]) == {"data/tasks"}
+    assert "checkpoints/judge" not in plan.text()
+    assert "judge" not in plan.settings()
+    assert "train_judge" not in plan.code()
+    judged = compile_plan(params())
+    assert judged.judge_stages == ["train_judge@creative"]
+    assert "checkpoints/judge/evaluation" in judged.data()["exams"]
+
+
+def test_settings_of_a_judge_that_has_nothing_to_judge_are_refused():
+    assert "every task here is graded by its verifier (math, qa)" in refusal(**VERIFIED)
 
 
 def test_the_plan_names_the_tasks_whose_test_asks_what_training_taught():

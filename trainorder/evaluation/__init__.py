@@ -70,8 +70,7 @@ def evaluate(
     exams = built_exams()
     device = device_of(training.device)
     policy = Policy.load(checkpoint).to(device)
-    judged = any(exam.task.rewarded_by == "judge" for exam in exams)
-    judges = _load_judges(device) if judged else {}
+    judges = _load_judges(device) if is_judged(exams) else {}
     return tabulate(node, seed, examine(policy, exams, judges, config, work, training.dtype))
 
 
@@ -79,7 +78,7 @@ def dev_scorer(tasks: Sequence[str], training: TrainingConfig = PLAIN) -> Callab
     """Checkpoint folder -> mean `score` over these tasks' dev problems: what choices are made by."""
     exams = [_load_exam(name, "dev") for name in tasks]
     device = device_of(training.device)
-    judges = _load_judges(device) if any(e.task.rewarded_by == "judge" for e in exams) else {}
+    judges = _load_judges(device) if is_judged(exams) else {}
     config = EvaluationConfig(samples=DEV_SAMPLES)
 
     def score(checkpoint: Path) -> float:
@@ -106,6 +105,11 @@ def built_exams() -> list[Exam]:
     if not names:
         raise ParamsError(f"{paths.TASK_DATA} holds no task: run `dvc repro build_data`")
     return [_load_exam(name, split) for name in names for split in SPLITS]
+
+
+def is_judged(exams: Sequence[Exam]) -> bool:
+    """Whether any of them takes the judges to score."""
+    return any(exam.task.rewarded_by == "judge" for exam in exams)
 
 
 def examine(

@@ -50,7 +50,6 @@ MAX_ROLLOUTS = 262_144
 """Rollouts of one step, all held in memory."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})|[0-9A-Fa-f:.]{2,45}(%\w+)?")
-_JUDGED_HINT = "add `creative: {demonstrations: 2000}` to tasks; in no phase, it is evaluated and never trained"
 PAID_BY = {"structured": "verifier", "creative": "judge"}
 
 
@@ -227,7 +226,14 @@ def is_loopback(host: str) -> bool:
 
 
 def _check_judge(params: Params, rewarded_by: Mapping[str, str]) -> None:
-    task = params.judge.task
+    task, judged = params.judge.task, [name for name, by in rewarded_by.items() if by == "judge"]
+    if not judged:
+        if "judge" in params.model_fields_set:
+            raise ParamsError(
+                f"judge: every task here is graded by its verifier ({', '.join(rewarded_by)}), so no judge is trained: "
+                f"remove the section, or add a task of kind creative"
+            )
+        return
     if params.judge.backend == "endpoint":
         _check_endpoint(params.judge.endpoint)
         if not params.judge.endpoint.same_in_both_roles:
@@ -236,16 +242,10 @@ def _check_judge(params: Params, rewarded_by: Mapping[str, str]) -> None:
                 f"one that evaluates, so no score of task {task!r} would be independent of training; use judge.backend "
                 f"local, or accept it by judge.endpoint.same_in_both_roles: true"
             )
-    if task not in params.tasks and "judge" not in rewarded_by.values():
-        raise ParamsError(
-            f"judge.task: no task {task!r} here, and a judge is always trained: {_JUDGED_HINT}"
-        )
     _check_known("judge.task", "task", task, params.tasks)
     if rewarded_by[task] != "judge":
-        judged = [name for name, payer in rewarded_by.items() if payer == "judge"]
         raise ParamsError(
-            f"judge.task: {task!r} is graded by its verifier; judged tasks: {', '.join(judged) or 'none'}. A judge is always "
-            f"trained: {_JUDGED_HINT}"
+            f"judge.task: {task!r} is graded by its verifier; judged tasks: {', '.join(judged)}"
         )
 
 

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
@@ -24,6 +25,7 @@ from trainorder.tasks import TASKS, make_task
 
 Kind = Literal["base", "structured", "creative", "mixed", "merge"]
 
+TRAIN_JUDGE = "train_judge"
 STAGE_OF = {
     "base": "sft_warmup",
     "structured": "structured_rl",
@@ -33,8 +35,8 @@ STAGE_OF = {
 }
 """Kind of a node -> the DVC stage that makes it."""
 
-SLOTS = {"base": 6, "structured": 4, "creative": 4, "mixed": 8, "merge": 12}
-"""Length of a node's `inputs` in plan.yaml, as many as dvc.yaml lists: DVC cannot unroll a list of unknown length."""
+SLOTS = {"base": 6, "structured": 4, "creative": 4, "mixed": 8, "merge": 12, "exams": 3}
+"""Length of a node's `inputs`, and of `exams`, in plan.yaml, as many as dvc.yaml lists: DVC cannot unroll a list of unknown length."""
 
 HEADER = "# Compiled from params.yaml by `trainorder plan`: edit params.yaml, not this file.\n"
 
@@ -82,6 +84,19 @@ class Plan:
         """One SFT checkpoint per seed."""
         return [node for node in self.nodes.values() if node.kind == "base"]
 
+    @cached_property
+    def judged(self) -> str | None:
+        """The task that judges are trained for; None where every task is graded by its verifier."""
+        task = self.params.judge.task
+        config = self.params.tasks.get(task)
+        judged = config is not None and make_task(task, config).rewarded_by == "judge"
+        return task if judged else None
+
+    @property
+    def judge_stages(self) -> list[str]:
+        """The DVC stage that trains the judges, if there is one."""
+        return [] if self.judged is None else [f"{TRAIN_JUDGE}@{self.judged}"]
+
     def text(self) -> str:
         """plan.yaml."""
         from ruamel.yaml import YAML
@@ -102,8 +117,9 @@ class Plan:
         }
         return {
             "resolved": {name: list(phases) for name, phases in self.resolved.items()},
-            "train_judge": {"base": self.bases()[0].id, "task": self.params.judge.task},
+            TRAIN_JUDGE: {self.judged: {"base": self.bases()[0].id}} if self.judged else {},
             **groups,
+            "exams": self._exams(),
             "evaluate": {
                 node.id: {"seed": node.seed} | _tag(node.variant) for node in self.nodes.values()
             },
@@ -175,11 +191,16 @@ class Plan:
             "evaluation": params.evaluation.results(),
             "measure": params.measure.results(),
             "sft": {**params.sft.results(), "tasks": self._tasks(params.sft.gate)},
-            "judge": {**params.judge.results(), "tasks": self._tasks([params.judge.task])},
+            **self._judge(),
             "phases": self._phases(DEFAULT),
             "variants": {variant: self._phases(variant) for variant in params.variants},
             "merges": {name: merge.results() for name, merge in params.merges.items()},
         }
+
+    def _judge(self) -> dict[str, Any]:
+        if self.judged is None:
+            return {}
+        return {"judge": {**self.params.judge.results(), "tasks": self._tasks([self.judged])}}
 
     def _phases(self, variant: str) -> dict[str, Any]:
         params = self.params.variant(variant)
@@ -211,7 +232,7 @@ class Plan:
         tasks = {
             "build_data": list(params.tasks),
             "sft_warmup": list(params.sft.gate),
-            "train_judge": [params.judge.task],
+            **({TRAIN_JUDGE: [self.judged]} if self.judged else {}),
             "merge": list(params.tasks),
             "evaluate": list(params.tasks),
             "measure_bwt": [],
@@ -231,9 +252,9 @@ class Plan:
 
     def _loads(self, tasks: Collection[str]) -> frozenset[str]:
         """The kinds of these tasks, and the judge where one of them is judged."""
-        judge = self.params.judge
         kinds = {TASKS[self.params.tasks[task].kind or task] for task in tasks}
-        return frozenset(kinds | ({JUDGES[judge.backend]} if judge.task in tasks else set()))
+        judges = {JUDGES[self.params.judge.backend]} if self.judged in tasks else set()
+        return frozenset(kinds | judges)
 
     def _entry(self, node: Node) -> dict[str, Any]:
         if node.kind == "base":
@@ -272,7 +293,16 @@ class Plan:
                 f"{node.id} merges {len(files)} checkpoints, and dvc.yaml has room for {slots}: use fewer phases, or "
                 f"add lines to `deps` of `merge` in dvc.yaml and raise SLOTS in trainorder/plan/compile.py"
             )
-        return files + files[-1:] * (slots - len(files))
+        return _filled(files, slots)
+
+    def _exams(self) -> list[str]:
+        """What every evaluation reads: all problems, and the judges where there are some."""
+        return _filled(
+            [str(paths.TASK_DATA), *(self._judges() if self.judged else ())], SLOTS["exams"]
+        )
+
+    def _judges(self) -> list[str]:
+        return [str(paths.JUDGE / role) for role in ("reward", "evaluation")]
 
     def _merged_tasks(self, node: Node) -> list[str]:
         """What the merged nodes were trained on."""
@@ -289,16 +319,16 @@ class Plan:
             if isinstance(self.params.merges[node.merge].scale, list):
                 tasks = self._merged_tasks(node)
                 yield from (str(paths.TASK_DATA / task / "dev.jsonl") for task in tasks)
-                if self.params.judge.task in tasks:
-                    yield from (str(paths.JUDGE / name) for name in ("reward", "evaluation"))
+                if self.judged in tasks:
+                    yield from self._judges()
         elif node.phase is None:
             path = self.params.policy.path
             yield path if path is not None and found_at(path) == "folder" else str(paths.TOKENIZER)
             yield from (str(paths.TASK_DATA / task / "dev.jsonl") for task in self.params.sft.gate)
         else:
             tasks = self.params.variant(node.variant).phases[node.phase].tasks
-            if self.params.judge.task in tasks:
-                yield str(paths.JUDGE / "reward")
+            if self.judged in tasks:
+                yield self._judges()[0]
             yield from (str(paths.TASK_DATA / task / "train.jsonl") for task in tasks)
 
 
@@ -316,6 +346,10 @@ these may be a key there."""
 def _module(stage: str) -> str:
     """The stage's module, put together here: a whole name in the source would be an import of this module (fingerprint.py)."""
     return f"stages.{stage}"
+
+
+def _filled(files: list[str], slots: int) -> list[str]:
+    return files + files[-1:] * (slots - len(files))
 
 
 def _hash(file: Path) -> str:

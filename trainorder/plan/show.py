@@ -121,7 +121,7 @@ def _wall(plan: Plan, states: Mapping[str, State]) -> float | None:
     first = sum(times[n.id] or 0 for n in stale if n.kind == "base")
     rest = sum(times[n.id] or 0 for n in stale if n.kind != "base")
     size = _size(plan) or 1.0
-    if states.get("train_judge") == "stale":
+    if any(states[stage] == "stale" for stage in plan.judge_stages):
         judge = plan.params.judge
         first += (
             STARTUP_SECONDS
