@@ -8,7 +8,8 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_OFFLINE ?= 1
 
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# long tests wait for processes and clocks a third of their time: three workers fill two cores
+PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 .PHONY: help run orders24 test check every-test fast-test install lint ui clean
 
@@ -29,10 +30,10 @@ check: install  ## lint, and the tests that take no training and no server
 	@$(MAKE) --no-print-directory --jobs 2 lint fast-test
 
 every-test: install
-	@$(PYTEST)
+	@$(PYTEST) -n 3
 
 fast-test: install
-	@$(PYTEST) -q -m 'not long'
+	@$(PYTEST) -n 2 -q -m 'not long'
 
 ui: install  ## open MLflow and Prefect on loopback over what was run
 	@$(BIN)/trainorder ui
