@@ -95,18 +95,23 @@ class Policy:
             self.tokenizer.save_pretrained(new)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The tokens of a prompt up to where the answer begins: the tokenizer's chat template, where it has one.
+        """`encode_prompts` of one text."""
+        return self.encode_prompts([text])[0]
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of prompts up to where the answer begins: the tokenizer's chat template, where it has one.
 
         A thought that the template opens (`<think>` at its end) belongs to the answer, which therefore begins with it
         in training, sampling and grading alike. Without a template an end token that the tokenizer appends is cut.
         """
         if self.tokenizer.chat_template is not None:
-            return self._encode(OPENED_THOUGHT.sub("", self.render(text)))
-        ids: list[int] = list(self.tokenizer.encode(OPENED_THOUGHT.sub("", text)))
+            return self._encode([OPENED_THOUGHT.sub("", self.render(text)) for text in texts])
+        rows = self._encode([OPENED_THOUGHT.sub("", text) for text in texts], special=True)
         ends: tuple[Any, ...] = (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id)
-        while len(ids) > 1 and ids[-1] in ends:
-            ids.pop()
-        return ids
+        for ids in rows:
+            while len(ids) > 1 and ids[-1] in ends:
+                ids.pop()
+        return rows
 
     def render(self, text: str) -> str:
         """A user's message in the chat template. A template that asks for the date is told `TEMPLATE_DATE`."""
@@ -117,11 +122,26 @@ class Policy:
         return rendered
 
     def encode_completion(self, text: str) -> list[int]:
-        """The tokens of an answer, with the end token."""
-        return [*self._encode(text), self.eos_id]
+        """`encode_completions` of one text."""
+        return self.encode_completions([text])[0]
 
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+    def encode_completions(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of answers, each with the end token."""
+        return [[*ids, self.eos_id] for ids in self._encode(texts)]
+
+    def _encode(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+        """Each different text once, all by one call: most of the time of a call is not spent on its text."""
+        different = list(dict.fromkeys(texts))
+        if not different:
+            return []
+        found: Any = self.tokenizer(
+            different,
+            add_special_tokens=special,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        known = dict(zip(different, found["input_ids"], strict=True))
+        return [list(known[text]) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text before the first stop token, without the tokens that frame a text (`framing_ids`).

@@ -154,3 +154,15 @@ def test_a_missing_checkpoint_is_named(call, tmp_path: Path):
 def test_a_missing_tokenizer_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match=r"tok holds no tokenizer"):
         Policy.build_tiny(SIZES, tmp_path / "tok", seed=0)
+
+
+def test_texts_encoded_together_are_those_encoded_alone(policy: Policy):
+    texts = [" sum", " a sum ( 1", " sum", "", " b"]
+    prompts, answers = policy.encode_prompts(texts), policy.encode_completions(texts)
+    alone = [policy.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    rendered = [policy.render(text) for text in texts]
+    assert prompts == [policy.tokenizer.encode(t, add_special_tokens=False) for t in rendered]
+    assert answers == [[*own, policy.eos_id] for own in alone]
+    assert len(answers[1]) == 5
+    assert prompts[0] is not prompts[2]  # a caller may change its own
+    assert policy.encode_prompts([]) == []

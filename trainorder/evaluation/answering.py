@@ -77,8 +77,8 @@ def answer(
 
     def forced() -> Saved:
         texts = [problem.reference for exam in exams for problem in exam.problems]
-        references = [policy.encode_completion(text) for text in texts]
-        prompts = [policy.encode_prompt(p.prompt) for exam in exams for p in exam.problems]
+        references = policy.encode_completions(texts)
+        prompts = policy.encode_prompts([p.prompt for exam in exams for p in exam.problems])
         return Saved({}, {"entropies": forced_entropies(policy, prompts, references)})
 
     with precision(policy.device, dtype):

@@ -140,20 +140,24 @@ class _Attention(Function):
         within = torch.bmm(qp, kp.mT)
         kernels.softmax(None, within, seen, within.numel() // width, 1, 0, width, scale)
         prompts = torch.bmm(within, vp)
+        ctx.pad, ctx.scale = pad, scale
+        out = qkv.new_empty(len(qkv), heads * size)
+        if not pad.has_rows:
+            ctx.save_for_backward(qp, kp, vp, within)
+            pad.join(prompts, None, out, queries=True, rotate=False)
+            return out
         before = torch.bmm(qr.view(len(kp), -1, size), kp.mT)
         own = torch.bmm(qr, kr.mT)
         rows = own.numel() // length
         kernels.softmax(before, own, seen, rows, rows // layout.groups, width, length, scale)
         mixed = torch.bmm(before, vp).view(qr.shape).baddbmm_(own, vr)
-        ctx.save_for_backward(qp, qr, kp, kr, vp, vr, within, before, own)
-        ctx.pad, ctx.scale = pad, scale
-        out = qkv.new_empty(len(qkv), heads * size)
+        ctx.save_for_backward(qp, kp, vp, within, qr, kr, vr, before, own)
         pad.join(prompts, mixed, out, queries=True, rotate=False)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        qp, qr, kp, kr, vp, vr, within, before, own = ctx.saved_tensors
+        qp, kp, vp, within, *of_rows = ctx.saved_tensors
         pad, scale = ctx.pad, ctx.scale
         kernels, layout = pad.kernels, pad.layout
         seen, width, length = layout.prompt_lengths, layout.width, layout.length
@@ -164,7 +168,10 @@ class _Attention(Function):
         kernels.softmax_backward(None, within, None, dwithin, seen, rows, 1, 0, width, scale)
         dvp = torch.bmm(within.mT, dp)
         dqp, dkp = torch.bmm(dwithin, kp), torch.bmm(dwithin.mT, qp)
+        if not of_rows:
+            return None, pad.joined((dqp, None), (dkp, None), (dvp, None)), None, None, None, None
         # rows against their prompt and themselves
+        qr, kr, vr, before, own = of_rows
         grouped = dr.view(len(kp), -1, pad.size)
         dbefore, down = torch.bmm(grouped, vp.mT), torch.bmm(dr, vr.mT)
         rows = own.numel() // length
@@ -176,12 +183,7 @@ class _Attention(Function):
         dqr = torch.bmm(dbefore, kp).view(qr.shape).baddbmm_(down, kr)
         dkp.baddbmm_(dbefore.mT, qr.view(grouped.shape))
         dkr = torch.bmm(down.mT, qr)
-        grad = dr.new_empty(len(layout.positions), (pad.heads + 2 * pad.kv_heads) * pad.size)
-        dq, dk, dv = pad.columns(grad)
-        pad.join(dqp, dqr, dq, queries=True, rotate=True)
-        pad.join(dkp, dkr, dk, queries=False, rotate=True)
-        pad.join(dvp, dvr, dv, queries=False, rotate=False)
-        return None, grad, None, None, None, None
+        return None, pad.joined((dqp, dqr), (dkp, dkr), (dvp, dvr)), None, None, None, None
 
 
 class _Padding:
@@ -200,6 +202,8 @@ class _Padding:
         self.kernels, self.layout, self.size = kernels, layout, size
         self.heads, self.kv_heads = heads, kv_heads
         self.cut = len(layout.prompt_place)
+        self.has_rows = len(layout.row_place) > 0
+        """Whether there are tokens behind the prompts: whole texts are prompts without any."""
         self.cos, self.sin = (cos[: self.cut], cos[self.cut :]), (sin[: self.cut], sin[self.cut :])
 
     def columns(self, qkv: Tensor) -> tuple[Tensor, ...]:
@@ -207,11 +211,26 @@ class _Padding:
         kv = self.kv_heads * self.size
         return qkv.split([self.heads * self.size, kv, kv], 1)
 
+    def joined(self, *parts: tuple[Tensor, Tensor | None]) -> Tensor:
+        """The gradients of queries, keys and values, each of prompts and rows, side by side, with the inverse rotation."""
+        out = parts[0][0].new_empty(
+            len(self.layout.positions), (self.heads + 2 * self.kv_heads) * self.size
+        )
+        for i, (part, to) in enumerate(zip(parts, self.columns(out), strict=True)):
+            self.join(*part, to, queries=i == 0, rotate=i < 2)
+        return out
+
     def split(self, x: Tensor, *, queries: bool, rotate: bool) -> tuple[Tensor, Tensor]:
-        """[token, heads * size] -> prompts [group * kv, member * width, size], rows [group * kv * seat, member * length, size]."""
+        """[token, heads * size] -> prompts [group * kv, member * width, size], rows [group * kv * seat, member * length, size].
+
+        Rows are empty where there are none.
+        """
         layout, (heads, members) = self.layout, self._heads(queries)
         parts = []
         for i, (part, place, seats, length) in enumerate(self._parts(x)):
+            if i and not self.has_rows:
+                parts.append(x.new_empty(0))
+                continue
             blocks = layout.groups * self.kv_heads * seats
             full = len(place) == layout.groups * seats * length
             out = (torch.empty if full else torch.zeros)(blocks, members * length, self.size)
@@ -223,13 +242,15 @@ class _Padding:
         return parts[0], parts[1]
 
     def join(
-        self, prompts: Tensor, rows: Tensor, out: Tensor, *, queries: bool, rotate: bool
+        self, prompts: Tensor, rows: Tensor | None, out: Tensor, *, queries: bool, rotate: bool
     ) -> None:
         """The way back of `split`, into `out`."""
         heads, members = self._heads(queries)
         for i, (part, place, seats, length) in enumerate(self._parts(out)):
             cos, sin = (self.cos[i], self.sin[i]) if rotate else (None, None)
             source = (prompts, rows)[i]
+            if source is None:
+                continue
             self.kernels.unpack(
                 source, cos, sin, place, part, len(place), part.stride(0), heads, members, seats, length, self.size
             )  # fmt: skip

@@ -160,9 +160,11 @@ class Judge:
         self, prompts: Sequence[str], completions: Sequence[str]
     ) -> list[tuple[list[int], int]]:
         """Token ids of prompt and completion, and where the completion begins."""
-        encoded = {prompt: self.policy.encode_prompt(prompt) for prompt in dict.fromkeys(prompts)}
-        pairs = zip(prompts, completions, strict=True)
-        return [(encoded[p] + self.policy.encode_completion(c), len(encoded[p])) for p, c in pairs]
+        asked, answers = (
+            self.policy.encode_prompts(prompts),
+            self.policy.encode_completions(completions),
+        )
+        return [(p + c, len(p)) for p, c in zip(asked, answers, strict=True)]
 
     def forward(self, rows: Sequence[tuple[list[int], int]]) -> Float[Tensor, " row"]:
         """Scores of encoded rows; gradient flows."""

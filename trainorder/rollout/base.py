@@ -83,8 +83,10 @@ class Engine(Protocol):
 
 def with_prompts(policy: Policy, requests: Sequence[Request]) -> list[Request]:
     """The requests with their prompts as tokens."""
+    asked = [r.problem.prompt for r in requests if r.problem is not None and not len(r.prompt_ids)]
+    encoded = iter(policy.encode_prompts(asked))
     return [
-        replace(request, prompt_ids=policy.encode_prompt(request.problem.prompt))
+        replace(request, prompt_ids=next(encoded))
         if request.problem is not None and not len(request.prompt_ids)
         else request
         for request in requests

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +50,14 @@ def demonstration_lines(
     policy: Policy, rows: Sequence[Mapping[str, str]], prompt_weight: float
 ) -> list[Line]:
     """Prompt and answer as one line each; the prompt's tokens count `prompt_weight`, the answer's 1."""
-    prompt, answer = cache(policy.encode_prompt), cache(policy.encode_completion)
-    pairs = [(prompt(row["prompt"]), answer(row["completion"])) for row in rows]
-    for p, a in pairs:
-        policy.check_fits(len(p), len(a))
+    pairs = list(
+        zip(
+            policy.encode_prompts([row["prompt"] for row in rows]),
+            policy.encode_completions([row["completion"] for row in rows]),
+            strict=True,
+        )
+    )
+    policy.check_fits(*max(((len(p), len(a)) for p, a in pairs), key=sum, default=(0, 0)))
     return [Line(p + a, [0.0] + [prompt_weight] * (len(p) - 1) + [1.0] * len(a)) for p, a in pairs]
 
 
@@ -63,7 +66,8 @@ def drill_lines(policy: Policy, rows: Sequence[Mapping[str, str]]) -> list[Line]
     begin: list[Any] = (
         [] if policy.tokenizer.bos_token_id is None else [policy.tokenizer.bos_token_id]
     )
-    texts: list[list[int]] = [begin + policy.encode_completion(row["text"]) for row in rows]
+    answers = policy.encode_completions([row["text"] for row in rows])
+    texts: list[list[int]] = [begin + ids for ids in answers]
     return [Line(ids, [0.0] + [1.0] * (len(ids) - 1)) for ids in texts if len(ids) > 1]
 
 
