@@ -299,7 +299,7 @@ class GradingConfig(Section):
 
 
 class MethodConfig(Section):
-    """The RL step as a row of named pieces (trainorder/rl/pieces.py), in the order they run."""
+    """The RL step as a row of named pieces (trainorder/rl/pieces/), in the order they run."""
 
     plan: list[Piece] = Field(default_factory=list)
     """Change what is asked before it is sampled: prompts, numbers of answers, temperatures, prefixes."""

@@ -25,6 +25,8 @@ from trainorder.files import write_text
 from trainorder.registries import listed
 
 PACKAGES = ("trainorder", "stages")
+PIECES = "trainorder.rl.pieces"
+"""The package of the families of pieces. Nothing imports a family by name: the pieces that params name say which are run."""
 PHASE = "phase_"
 """Begins the names of phases' fingerprints; the others are the same in every plan."""
 LAZY = re.compile(r"(?:trainorder|stages)(?:\.\w+)+:\w+")
@@ -56,12 +58,25 @@ def compute(code: Mapping[str, Code], root: Path | None = None) -> dict[str, str
     known, result = dict(_remembered()), {}
     for name, entry in code.items():
         modules = [entry.module, *(target.partition(":")[0] for target in entry.targets)]
+        modules += _families(base, entry.pieces)
         files = sorted({file for module in modules for file in reached(module)})
         lines = [f"{file} {_meaning(base, file, files, entry.pieces)}" for file in files]
         result[name] = "\n".join([*lines, *sorted(entry.targets)]) + "\n"
     if _remembered() != known:
         _remember()
     return result
+
+
+def _families(root: Path, pieces: frozenset[tuple[str, str]]) -> list[str]:
+    """The modules of PIECES that list any of these."""
+    named = {f"{slot}:{name}" for slot, name in pieces}
+    folder = PIECES.replace(".", "/")
+    files = sorted((root / folder).glob("*.py")) if named else []
+    return [
+        f"{PIECES}.{file.stem}"
+        for file in files
+        if named & set(_facts(root, f"{folder}/{file.name}").lists)
+    ]
 
 
 def _meaning(root: Path, file: str, files: list[str], pieces: frozenset[tuple[str, str]]) -> str:
@@ -137,6 +152,8 @@ class _Facts:
     """Dotted names that it takes from modules: `from a import b` and `a.b`."""
     meaning: str
     """Hash of the whole file; empty where it lists pieces, so that the parts that a stage names decide."""
+    lists: list[str]
+    """The pieces that it lists, as `slot:name`."""
 
 
 def _facts(root: Path, file: str) -> _Facts:
@@ -148,14 +165,15 @@ def _facts(root: Path, file: str) -> _Facts:
 def _facts_of(path: Path, file: str, stamp: tuple[int, int]) -> _Facts:
     content = path.read_bytes()
     if path.suffix != ".py":
-        return _Facts([], [], hashlib.sha256(content).hexdigest()[:16])
+        return _Facts([], [], hashlib.sha256(content).hexdigest()[:16], [])
     key = hashlib.sha256(file.encode() + b"\0" + content).hexdigest()
     known = _remembered()
     if key not in known:
         tree = ast.parse(content)
         nodes = list(_running(tree))
-        whole = "" if any(listed(tree)) else meaning(tree)
-        known[key] = _Facts(_imports(nodes, file), sorted(_used(nodes, file)), whole)
+        lists = [f"{slot}:{function.name}" for slot, function in listed(tree)]
+        whole = "" if lists else meaning(tree)
+        known[key] = _Facts(_imports(nodes, file), sorted(_used(nodes, file)), whole, lists)
     return known[key]
 
 
@@ -251,19 +269,46 @@ def _is_for_types(node: ast.AST) -> bool:
 
 
 def _reached(tree: ast.Module, roots: set[str]) -> ast.Module:
-    """The file without the functions and classes that nothing reaches."""
+    """The file without the functions, classes, constants and imports that nothing reaches."""
     pieces = {function.name: f"{slot}:{function.name}" for slot, function in listed(tree)}
-    parts = {i.name: i for i in tree.body if isinstance(i, (ast.FunctionDef, ast.ClassDef))}
-    todo: list[ast.AST] = [item for item in tree.body if item not in parts.values()]
-    todo += [part for name, part in parts.items() if roots & {name, pieces.get(name, name)}]
-    kept = list(todo)
+    items = [part for item in tree.body for part in _one_name_each(item)]
+    parts: dict[str, list[ast.stmt]] = {}
+    for item in items:
+        parts.setdefault(_bound(item), []).append(item)
+    kept = list(parts.pop("", []))
+    for name, own in parts.items():
+        if roots & {name, pieces.get(name, name)}:
+            kept += own
+    todo: list[ast.AST] = list(kept)
     while todo:
         for node in _running(todo.pop()):
-            part = parts.get(node.id) if isinstance(node, ast.Name) else None
-            if part is not None and part not in kept:
-                kept.append(part)
-                todo.append(part)
-    return ast.Module([item for item in tree.body if item in kept], [])
+            for part in parts.get(node.id, []) if isinstance(node, ast.Name) else []:
+                if part not in kept:
+                    kept.append(part)
+                    todo.append(part)
+    return ast.Module([item for item in items if item in kept], [])
+
+
+def _one_name_each(item: ast.stmt) -> list[ast.stmt]:
+    """`from a import b, c` as two statements, so that a name nothing reaches is left out."""
+    if isinstance(item, ast.Import):
+        return [ast.Import([alias]) for alias in item.names]
+    if isinstance(item, ast.ImportFrom):
+        return [ast.ImportFrom(item.module, [alias], item.level) for alias in item.names]
+    return [item]
+
+
+def _bound(item: ast.stmt) -> str:
+    """The one name that a statement only defines; empty for what may do anything else, which always counts."""
+    if isinstance(item, (ast.FunctionDef, ast.ClassDef)):
+        return item.name
+    if isinstance(item, (ast.Import, ast.ImportFrom)):
+        (alias,) = item.names
+        special = alias.name == "*" or getattr(item, "module", None) == "__future__"
+        return "" if special else alias.asname or alias.name.partition(".")[0]
+    targets = item.targets if isinstance(item, ast.Assign) else [getattr(item, "target", None)]
+    single = isinstance(item, (ast.Assign, ast.AnnAssign)) and len(targets) == 1
+    return targets[0].id if single and isinstance(targets[0], ast.Name) else ""
 
 
 def meaning(tree: ast.AST) -> str:

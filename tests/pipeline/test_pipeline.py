@@ -168,16 +168,16 @@ def test_a_stale_plan_stops_dvc_repro_at_once(trained: Project):
 def test_a_comment_and_a_formula_that_no_phase_names_retrain_nothing_and_a_named_one_all(
     trained: Project,
 ):
-    pieces = trained.root / "trainorder" / "rl" / "pieces.py"
+    pieces = trained.root / "trainorder" / "rl" / "pieces" / "advantages.py"
     pieces.write_text(pieces.read_text() + "\n# a comment\n")
     trained.edit(
-        "trainorder/rl/pieces.py",
+        "trainorder/rl/pieces/advantages.py",
         "def rloo(roll: Roll, state: State)",
         "def rloo(roll: Roll, state: State, *, unused: float = 1.0)",
     )
     assert stages_run(trained.dvc("repro").stdout) == set()
     assert "to train" not in trained.cli("plan").stdout
-    trained.edit("trainorder/rl/pieces.py", "eps: float = 1e-6", "eps: float = 2e-6")
+    trained.edit("trainorder/rl/pieces/advantages.py", "eps: float = 1e-6", "eps: float = 2e-6")
     assert trained.cli("plan").stdout.count("to train") == len(nodes(trained)) - 1  # not the base
 
 
@@ -265,7 +265,7 @@ def test_verify_finds_a_flipped_bit_in_every_kind_of_file(trained: Project):
 def test_verify_names_changed_params_and_code_and_damage_in_the_cache(trained: Project):
     assert trained.cli("verify").stdout == "every node: as recorded\n"
     trained.edit("params.yaml", "warmup_steps: 1}", "warmup_steps: 2}")
-    trained.edit("trainorder/rl/pieces.py", "eps: float = 1e-6", "eps: float = 2e-6")
+    trained.edit("trainorder/rl/pieces/advantages.py", "eps: float = 1e-6", "eps: float = 2e-6")
     damaged = next(
         f for f in sorted(trained.root.glob(".dvc/cache/files/md5/??/*")) if f.stat().st_size > 99
     )
@@ -277,7 +277,10 @@ def test_verify_names_changed_params_and_code_and_damage_in_the_cache(trained: P
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert "s0--math: params: rl.warmup_steps was 1 and is 2 now" in lines
-    assert "s0--math: code: phase_math does something else now (trainorder/rl/pieces.py)" in lines
+    assert (
+        "s0--math: code: phase_math does something else now (trainorder/rl/pieces/advantages.py)"
+        in lines
+    )
     assert any(f"{damaged.name}: damaged in DVC's cache" in line for line in lines)
     assert len(lines) == 3
     refused = trained.cli("verify", "s0--mth", ok=False)

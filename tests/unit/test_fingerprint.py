@@ -208,10 +208,17 @@ class Unused: pass
 """
 
 
-def print_of(tmp_path: Path, text: str, *pieces: tuple[str, str], user: str = "") -> str:
+FAMILY = "trainorder/rl/pieces/baselines.py"
+
+
+def print_of(
+    tmp_path: Path, text: str, *pieces: tuple[str, str], user: str = "", **families: str
+) -> str:
     files = {
         "stages/rl.py": f"from trainorder.rl import pieces as _pieces\n{user}\n",
-        "trainorder/rl/pieces.py": text,
+        "trainorder/rl/pieces/__init__.py": "import pkgutil\n",
+        FAMILY: text,
+        **{f"trainorder/rl/pieces/{name}.py": text for name, text in families.items()},
     }
     return compute({"x": Code("stages.rl", pieces=frozenset(pieces))}, world(tmp_path, files))["x"]
 
@@ -224,7 +231,11 @@ def print_of(tmp_path: Path, text: str, *pieces: tuple[str, str], user: str = ""
         (("x / EPS", "x * EPS"), True, False),
         (("return shared(live)", "return live"), False, True),
         (("def shared(x): return x", "def shared(x): return -x"), False, True),
-        (("1e-6", "1e-8"), True, True),
+        (("1e-6", "1e-8"), True, False),
+        (("EPS = 1e-6", "EPS: float = 1e-6"), True, False),
+        (("\nEPS", "\nprint()\nEPS"), True, True),
+        (("import advantage, term", "import advantage, edit, term"), False, False),
+        (("import advantage, term", "import advantage, kl as term"), False, True),
         (("class Unused: pass", "@term\ndef cispo(live, roll, state): return live"), False, False),
         (("class Unused: pass", "class Unused: x = 1"), False, False),
         (("def centred", "# why\ndef centred"), False, False),
@@ -244,9 +255,9 @@ def test_a_phase_covers_the_pieces_it_names_and_what_they_call(
 @pytest.mark.parametrize(
     "user",
     [
-        "_pieces.rloo(1, 2)",
-        "from trainorder.rl.pieces import rloo as r",
-        "import trainorder.rl.pieces\ntrainorder.rl.pieces.rloo",
+        "from trainorder.rl.pieces import baselines\nbaselines.rloo(1, 2)",
+        "from trainorder.rl.pieces.baselines import rloo as r",
+        "import trainorder.rl.pieces.baselines\ntrainorder.rl.pieces.baselines.rloo",
     ],
 )
 def test_a_piece_that_other_code_calls_is_covered_though_no_params_name_it(
@@ -255,6 +266,21 @@ def test_a_piece_that_other_code_calls_is_covered_though_no_params_name_it(
     edited = LISTING.replace("centred(roll)\n@term", "centred(roll) * 2\n@term")
     before, after = (print_of(tmp_path, text, user=user) for text in (LISTING, edited))
     assert before != after
+
+
+def test_a_new_family_of_pieces_changes_no_phase_that_names_none_of_it(tmp_path: Path):
+    family = "from trainorder.rl.registry import term\n@term\ndef cispo(live, roll, state): ..."
+    grpo, cispo = ("advantage", "grpo"), ("terms", "cispo")
+    before, after = (
+        print_of(tmp_path, LISTING, grpo),
+        print_of(tmp_path, LISTING, grpo, more=family),
+    )
+    assert before == after
+    assert FAMILY in after
+    named = print_of(tmp_path, LISTING, grpo, cispo, more=family)
+    assert "trainorder/rl/pieces/more.py" in named
+    changed = print_of(tmp_path, LISTING, grpo, cispo, more=family.replace("...", "return live"))
+    assert changed != named
 
 
 def test_the_worker_of_the_sandbox_is_covered():

@@ -11,18 +11,12 @@ import torch
 from rl_small import make_roll
 from torch import Tensor
 
-from trainorder.rl.pieces import (
-    clipped_surrogate,
-    dr_grpo,
-    dynamic_sampling,
-    entropy_covariance,
-    finished_only,
-    graded,
-    grpo,
-    kl,
-    reward_spread,
-    rloo,
-)
+from trainorder.rl.pieces.advantages import dr_grpo, grpo, rloo
+from trainorder.rl.pieces.entropy import entropy_covariance
+from trainorder.rl.pieces.length import finished_only
+from trainorder.rl.pieces.losses import clipped_surrogate, kl
+from trainorder.rl.pieces.rewards import graded, reward_spread
+from trainorder.rl.pieces.sampling import dynamic_sampling
 from trainorder.rl.registry import WEIGHTS
 from trainorder.rl.types import Live, Roll, State
 from trainorder.rollout import Request

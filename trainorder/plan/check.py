@@ -33,9 +33,9 @@ from trainorder.reading import ParamsError, did_you_mean, found_at, shown
 from trainorder.registries import SLOT_OF, listed
 from trainorder.tasks import make_task
 
-SOURCES = [
-    Path(__file__).parents[1] / "rl" / f"{name}.py" for name in ("pieces", "samplers", "curricula")
-]
+RL = Path(__file__).parents[1] / "rl"
+SOURCES = [*sorted((RL / "pieces").glob("*.py")), RL / "samplers.py", RL / "curricula.py"]
+"""Files that list pieces."""
 MAX_PERMUTED = 5
 """Phases of `{all: [...]}`: one more would be 720 orders."""
 MAX_OPTION = 1e9

@@ -1,1 +1,1 @@
-"""The RL step: read step.py first, then pieces.py; types.py and registry.py hold the contract."""
+"""The RL step: read step.py first, then pieces/; types.py and registry.py hold the contract."""
