@@ -65,6 +65,8 @@ Rate = Annotated[float, Field(ge=1e-12, le=10)]
 """A learning rate."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[list[Beta], Field(min_length=2, max_length=2)]
+OptimizerName = Literal["adamw", "muon"]
+"""As listed in trainorder/optimizers.py: AdamW for all weights, or Muon for the matrices of hidden layers and AdamW for the rest."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """As numpy takes them."""
 Steps = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -194,7 +196,7 @@ class SftConfig(Section):
     """Demonstrations per update."""
     drill_batch_size: int = Field(default=45, ge=0, le=65_536)
     """Drill lines per update."""
-    optimizer: Literal["muon", "adamw"] = "muon"
+    optimizer: OptimizerName = "muon"
     """muon: Muon for the weight matrices of the layers, AdamW for the rest; half the steps when training from scratch."""
     lr: Rate = 1.5e-2
     """Peak learning rate of AdamW."""
@@ -277,8 +279,14 @@ class JudgeConfig(Section):
     """Passes over the pairs."""
     batch_size: Batch = 16
     """Prompts per update, with all their comparisons."""
+    optimizer: OptimizerName = "adamw"
+    """adamw, or muon for the weight matrices of the layers and AdamW for the rest."""
     lr: Rate = 2e-3
-    """Peak learning rate, decayed linearly to zero."""
+    """Peak learning rate of AdamW, decayed linearly to zero."""
+    muon_lr: Rate = 1e-3
+    """Peak learning rate of Muon (torch's default); it follows the same schedule. Unused by adamw."""
+    betas: Betas = Field(default=[0.9, 0.999])
+    """AdamW betas."""
     weight_decay: float = Field(default=0.05, ge=0, le=10)
     """AdamW weight decay."""
     min_agreement: float = Field(default=0.70, ge=0.5, le=1)
@@ -354,8 +362,12 @@ class RlConfig(Section):
     """Rollouts per prompt. A lone rollout is its own baseline: zero advantage, nothing learned."""
     temperature: float = Field(default=1.0, ge=0.01, le=100)
     """Sampling temperature."""
+    optimizer: OptimizerName = "adamw"
+    """Fresh in every phase. muon: Muon for the weight matrices of the layers, AdamW for the rest; not with DeepSpeed."""
     lr: Rate = 3e-4
-    """Learning rate after warm-up, constant (AdamW, fresh in every phase)."""
+    """Learning rate of AdamW after warm-up, constant."""
+    muon_lr: Rate = 1e-3
+    """Learning rate of Muon (torch's default); it follows the same schedule. Unused by adamw."""
     warmup_steps: int = Field(default=5, ge=0, le=10_000_000)
     """Updates of linear warm-up at the start of every phase."""
     betas: Betas = Field(default=[0.9, 0.95])

@@ -32,6 +32,10 @@ def params(**sections: Any):
             {"rollout": {"backend": "vllm"}, "training": {"backend": "deepspeed", "ranks": 2}},
             "vllm runs beside one training process",
         ),
+        (
+            {"rl": {"optimizer": "muon"}, "training": {"backend": "deepspeed"}},
+            "rl.optimizer muon needs whole matrices",
+        ),
         ({"rl": {"task_lr": {"mth": 0.5}}}, r"rl.task_lr.*mth"),
     ],
 )

@@ -178,13 +178,18 @@ def test_bf16_computes_coarsely_and_keeps_weights_and_moments_in_fp32():
 
 @pytest.mark.long("trains every family of models")
 def test_a_saved_state_goes_on_as_if_nothing_had_happened():
-    for training in ({}, {"lora": LoraConfig(rank=2)}):
-        through, state = learner_of("Qwen3", **training), State(total=9)
+    for optimizer, training in (
+        ("adamw", {}),
+        ("adamw", {"lora": LoraConfig(rank=2)}),
+        ("muon", {}),
+    ):
+        rl = rl_project.settings(**STEP, optimizer=optimizer)
+        through, state = learner_of("Qwen3", rl=rl, **training), State(total=9)
         lines = [rl_step(through, state)["rl/loss"] for _ in range(2)]
         saved = {name: t.clone() for name, t in through.backend.tensors().items()}
         facts = state.state_dict()
         lines += [rl_step(through, state)["rl/loss"] for _ in range(2)]
-        resumed = learner_of("Qwen3", **training)
+        resumed = learner_of("Qwen3", rl=rl, **training)
         resumed.backend.restore(saved)
         state = State.from_state_dict(facts)
         assert [rl_step(resumed, state)["rl/loss"] for _ in range(2)] == lines[2:]

@@ -15,7 +15,6 @@ from trainorder.adapters import weights_hash
 from trainorder.config import Params, PolicyConfig, SftConfig
 from trainorder.data import build, write_tokenizer
 from trainorder.llama import kernels_for
-from trainorder.muon import Muon, orthogonalise
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
 from trainorder.sft import lines as lines_of
@@ -240,47 +239,6 @@ def test_a_world_without_drills_trains_on_demonstrations_alone(world: Params):
         json.loads((paths.SFT_DATA / "demonstrations.jsonl").read_text().splitlines()[0])["task"]
         == "math"
     )
-
-
-def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest(policy: Policy):
-    (adamw, _), (muon, peak) = updates._optimisers(policy.model, SftConfig(muon_lr=0.03))
-    shapes = sorted(tuple(p.shape) for p in muon.param_groups[0]["params"])
-    assert shapes == sorted([(16, 16)] * 4 + [(24, 16)] * 2 + [(16, 24)])
-    # the tied embedding, two norms of the layer and the last one
-    assert sorted(p.ndim for p in adamw.param_groups[0]["params"]) == [1, 1, 1, 2]
-    assert peak == 0.03
-
-
-def test_orthogonalise_brings_all_singular_values_near_one_and_keeps_the_singular_vectors():
-    generator = torch.Generator().manual_seed(0)
-    matrices = torch.randn(3, 12, 5, generator=generator)
-    result = orthogonalise(matrices)
-    values = torch.linalg.svdvals(result)
-    assert values.min() > 0.6
-    assert values.max() < 1.3
-    # U S V^T and U S' V^T: M^T R = V S S' V^T is symmetric
-    product = matrices.mT @ result
-    torch.testing.assert_close(product, product.mT, rtol=1e-3, atol=1e-3)  # float32, five rounds
-    torch.testing.assert_close(orthogonalise(matrices.mT), result.mT)
-
-
-def test_muon_step_of_a_scaled_identity_gradient_is_the_identity_direction():
-    # the first momentum average is .05 g, Nesterov's (1 - .95) g + .95 * .05 g: positive multiples of the identity.
-    # equal singular values stay equal, so the step is -lr * s * I, and a tall matrix steps sqrt(rows / columns) further
-    square, tall = torch.nn.Parameter(torch.zeros(4, 4)), torch.nn.Parameter(torch.zeros(8, 2))
-    square.grad, tall.grad = 7 * torch.eye(4), torch.eye(8)[:, :2] * 0.01
-    Muon([square, tall], lr=0.1).step()
-    s = -square[0, 0].item() / 0.1
-    assert 0.6 < s < 1.3
-    torch.testing.assert_close(square.data, -0.1 * s * torch.eye(4))
-    assert -tall[0, 0].item() / 0.1 / 2 == pytest.approx(1, abs=0.35)
-
-
-def test_muon_decay_shrinks_weights_apart_from_the_gradient():
-    weight = torch.nn.Parameter(torch.eye(3))
-    weight.grad = torch.zeros(3, 3)
-    Muon([weight], lr=0.5, weight_decay=0.1).step()
-    torch.testing.assert_close(weight.data, 0.95 * torch.eye(3))
 
 
 def test_a_text_is_read_alike_with_kernels_and_by_the_models_own_modules(policy: Policy):

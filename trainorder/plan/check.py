@@ -170,6 +170,11 @@ def _check_backends(params: Params) -> None:
         ("rl", params.rl),
         *((f"phases.{n}.rl", params.phase_rl(n)) for n in params.phases),
     ]:
+        if rl.optimizer == "muon" and training.backend == "deepspeed":
+            raise ParamsError(
+                f"{where}.optimizer muon needs whole matrices, and training.backend deepspeed splits the weights as flat "
+                "lists of numbers: set it to adamw, or training.backend: local"
+            )
         for task in rl.task_lr:
             _check_known(f"{where}.task_lr", "task", task, params.tasks)
 

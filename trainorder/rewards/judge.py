@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainorder.config import JudgeConfig
-from trainorder.device import has_fused_adamw, precision
+from trainorder.device import precision
+from trainorder.optimizers import make_optimizer, set_lr
 from trainorder.policy import Policy
 from trainorder.pretrained import check_report, import_transformers, load_tokenizer
 from trainorder.process import fail_point
@@ -198,7 +199,7 @@ def fit(
     work: Work = NOTHING,
     dtype: str = "fp32",
 ) -> None:
-    """Minimise `bradley_terry` by AdamW with a learning rate falling linearly to 0.
+    """Minimise `bradley_terry` with a learning rate falling linearly to 0.
 
     All comparisons of one prompt share a step, so each answer passes the model once (arXiv 2203.02155, section 3.5).
     A killed attempt is resumed from `work` (under `judge<seed>`), to the same bytes.
@@ -208,34 +209,29 @@ def fit(
     rows = [judge.encode([d.prompt] * len(d.answers), d.answers) for d in data]
     steps = config.epochs * -(-len(data) // config.batch_size)
     weights = list(judge.model.parameters())
-    optimiser = torch.optim.AdamW(
-        weights,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        fused=has_fused_adamw(weights[0].device),
-    )
+    optimizer = make_optimizer(judge.model, config)
     name, done = f"judge{seed}", 0
     saved = work.latest(name)
     if saved is not None:
         restore_model("model", judge.model, saved.tensors)
-        restore_optimizer("optimizer", optimiser, saved.tensors)
+        restore_optimizer("optimizer", optimizer, saved.tensors)
         done = saved.state["step"]
     judge.model.train()
     for step, batch in list(enumerate(_epochs(len(data), config, seed)))[done:]:
-        optimiser.param_groups[0]["lr"] = config.lr * (1 - step / steps)
+        set_lr(optimizer, config.lr * (1 - step / steps))
         with precision(weights[0].device, dtype):
             loss = _loss(judge, [rows[i] for i in batch], [data[i] for i in batch])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         log(step + 1, loss.item())
         fail_point("judge.step")
         if work.due(name):
             tensors = model_tensors("model", judge.model)
             work.save(
                 name,
-                tensors | optimizer_tensors("optimizer", optimiser),
+                tensors | optimizer_tensors("optimizer", optimizer),
                 {"step": step + 1},
             )
     judge.model.eval()

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from trainorder.config import RlConfig, TrainingConfig
+from trainorder.optimizers import make_optimizer, set_lr
 from trainorder.reading import ParamsError
 from trainorder.rl.forward import micro_batches, shares_prompts
 from trainorder.rl.types import Roll
 from trainorder.workers import workers_for
 
+STATE = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+"""What AdamW and Muon keep of a weight."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -98,13 +101,7 @@ class LocalBackend:
         self.trained = trained(model)
         with self.computing():
             self.workers = workers_for(model, config.threads)
-        self.optimizer = torch.optim.AdamW(
-            self.trained.values(),
-            lr=config.lr,
-            betas=(config.betas[0], config.betas[1]),
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.optimizer = make_optimizer(model, config)
 
     def micro_batches(self, roll: Roll, budget: int) -> list[list[int]]:
         """See Backend."""
@@ -152,8 +149,7 @@ class LocalBackend:
         """See Backend."""
         norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.max_grad_norm)
         if norm.isfinite():
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
+            set_lr(self.optimizer, lr)
             self.optimizer.step()
         return float(norm)
 
@@ -184,7 +180,7 @@ class LocalBackend:
                 parameter.copy_(tensors[f"model/{name}"])
                 self.optimizer.state[parameter] = {
                     key: tensors[f"optimizer/{name}/{key}"].clone()
-                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    for key in STATE
                     if f"optimizer/{name}/{key}" in tensors
                 }
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from trainorder.config import RlConfig, TrainingConfig
+from trainorder.optimizers import make_optimizer, set_lr
 from trainorder.reading import ParamsError
 from trainorder.rl.adapters import merged
 from trainorder.rl.backend import check_names, computing, split_by_size, trained
@@ -47,12 +48,8 @@ class DeepSpeedBackend:
         self.model, self.config, self.training = model, config, training
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.trained = trained(model)
-        optimizer = torch.optim.AdamW(
-            self.trained.values(),
-            lr=config.lr,
-            betas=(config.betas[0], config.betas[1]),
-            weight_decay=config.weight_decay,
-        )
+        assert config.optimizer == "adamw", "ZeRO splits flat weights: Muon needs matrices"
+        optimizer = make_optimizer(model, config, fused=False)
         settings = {
             "train_batch_size": self.world,  # ours is counted in tokens: the loss carries its own shares
             "train_micro_batch_size_per_gpu": 1,
@@ -120,8 +117,7 @@ class DeepSpeedBackend:
 
     def step(self, lr: float) -> float:
         """See Backend. DeepSpeed itself skips an update that is not finite."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self.optimizer, lr)
         self.engine.step()
         if not self.engine.was_step_applied():
             return float("nan")

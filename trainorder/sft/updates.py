@@ -1,4 +1,4 @@
-"""One update of the warm-up: loss and gradient of a batch of lines, the optimisers, and the schedule."""
+"""One update of the warm-up: loss and gradient of a batch of lines, the optimizer, and the schedule."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from trainorder.config import SftConfig
-from trainorder.device import has_fused_adamw, precision
+from trainorder.device import precision
 from trainorder.llama import kernels_for
 from trainorder.llama.kernels import Kernels
-from trainorder.muon import Muon
+from trainorder.optimizers import make_optimizer, set_lr
 from trainorder.policy import Policy
 from trainorder.resume import (
     Saved,
@@ -92,7 +92,7 @@ def weighted_nll(model: Any, lines: Sequence[Line], kernels: Kernels | None = No
 
 
 class Run:
-    """The state of one warm-up: model, optimiser, counts, and the leg of the schedule it is in."""
+    """The state of one warm-up: model, optimizer, counts, and the leg of the schedule it is in."""
 
     COUNTS = ("steps", "tokens", "leg", "leg_start", "lr_share", "metrics")
 
@@ -102,7 +102,7 @@ class Run:
         self.policy, self.model, self.config = policy, policy.model, config
         self.workers, self.dtype = workers, dtype
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimisers = _optimisers(self.model, config)
+        self.optimizer = make_optimizer(self.model, config)
         self.steps, self.tokens = 0, 0
         self.metrics: dict[str, float] = {}
         self.start_leg(min(config.steps, config.max_steps), 1.0)
@@ -116,62 +116,27 @@ class Run:
         return {name: getattr(self, name) for name in self.COUNTS}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and optimisers."""
-        found = model_tensors("model", self.model)
-        for i, (optimiser, _) in enumerate(self.optimisers):
-            found |= optimizer_tensors(f"optimizer{i}", optimiser)
-        return found
+        """Weights and optimizer."""
+        return model_tensors("model", self.model) | optimizer_tensors("optimizer", self.optimizer)
 
     def restore(self, saved: Saved) -> None:
         """Put back what `state` and `tensors` took."""
         for name in self.COUNTS:
             setattr(self, name, saved.state[name])
         restore_model("model", self.model, saved.tensors)
-        for i, (optimiser, _) in enumerate(self.optimisers):
-            restore_optimizer(f"optimizer{i}", optimiser, saved.tensors)
+        restore_optimizer("optimizer", self.optimizer, saved.tensors)
 
     def update(self, lines: Sequence[Line], lr_share: float) -> None:
-        """One optimiser step on these lines at this share of the peak learning rates."""
+        """One optimizer step on these lines at this share of the peak learning rates."""
         loss, grads = gradients(
             self.model, lines, self.config.micro_batches, self.workers, self.dtype
         )
         for weight, grad in zip(self.weights, grads, strict=True):
             weight.grad = grad
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.config.max_grad_norm)
-        for optimiser, peak in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = peak * lr_share
-            optimiser.step()
+        lr = self.config.lr * lr_share
+        set_lr(self.optimizer, lr)
+        self.optimizer.step()
         self.steps += 1
         self.tokens += sum(len(line.ids) for line in lines)
-        lr = self.config.lr * lr_share
         self.metrics = {"sft/loss": loss, "sft/grad_norm": float(norm), "sft/lr": lr}
-
-
-def _optimisers(model: Any, config: SftConfig) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Optimisers with their peak learning rates. Muon's part: matrices, but neither embeddings nor the output head."""
-    outer = {
-        id(p)
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings())
-        for p in layer.parameters()
-    }
-    weights = [p for p in model.parameters() if p.requires_grad]
-    matrices = (
-        [p for p in weights if p.ndim == 2 and id(p) not in outer]
-        if config.optimizer == "muon"
-        else []
-    )
-    chosen = {id(p) for p in matrices}
-    adamw = torch.optim.AdamW(
-        [p for p in weights if id(p) not in chosen],
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        weight_decay=config.weight_decay,
-        fused=has_fused_adamw(weights[0].device),
-    )
-    muon = (
-        [(Muon(matrices, config.muon_lr, weight_decay=config.weight_decay), config.muon_lr)]
-        if matrices
-        else []
-    )
-    return [(adamw, config.lr), *muon]

@@ -1,0 +1,123 @@
+"""The optimizers that params.yaml can name: one function per name in OPTIMIZERS, and `make_optimizer`, which every trainer calls.
+
+A variant is a function of (model, config, fused) that gives a `torch.optim.Optimizer`, and one line in OPTIMIZERS. A group
+with a peak of its own has `lr_ratio`, its rate over `config.lr`, which `set_lr` keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from trainorder.config import OptimizerName
+from trainorder.device import has_fused_adamw
+
+
+class OptimizerConfig(Protocol):
+    """The keys that `sft`, `judge` and `rl` share."""
+
+    @property
+    def optimizer(self) -> OptimizerName: ...  # noqa: D102
+    @property
+    def lr(self) -> float: ...  # noqa: D102
+    @property
+    def muon_lr(self) -> float: ...  # noqa: D102
+    @property
+    def betas(self) -> list[float]: ...  # noqa: D102
+    @property
+    def weight_decay(self) -> float: ...  # noqa: D102
+
+
+def make_optimizer(
+    model: Any, config: OptimizerConfig, *, fused: bool = True
+) -> torch.optim.Optimizer:
+    """The optimizer `config.optimizer` over the weights of `model` that have grad.
+
+    `fused`: one operation per AdamW update where torch has it; False for ZeRO, which splits the weights afterwards.
+    """
+    return OPTIMIZERS[config.optimizer](model, config, fused)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all groups: `lr`, times the group's `lr_ratio` where it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_ratio"] if "lr_ratio" in group else lr
+
+
+def adamw(model: Any, config: OptimizerConfig, fused: bool) -> torch.optim.Optimizer:
+    """AdamW (arXiv:1711.05101) for all weights."""
+    return _adamw(_trained(model), config, fused)
+
+
+def muon(model: Any, config: OptimizerConfig, fused: bool) -> torch.optim.Optimizer:
+    """Muon (kellerjordan.github.io/posts/muon) for the matrices of the hidden layers, AdamW for all else.
+
+    AdamW takes embeddings, the output head, norms and biases; a model without other matrices gets AdamW alone.
+    Muon's step is lr * sqrt(max(1, rows / columns)) times the momentum made orthogonal (torch's `original`), its
+    orthogonalisation in bfloat16; weights decay by lr * weight_decay.
+    """
+    outer = _outer(model)
+    weights = _trained(model)
+    matrices = [p for p in weights if p.ndim == 2 and id(p) not in outer]
+    chosen = {id(p) for p in matrices}
+    rest = _adamw([p for p in weights if id(p) not in chosen], config, fused)
+    if not matrices:
+        return rest
+    hidden = torch.optim.Muon(
+        [{"params": matrices, "lr_ratio": config.muon_lr / config.lr}],
+        lr=config.muon_lr,
+        weight_decay=config.weight_decay,
+    )
+    return Joined([rest, hidden])
+
+
+OPTIMIZERS: dict[OptimizerName, Callable[[Any, OptimizerConfig, bool], torch.optim.Optimizer]] = {
+    "adamw": adamw,
+    "muon": muon,
+}
+"""`optimizer` of sft, judge and rl -> what makes it."""
+
+
+class Joined(torch.optim.Optimizer):
+    """Optimizers over disjoint weights as one: their groups in one list, their state in one dictionary."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.parts = [(part, len(part.param_groups)) for part in parts]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update by each part."""
+        assert closure is None, "no closure is evaluated"
+        first = 0
+        for part, count in self.parts:  # load_state_dict replaces both containers
+            part.param_groups, part.state = self.param_groups[first : first + count], self.state
+            part.step()
+            first += count
+
+
+def _trained(model: Any) -> list[torch.nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def _outer(model: Any) -> set[int]:
+    """Ids of the weights of embeddings and of the head: of a causal LM, or a classifier's `score`."""
+    layers = [
+        model.get_input_embeddings(),
+        model.get_output_embeddings(),
+        getattr(model, "score", None),
+    ]
+    return {id(p) for layer in layers if layer is not None for p in layer.parameters()}
+
+
+def _adamw(weights: Iterable[Tensor], config: OptimizerConfig, fused: bool) -> Any:
+    own = list(weights)
+    return torch.optim.AdamW(
+        own,
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        weight_decay=config.weight_decay,
+        fused=has_fused_adamw(own[0].device) if fused else None,
+    )
