@@ -181,6 +181,14 @@ def test_a_comment_and_a_formula_that_no_phase_names_retrain_nothing_and_a_named
     assert trained.cli("plan").stdout.count("to train") == len(nodes(trained)) - 1  # not the base
 
 
+def test_every_phase_learns_something(by_dvc: Project):
+    # else equal bytes after kills, reorders and clones would say little
+    for path in by_dvc.root.glob("runs/*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        if manifest.get("phase"):
+            assert manifest["weights"] not in manifest["parents"].values(), manifest["node"]
+
+
 def test_every_node_leaves_its_manifest_with_its_parents_hash(by_dvc: Project):
     for path in by_dvc.root.glob("runs/*/manifest.json"):
         manifest = json.loads(path.read_text())
