@@ -38,7 +38,7 @@ ALL = [(slot, name) for slot, listed in SLOTS.items() for name in listed]
 
 def some_roll() -> Roll:
     """Two groups, rows of different lengths, one ungradable, facts drawn at random."""
-    roll = make_roll([1, 0, 0.5, 0, 1, None], group=[0, 0, 0, 1, 1, 1], lengths=[3, 1, 4, 2, 2, 3])
+    roll = make_roll([1, 0, 0.25, 0, 1, None], group=[0, 0, 0, 1, 1, 1], lengths=[3, 1, 4, 2, 2, 3])
     noise = torch.Generator().manual_seed(0)
 
     def draw() -> torch.Tensor:

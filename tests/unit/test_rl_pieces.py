@@ -11,10 +11,18 @@ import torch
 from rl_small import make_roll
 from torch import Tensor
 
-from trainorder.rl.pieces.advantages import dr_grpo, grpo, rloo
+from trainorder.reading import ParamsError
+from trainorder.rl.pieces.advantages import (
+    bnpo,
+    dr_grpo,
+    grpo,
+    reinforce_plus_plus,
+    reinforce_plus_plus_baseline,
+    rloo,
+)
 from trainorder.rl.pieces.entropy import entropy_covariance
-from trainorder.rl.pieces.length import finished_only
-from trainorder.rl.pieces.losses import clipped_surrogate, kl
+from trainorder.rl.pieces.length import finished_only, overlong_penalty
+from trainorder.rl.pieces.losses import cispo, clipped_surrogate, gppo, gspo, kl
 from trainorder.rl.pieces.rewards import graded, reward_spread
 from trainorder.rl.pieces.sampling import dynamic_sampling
 from trainorder.rl.registry import WEIGHTS
@@ -34,13 +42,15 @@ def loss_and_gradient(term, *, logp: Tensor, roll: Roll, **options) -> tuple[Ten
     return loss.detach(), torch.autograd.grad(loss.sum(), logp)[0]
 
 
-def surrogate(ratio: float, advantage: float, **options) -> tuple[float, float]:
+def surrogate(
+    ratio: float, advantage: float, term=clipped_surrogate, **options
+) -> tuple[float, float]:
     """Loss of one token of old log-probability -1, and its derivative by logp."""
     roll = make_roll(
         [0.0], advantages=tensor(advantage)[None], token_facts={"old_logps": tensor(-1.0)[None]}
     )
     logp = tensor(math.log(ratio) - 1.0)[None]
-    loss, gradient = loss_and_gradient(clipped_surrogate, logp=logp, roll=roll, **options)
+    loss, gradient = loss_and_gradient(term, logp=logp, roll=roll, **options)
     return float(loss), float(gradient)
 
 
@@ -226,3 +236,119 @@ def test_sequence_mask_drops_rows_by_their_geometric_mean():
     kept = WEIGHTS["sequence_mask"](roll, State(total=1), low=0.8, high=1.25)
     assert kept.tolist() == [1, 0, 1]
     assert WEIGHTS["sequence_mask"](roll, State(total=1)).tolist() == [0, 0, 1]
+
+
+def test_reinforce_plus_plus_baseline_whitens_what_the_groups_leave():
+    # credit .5, -.5, 0, 0: mean 0, unbiased variance .5 / 3
+    roll = make_roll([1, 0, 1, 1], group=[0, 0, 1, 1])
+    expected = tensor(1, -1, 0, 0)[:, None] * math.sqrt(1.5)
+    torch.testing.assert_close(reinforce_plus_plus_baseline(roll, STATE, eps=0.0), expected)
+    # one answer of three tokens more among equals: tokens weigh, rows do not
+    longer = make_roll([1, 0], lengths=[3, 1])
+    x = tensor(0.5, 0.5, 0.5, -0.5)
+    expected = (x - 0.25) / x.std()
+    found = reinforce_plus_plus_baseline(longer, STATE, eps=0.0)
+    torch.testing.assert_close(found, torch.stack([expected[:3], tensor(float(expected[3]), 0, 0)]))
+
+
+def test_reinforce_plus_plus_discounts_from_the_last_token_and_has_no_baseline_of_the_prompt():
+    # returns .25, .5, 1 and 0 over four tokens
+    roll = make_roll([1, 0], group=[0, 1], lengths=[3, 1])
+    x = tensor(0.25, 0.5, 1.0, 0.0)
+    expected = (x - x.mean()) / x.std()
+    found = reinforce_plus_plus(roll, STATE, gamma=0.5, eps=0.0)
+    torch.testing.assert_close(found, torch.stack([expected[:3], tensor(float(expected[3]), 0, 0)]))
+    # a group of equal rewards has credit against the batch: 1, 1, 0 have mean 2/3 and variance 1/3
+    flat = make_roll([1, 1, 0], group=[0, 0, 1])
+    expected = tensor(1, 1, -2)[:, None] / math.sqrt(3)
+    torch.testing.assert_close(reinforce_plus_plus(flat, STATE, eps=0.0), expected)
+
+
+def test_whitening_leaves_ungradable_rows_out():
+    with_hole = make_roll([1, None, 0, 1, 1], group=[0, 0, 0, 1, 1], lengths=[1, 3, 1, 1, 1])
+    without = make_roll([1, 0, 1, 1], group=[0, 0, 1, 1])
+    for estimator in (reinforce_plus_plus, reinforce_plus_plus_baseline):
+        found = estimator(with_hole, STATE)
+        assert (found[1] == 0).all()
+        torch.testing.assert_close(found[[0, 2, 3, 4], :1], estimator(without, STATE))
+
+
+def test_bnpo_divides_by_the_density_of_the_fitted_beta():
+    # pass rates 1/4 and 3/4: m = 1/2, v = 1/8, k = 1, a = b = 7/6, density 1.04660 at both
+    roll = make_roll([1, 0, 0, 0, 1, 1, 1, 0], group=[0] * 4 + [1] * 4)
+    expected = tensor(0.75, -0.25, -0.25, -0.25, 0.25, 0.25, 0.25, -0.75) / 1.04660
+    torch.testing.assert_close(bnpo(roll, STATE), expected, atol=1e-5, rtol=1e-5)
+    assert float(bnpo(roll, STATE)[0]) == pytest.approx(0.7166, abs=1e-4)
+    # the same answers paid -1 and 1
+    paid = replace(roll, rewards=2 * roll.rewards - 1)
+    torch.testing.assert_close(bnpo(paid, STATE, low=-1.0), bnpo(roll, STATE))
+
+
+def test_bnpo_names_the_options_that_rewards_beyond_its_range_need():
+    roll = make_roll([1, 2.5, 1, 0], group=[0, 0, 1, 1])
+    with pytest.raises(ParamsError, match=r"from 0\.5 to 1\.75, .* \[0, 1\]: set its low and high"):
+        bnpo(roll, STATE)
+    assert bnpo(roll, STATE, high=2.5).isfinite().all()
+
+
+def test_bnpo_of_pass_rates_that_cannot_be_fitted_is_dr_grpo():
+    for roll in (make_roll([1, 0, 0]), make_roll([1, 0, 0, 1], group=[0, 0, 1, 1])):
+        torch.testing.assert_close(bnpo(roll, STATE), dr_grpo(roll, STATE))
+
+
+def test_bnpo_bounds_what_a_small_density_gives():
+    # rates 1/2, 1/2, 1/2 and 1/100: a, b well above 1, so that the density at 1/100 is tiny
+    rewards = [1, 0] * 3 + [1] + [0] * 99
+    roll = make_roll(rewards, group=[0, 0, 1, 1, 2, 2] + [3] * 100)
+    assert float(bnpo(roll, STATE)[6]) > 0.99
+    assert float(bnpo(roll, STATE, max_factor=0.5)[6]) == pytest.approx(0.99 * 0.5)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [(1.5, 1, -1.28, -1.28), (0.5, -1, 0.8, 0.8), (1.1, 1, -1.1, -1.1), (1.5, -1, 1.5, 1.5)],
+)
+def test_gppo_keeps_a_bounded_gradient_where_ppo_has_none(ratio, advantage, loss, gradient):
+    assert surrogate(ratio, advantage, gppo) == pytest.approx((loss, gradient))
+    value, slope = surrogate(ratio, advantage, clip_high=0.28)
+    assert value == pytest.approx(loss)
+    assert slope == pytest.approx(gradient if 0.8 <= ratio <= 1.28 or ratio * advantage < -1 else 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "weight"), [({"cap": 1.28}, 1.28), ({}, math.e**0.5), ({"low": 2.0}, 2.0)]
+)
+def test_cispo_clips_the_weight_and_every_token_learns(options: dict[str, float], weight: float):
+    roll = make_roll(
+        [0.0], advantages=tensor(2.0)[None], token_facts={"old_logps": tensor(-1.5)[None]}
+    )
+    loss, gradient = loss_and_gradient(cispo, logp=tensor(-1.0)[None], roll=roll, **options)
+    assert float(loss) == pytest.approx(2 * weight)
+    assert float(gradient) == pytest.approx(-2 * weight)
+
+
+@pytest.mark.parametrize(
+    ("advantage", "loss", "gradient"),
+    [(-1.0, math.exp(0.1), math.exp(0.1)), (1.0, -1.0004, 0.0)],
+)
+def test_gspo_clips_the_ratio_of_the_answer(advantage: float, loss: float, gradient: float):
+    # mean of .2 and 0: s = e^.1; the second row, of one token, has a ratio of its own within the bounds
+    roll = make_roll(
+        [0.0, 0.0],
+        lengths=[2, 1],
+        advantages=torch.full((2, 2), advantage, dtype=torch.float64),
+        token_facts={"old_logps": torch.full((2, 2), -1.0, dtype=torch.float64)},
+    )
+    logp = torch.stack([tensor(-0.8, -1.0), tensor(-0.9999, 0.0)])
+    losses, gradients = loss_and_gradient(gspo, logp=logp, roll=roll)
+    torch.testing.assert_close(losses[0], tensor(loss, loss))
+    # of the mean over the row's two tokens it is half of that: .55259
+    torch.testing.assert_close(gradients[0], tensor(gradient, gradient))
+    assert float(losses[1, 0]) == pytest.approx(-advantage * math.exp(1e-4))
+    assert float(gradients[1, 0]) == pytest.approx(-advantage * math.exp(1e-4))
+
+
+def test_an_overlong_answer_pays_more_and_more_within_the_buffer():
+    roll = make_roll([0] * 4, lengths=[80, 90, 100, 101])
+    found = overlong_penalty(roll, STATE, max_length=100, buffer=20)
+    torch.testing.assert_close(found, tensor(0, -0.5, -1, -1))

@@ -40,6 +40,70 @@ def clipped_surrogate(
     return loss
 
 
+@term(scales_with_advantage=True)
+def gppo(
+    live: Live,
+    roll: Roll,
+    state: State,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+) -> Float[Tensor, "row token"]:
+    """PPO's clipped loss whose clipped tokens keep a bounded gradient (GPPO, arXiv:2508.07629).
+
+    The bounds 1 - clip_low and 1 + clip_high are multiplied by r / sg(r): the same loss as `clipped_surrogate`,
+    and the gradient -(1 - clip_low) A or -(1 + clip_high) A where that has none. The paper's beta_1 and beta_2
+    are 1; its supervised loss on correct answers is not part of the term.
+    """
+    change = log_ratio(live.logps, roll.old_logps, roll.loss_mask)
+    ratio = safe_exp(change)
+    bound = ratio.detach().clamp(1 - clip_low, 1 + clip_high) * (change - change.detach()).exp()
+    free = -roll.advantages * ratio
+    loss = torch.maximum(free, -roll.advantages * bound)
+    live.log["clip_fraction"] = (loss != free).detach().to(loss.dtype)
+    return loss
+
+
+@term(scales_with_advantage=True)
+def cispo(
+    live: Live, roll: Roll, state: State, *, low: float = 0.0, cap: float = 5.0
+) -> Float[Tensor, "row token"]:
+    """-sg(clip(r, low, cap)) A log p, r = p / p_old: the weight is clipped, never the gradient (CISPO, arXiv:2506.13585).
+
+    `low` and `cap` are bounds of r itself, not distances from 1. The paper has no lower bound and gives no value for
+    the upper one; 5 is ScaleRL's (arXiv:2510.13786) and TRL's. Logs the share of clipped weights as `clip_fraction`.
+    """
+    ratio = safe_exp(log_ratio(live.logps, roll.old_logps, roll.loss_mask)).detach()
+    clipped = ratio.clamp(low, cap)
+    live.log["clip_fraction"] = (clipped != ratio).to(ratio.dtype)
+    return -clipped * roll.advantages * torch.where(roll.loss_mask > 0, live.logps, 0.0)
+
+
+@term(scales_with_advantage=True)
+def gspo(
+    live: Live,
+    roll: Roll,
+    state: State,
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+) -> Float[Tensor, "row token"]:
+    """PPO's clipped loss on the ratio of the whole answer, s = exp(mean of log p - log p_old) (GSPO, arXiv:2507.18071).
+
+    Every token of a row has the loss of s; its gradient is that of its own log p, by sg(s) exp(log p - sg(log p))
+    (GSPO-token, so that advantages may differ within a row). Goes with `reduction: sequence` and several updates per
+    batch; the paper's bounds are 3e-4 and 4e-4. Logs the share of clipped tokens as `clip_fraction`.
+    """
+    change = log_ratio(live.logps, roll.old_logps, roll.loss_mask)
+    tokens = roll.loss_mask.sum(1, keepdim=True).clamp(min=1)
+    mean = (change * roll.loss_mask).sum(1, keepdim=True) / tokens
+    ratio = safe_exp(mean).detach() * (change - change.detach()).exp()
+    free = -roll.advantages * ratio
+    loss = torch.maximum(free, -roll.advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
+    live.log["clip_fraction"] = (loss != free).detach().to(loss.dtype)
+    return loss
+
+
 @term(needs=lambda options: frozenset({"ref_logps"} if options["against"] == "ref" else ()))
 def kl(
     live: Live,
