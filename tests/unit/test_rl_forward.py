@@ -14,9 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from trainorder import likelihood, llama, prefix
 from trainorder.rl import forward as forward_module
 from trainorder.rl.forward import (
-    _chunk_entries,
     check_forward,
     check_head,
+    chunk_entries_of,
     forward,
     micro_batches,
     shares_prompts,
@@ -171,7 +171,7 @@ def test_query_heads_that_share_keys_share_their_cache():
 def test_a_large_vocabulary_is_not_worked_a_few_tokens_at_a_time(vocabulary, tokens):
     with torch.device("meta"):
         model = tiny_llama(vocabulary)
-    chunk = _chunk_entries(model, torch.device("cpu"))
+    chunk = chunk_entries_of(model, torch.device("cpu"))
     assert chunk // vocabulary == tokens
 
 

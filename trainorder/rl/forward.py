@@ -9,7 +9,7 @@ pass: a [row, token, vocabulary] tensor never exists.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,34 +45,65 @@ def forward(
     what suits the device. Masked positions are 0. Has grad wherever torch's grad mode is on.
     """
     device = model.get_input_embeddings().weight.device
-    batch = _flatten(roll)
-    row, place = (roll.loss_mask > 0).nonzero(as_tuple=True)
-    at = torch.where(place == 0, batch.last[row], batch.first[row] + place - 1).to(device)
-    targets = roll.response_ids[row, place].to(device)
-    temperature = _temperature(roll, row, device)
-    chunk = chunk_entries or _chunk_entries(model, device)
-    kernels = llama.kernels_for(model)
-    states = _states(model, kernels, batch, device)[at]
-    head_needs = [need for need in needs if need not in (facts.HIDDEN, facts.SPANS)]
-    if kernels is not None and set(head_needs) <= {"entropy"} and isinstance(temperature, float):
-        weight, wanted = model.lm_head.weight, bool(head_needs)
-        logps, entropies = training.log_probs(
-            kernels, states, weight, targets, temperature, wanted, chunk
-        )
-        found = {} if entropies is None else {"entropy": entropies}
-    else:
-        head = _Head.of(model, head_needs, models or {}, batch, at)
-        logps, found = head(states, targets, temperature, chunk)
-    if facts.HIDDEN in needs:
-        found[facts.HIDDEN] = states
+    targets = Targets.of(roll, device)
+    chunk = chunk_entries or chunk_entries_of(model, device)
+    logps, found = of_targets(model, targets, needs, models or {}, llama.kernels_for(model), chunk)
 
     def spread(values: Tensor) -> Tensor:
         values = values.cpu()
         return values.new_zeros(*roll.loss_mask.shape, *values.shape[1:]).index_put(
-            (row, place), values
+            (targets.row, targets.place), values
         )
 
     return Live(spread(logps), {name: spread(values) for name, values in found.items()})
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The tokens of a roll whose log p is wanted, and what is computed for them."""
+
+    row: Int[Tensor, " target"]
+    place: Int[Tensor, " target"]
+    batch: _Batch
+    at: Int[Tensor, " target"]
+    """Flat place of the token that predicts each target."""
+    ids: Int[Tensor, " target"]
+    temperature: float | Tensor
+
+    @classmethod
+    def of(cls, roll: Roll, device: torch.device) -> Targets:
+        """All tokens of the roll that may learn."""
+        batch = _flatten(roll)
+        row, place = (roll.loss_mask > 0).nonzero(as_tuple=True)
+        at = torch.where(place == 0, batch.last[row], batch.first[row] + place - 1).to(device)
+        ids = roll.response_ids[row, place].to(device)
+        return cls(row, place, batch, at, ids, _temperature(roll, row, device))
+
+
+def of_targets(
+    model: Any,
+    targets: Targets,
+    needs: Collection[str],
+    models: Mapping[str, Any],
+    kernels: Kernels | None,
+    chunk_entries: int,
+) -> tuple[Float[Tensor, " target"], dict[str, Tensor]]:
+    """`forward` of the targets alone, on the model's device: log p, and the facts that are needed."""
+    batch, at, temperature = targets.batch, targets.at, targets.temperature
+    states = _states(model, kernels, batch, at.device)[at]
+    head_needs = [need for need in needs if need not in (facts.HIDDEN, facts.SPANS)]
+    if kernels is not None and set(head_needs) <= {"entropy"} and isinstance(temperature, float):
+        weight, wanted = model.lm_head.weight, bool(head_needs)
+        logps, entropies = training.log_probs(
+            kernels, states, weight, targets.ids, temperature, wanted, chunk_entries
+        )
+        found = {} if entropies is None else {"entropy": entropies}
+    else:
+        head = _Head.of(model, head_needs, models, batch, at)
+        logps, found = head(states, targets.ids, temperature, chunk_entries)
+    if facts.HIDDEN in needs:
+        found[facts.HIDDEN] = states
+    return logps, found
 
 
 def _temperature(roll: Roll, row: Tensor, device: torch.device) -> float | Tensor:
@@ -86,15 +117,19 @@ def _temperature(roll: Roll, row: Tensor, device: torch.device) -> float | Tenso
     return values[row, None].to(device)
 
 
-def _chunk_entries(model: Any, device: torch.device) -> int:
-    """A GPU gives a 64th of its memory to logits and what softmax and backward hold beside them, 16 bytes an entry.
+def chunk_entries_of(model: Any, device: torch.device) -> int:
+    """Logits that exist at one time.
 
     It is of all memory, not of what is free: the size of a chunk changes last bits, and a resumed run must repeat them.
     """
-    least = max(CHUNK_ENTRIES, CHUNK_TOKENS * model.get_output_embeddings().weight.shape[0])
-    if device.type != "cuda":
-        return least
-    return max(least, torch.cuda.get_device_properties(device).total_memory // 64 // 16)
+    gpu = device.type == "cuda"
+    memory = torch.cuda.get_device_properties(device).total_memory if gpu else None
+    return chunk_entries_for(model.get_output_embeddings().weight.shape[0], memory)
+
+
+def chunk_entries_for(vocabulary: int, gpu_memory: int | None) -> int:
+    """A GPU gives a 64th of its memory to logits and what softmax and backward hold beside them, 16 bytes an entry."""
+    return max(CHUNK_ENTRIES, CHUNK_TOKENS * vocabulary, (gpu_memory or 0) // 64 // 16)
 
 
 def computed_tokens(roll: Roll) -> int:
@@ -205,8 +240,15 @@ class _Batch:
     first: Int[Tensor, " row"]
     """Flat place of a row's first token."""
 
+    layouts: dict[torch.device, Layout] = field(default_factory=dict)
+
     def layout(self, device: torch.device) -> Layout:
-        return Layout.of(self.prompt_lengths, self.row_lengths, self.owners, device)
+        """Made once per device: frozen models read the same rows."""
+        if device not in self.layouts:
+            self.layouts[device] = Layout.of(
+                self.prompt_lengths, self.row_lengths, self.owners, device
+            )
+        return self.layouts[device]
 
 
 def _flatten(roll: Roll) -> _Batch:
