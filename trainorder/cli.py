@@ -260,12 +260,13 @@ def gc(
     """Show what can be freed, and with --yes free it; what committed plans need stays."""
     with refusing():
         from trainorder import storage
+        from trainorder.files import size_text
 
         with storage.nothing_running():
             found = storage.candidates(uncommitted=uncommitted)
             for item in found:
-                print(f"{storage.size_text(item.size):>10}  {item.what}")
-            total = storage.size_text(sum(item.size for item in found))
+                print(f"{size_text(item.size):>10}  {item.what}")
+            total = size_text(sum(item.size for item in found))
             if yes:
                 storage.free(found)
     print(f"{total:>10}  {'freed' if yes else 'would be freed; add --yes to do it'}")

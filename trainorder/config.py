@@ -130,6 +130,10 @@ IsolationLevel = Literal["process", "filtered", "namespaces"]
 """How far the sandbox is cut off, weakest first; see trainorder/rewards/sandbox_isolation.py."""
 
 
+VOCABULARY = 1000
+"""About what the tokenizer knows that the data build makes of the tasks' own words."""
+
+
 class PolicyConfig(Section):
     """The model that is trained."""
 
@@ -147,6 +151,16 @@ class PolicyConfig(Section):
     """Longest prompt plus completion the tiny model can see, tokens."""
     trust_remote_code: bool = False
     """True: run Python code that a model brings along (`auto_map` in its config.json). Recorded in the manifest."""
+
+    def tiny_bytes(self, vocabulary: int = VOCABULARY) -> int:
+        """Bytes of the tiny model's weights, in float32.
+
+        >>> PolicyConfig(hidden_size=64, num_layers=3, mlp_size=192).tiny_bytes(500)
+        769280
+        """
+        h = self.hidden_size
+        per_layer = 4 * h * h + 3 * h * self.mlp_size + 2 * h
+        return 4 * (vocabulary * h + self.num_layers * per_layer + h)
 
 
 class TaskConfig(Section):
@@ -182,8 +196,9 @@ class SftConfig(Section):
 
     changes_nothing = frozenset({"threads"})
 
-    steps: Steps = 750
-    """Updates before the gate is asked for the first time; the learning rate decays over these."""
+    steps: int = Field(default=750, ge=0, le=10_000_000)
+    """Updates before the gate is asked for the first time; the learning rate decays over these. 0 with `policy.path`: RL
+    begins at that model as it is."""
     extension: Steps = 200
     """Further updates, with a new decay, each time the gate is not met."""
     extension_lr_fraction: float = Field(default=0.3, ge=1e-6, le=1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import re
 import shutil
 import sys
@@ -27,6 +28,8 @@ from trainorder.tasks.jsonl import Dropped, Jsonl
 from trainorder.tasks.leaks import HeldOut
 
 T = TypeVar("T")
+DRAWN = 40
+"""Problems of a generated task whose lengths are looked at."""
 MOST_REDRAWS = 2000
 """Draws in a row that show dev or test content before the build gives up."""
 
@@ -165,6 +168,16 @@ def pieces(text: str) -> list[str]:
     [' 8', ' +', ' 5', ' =', ' 1', '3']
     """
     return _PIECE.findall(f" {text}")
+
+
+def few_problems(name: str, config: TaskConfig) -> tuple[Task, list[Problem]]:
+    """A task, and what its problems look like: all of the user's own rows that are taken, or some that are drawn."""
+    task = make_task(name, config)
+    if isinstance(task, Jsonl):
+        read, _ = task.read(name)
+        return task, [p for split, found in read.items() for p in found[: getattr(config, split)]]
+    rng = random.Random(f"preflight {name}")
+    return task, [dataclasses.replace(task.draw(rng), task=name) for _ in range(DRAWN)]
 
 
 def reserved_tokens(policy: PolicyConfig) -> list[str]:

@@ -123,3 +123,15 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def size_text(size: int) -> str:
+    """Bytes for people.
+
+    >>> size_text(512), size_text(3 << 20), size_text(5 << 30)
+    ('0.5 KiB', '3.0 MiB', '5.0 GiB')
+    """
+    for unit, exponent in (("GiB", 30), ("MiB", 20)):
+        if size >= 1 << exponent:
+            return f"{size / (1 << exponent):.1f} {unit}"
+    return f"{size / 1024:.1f} KiB"

@@ -49,6 +49,11 @@ UNSURE = "unsure"
 """Marks a measurement that is used now and not kept."""
 LIKELIHOODS = (256, 8192)
 """Tokens and vocabulary of the logits whose log-probabilities and entropies are timed, forward and backward."""
+MEMORY_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+"""Bytes that the container may use (control groups 2 and 1), or `max`."""
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """`quota period` of the container in microseconds, or `max period`."""
 
@@ -109,6 +114,15 @@ def allowed_cores() -> int:
         return max(1, min(cores, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no control group, or no bound in it
         return cores
+
+
+def ram_bytes() -> int:
+    """Bytes of memory of this machine, or of its container where that has less."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in MEMORY_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no control group, or no bound in it
+            found.append(int(file.read_text(encoding="utf-8")))
+    return min(found)
 
 
 def useful_threads(most: int) -> dict[str, Any]:

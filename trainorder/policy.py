@@ -47,14 +47,9 @@ class Policy:
 
         transformers = import_transformers()
         tokenizer = load_tokenizer(Path(tokenizer_dir))
-        llama = transformers.LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.hidden_size,
-            intermediate_size=config.mlp_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            max_position_embeddings=config.max_positions,
-            tie_word_embeddings=True,
+        llama = tiny_config(
+            config,
+            len(tokenizer),
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -227,6 +222,20 @@ class Policy:
         """The filler behind a finished row; the end token where the tokenizer has no filler of its own."""
         pad: Any = self.tokenizer.pad_token_id
         return self.eos_id if pad is None else pad
+
+
+def tiny_config(config: PolicyConfig, vocabulary: int, **tokens: Any) -> Any:
+    """The LlamaConfig of the built-in model."""
+    return import_transformers().LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.mlp_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        max_position_embeddings=config.max_positions,
+        tie_word_embeddings=True,
+        **tokens,
+    )
 
 
 def _require(value: Any, what: str) -> int:

@@ -183,7 +183,9 @@ class PrefixCache:
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Go on with these rows only."""
-        self.own = {layer: (k[:, rows], v[:, rows]) for layer, (k, v) in self.own.items()}
+        for layer in list(self.own):  # one by one: never two whole caches
+            k, v = self.own.pop(layer)
+            self.own[layer] = k[:, rows], v[:, rows]
         self._seat(self.prompt[rows])
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

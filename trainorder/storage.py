@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainorder import paths, plan
-from trainorder.config import PolicyConfig, params_file
-from trainorder.plan.compile import Plan
+from trainorder.config import params_file
+from trainorder.files import size_text
+from trainorder.plan.compile import Node, Plan
 from trainorder.plan.state import State
 from trainorder.process import Busy, StageError, exclusive
 from trainorder.reading import ParamsError
@@ -29,6 +30,8 @@ from trainorder.verify import md5 as file_md5
 
 RECORDS_BYTES = 64 << 20
 """What evaluations, metrics, MLflow and Prefect may take beside the checkpoints."""
+TOKENIZER_BYTES = 1 << 20
+"""The tokenizer of the built-in model, and what else lies beside its weights; at most."""
 OPTIMIZER_COPIES = 3
 """A step checkpoint holds the weights and AdamW's two moments."""
 _MD5 = re.compile(r"\b([0-9a-f]{32}(?:\.dir)?)\b")
@@ -72,36 +75,48 @@ def check_room(current: Plan, states: Mapping[str, State]) -> None:
             )
 
 
-def need(current: Plan, states: Mapping[str, State]) -> tuple[int, int]:
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a checkpoint with full weights (bases, merges), of one of an RL phase, and of one step checkpoint."""
+
+    full: int
+    phase: int
+    step: int
+
+
+def need(current: Plan, states: Mapping[str, State], sizes: Sizes | None = None) -> tuple[int, int]:
     """Bytes that bringing the plan up to date takes: in this folder, and in DVC's cache.
 
-    A node that trains is written twice, one that is restored once; each worker keeps step checkpoints meanwhile.
+    A node that trains is written twice, one that is restored once; each worker keeps step checkpoints meanwhile. `sizes`
+    None: of the largest checkpoint that is here, or as params.yaml and the model's config let expect.
     """
-    of_nodes = [states.get(node.stage, "stale") for node in current.nodes.values()]
-    trained, restored = of_nodes.count("stale"), of_nodes.count("restorable")
+    trained, restored = list[Node](), list[Node]()
+    for node in current.nodes.values():
+        state = states.get(node.stage, "stale")
+        if state != "cached":
+            (restored if state == "restorable" else trained).append(node)
     if not trained and not restored:
         return 0, 0
-    size = _checkpoint_bytes(current)
-    steps = current.params.flow.workers * (KEPT + 1) * OPTIMIZER_COPIES * size if trained else 0
-    return (trained + restored) * size + steps + RECORDS_BYTES, trained * size
+    known = sizes or _sizes(current)
+
+    def size(nodes: Iterable[Node]) -> int:
+        whole = ("base", "merge")
+        return sum(known.full if node.kind in whole else known.phase for node in nodes)
+
+    steps = current.params.flow.workers * (KEPT + 1) * known.step if trained else 0
+    return size(trained) + size(restored) + steps + RECORDS_BYTES, size(trained)
 
 
-def _checkpoint_bytes(current: Plan) -> int:
-    """Size of one checkpoint: of one that is here, or as params.yaml lets expect."""
-    known = [_size(paths.checkpoint(node)) for node in current.nodes]
-    if any(known):
-        return max(known)
-    path = current.params.policy.path
-    if path is None:
-        return _tiny_bytes(current.params.policy)
-    return sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
+def _sizes(current: Plan) -> Sizes:
+    """Of the checkpoints that are here, or as params.yaml lets expect."""
+    known = max((_size(paths.checkpoint(node)) for node in current.nodes), default=0)
+    if current.params.policy.path is None:
+        size = known or current.params.policy.tiny_bytes() + TOKENIZER_BYTES
+        return Sizes(size, size, OPTIMIZER_COPIES * size)
+    from trainorder import footprint
 
-
-def _tiny_bytes(policy: PolicyConfig, vocabulary: int = 1000) -> int:
-    """Float32 weights of the tiny Llama, with some room for its tokenizer."""
-    h = policy.hidden_size
-    weights = vocabulary * h + policy.num_layers * (4 * h * h + 3 * h * policy.mlp_size + 2 * h)
-    return 4 * weights + (1 << 20)
+    found = footprint.disk(current.params, footprint.model_config(current.params.policy))
+    return Sizes(found.full, found.phase, found.step)
 
 
 # What can go
@@ -223,18 +238,6 @@ def restorable(files: Iterable[Path]) -> Iterator[Path]:
                 cache = Path(repo.cache.local.path)
         if _object(cache, file_md5(file)).is_file():
             yield file
-
-
-def size_text(size: int) -> str:
-    """Bytes for people.
-
-    >>> size_text(512), size_text(3 << 20), size_text(5 << 30)
-    ('0.5 KiB', '3.0 MiB', '5.0 GiB')
-    """
-    for unit, exponent in (("GiB", 30), ("MiB", 20)):
-        if size >= 1 << exponent:
-            return f"{size / (1 << exponent):.1f} {unit}"
-    return f"{size / 1024:.1f} KiB"
 
 
 def _cache_folders() -> tuple[Path, Path, Path]:

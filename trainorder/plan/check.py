@@ -192,6 +192,11 @@ def _check_sft(params: Params) -> None:
                 f"sft.gate: task {task!r} has no demonstrations to learn from; "
                 f"set tasks.{task}.demonstrations or take it out of the gate"
             )
+    if not params.sft.steps and params.policy.path is None:
+        raise ParamsError(
+            "sft.steps: 0 leaves a model from scratch with random weights, which RL cannot sharpen; raise it, or start from a "
+            "model (policy.path)"
+        )
     if params.sft.max_steps < params.sft.steps:
         raise ParamsError(
             f"sft.max_steps: {params.sft.max_steps} is below sft.steps {params.sft.steps}; raise it or lower steps"

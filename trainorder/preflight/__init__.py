@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 from trainorder.config import Params
+from trainorder.machine import ram_bytes
 from trainorder.preflight import machine, model, rows
 
 __all__ = ["check"]
+
+MUCH = 100
+"""Bytes per byte of weights that training, copies and caches of the built-in model surely do not take."""
 
 
 def check(params: Params) -> None:
@@ -20,3 +24,7 @@ def check(params: Params) -> None:
     machine.check(params)
     rows.check(params)
     model.check(params)
+    if params.policy.path is not None or MUCH * params.policy.tiny_bytes() > ram_bytes():
+        from trainorder import footprint  # builds the model's shapes: seconds
+
+        footprint.check(params)

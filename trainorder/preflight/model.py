@@ -8,7 +8,6 @@ the tasks' own words, so only lengths are compared, and the graders of the user'
 from __future__ import annotations
 
 import itertools
-import random
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,18 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainorder.config import Params
-from trainorder.data import pieces
+from trainorder.data import few_problems, pieces
 from trainorder.reading import ParamsError
 from trainorder.rewards import grading
-from trainorder.tasks import make_task
 from trainorder.tasks.base import Problem, Task
 from trainorder.tasks.jsonl import Jsonl
 
 if TYPE_CHECKING:
     from trainorder.policy import Policy
 
-DRAWN = 40
-"""Problems of a generated task whose lengths are looked at."""
 LONGEST = 20
 """Texts of a task, the longest in characters, that are encoded to find the longest in tokens."""
 GRADED = 4
@@ -91,13 +87,7 @@ def check(params: Params) -> None:
 
 def _sample(params: Params, name: str) -> Sample:
     config = params.tasks[name]
-    task = make_task(name, config)
-    if isinstance(task, Jsonl):
-        read, _ = task.read(name)
-        problems = [p for split, found in read.items() for p in found[: getattr(config, split)]]
-    else:
-        rng = random.Random(f"preflight {name}")
-        problems = [replace(task.draw(rng), task=name) for _ in range(DRAWN)]
+    task, problems = few_problems(name, config)
     longest = sorted(problems, key=lambda p: len(p.prompt), reverse=True)[:LONGEST]
     answers = sorted(problems, key=lambda p: len(p.gold), reverse=True)[:1]
     return Sample(task, config.max_new_tokens, [*problems[:GRADED], *answers], longest)

@@ -75,7 +75,10 @@ class Backend(Protocol):
         ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and optimiser state, whole: what resuming needs. The same names for every backend and any world."""
+        """Weights and optimiser state, whole: what resuming needs. The same names for every backend and any world.
+
+        Of several ranks only the first has them.
+        """
         ...
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -187,8 +190,12 @@ class LocalBackend:
 
 def holds_whole_weights(training: TrainingConfig) -> bool:
     """Whether the trained model has every weight whole, without adapters, and another can share its tensors."""
-    split = training.backend == "deepspeed" and training.zero_stage == 3
-    return training.lora is None and not split
+    return training.lora is None and not splits_weights(training)
+
+
+def splits_weights(training: TrainingConfig) -> bool:
+    """Whether a rank holds its share of each weight only (ZeRO-3)."""
+    return training.backend == "deepspeed" and training.zero_stage == 3
 
 
 def trained(model: Any) -> dict[str, torch.nn.Parameter]:
@@ -203,9 +210,12 @@ def computing(model: Any, training: TrainingConfig) -> Iterator[None]:
     transformers recomputes activations in training mode only, and cannot decode in it. There is no dropout in either.
     """
     device = next(model.parameters()).device.type
+    # the cache would hold every weight whole in bfloat16 until the forward's end, which ZeRO-3 splits them to avoid
+    keep = not splits_weights(training)
     model.train(training.gradient_checkpointing)
     try:
-        with torch.autocast(device, torch.bfloat16, enabled=training.dtype == "bf16"):
+        bf16 = training.dtype == "bf16"
+        with torch.autocast(device, torch.bfloat16, enabled=bf16, cache_enabled=keep):
             yield
     finally:
         model.eval()

@@ -145,18 +145,23 @@ class DeepSpeedBackend:
             yield name, found
 
     def tensors(self) -> dict[str, Tensor]:
-        """See Backend."""
+        """See Backend. Only the first rank keeps them, in its host's memory: whole they may not fit any GPU."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        found, step = {}, self._steps()
+        found, step = dict[str, Tensor](), self._steps()
+
+        def keep(name: str, whole: Tensor) -> None:
+            if self.rank == 0:
+                found[name] = whole.detach().to("cpu", copy=True)
+
         for name, parameter in self.trained.items():
-            found[f"model/{name}"] = safe_get_full_fp32_param(parameter)
+            keep(f"model/{name}", safe_get_full_fp32_param(parameter))
             for key in STATE:
                 whole = safe_get_full_optimizer_state(parameter, key)
                 if whole is not None:
-                    found[f"optimizer/{name}/{key}"] = whole
-                    found[f"optimizer/{name}/step"] = step
-        return {name: tensor.detach().clone() for name, tensor in found.items()}
+                    keep(f"optimizer/{name}/{key}", whole)
+                    keep(f"optimizer/{name}/step", step)
+        return found
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """See Backend."""

@@ -71,7 +71,10 @@ class Learner:
         policy, first = self.policy, self.backend.rank == 0
         if holds_whole_weights(self.backend.training):
             return policy if first else None
-        weights = {name: weight.detach().cpu() for name, weight in self.backend.weights()}
+        weights = {}
+        for name, weight in self.backend.weights():  # all ranks take part, one keeps them
+            if first:
+                weights[name] = weight.detach().cpu()
         if not first:
             return None
         with torch.device("meta"):

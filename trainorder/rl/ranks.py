@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -84,13 +85,7 @@ def launch(module: str, arguments: Sequence[str], training: TrainingConfig) -> i
 def command(module: str, arguments: Sequence[str], training: TrainingConfig) -> list[str]:
     """The deepspeed launcher's command line for a hostfile, by pdsh where it names several machines."""
     assert training.hostfile is not None
-    try:
-        lines = Path(training.hostfile).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        raise ParamsError(
-            f"training.hostfile: {training.hostfile} not found; write one line `host slots=GPUS` per machine"
-        ) from None
-    hosts = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
+    hosts = _hosts(training.hostfile)
     if len(hosts) > 1 and shutil.which("pdsh") is None:
         raise ParamsError(
             "training.hostfile needs pdsh, with which DeepSpeed reaches the machines: install pdsh (apt-get install pdsh) "
@@ -104,3 +99,30 @@ def command(module: str, arguments: Sequence[str], training: TrainingConfig) -> 
     if len(hosts) == 1:  # this machine, which need not let anybody in
         launcher += ["--master_addr", "127.0.0.1", "--no_ssh_check"]
     return [*launcher, "--module", module, *arguments]
+
+
+def slots(hostfile: str) -> list[int]:
+    """Ranks of each machine of a DeepSpeed hostfile.
+
+    Raises:
+        ParamsError: it is missing, or a line is not `host slots=GPUS`.
+    """
+    found = []
+    for line in _hosts(hostfile):
+        match = re.fullmatch(r"\S+\s+slots=([1-9]\d*)", line)
+        if match is None:
+            raise ParamsError(
+                f"training.hostfile: {hostfile} has the line {line!r}; write one line `host slots=GPUS` per machine"
+            )
+        found.append(int(match[1]))
+    return found
+
+
+def _hosts(hostfile: str) -> list[str]:
+    try:
+        lines = Path(hostfile).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        raise ParamsError(
+            f"training.hostfile: {hostfile} not found; write one line `host slots=GPUS` per machine"
+        ) from None
+    return [line for line in map(str.strip, lines) if line and not line.startswith("#")]

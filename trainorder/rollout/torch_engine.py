@@ -31,6 +31,11 @@ from trainorder.rollout.decoders import Decoder, make_decoder
 from trainorder.workers import ALONE, Workers
 
 
+def max_rows_on(device: str) -> int:
+    """Rows that are decoded together unless the engine is told otherwise."""
+    return 64 if device == "cpu" else 256
+
+
 @dataclass
 class TorchEngine:
     """Samples from `policy.model` as it is at the time of the call."""
@@ -111,7 +116,7 @@ class TorchEngine:
                 logits = decoder.prefill(ids, real, first.samples, int(own.limit.max()))
                 self._decode(decoder, logits, own, first.temperature, stops, draws)
 
-        max_rows = self.max_rows or (64 if device.type == "cpu" else 256)
+        max_rows = self.max_rows or max_rows_on(device.type)
         for _ in self.workers.map(decode, _batches(requests, max_rows)):
             pass
         ended = torch.isin(draws.ids, stops).int()
