@@ -1,6 +1,6 @@
 """Memory and disk that an experiment takes, computed from its params and its model's config before anything trains.
 
-The model is built on fake tensors (shapes on torch's meta device, no weight is read). Weights, gradients and optimiser
+The model is built on fake tensors (shapes on torch's meta device, no weight is read). Weights, gradients and optimizer
 states are sums over its tensors. Activations are the largest number of bytes that live at one time while the library's own
 forward and backward of one micro-batch run over these shapes. Caches, copies and what DeepSpeed keeps follow from the code
 that allocates them. docs/performance.md compares all of this with measured bytes.
@@ -29,7 +29,6 @@ from trainorder.config import (
     PolicyConfig,
     RlConfig,
     RolloutConfig,
-    SftConfig,
     TrainingConfig,
 )
 from trainorder.data import few_problems, pieces
@@ -39,6 +38,7 @@ from trainorder.files import size_text
 from trainorder.likelihood import likelihood
 from trainorder.llama.kernels import Kernels
 from trainorder.machine import ram_bytes
+from trainorder.optimizers import OptimizerConfig, make_optimizer
 from trainorder.policy import tiny_config
 from trainorder.prefix import Layout, recomputing_alike
 from trainorder.pretrained import import_transformers, locate
@@ -51,7 +51,6 @@ from trainorder.rl.ranks import slots
 from trainorder.rl.types import Roll
 from trainorder.rollout.decoders import SMALL_MODEL_PARAMETERS
 from trainorder.rollout.torch_engine import max_rows_on
-from trainorder.sft.updates import optimisers
 
 PROCESS = 700 << 20
 """Resident memory of a stage's process without any tensor: Python, torch, transformers, MLflow."""
@@ -185,7 +184,7 @@ def peak(parts: Iterable[Part]) -> int:
 def check(params: Params) -> None:
     """Refuse an experiment that cannot fit on this machine. Machines of a hostfile are not looked at.
 
-    Only what is certain counts: weights, gradients, optimiser states, copies and the cache of sampling.
+    Only what is certain counts: weights, gradients, optimizer states, copies and the cache of sampling.
 
     Raises:
         ParamsError: the stage, what it needs, what there is, and the setting to change.
@@ -349,24 +348,18 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def adamw_bytes(weights: Iterable[Tensor]) -> int:
-    """Bytes of AdamW's state: two moments and a step counter of each weight."""
-    return sum(2 * w.numel() * w.element_size() + 4 for w in weights)
-
-
-def sft_state_bytes(shapes: Shapes, sft: SftConfig) -> int:
-    """Bytes of the warm-up's optimisers: those that it makes, after one update of fake weights."""
+def state_bytes(shapes: Shapes, config: OptimizerConfig) -> int:
+    """Bytes of the state of the optimizer that `config` names, after one update of fake weights."""
     with shapes.mode:
-        weights = [p for p in shapes.model.parameters() if p.requires_grad]
+        weights = list(trained(shapes.model).values())
         for weight in weights:
             weight.grad = torch.zeros_like(weight)
-        found = [optimiser for optimiser, _ in optimisers(shapes.model, sft)]
-        for optimiser in found:
-            optimiser.step()
+        optimizer = make_optimizer(shapes.model, config)
+        optimizer.step()
         for weight in weights:
             weight.grad = None
-    states = (state for optimiser in found for state in optimiser.state.values())
-    return tensor_bytes(v for state in states for v in state.values() if isinstance(v, Tensor))
+    found = (value for state in optimizer.state.values() for value in state.values())
+    return tensor_bytes(value for value in found if isinstance(value, Tensor))
 
 
 # What lives during a forward and backward
@@ -531,7 +524,9 @@ def stages(
     whole = Shapes.of(config, plain)
     if params.sft.steps or params.sft.gate:
         yield _sft(params, machine, whole, prompts, activations)
-    if params.judge.backend == "local":
+    kinds = {name: few_problems(name, task)[0].rewarded_by for name, task in params.tasks.items()}
+    judged = "judge" in kinds.values()
+    if judged and params.judge.backend == "local":
         yield _judge(params, machine, whole, prompts, activations)
     adapted = whole if params.training.lora is None else Shapes.of(config, params.training)
     alike = list[tuple[RlConfig, dict[str, None], dict[str, None]]]()
@@ -549,7 +544,7 @@ def stages(
             f"the RL phases {', '.join(names)}" if len(names) > 1 else f"the RL phase {min(names)}"
         )
         yield _phases(shown, params, list(tasks), rl, machine, adapted, prompts, activations)
-    yield _evaluation(params, machine, whole, prompts)
+    yield _evaluation(params, machine, whole, prompts, judged)
 
 
 def prompt_tokens(params: Params, name: str) -> int:
@@ -568,7 +563,7 @@ def _sft(
         Part("weights", shapes.weights),
         Part("gradients", gradients, change=_less_sft(params)),
         Part("gradients of the part being added", gradients, "training"),
-        Part("optimiser states", sft_state_bytes(shapes, sft), change=_less_sft(params)),
+        Part("optimizer states", state_bytes(shapes, sft), change=_less_sft(params)),
     ]
     if activations:
         side = sft.threads if machine.device == CPU else 1
@@ -595,12 +590,12 @@ def _judge(
     tied = head is shapes.model.get_input_embeddings().weight
     one = shapes.weights - (0 if tied else tensor_bytes([head]))
     side = min(2, judge.threads) if machine.device == CPU else 1
-    states = 2 * one + 4 * len(list(shapes.model.parameters()))
+    states = state_bytes(shapes, judge)
     other = "ask a model behind an endpoint (judge.backend: endpoint)"
     parts = [
         Part("weights of the base", shapes.weights),
         Part("weights of both judges", 2 * one, change=other),
-        Part("gradients and optimiser states", side * (one + states), "training", other),
+        Part("gradients and optimizer states", side * (one + states), "training", other),
         *_cache(shapes, machine, 1, prompts[judge.task], task.max_new_tokens, side),
     ]
     if activations:
@@ -628,7 +623,7 @@ def _phases(
     answer = max(params.tasks[task].max_new_tokens for task in tasks)
     share = -(-rl.prompts_per_step // world)
     samples = rl.group_size
-    parts = [*_process(machine), *training_parts(shapes, training, world)]
+    parts = [*_process(machine), *training_parts(shapes, training, rl, world)]
     engine, cached = _engine(params.rollout, training, machine, shapes, rl, prompt, answer, share)
     parts += [*engine, *cached, *_models(shapes, rl, training)]
     if any(few_problems(task, params.tasks[task])[0].rewarded_by == "judge" for task in tasks):
@@ -664,23 +659,24 @@ def ranks_of(training: TrainingConfig, machine: Machine) -> tuple[int, int]:
     return max(1, machine.gpus), machine.hosts * max(1, machine.gpus)
 
 
-def training_parts(shapes: Shapes, training: TrainingConfig, world: int) -> list[Part]:
-    """Weights, gradients and optimiser states of one rank (plain torch, or ZeRO: arXiv:1910.02054, section 5)."""
-    weights = list(trained(shapes.model).values())
-    moments = adamw_bytes(weights)
+def training_parts(
+    shapes: Shapes, training: TrainingConfig, rl: RlConfig, world: int
+) -> list[Part]:
+    """Weights, gradients and optimizer states of one rank (plain torch, or ZeRO: arXiv:1910.02054, section 5)."""
     if training.backend == "local":
         return [
             Part("weights", shapes.weights, change="take a smaller model (policy.path)"),
             Part("gradients", shapes.trained, change=LESS_STATE),
-            Part("optimiser states", moments, change=LESS_STATE),
+            Part("optimizer states", state_bytes(shapes, rl), change=LESS_STATE),
         ]
-    stage, count = training.zero_stage, sum(w.numel() for w in weights)
+    stage = training.zero_stage
+    count = sum(weight.numel() for weight in trained(shapes.model).values())
     shard = 4 * -(-count // world)
     whole = "raise training.zero_stage, or train on more ranks"
     parts = [
         Part("float32 masters", shard, change=whole),
         Part("gradients", shapes.trained if stage == 1 else shard, change=whole),
-        Part("optimiser states", 2 * shard + 4, change=whole),
+        Part("optimizer states", 2 * shard + 4, change=whole),
         Part("reduce bucket", 4 * BUCKET, "training", sure=False),
     ]
     if stage < 3:
@@ -769,7 +765,9 @@ def _judge_weights(params: Params, shapes: Shapes) -> list[Part]:
     return [Part("the judge", shapes.base, change="set judge.backend: endpoint")]
 
 
-def _evaluation(params: Params, machine: Machine, shapes: Shapes, prompts: dict[str, int]) -> Stage:
+def _evaluation(
+    params: Params, machine: Machine, shapes: Shapes, prompts: dict[str, int], judged: bool
+) -> Stage:
     longest = max(task.max_new_tokens for task in params.tasks.values())
     gpu = machine.device == GPU
     rows = MAX_ROWS[0 if gpu else 1]
@@ -777,7 +775,7 @@ def _evaluation(params: Params, machine: Machine, shapes: Shapes, prompts: dict[
     parts = [
         *_process(machine),
         Part("weights", shapes.weights, change="take a smaller model (policy.path)"),
-        *(2 * _judge_weights(params, shapes)),
+        *(2 * _judge_weights(params, shapes) if judged else ()),
         Part("KV cache", max(least, CACHE_BYTES[0 if gpu else 1]), "sampling", SHORTER, False),
     ]
     return Stage("the evaluation of a node", tuple(parts), _loading(machine, shapes.weights))
@@ -807,10 +805,9 @@ def _loading(machine: Machine, weights: int) -> tuple[Part, ...]:
 
 
 def step_bytes(shapes: Shapes, rl: RlConfig) -> int:
-    """Bytes of a step checkpoint of an RL phase: what is trained, its optimiser, and the average where a piece needs it."""
-    weights = trained(shapes.model).values()
+    """Bytes of a step checkpoint of an RL phase: what is trained, its optimizer, and the average where a piece needs it."""
     ema = shapes.base if "ema" in Method.from_config(rl.method).models else 0
-    return tensor_bytes(weights) + adamw_bytes(weights) + ema
+    return shapes.trained + state_bytes(shapes, rl) + ema
 
 
 def disk(params: Params, config: Any) -> Disk:
@@ -819,7 +816,7 @@ def disk(params: Params, config: Any) -> Disk:
     full = tensor_bytes(whole.model.parameters())
     sft = 0
     if params.sft.steps or params.sft.gate:
-        sft = full + sft_state_bytes(whole, params.sft)
+        sft = full + state_bytes(whole, params.sft)
     lora = params.training.lora is not None
     shapes = Shapes.of(config, params.training) if lora else whole
     steps = [

@@ -25,6 +25,7 @@ from trainorder.config import (
     parse_params,
 )
 from trainorder.footprint import Machine, Part, Shapes, Stage
+from trainorder.optimizers import OPTIMIZERS, make_optimizer
 from trainorder.policy import tiny_config
 from trainorder.prefix import recomputing_alike
 from trainorder.reading import ParamsError
@@ -32,7 +33,6 @@ from trainorder.rl import forward
 from trainorder.rl.adapters import add_adapters
 from trainorder.rl.backend import LocalBackend
 from trainorder.rl.ranks import slots
-from trainorder.sft.updates import optimisers
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -107,7 +107,7 @@ def sizes(backend: LocalBackend) -> dict[str, int]:
         "gradients": footprint.tensor_bytes(
             p.grad for p in backend.trained.values() if p.grad is not None
         ),
-        "optimiser states": footprint.tensor_bytes(states),
+        "optimizer states": footprint.tensor_bytes(states),
     }
 
 
@@ -122,23 +122,25 @@ def test_weights_gradients_and_states_are_exact_to_the_byte(kind: str, lora: Lor
     train(backend, [0, 9])
     backend.step(1e-3)
     shapes = Shapes.of(config_of(kind), training)
-    said = {part.what: part.size for part in footprint.training_parts(shapes, training, 1)}
+    said = {
+        part.what: part.size for part in footprint.training_parts(shapes, training, RlConfig(), 1)
+    }
     assert said == sizes(backend)
 
 
-@pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_the_warm_ups_optimisers_are_exact_to_the_byte(name: Any):
-    config, sft = config_of("llama"), SftConfig(optimizer=name)
-    model = real(config, TrainingConfig(device="cpu"), RlConfig()).model
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("section", [SftConfig, RlConfig])
+def test_every_optimizer_is_exact_to_the_byte(section: Any, name: Any):
+    made, config = config_of("llama"), section(optimizer=name)
+    model = real(made, TrainingConfig(device="cpu"), RlConfig()).model
     for weight in model.parameters():
         weight.grad = torch.ones_like(weight)
-    made = [optimiser for optimiser, _ in optimisers(model, sft)]
-    for optimiser in made:
-        optimiser.step()
-    states = [v for o in made for state in o.state.values() for v in state.values()]
+    optimizer = make_optimizer(model, config)
+    optimizer.step()
+    states = [value for state in optimizer.state.values() for value in state.values()]
     tensors = [value for value in states if isinstance(value, torch.Tensor)]
-    shapes = Shapes.of(config, TrainingConfig())
-    assert footprint.sft_state_bytes(shapes, sft) == footprint.tensor_bytes(tensors)
+    shapes = Shapes.of(made, TrainingConfig())
+    assert footprint.state_bytes(shapes, config) == footprint.tensor_bytes(tensors)
 
 
 def test_the_built_in_model_is_exact_to_the_byte():
@@ -195,13 +197,15 @@ def test_zero_splits_what_its_stage_splits():
 
     def parts(stage: Any, world: int) -> dict[str, int]:
         training = TrainingConfig(backend="deepspeed", zero_stage=stage)
-        return {p.what: p.size for p in footprint.training_parts(shapes, training, world)}
+        return {
+            p.what: p.size for p in footprint.training_parts(shapes, training, RlConfig(), world)
+        }
 
     shard = 4 * -(-count // 8)
     for stage in (1, 2, 3):
         found = parts(stage, 8)
         assert found["float32 masters"] == shard
-        assert found["optimiser states"] == 2 * shard + 4
+        assert found["optimizer states"] == 2 * shard + 4
         assert found["gradients"] == (4 * count if stage == 1 else shard)
     assert parts(2, 8)["weights"] == shapes.weights
     assert parts(3, 8)["weights, split"] == shard

@@ -150,7 +150,7 @@ class DeepSpeedBackend:
 
         found, step = dict[str, Tensor](), self._steps()
 
-        def keep(name: str, whole: Tensor) -> None:
+        def keep(name: str, whole: Any) -> None:
             if self.rank == 0:
                 found[name] = whole.detach().to("cpu", copy=True)
 
