@@ -37,13 +37,15 @@ def main(arguments: argparse.Namespace) -> None:
         finished(made)
     depends = inputs(
         seed=seed,
-        params={"evaluation": config, "training.dtype": params.training.dtype},
+        params={"evaluation": config, "training.dtype": params.training.dtype, **params.engine()},
         code="evaluate",
         parents=[node],
         data=[paths.TASK_DATA, *([paths.JUDGE] if is_judged(built_exams()) else [])],
     )
     with stages.keeping(f"evaluate--{node}", params, depends) as work:
-        table = evaluate(node, paths.checkpoint(node), seed, config, work, params.training)
+        table = evaluate(
+            node, paths.checkpoint(node), seed, config, work, params.training, params.rollout
+        )
         write(table, paths.evaluation(node))
 
 

@@ -36,6 +36,7 @@ def main(arguments: argparse.Namespace) -> None:
         "params": {
             f"merges.{arguments.merge}": config,
             "training.dtype": params.training.dtype,
+            **(params.engine() if isinstance(config.scale, list) else {}),
         },
         "code": "merge",
         "parents": [arguments.base, *parents],
@@ -46,7 +47,7 @@ def main(arguments: argparse.Namespace) -> None:
         if isinstance(config.scale, list):
             from trainorder.evaluation import dev_scorer
 
-            scorer = dev_scorer(arguments.tasks.split(","), params.training)
+            scorer = dev_scorer(arguments.tasks.split(","), params.training, params.rollout)
             tuned = tune_scale(base, folders, paths.checkpoint(node), config, scorer)
         else:
             merge_folders(base, folders, paths.checkpoint(node), config, work)

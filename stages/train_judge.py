@@ -20,7 +20,11 @@ def main(arguments: argparse.Namespace) -> None:
 
     depends = inputs(
         seed=0,
-        params={"judge": params.judge, "training.dtype": params.training.dtype},
+        params={
+            "judge": params.judge,
+            "training.dtype": params.training.dtype,
+            **params.engine(),
+        },
         code="train_judge",
         parents=[arguments.base],
         data=[paths.TASK_DATA / params.judge.task / "train.jsonl"],

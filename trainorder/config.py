@@ -437,7 +437,7 @@ class RlConfig(Section):
 
 
 class RolloutConfig(Section):
-    """The engine that samples in RL phases. Evaluation always uses the torch engine."""
+    """The engine that samples in RL phases, for judges and in evaluations. The gate of SFT uses the torch engine."""
 
     backend: Literal["torch", "vllm"] = "torch"
     """torch: in this process with the live weights. vllm: in this process too, weights pushed after every update."""
@@ -612,7 +612,7 @@ class Params(Section):
     rl: RlConfig = Field(default_factory=RlConfig)
     """RL defaults."""
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
-    """What samples in RL phases."""
+    """What samples: in RL phases, for judges and in evaluations."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     """What computes their updates."""
     phases: dict[Name, PhaseConfig] = Field(min_length=1)
@@ -635,6 +635,10 @@ class Params(Section):
     """Statistics."""
     flow: FlowConfig = Field(default_factory=FlowConfig)
     """Orchestration."""
+
+    def engine(self) -> dict[str, Any]:
+        """The section `rollout` for what samples without training: nothing where the torch engine does."""
+        return {} if self.rollout.backend == "torch" else {"rollout": self.rollout.results()}
 
     def phase_rl(self, phase: str) -> RlConfig:
         """The RL settings of one phase: the `rl` section with the phase's own overrides on top."""

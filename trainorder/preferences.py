@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from trainorder.reading import ParamsError
 from trainorder.registries import JUDGES, load
 from trainorder.resume import NOTHING, Saved, Work
 from trainorder.rewards.judge import Comparisons, Judge, fit
+from trainorder.rollout import Engine, Request, make_engine
 from trainorder.streams import seed_of, stream
 from trainorder.tasks import load_problems, load_task
 from trainorder.tasks.base import Problem, Task
@@ -62,18 +64,21 @@ def train_judges(base: Path, out: Path, params: Params, work: Work = NOTHING) ->
         return _appoint(policy, out, shares["reward"], task, params)
     card = json.loads((paths.TASK_DATA / config.task / "task.json").read_text(encoding="utf-8"))
     judges = {role: Judge.start(base, seed).to(device) for seed, role in enumerate(ROLES)}
+    engine = cache(partial(make_engine, params.rollout, policy, dtype))
 
     def train(role: str) -> dict[str, float]:
         def answer() -> Saved:
             with precision(device, dtype):
-                made = _answers(policy, role, shares[role], card["max_new_tokens"], config)
+                made = _answers(engine(), role, shares[role], card["max_new_tokens"], config)
             return Saved({}, {"answers": made})
 
         answers = work.part(f"answers-{role}", answer).state["answers"]
         fail_point("judge.answers")
         return _train(judges[role], role, shares[role], answers, task, config, work, dtype)
 
-    with ThreadPoolExecutor(config.threads if device == "cpu" else 1) as pool:
+    # an engine with weights of its own answers one call at a time, and has threads itself
+    apart = device == "cpu" and params.rollout.backend == "torch"
+    with ThreadPoolExecutor(config.threads if apart else 1) as pool:
         report = dict(zip(ROLES, pool.map(train, ROLES), strict=True))
     check_agreement(report, config.min_agreement)
     for role, judge in judges.items():
@@ -90,8 +95,9 @@ def _appoint(
     judge = load(JUDGES, "endpoint", "judge.backend")(config.endpoint)
     card = json.loads((paths.TASK_DATA / config.task / "task.json").read_text(encoding="utf-8"))
     heldout = problems[config.prompts :]
+    engine = make_engine(params.rollout, policy, params.training.dtype)
     with precision(policy.device, params.training.dtype):
-        texts = _answers(policy, "reward", heldout, card["max_new_tokens"], config)
+        texts = _answers(engine, "reward", heldout, card["max_new_tokens"], config)
     tastes, rng = _tastes(task, heldout, texts), stream("judge", "annotator", "reward")
     asked = [
         (problem.prompt, given[w], given[o])
@@ -206,13 +212,10 @@ def _train(
 
 
 def _answers(
-    policy: Policy, role: str, problems: Sequence[Problem], room: int, config: JudgeConfig
+    engine: Engine, role: str, problems: Sequence[Problem], room: int, config: JudgeConfig
 ) -> list[list[str]]:
     """`config.answers` texts per problem: samples of the base, some damaged, and some with flat vocabulary."""
-    from trainorder.rollout import Request
-    from trainorder.rollout.torch_engine import TorchEngine
-
-    engine, rng = TorchEngine(policy), stream("judge", "answers", role)
+    rng = stream("judge", "answers", role)
     slots = [problem for problem in problems for _ in range(config.answers)]
     texts = [""] * len(slots)
     kinds = rng.choices(

@@ -21,14 +21,15 @@ ROOT = Path(__file__).parents[2]
 STAGES: dict[str, Any] = {
     k: v.get("do", v) for k, v in read_yaml(ROOT / "dvc.yaml")["stages"].items()
 }
+PHASES = {f"{kind}_rl": "phases" for kind in ("structured", "creative", "joint")}
 FOLDED = {
     "rl": "phases",
-    "rollout": "phases",
-    "training": {f"{kind}_rl": "phases" for kind in ("structured", "creative", "joint")},
+    "rollout": {**PHASES, "train_judge": "judge", "merge": "merges", "evaluate": "evaluation"},
+    "training": PHASES,
     "tasks": {"sft_warmup": "sft", "train_judge": "judge"},
 }
 """Sections that plan.settings() carries inside another: a phase's rl, rollout and training (other
-stages take its dtype alone), the facts of the tasks a section names."""
+stages take its dtype alone), the rollout of what else samples, the facts of the tasks a section names."""
 
 
 BOUNDS = {"grading"}

@@ -262,6 +262,25 @@ def test_settings_hold_defaults_and_each_phase_its_own_rl():
     assert settings["qa"]["of"]["qa"] == {"kind": "qa", "options": {}, "max_new_tokens": 48}
 
 
+def test_stages_that_sample_depend_on_another_engine_than_torch():
+    merges = {"plain": {"method": "ties"}, "tuned": {"method": "ties", "scale": [0.5, 1.0]}}
+    plans = [
+        compile_plan(params(merges=merges, rollout=rollout))
+        for rollout in ({"backend": "torch"}, {"backend": "vllm", "max_model_len": 160})
+    ]
+    before, after = (plan.settings() for plan in plans)
+    assert "rollout" not in {**before["evaluation"], **before["judge"], **before["merges"]["tuned"]}
+    engine = {"backend": "vllm", "dtype": "auto", "max_model_len": 160}
+    for section in (after["evaluation"], after["judge"], after["merges"]["tuned"]):
+        assert section["rollout"] == engine
+    assert after["merges"]["plain"] == before["merges"]["plain"]
+    assert after["sft"] == before["sft"]
+    targets = [{name: code.targets for name, code in plan.code().items()} for plan in plans]
+    changed = {name for name in targets[0] if targets[0][name] != targets[1][name]}
+    assert {"evaluate", "train_judge", "merge"} <= changed
+    assert "sft_warmup" not in changed
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(

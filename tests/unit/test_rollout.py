@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from trainorder.config import PolicyConfig
+from trainorder.config import PolicyConfig, RolloutConfig
 from trainorder.data import write_tokenizer
 from trainorder.llama import kernels_for
 from trainorder.llama.decoder import LlamaDecoder
@@ -406,9 +406,9 @@ def test_answers_beyond_the_context_are_refused_with_the_numbers(with_model, kin
 
 
 def test_engines_are_made_by_name(policy: Policy):
-    assert make_engine("torch", policy) == TorchEngine(policy)
+    assert make_engine(RolloutConfig(), policy, max_rows=3) == TorchEngine(policy, max_rows=3)
     with pytest.raises(
         ParamsError,
         match=r"rollout.backend: no entry 'trch'; there are torch, vllm \(did you mean 'torch'\?\)",
     ):
-        make_engine("trch", policy)
+        make_engine(RolloutConfig.model_construct(backend="trch"), policy)

@@ -9,13 +9,15 @@ import pytest
 import rl_project
 import torch
 
-from trainorder.config import RolloutConfig
+from trainorder.config import EvaluationConfig, RolloutConfig
+from trainorder.evaluation import built_exams, evaluate
+from trainorder.evaluation.answering import answer
 from trainorder.reading import ParamsError
 from trainorder.rl.learner import Learner
 from trainorder.rl.records import mismatch
 from trainorder.rl.step import rl_step
 from trainorder.rl.types import State
-from trainorder.rollout import Request
+from trainorder.rollout import Request, vllm_engine
 from trainorder.rollout.vllm_engine import VllmEngine
 
 pytestmark = pytest.mark.long("a vLLM engine takes about 20 s to start")
@@ -187,3 +189,47 @@ def test_an_exact_sampler_measures_no_mismatch_twice():
         == {}
     )
     assert mismatch(roll)["rollout/mismatch_mean"] == 0
+
+
+def test_an_evaluation_asks_the_same_engine_and_says_which(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+):
+    # the one engine of this module in place of a second start; what asks it and what it answers are real
+    engine = learner.engine
+    monkeypatch.setattr(vllm_engine, "VllmEngine", lambda policy, **_: engine)
+    config, exams = EvaluationConfig(samples=2), built_exams()
+    ours, theirs = (
+        answer(learner.policy, exams, config, rollout=rollout)
+        for rollout in (RolloutConfig(), VLLM)
+    )
+    for exam, one, other in zip(exams, ours, theirs, strict=True):
+        assert list(other.greedy) == list(one.greedy)
+        assert other.entropy_fixed == one.entropy_fixed
+        assert other.sampled.texts != one.sampled.texts  # other random numbers
+        prompts = [learner.policy.encode_prompt(p.prompt) for p in exam.problems]
+        expected = true_logps(learner.policy.model, prompts, other.sampled, 1.0)
+        torch.testing.assert_close(other.sampled.logps, expected, atol=1e-4, rtol=0)
+        entropies = true_entropies(learner.policy.model, prompts, other.sampled)
+        torch.testing.assert_close(other.sampled.entropies, entropies, atol=1e-4, rtol=0)
+    again = answer(learner.policy, exams[1:], config, rollout=VLLM)
+    assert [a.sampled.texts for a in again] == [a.sampled.texts for a in theirs[1:]]  # alone
+    tables = [
+        evaluate("s0", rl_project.PARENT, 0, config, rollout=rollout)
+        for rollout in (RolloutConfig(), VLLM)
+    ]
+    assert tables[0].attrs == {}
+    assert tables[1].attrs == {"rollout": VLLM.results()}
+    greedy = [table.loc[table["metric"] == "greedy", "value"].tolist() for table in tables]
+    assert greedy[0] == greedy[1]
+
+
+def true_entropies(model, prompts, done) -> torch.Tensor:
+    """Entropy of each sampled token's distribution, one row at a time."""
+    found, per = torch.zeros_like(done.logps), len(done.texts) // len(prompts)
+    for i in range(len(done.texts)):
+        n, prompt = int(done.loss_mask[i].sum()), prompts[i // per]
+        ids = torch.tensor([[*prompt, *done.response_ids[i, :n].tolist()]])
+        with torch.no_grad():
+            logps = model(ids).logits[0].log_softmax(-1)[len(prompt) - 1 : -1]
+        found[i, :n] = -(logps.exp() * logps).sum(-1)
+    return found

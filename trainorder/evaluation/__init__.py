@@ -27,7 +27,7 @@ from pathlib import Path
 import pandas as pd
 
 from trainorder import paths
-from trainorder.config import EvaluationConfig, TrainingConfig
+from trainorder.config import EvaluationConfig, RolloutConfig, TrainingConfig
 from trainorder.device import device_of, precision
 from trainorder.evaluation.answering import Answers, Exam, answer, engine_for, sample
 from trainorder.evaluation.scoring import Judge, main_scorer, mean, per_problem, pooled
@@ -35,10 +35,11 @@ from trainorder.policy import Policy
 from trainorder.reading import ParamsError
 from trainorder.resume import NOTHING, Saved, Work
 from trainorder.rewards import ENDPOINT_FILE, load_judge
+from trainorder.rollout import Engine, make_engine
 from trainorder.tasks import load_problems, load_task
 from trainorder.tasks.base import Split
 
-PLAIN = TrainingConfig()
+PLAIN, SAMPLING = TrainingConfig(), RolloutConfig()
 
 POOLED = "*"
 """The `problem` of a value that belongs to a whole split."""
@@ -59,10 +60,13 @@ def evaluate(
     config: EvaluationConfig,
     work: Work = NOTHING,
     training: TrainingConfig = PLAIN,
+    rollout: RolloutConfig = SAMPLING,
 ) -> pd.DataFrame:
     """The long table of a checkpoint: columns node, seed, split, task, problem, metric, value.
 
-    Every checkpoint is sampled with the same random numbers, keyed by (evaluation.seed, task, split, problem).
+    Every checkpoint is sampled with the same random numbers, keyed by (evaluation.seed, task, split, problem). Where
+    another engine than torch samples, `attrs` (kept in the parquet file) has its settings as `rollout`: its answers may
+    differ by rounding.
 
     Raises:
         ParamsError: no task is built, data/tasks was built by other code, or the checkpoint is missing.
@@ -71,19 +75,36 @@ def evaluate(
     device = device_of(training.device)
     policy = Policy.load(checkpoint).to(device)
     judges = _load_judges(device) if is_judged(exams) else {}
-    return tabulate(node, seed, examine(policy, exams, judges, config, work, training.dtype))
+    found = examine(policy, exams, judges, config, work, training.dtype, rollout)
+    table = tabulate(node, seed, found)
+    if rollout.backend != "torch":
+        table.attrs["rollout"] = rollout.results()
+    return table
 
 
-def dev_scorer(tasks: Sequence[str], training: TrainingConfig = PLAIN) -> Callable[[Path], float]:
+def dev_scorer(
+    tasks: Sequence[str], training: TrainingConfig = PLAIN, rollout: RolloutConfig = SAMPLING
+) -> Callable[[Path], float]:
     """Checkpoint folder -> mean `score` over these tasks' dev problems: what choices are made by."""
     exams = [_load_exam(name, "dev") for name in tasks]
     device = device_of(training.device)
     judges = _load_judges(device) if is_judged(exams) else {}
     config = EvaluationConfig(samples=DEV_SAMPLES)
+    started: list[Engine] = []
+
+    def engine_of(policy: Policy) -> Engine:
+        """The one engine with weights of its own, which takes each checkpoint's; or one that shares this policy's."""
+        if rollout.backend == "torch":
+            return engine_for(policy, exams)
+        if started:
+            started[0].push(policy.model.state_dict().items())
+        else:
+            started.append(make_engine(rollout, policy, training.dtype))
+        return started[0]
 
     def score(checkpoint: Path) -> float:
         policy = Policy.load(checkpoint).to(device)
-        engine = engine_for(policy, exams)
+        engine = engine_of(policy)
         with precision(device, training.dtype):
             texts = [sample(engine, exam, config).texts for exam in exams]
         means = [
@@ -119,16 +140,18 @@ def examine(
     config: EvaluationConfig,
     work: Work = NOTHING,
     dtype: str = "fp32",
+    rollout: RolloutConfig = SAMPLING,
 ) -> Iterator[Values]:
     """All metrics of each exam. `judges` has `reward` and `evaluation` where a task is judged."""
-    for exam, answers in zip(exams, answer(policy, exams, config, work, dtype), strict=True):
+    found = answer(policy, exams, config, work, dtype, rollout)
+    for exam, answers in zip(exams, found, strict=True):
 
         def score(exam: Exam = exam, answers: Answers = answers) -> Saved:
             single = per_problem(exam, answers, judges, config.samples)
             return Saved({}, {"single": single, "all": pooled(exam, answers, config.samples)})
 
-        found = work.part(f"scores-{exam.name}-{exam.split}", score).state
-        yield exam, found["single"], found["all"]
+        scores = work.part(f"scores-{exam.name}-{exam.split}", score).state
+        yield exam, scores["single"], scores["all"]
 
 
 def tabulate(node: str, seed: int, results: Iterator[Values]) -> pd.DataFrame:

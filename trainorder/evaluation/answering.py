@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import torch
+from torch import Tensor
 
-from trainorder.config import EvaluationConfig
+from trainorder.config import EvaluationConfig, RolloutConfig
 from trainorder.device import precision
 from trainorder.llama import kernels_for
 from trainorder.policy import Policy
 from trainorder.resume import NOTHING, Saved, Work
-from trainorder.rollout import Completions, Engine, Request
-from trainorder.rollout.torch_engine import TorchEngine
+from trainorder.rollout import Completions, Engine, Request, make_engine
 from trainorder.streams import seed_of
 from trainorder.tasks.base import Problem, Split, Task
 from trainorder.texts import log_probs
 from trainorder.workers import ALONE, workers_for
+
+SAMPLING = RolloutConfig()
 
 _TENSORS = ("response_ids", "loss_mask", "logps", "entropies", "finished")
 """The tensors of Completions."""
@@ -58,15 +60,21 @@ def answer(
     config: EvaluationConfig,
     work: Work = NOTHING,
     dtype: str = "fp32",
+    rollout: RolloutConfig = SAMPLING,
 ) -> list[Answers]:
-    """Sampled and greedy answers to every exam, and the entropy on its references."""
-    engine = engine_for(policy, exams, config)
+    """Sampled and greedy answers to every exam, and the entropy on its references.
+
+    Entropies that the engine does not see are computed by the policy.
+    """
+    # started by the first part that was not done before: an engine with weights of its own takes its time
+    engine = cache(partial(engine_for, policy, exams, config, rollout, dtype))
 
     def sampling(exam: Exam) -> Saved:
-        return _packed(sample(engine, exam, config))
+        done = sample(engine(), exam, config)
+        return _packed(_with_entropies(policy, exam, done))
 
     def most_likely() -> Saved:
-        done = engine.generate(
+        done = engine().generate(
             [
                 Request(problem, max_new_tokens=exam.max_new_tokens, temperature=0.0)
                 for exam in exams
@@ -94,9 +102,13 @@ def answer(
 
 
 def engine_for(
-    policy: Policy, exams: Sequence[Exam], config: EvaluationConfig | None = None
-) -> TorchEngine:
-    """The torch engine with as many rows side by side as their keys and values fit into CACHE_BYTES."""
+    policy: Policy,
+    exams: Sequence[Exam],
+    config: EvaluationConfig | None = None,
+    rollout: RolloutConfig = SAMPLING,
+    dtype: str = "fp32",
+) -> Engine:
+    """The engine that samples; torch's with as many rows side by side as their keys and values fit into CACHE_BYTES."""
     workers = workers_for(policy.model, config.threads) if config else ALONE
     sizes = policy.model.config.get_text_config()
     heads = getattr(sizes, "num_key_value_heads", None) or sizes.num_attention_heads
@@ -104,7 +116,8 @@ def engine_for(
     room = max(exam.max_new_tokens for exam in exams)
     row = 2 * sizes.num_hidden_layers * heads * size * room * 4
     least, bound = MAX_ROWS[policy.device.type == "cpu"], CACHE_BYTES[policy.device.type == "cpu"]
-    return TorchEngine(policy, workers, max_rows=max(least, bound // row // workers.count))
+    rows = max(least, bound // row // workers.count)
+    return make_engine(rollout, policy, dtype, workers=workers, max_rows=rows)
 
 
 def sample(engine: Engine, exam: Exam, config: EvaluationConfig) -> Completions:
@@ -126,8 +139,30 @@ def forced_entropies(
     policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
 ) -> list[float]:
     """Mean entropy (nats) of the next-token distribution at temperature 1 along each given completion."""
-    pairs = list(zip(prompts, completions, strict=True))
-    means, kernels = [0.0] * len(pairs), kernels_for(policy.model)
+    found = _entropies(policy, list(zip(prompts, completions, strict=True)))
+    return [own.double().mean().item() for own in found]
+
+
+def _with_entropies(policy: Policy, exam: Exam, done: Completions) -> Completions:
+    """The answers to an exam, sampled at temperature 1, with entropies."""
+    if done.entropies is not None:
+        return done
+    lengths = done.loss_mask.sum(1).long().tolist()
+    rows = [ids[:n] for ids, n in zip(done.response_ids.tolist(), lengths, strict=True)]
+    prompts = policy.encode_prompts([problem.prompt for problem in exam.problems])
+    samples = len(rows) // len(prompts)
+    pairs = [(prompts[i // samples], row) for i, row in enumerate(rows)]
+    entropies = torch.zeros_like(done.logps)
+    for i, own in enumerate(_entropies(policy, pairs)):
+        entropies[i, : len(own)] = own
+    return replace(done, entropies=entropies)
+
+
+def _entropies(
+    policy: Policy, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> list[Tensor]:
+    """Entropy (nats) at temperature 1 of each token of each (prompt, completion)'s completion, on the CPU."""
+    each, kernels = [torch.empty(0)] * len(pairs), kernels_for(policy.model)
     vocabulary = policy.model.config.get_text_config().vocab_size
     with torch.no_grad():
         for batch in _batches([(len(p), len(c)) for p, c in pairs], vocabulary):
@@ -138,8 +173,8 @@ def forced_entropies(
             for i, own in zip(
                 batch, found.cpu().split([len(pairs[i][1]) for i in batch]), strict=True
             ):
-                means[i] = own.double().mean().item()
-    return means
+                each[i] = own
+    return each
 
 
 def _packed(done: Completions) -> Saved:

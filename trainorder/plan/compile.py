@@ -35,6 +35,9 @@ STAGE_OF = {
 }
 """Kind of a node -> the DVC stage that makes it."""
 
+SAMPLING = ("train_judge", "merge", "evaluate")
+"""Stages that sample with the engine of `rollout.backend`, beside the RL phases; the gate of SFT uses torch's."""
+
 SLOTS = {"base": 6, "structured": 4, "creative": 4, "mixed": 8, "merge": 12, "exams": 3}
 """Length of a node's `inputs`, and of `exams`, in plan.yaml, as many as dvc.yaml lists: DVC cannot unroll a list of unknown length."""
 
@@ -180,7 +183,8 @@ class Plan:
         """What of params.yaml can change a result, with defaults filled in: stages depend on values, however written.
 
         A section that names tasks carries what these are (`tasks` -> kind, options, length of an answer), and a
-        phase its own `rl` and what samples and trains.
+        phase its own `rl` and what samples and trains. A section whose stage samples has `rollout` where the torch
+        engine does not.
         """
         params = self.params
         return {
@@ -188,19 +192,29 @@ class Plan:
             "training": {"dtype": params.training.dtype},
             "tasks": {name: task.results() for name, task in params.tasks.items()},
             "data": params.data.results(),
-            "evaluation": params.evaluation.results(),
+            "evaluation": {**params.evaluation.results(), **params.engine()},
             "measure": params.measure.results(),
             "sft": {**params.sft.results(), "tasks": self._tasks(params.sft.gate)},
             **self._judge(),
             "phases": self._phases(DEFAULT),
             "variants": {variant: self._phases(variant) for variant in params.variants},
-            "merges": {name: merge.results() for name, merge in params.merges.items()},
+            "merges": {
+                name: merge.results() | (params.engine() if isinstance(merge.scale, list) else {})
+                for name, merge in params.merges.items()
+            },
         }
 
     def _judge(self) -> dict[str, Any]:
         if self.judged is None:
             return {}
-        return {"judge": {**self.params.judge.results(), "tasks": self._tasks([self.judged])}}
+        params = self.params
+        return {
+            "judge": {
+                **params.judge.results(),
+                **params.engine(),
+                "tasks": self._tasks([self.judged]),
+            }
+        }
 
     def _phases(self, variant: str) -> dict[str, Any]:
         params = self.params.variant(variant)
@@ -238,11 +252,17 @@ class Plan:
             "measure_bwt": [],
             "report": [],
         }
-        found = {stage: Code(_module(stage), self._loads(names)) for stage, names in tasks.items()}
+        engine = ENGINES[params.rollout.backend]
+        found = {
+            stage: Code(
+                _module(stage), self._loads(names) | ({engine} if stage in SAMPLING else set())
+            )
+            for stage, names in tasks.items()
+        }
         for variant in params.variant_names():
             changed = params.variant(variant)
             for name, phase in changed.phases.items():
-                backends = {ENGINES[params.rollout.backend], BACKENDS[params.training.backend]}
+                backends = {engine, BACKENDS[params.training.backend]}
                 found[phase_code(name, variant)] = Code(
                     _module("rl"),
                     self._loads(phase.tasks) | backends,

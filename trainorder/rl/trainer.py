@@ -194,12 +194,12 @@ def _engine(
 ) -> Engine:
     """The torch engine shares the policy's weights where these are whole; any other engine has its own."""
     if rollout.backend != "torch":
-        return make_engine(rollout.backend, policy, config=rollout, dtype=training.dtype)
+        return make_engine(rollout, policy, training.dtype)
     own = not holds_whole_weights(training)
     if own:
         policy = Policy(copy.deepcopy(policy.model).requires_grad_(False), policy.tokenizer)
     workers = workers_for(policy.model, rl.threads)
-    return make_engine("torch", policy, workers=workers, own_weights=own)
+    return make_engine(rollout, policy, workers=workers, own_weights=own)
 
 
 def make_backend(model: Any, rl: RlConfig, training: TrainingConfig) -> Backend:
