@@ -146,9 +146,9 @@ def make_toy_project(root: Path, stages: Mapping[str, str]) -> Project:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with many long tests first, so that no worker is left alone with one at the end."""
+    """The pipeline first, then files with many long tests, so that no worker is left alone with one at the end."""
     long = Counter(item.path for item in items if item.get_closest_marker("long"))
-    items.sort(key=lambda item: -long[item.path])
+    items.sort(key=lambda item: (item.path.parent.name != "pipeline", -long[item.path]))
 
 
 @pytest.fixture(scope="session")
