@@ -156,7 +156,7 @@ class PolicyConfig(Section):
         """Bytes of the tiny model's weights, in float32.
 
         >>> PolicyConfig(hidden_size=64, num_layers=3, mlp_size=192).tiny_bytes(500)
-        769280
+        768768
         """
         h = self.hidden_size
         per_layer = 4 * h * h + 3 * h * self.mlp_size + 2 * h
