@@ -131,7 +131,7 @@ IsolationLevel = Literal["process", "filtered", "namespaces"]
 
 
 VOCABULARY = 1000
-"""About what the tokenizer knows that the data build makes of the tasks' own words."""
+"""About how many tokens the data build's own tokenizer has."""
 
 
 class PolicyConfig(Section):

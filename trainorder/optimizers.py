@@ -7,28 +7,16 @@ with a peak of its own has `lr_ratio`, its rate over `config.lr`, which `set_lr`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainorder.config import OptimizerName
+from trainorder.config import JudgeConfig, OptimizerName, RlConfig, SftConfig
 from trainorder.device import has_fused_adamw
 
-
-class OptimizerConfig(Protocol):
-    """The keys that `sft`, `judge` and `rl` share."""
-
-    @property
-    def optimizer(self) -> OptimizerName: ...  # noqa: D102
-    @property
-    def lr(self) -> float: ...  # noqa: D102
-    @property
-    def muon_lr(self) -> float: ...  # noqa: D102
-    @property
-    def betas(self) -> list[float]: ...  # noqa: D102
-    @property
-    def weight_decay(self) -> float: ...  # noqa: D102
+OptimizerConfig = SftConfig | JudgeConfig | RlConfig
+"""The sections of params.yaml that name an optimizer."""
 
 
 def make_optimizer(

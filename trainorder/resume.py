@@ -103,8 +103,8 @@ class Work:
                 "state": text,
                 "tensors": sha256(new / TENSORS),
                 "names": list(tensors),
+                "spent": round(spent, 3),
             }
-            body["spent"] = round(spent, 3)
             write_json(new / STATE, {**body, "hash": _digest(body)}, indent=None)
         fail_point("resume.saved")
         for number in old[: max(0, len(old) - KEPT + 1)]:

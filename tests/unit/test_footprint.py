@@ -219,9 +219,9 @@ def test_lora_takes_one_base_and_its_reference_an_adapter():
     assert shapes.base == plain.weights
     method = {"terms": ["clipped_surrogate", {"kl": {"coef": 0.01}}]}
     rl = RlConfig.model_validate({"method": method})
-    assert [p.size for p in footprint._models(shapes, rl, training)] == [shapes.trained]
-    assert [p.size for p in footprint._models(plain, rl, TrainingConfig())] == [plain.weights]
-    assert footprint._models(plain, RlConfig(), TrainingConfig()) == []
+    assert [p.size for p in footprint.frozen_models(shapes, rl, training)] == [shapes.trained]
+    assert [p.size for p in footprint.frozen_models(plain, rl, TrainingConfig())] == [plain.weights]
+    assert footprint.frozen_models(plain, RlConfig(), TrainingConfig()) == []
 
 
 def test_some_configs_name_a_machine():

@@ -29,7 +29,7 @@ import pandas as pd
 from trainorder import paths
 from trainorder.config import EvaluationConfig, RolloutConfig, TrainingConfig
 from trainorder.device import device_of, precision
-from trainorder.evaluation.answering import Answers, Exam, answer, engine_for, sample
+from trainorder.evaluation.answering import SAMPLING, Answers, Exam, answer, engine_for, sample
 from trainorder.evaluation.scoring import Judge, main_scorer, mean, per_problem, pooled
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
@@ -39,7 +39,7 @@ from trainorder.rollout import Engine, make_engine
 from trainorder.tasks import load_problems, load_task
 from trainorder.tasks.base import Split
 
-PLAIN, SAMPLING = TrainingConfig(), RolloutConfig()
+PLAIN = TrainingConfig()
 
 POOLED = "*"
 """The `problem` of a value that belongs to a whole split."""
