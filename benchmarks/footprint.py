@@ -54,8 +54,7 @@ def report(file: Path, machine_text: str | None = None) -> tuple[list[str], list
     config = footprint.model_config(params.policy, file.parent / "models")
     stages = list(footprint.stages(params, machine, config))
     disk = footprint.disk(params, config)
-    sizes = storage.Sizes(disk.full, disk.phase, disk.step)
-    here, cached = storage.need(current, {}, sizes)
+    here, cached = storage.need(current, {}, disk)
     lines = [
         f"{file}: {params.policy.path or 'the built-in model'}, {disk.full // 4 / 1e9:.3g}e9 weights; on "
         f"{text or 'this machine'}"

@@ -20,7 +20,7 @@ from pathlib import Path
 from trainorder import paths, plan
 from trainorder.config import params_file
 from trainorder.files import size_text
-from trainorder.plan.compile import Node, Plan
+from trainorder.plan.compile import Node, Plan, Sizes
 from trainorder.plan.state import State
 from trainorder.process import Busy, StageError, exclusive
 from trainorder.reading import ParamsError
@@ -75,15 +75,6 @@ def check_room(current: Plan, states: Mapping[str, State]) -> None:
             )
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Bytes of a checkpoint with full weights (bases, merges), of one of an RL phase, and of one step checkpoint."""
-
-    full: int
-    phase: int
-    step: int
-
-
 def need(current: Plan, states: Mapping[str, State], sizes: Sizes | None = None) -> tuple[int, int]:
     """Bytes that bringing the plan up to date takes: in this folder, and in DVC's cache.
 
@@ -115,8 +106,7 @@ def _sizes(current: Plan) -> Sizes:
         return Sizes(size, size, OPTIMIZER_COPIES * size)
     from trainorder import footprint
 
-    found = footprint.disk(current.params, footprint.model_config(current.params.policy))
-    return Sizes(found.full, found.phase, found.step)
+    return footprint.disk(current.params, footprint.model_config(current.params.policy))
 
 
 # What can go

@@ -16,7 +16,7 @@ from trainorder.footprint.experiment import (
     stages,
     training_parts,
 )
-from trainorder.footprint.machines import Disk, Machine, Part, Stage, peak, too_large
+from trainorder.footprint.machines import Machine, Part, Stage, peak, too_large
 from trainorder.footprint.shapes import (
     Shapes,
     full_roll,
@@ -28,7 +28,7 @@ from trainorder.footprint.shapes import (
 from trainorder.reading import ParamsError
 
 __all__ = [
-    "Disk", "Machine", "Part", "Shapes", "Stage", "check", "disk", "frozen_models", "full_roll", "micro_batch_peak",
+    "Machine", "Part", "Shapes", "Stage", "check", "disk", "frozen_models", "full_roll", "micro_batch_peak",
     "model_config", "peak", "ranks_of", "stages", "state_bytes", "tensor_bytes", "too_large", "training_parts",
 ]  # fmt: skip
 

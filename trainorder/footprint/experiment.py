@@ -15,7 +15,7 @@ from trainorder.config import (
 )
 from trainorder.data import few_problems, pieces
 from trainorder.evaluation.answering import CACHE_BYTES, MAX_ROWS
-from trainorder.footprint.machines import CPU, GPU, Disk, Machine, Part, Stage
+from trainorder.footprint.machines import CPU, GPU, Machine, Part, Stage
 from trainorder.footprint.shapes import (
     Shapes,
     full_roll,
@@ -24,7 +24,8 @@ from trainorder.footprint.shapes import (
     tensor_bytes,
     text_peak,
 )
-from trainorder.rl.backend import holds_whole_weights, trained
+from trainorder.plan.compile import Sizes
+from trainorder.rl.backend import holds_whole_weights, splits_weights, trained
 from trainorder.rl.method import Method
 from trainorder.rl.ranks import slots
 from trainorder.rollout.decoders import SMALL_MODEL_PARAMETERS
@@ -281,7 +282,7 @@ def _cache(
 
 def frozen_models(shapes: Shapes, rl: RlConfig, training: TrainingConfig) -> list[Part]:
     """The frozen models that the method's pieces compare with."""
-    split = training.backend == "deepspeed" and training.zero_stage == 3
+    split = splits_weights(training)
     parts = []
     for name in sorted(Method.from_config(rl.method).models):
         size = shapes.weights
@@ -339,7 +340,7 @@ def step_bytes(shapes: Shapes, rl: RlConfig) -> int:
     return shapes.trained + state_bytes(shapes, rl) + ema
 
 
-def disk(params: Params, config: Any) -> Disk:
+def disk(params: Params, config: Any) -> Sizes:
     """Bytes of the checkpoints of an experiment."""
     whole = Shapes.of(config, params.training.model_copy(update={"lora": None}))
     full = tensor_bytes(whole.model.parameters())
@@ -353,4 +354,4 @@ def disk(params: Params, config: Any) -> Disk:
         for variant in params.variant_names()
         for name in params.phases
     ]
-    return Disk(full, shapes.trained, max(sft, *steps))
+    return Sizes(full, shapes.trained, max(sft, *steps))

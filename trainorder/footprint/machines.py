@@ -113,15 +113,6 @@ class Stage:
         return 0, self.processes * peak((*self.device, *self.host))
 
 
-@dataclass(frozen=True)
-class Disk:
-    """Bytes of a checkpoint: with full weights (bases, merges), of a trained phase, and of one step checkpoint."""
-
-    full: int
-    phase: int
-    step: int
-
-
 def peak(parts: Iterable[Part]) -> int:
     """What is there all the time and at the worst moment.
 

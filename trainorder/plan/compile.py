@@ -35,7 +35,7 @@ STAGE_OF = {
 }
 """Kind of a node -> the DVC stage that makes it."""
 
-SAMPLING = ("train_judge", "merge", "evaluate")
+SAMPLING = (TRAIN_JUDGE, "merge", "evaluate")
 """Stages that sample with the engine of `rollout.backend`, beside the RL phases; the gate of SFT uses torch's."""
 
 SLOTS = {"base": 6, "structured": 4, "creative": 4, "mixed": 8, "merge": 12, "exams": 3}
@@ -66,6 +66,15 @@ class Node:
     def stage(self) -> str:
         """The DVC stage that makes the node."""
         return f"{STAGE_OF[self.kind]}@{self.id}"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a checkpoint with full weights (bases, merges), of one of an RL phase, and of one step checkpoint."""
+
+    full: int
+    phase: int
+    step: int
 
 
 @dataclass(frozen=True)

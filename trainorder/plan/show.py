@@ -108,8 +108,7 @@ def _size(plan: Plan) -> float | None:
     policy = plan.params.policy
     if policy.path is not None:
         return None
-    per_layer = 4 * policy.hidden_size**2 + 3 * policy.hidden_size * policy.mlp_size
-    return (policy.num_layers * per_layer + 500 * policy.hidden_size) / MODEL_SIZE
+    return policy.tiny_bytes(500) / 4 / MODEL_SIZE
 
 
 def _wall(plan: Plan, states: Mapping[str, State]) -> float | None:

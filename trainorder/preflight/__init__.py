@@ -12,7 +12,7 @@ from trainorder.preflight import machine, model, rows
 __all__ = ["check"]
 
 MUCH = 100
-"""Bytes per byte of weights that training, copies and caches of the built-in model surely do not take."""
+"""No stage of the built-in model takes this many times the bytes of its weights."""
 
 
 def check(params: Params) -> None:
