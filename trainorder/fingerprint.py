@@ -2,7 +2,7 @@
 
 DVC stages depend on these hashes instead of on source files, so a reworded comment retrains nothing and a changed
 formula always does. Identity follows names: of the task kinds, engines, backends and judges, and of the pieces of the RL
-step, a stage's fingerprint covers those that its params name and no others. Sections of config.py are left out: their
+step, a stage's fingerprint covers those that its params name and no others. Sections of config/ are left out: their
 values, defaults included, are in params.json.
 """
 
@@ -379,6 +379,6 @@ def _is_section(node: ast.AST) -> bool:
 
 
 def _only_values(item: ast.stmt) -> bool:
-    """A section of config.py without methods: keys, defaults and bounds."""
+    """A section of config/ without methods: keys, defaults and bounds."""
     functions = [part for part in ast.iter_child_nodes(item) if isinstance(part, ast.FunctionDef)]
     return _is_section(item) and not functions

@@ -1,6 +1,6 @@
 """Reads what a user wrote, and refuses what no such file needs before anything expands, compares or prints it.
 
-Bombs, absurd numbers, control characters and secrets; what the keys mean is `config.py`'s.
+Bombs, absurd numbers, control characters and secrets; what the keys mean is `config/`'s.
 """
 
 from __future__ import annotations

@@ -1,0 +1,87 @@
+"""params.yaml as frozen objects: every key is explained here, every other key is refused.
+
+Imports nothing heavy, so a typo is reported within the first second. What needs to know the tasks and the pieces of the RL
+step (does an order name an existing phase? does `grpo` take this option?) is checked in `plan/check.py`, on top of this.
+"""
+
+from trainorder.config.experiment import (
+    DEFAULT,
+    EvaluationConfig,
+    MeasureConfig,
+    MergeConfig,
+    Permutations,
+    PhaseConfig,
+)
+from trainorder.config.model import (
+    VOCABULARY,
+    LoraConfig,
+    PolicyConfig,
+    RolloutConfig,
+    SftConfig,
+    TrainingConfig,
+)
+from trainorder.config.params import (
+    PARAMS_VARIABLE,
+    Params,
+    load_params,
+    params_file,
+    parse_params,
+    remote_code_allowed,
+)
+from trainorder.config.rl import AlarmConfig, MethodConfig, RlConfig
+from trainorder.config.tasks import (
+    EndpointConfig,
+    GradingConfig,
+    IsolationLevel,
+    JudgeConfig,
+    TaskConfig,
+)
+from trainorder.config.values import (
+    ENGINE_OPTIONS,
+    SOURCES,
+    Coef,
+    Denominator,
+    OptimizerName,
+    Piece,
+    Reduction,
+    Schedule,
+    Section,
+)
+
+__all__ = [
+    "DEFAULT",
+    "ENGINE_OPTIONS",
+    "PARAMS_VARIABLE",
+    "SOURCES",
+    "VOCABULARY",
+    "AlarmConfig",
+    "Coef",
+    "Denominator",
+    "EndpointConfig",
+    "EvaluationConfig",
+    "GradingConfig",
+    "IsolationLevel",
+    "JudgeConfig",
+    "LoraConfig",
+    "MeasureConfig",
+    "MergeConfig",
+    "MethodConfig",
+    "OptimizerName",
+    "Params",
+    "Permutations",
+    "PhaseConfig",
+    "Piece",
+    "PolicyConfig",
+    "Reduction",
+    "RlConfig",
+    "RolloutConfig",
+    "Schedule",
+    "Section",
+    "SftConfig",
+    "TaskConfig",
+    "TrainingConfig",
+    "load_params",
+    "params_file",
+    "parse_params",
+    "remote_code_allowed",
+]

@@ -1,0 +1,119 @@
+"""Sections about the experiment: phases, orders, variants, merges, scoring, statistics, orchestration."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from trainorder.config.values import (
+    Name,
+    Positive,
+    Section,
+    Seed,
+    Steps,
+    Threads,
+)
+
+
+class PhaseConfig(Section):
+    """One named stretch of training on a weighted set of tasks."""
+
+    kind: Literal["structured", "creative", "mixed"]
+    """structured: all tasks have verifiers; creative: all are judged; mixed: any."""
+    tasks: dict[Name, Positive] = Field(min_length=1)
+    """Task -> weight; each step's prompts are split in proportion."""
+    steps: Steps
+    """RL steps."""
+    rl: dict[str, Any] = Field(default_factory=dict)
+    """Overrides of the `rl` section for this phase, e.g. `{lr: 1.5e-4}`; nested sections merge key by key."""
+
+
+class PhaseOverride(Section):
+    """What a variant changes in one phase."""
+
+    steps: Steps | None = None
+    """Another number of steps; null keeps the phase's own."""
+    tasks: dict[Name, Positive] | None = Field(default=None, min_length=1)
+    """Other tasks and weights, in place of the phase's own; null keeps them."""
+    rl: dict[str, Any] = Field(default_factory=dict)
+    """Overrides on top of the phase's own `rl`."""
+
+
+class VariantConfig(Section):
+    """The whole plan once more under other settings of the RL phases; data, SFT and judges are shared."""
+
+    rl: dict[str, Any] = Field(default_factory=dict)
+    """Overrides of the `rl` section, e.g. `{lr: 1.5e-4}`. A phase that sets the same key itself keeps its own."""
+    phases: dict[Name, PhaseOverride] = Field(default_factory=dict)
+    """Phase -> what is different there."""
+
+
+class MergeConfig(Section):
+    """A checkpoint merged from others, without training."""
+
+    of: Literal["singles"] = "singles"
+    """Which checkpoints: the single-phase nodes, each trained from the base on one phase of the orders."""
+    method: Literal["average", "task_arithmetic", "ties", "dare", "dare_ties"]
+    """average of weights; base + scale * sum of deltas; TIES (arXiv 2306.01708); DARE (arXiv 2311.03099); DARE's random
+    deltas merged by TIES' elected signs."""
+    density: float = Field(default=1.0, ge=1e-6, le=1)
+    """Share of each delta's entries kept by TIES (largest) and DARE (random)."""
+    trim: Literal["all", "tensor"] = "all"
+    """What TIES takes the largest entries of: all tensors of a delta together, as in its paper, or each tensor by itself."""
+    scale: Positive | Annotated[list[Positive], Field(min_length=1, max_length=100)] = 1.0
+    """Factor on the merged delta; average ignores it. Of a list, the one with the best mean dev score is kept."""
+    seed: Seed = 0
+    """Seed of DARE's random mask."""
+
+
+class Permutations(Section):
+    """Every order of some phases, each an order of its own."""
+
+    all: Annotated[list[Name], Field(min_length=2)]
+    """Phases to permute; the order of `math` before `qa` is called `math_qa`."""
+
+
+Order = (
+    Annotated[list[Name], Field(min_length=1)]
+    | Literal["recommended", "recommended_reverse"]
+    | Permutations
+)
+
+
+DEFAULT = "default"
+"""The variant that is params.yaml as written."""
+
+
+class EvaluationConfig(Section):
+    """How a checkpoint is scored, on every task, dev and test."""
+
+    changes_nothing = frozenset({"threads"})
+
+    samples: int = Field(default=4, ge=1, le=1024)
+    """Answers sampled per problem at temperature 1; their mean is the main score, pass@k uses all."""
+    seed: Seed = 0
+    """Sampling seed; the same numbers for every checkpoint, so that differences are paired."""
+    threads: Threads = 1
+    """CPU threads, as in `rl.threads`."""
+
+
+class MeasureConfig(Section):
+    """Statistics of the comparison."""
+
+    bootstrap: int = Field(default=2000, ge=100, le=100_000)
+    """Resamples of seeds and prompts behind every interval."""
+    level: float = Field(default=0.95, gt=0.5, le=0.9999)
+    """Coverage of the intervals."""
+    seed: Seed = 0
+    """Seed of the resampling."""
+
+
+class FlowConfig(Section):
+    """How the Prefect flow runs the plan; changes speed, never results."""
+
+    workers: int = Field(default=2, ge=1, le=64)
+    """Nodes trained at the same time; workers x threads should not exceed the cores."""
+    checkpoint_seconds: float = Field(default=60.0, ge=0, le=86_400)
+    """Seconds of work between two step checkpoints of a stage: what a kill or a crash can cost. More where saving would
+    take over 2 % of the time. 0: after every step."""

@@ -1,0 +1,201 @@
+"""The whole of params.yaml: read, checked, and with the overrides of a variant or a phase."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from trainorder.config.experiment import (
+    DEFAULT,
+    EvaluationConfig,
+    FlowConfig,
+    MeasureConfig,
+    MergeConfig,
+    Order,
+    PhaseConfig,
+    VariantConfig,
+)
+from trainorder.config.model import PolicyConfig, RolloutConfig, SftConfig, TrainingConfig
+from trainorder.config.rl import RlConfig
+from trainorder.config.tasks import DataConfig, GradingConfig, JudgeConfig, TaskConfig
+from trainorder.config.values import (
+    Name,
+    Section,
+    Seed,
+)
+from trainorder.reading import (
+    MAX_NODES,
+    MAX_PARAMS,
+    ParamsError,
+    check_plain,
+    did_you_mean,
+    explain,
+    found_at,
+    read_yaml,
+)
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    policy: PolicyConfig = Field(default_factory=PolicyConfig)
+    """The model."""
+    tasks: dict[Name, TaskConfig] = Field(min_length=1)
+    """Task name -> its settings. All tasks are evaluated; those in no phase are held out."""
+    data: DataConfig = Field(default_factory=DataConfig)
+    """Data build."""
+    sft: SftConfig = Field(default_factory=SftConfig)
+    """SFT warm-up."""
+    judge: JudgeConfig = Field(default_factory=JudgeConfig)
+    """Preference models."""
+    rl: RlConfig = Field(default_factory=RlConfig)
+    """RL defaults."""
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    """What samples: in RL phases, for judges and in evaluations."""
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    """What computes their updates."""
+    phases: dict[Name, PhaseConfig] = Field(min_length=1)
+    """Phase name -> what it trains."""
+    orders: dict[Name, Order] = Field(min_length=1)
+    """Order name -> phases in sequence, or `recommended` / `recommended_reverse`: filled in from the measured transfer."""
+    merges: dict[Name, MergeConfig] = Field(default_factory=dict)
+    """Merge name -> how to merge."""
+    variants: dict[Name, VariantConfig] = Field(default_factory=dict)
+    """Variant name -> overrides; every order, single and merge is also trained under each. Comparisons stay within one."""
+    seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
+    """Training seeds. Each has its own SFT warm-up, so replicates never share a checkpoint."""
+    allow_unequal_budgets: bool = False
+    """True: compare orders although they differ in steps or prompts."""
+    grading: GradingConfig = Field(default_factory=GradingConfig)
+    """Bounds on verifiers, judges and the sandbox."""
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    """Scoring."""
+    measure: MeasureConfig = Field(default_factory=MeasureConfig)
+    """Statistics."""
+    flow: FlowConfig = Field(default_factory=FlowConfig)
+    """Orchestration."""
+
+    def engine(self) -> dict[str, Any]:
+        """The section `rollout` for what samples without training: nothing where the torch engine does."""
+        return {} if self.rollout.backend == "torch" else {"rollout": self.rollout.results()}
+
+    def phase_rl(self, phase: str) -> RlConfig:
+        """The RL settings of one phase: the `rl` section with the phase's own overrides on top."""
+        return phase_rl(self.rl, self.phases[phase])
+
+    def variant(self, name: str) -> Params:
+        """These params under a variant's overrides; `default` changes nothing.
+
+        Raises:
+            ParamsError: no such variant.
+        """
+        if name == DEFAULT:
+            return self
+        if name not in self.variants:
+            names = [DEFAULT, *self.variants]
+            raise ParamsError(
+                f"no variant {name!r}; there are {', '.join(names)}{did_you_mean(name, names)}"
+            )
+        chosen = self.variants[name]
+        phases = dict(self.phases)
+        for phase, over in chosen.phases.items():
+            old = phases[phase]
+            changes = {k: v for k, v in (("steps", over.steps), ("tasks", over.tasks)) if v}
+            phases[phase] = old.model_copy(update={**changes, "rl": _merged(old.rl, over.rl)})
+        rl = RlConfig.model_validate(_merged(self.rl.model_dump(), chosen.rl))
+        return self.model_copy(update={"rl": rl, "phases": phases})
+
+    def variant_names(self) -> list[str]:
+        """`default`, then the others."""
+        return [DEFAULT, *self.variants]
+
+
+def phase_rl(rl: RlConfig, phase: PhaseConfig) -> RlConfig:
+    """`rl` with the phase's overrides; a bad override is an error under `rl`.
+
+    >>> phase = PhaseConfig(kind="structured", tasks={"math": 1.0}, steps=1, rl={"lr": 1e-4})
+    >>> phase_rl(RlConfig(), phase).lr
+    0.0001
+    """
+    return RlConfig.model_validate(_merged(rl.model_dump(), phase.rl))
+
+
+PARAMS_VARIABLE = "TRAINORDER_PARAMS"
+"""Environment variable naming another file than params.yaml; `trainorder run --params` sets it for all its stages."""
+
+
+def params_file() -> Path:
+    """params.yaml, or the file that TRAINORDER_PARAMS names."""
+    return Path(os.environ.get(PARAMS_VARIABLE) or "params.yaml")
+
+
+def load_params(path: Path | str | None = None) -> Params:
+    """Read and check params.yaml, or the file that takes its place (`params_file`).
+
+    Raises:
+        ParamsError: the file is missing, is not YAML, or holds an unknown key or a bad value.
+    """
+    file = params_file() if path is None else Path(path)
+    return parse_params(read_yaml(file, MAX_PARAMS, MAX_NODES), source=str(file))
+
+
+def remote_code_allowed() -> bool:
+    """Whether params.yaml of this folder sets `policy.trust_remote_code`; without a params.yaml, no."""
+    path = params_file()
+    return found_at(path) == "file" and load_params(path).policy.trust_remote_code
+
+
+def parse_params(data: Any, source: str = "params.yaml") -> Params:
+    """Check the content of params.yaml; see `load_params`."""
+    if not isinstance(data, dict):
+        raise ParamsError(
+            f"{source} must hold keys like `phases:` and `orders:`, got {type(data).__name__}"
+        )
+    check_plain(source, data)
+    try:
+        params = Params.model_validate(data)
+        for name, phase in params.phases.items():
+            _parse_phase_overrides(f"phases.{name}.rl", params.rl, phase)
+        for name, variant in params.variants.items():
+            _parse_variant(name, variant, params)
+    except ValidationError as error:
+        raise ParamsError("\n".join(explain(source, Params, e) for e in error.errors())) from None
+    except ParamsError as error:
+        raise ParamsError(f"{source}: {error}") from None
+    return params
+
+
+def _parse_phase_overrides(where: str, rl: RlConfig, phase: PhaseConfig) -> None:
+    try:
+        phase_rl(rl, phase)
+    except ValidationError as error:
+        text = "; ".join(explain(where, RlConfig, e) for e in error.errors())
+        raise ParamsError(text) from None
+
+
+def _parse_variant(name: str, variant: VariantConfig, params: Params) -> None:
+    where, phases = f"variants.{name}", sorted(params.phases)
+    if name == DEFAULT:
+        raise ParamsError(f"{where}: {DEFAULT!r} is the params as written; take another name")
+    for phase in variant.phases:
+        if phase not in params.phases:
+            raise ParamsError(
+                f"{where}.phases: no phase {phase!r}; there are {', '.join(phases)}"
+                f"{did_you_mean(phase, phases)}"
+            )
+    whole = PhaseConfig(kind="mixed", tasks={"any": 1.0}, steps=1, rl=variant.rl)
+    _parse_phase_overrides(f"{where}.rl", params.rl, whole)
+    changed = params.variant(name)
+    for phase, config in changed.phases.items():
+        _parse_phase_overrides(f"{where}.phases.{phase}.rl", changed.rl, config)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result
