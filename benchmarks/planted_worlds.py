@@ -175,6 +175,7 @@ RECOMMENDATION = (
     ("identified", bool),
     ("recommended order is best", bool),
     ("P(optimal)", float),
+    ("P if off", float),
     ("regret", float),
     ("true regret", float),
 )
@@ -196,6 +197,7 @@ def _recommended(one: Experiment) -> tuple[bool | float, ...]:
         statistics.identified(judgement.verdict),
         lost < 1e-9,
         found.p_optimal,
+        found.p_if_off,
         found.regret,
         lost,
     )
@@ -271,6 +273,7 @@ COLUMNS = {
     "right where it stands out": "right",
     "recommended order is best": "best",
     "P(optimal)": "P(opt)",
+    "P if off": "if off",
     "regret": "regret",
     "true regret": "true",
     "winner: not open": "winner",

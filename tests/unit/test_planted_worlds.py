@@ -41,8 +41,12 @@ def test_the_expected_regret_is_what_is_lost_whether_gains_add_up_or_not(own):
     regret, true = rows["regret"].mean(), rows["true regret"].mean()
     assert true > 0.002
     assert 0.7 <= regret / true <= 1.5
-    # P(optimal) counts on exact gains with their prior probability; a verdict does not
-    assert abs(rows["recommended order is best"].mean() - rows["P(optimal)"].mean()) <= 0.2
+    # two probabilities are shown: the first is right where gains add up, the second bounds the claim where they do not;
+    # 201 worlds have a standard error of .035
+    best = rows["recommended order is best"].mean()
+    if own <= 0.005:
+        assert abs(best - rows["P(optimal)"].mean()) <= 0.08
+    assert rows["P if off"].mean() <= best + 0.12
 
 
 def test_a_strong_order_is_found_and_what_stands_out_is_right_where_gains_do_not_add_up():

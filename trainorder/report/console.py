@@ -108,7 +108,7 @@ def recommendation(bwt: words.Bwt, key: str) -> Iterator[RenderableType]:
 def certainty(found: Mapping[str, Any]) -> Iterator[str]:
     """How sure a recommended order is, line by line."""
     yield (
-        f"P(this order is the best) {found['p_optimal']:.0%}; expected regret {words.score(found['regret'])}; against its "
+        f"P(this order is the best) {words.p_best(found)}; expected regret {words.score(found['regret'])}; against its "
         f"reverse {words.with_interval(found['gap'])}"
     )
     for reason in words.reasons(found):

@@ -326,12 +326,26 @@ def recommendation(bwt: Bwt, key: str = "recommended") -> list[str]:
         return [sentence(found["run"])]
     sentences = [
         f"Recommended: {path(found['order'])}. {order_verdict(bwt, found)}",
-        f"It is the best order in {found['p_optimal']:.0%} of the resamples; choosing it is expected to cost "
-        f"{score(found['regret'])} against knowing the best one.",
+        f"P(it is the best order) is {p_best(found)}; choosing it is expected to cost {score(found['regret'])} against "
+        "knowing the best one.",
         f"The matrix predicts {with_interval(found['gap'])} against the reverse order.",
         misfit(found),
     ]
     return [*filter(None, sentences), *reasons(found)]
+
+
+def p_best(found: Mapping[str, Any]) -> str:
+    """P(the recommended order is the best): where few orders were measured, no more than that the gains may be off is known.
+
+    >>> p_best({"p_optimal": 0.64, "p_if_off": 0.51, "reasons": []})
+    '64% if gains add up, 51% if they are off as the measured orders allow'
+    >>> p_best({"p_optimal": 0.64, "p_if_off": 0.64, "reasons": ["few_orders"]})
+    '64% if gains add up, unknown if not'
+    """
+    exact = f"{found['p_optimal']:.0%} if gains add up"
+    if Reason.FEW_ORDERS in found["reasons"]:
+        return f"{exact}, unknown if not"
+    return f"{exact}, {found['p_if_off']:.0%} if they are off as the measured orders allow"
 
 
 ORDER_SCOPE = {
