@@ -10,7 +10,6 @@ from typing import Any
 import stages
 from trainorder import paths
 from trainorder.config import load_params
-from trainorder.sources import section
 
 OPTIONS = {"--node": "base node to make, e.g. s0", "--seed": "training seed"}
 
@@ -19,7 +18,7 @@ def main(arguments: argparse.Namespace) -> None:
     start = time.monotonic()
     params = load_params()
     sections = {
-        "policy": section(params.policy),
+        "policy": params.policy.results(),
         "sft": params.sft.results(),
         "training.dtype": params.training.dtype,
     }

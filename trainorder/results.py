@@ -10,7 +10,7 @@ from typing import Any
 from trainorder import paths
 from trainorder.reading import ParamsError, read_json
 
-VERSION = 5
+VERSION = 6
 """Of the schema of reports/bwt.json (trainorder/measure/__init__.py)."""
 REPAIR = "run `dvc repro measure_bwt`"
 

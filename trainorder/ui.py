@@ -28,6 +28,8 @@ ANYWHERE = ("", "0.0.0.0", "::")
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 TRAINING_MODE = "workflowType=machine_learning"
 """Else MLflow's pages open on its GenAI part."""
+VIEW = "trainorder"
+"""The state of a page that trainorder.tracking keeps with each experiment."""
 START_SECONDS = 120.0
 UNUSED_SERVICES = (
     "SCHEDULER",
@@ -206,7 +208,7 @@ def serve(
     from trainorder.report import mirror
 
     stored = not owner.own_store() or (owner.home() / "mlflow.db").exists()
-    if not stored and not any(paths.run("x").parent.glob("*/metrics.jsonl")):
+    if not stored and not any(paths.run("x").parent.glob("*/manifest.json")):
         raise FileNotFoundError(
             "nothing was run in this folder yet: `make run` or `dvc pull` first"
         )
@@ -237,17 +239,19 @@ def links(mlflow_url: str, prefect_url: str) -> dict[str, str]:
         if len(runs) > 1:
             query = f"runs={_quoted(runs)}&experiments={_quoted([orders])}&{TRAINING_MODE}"
             result["MLflow: orders compared"] = f"{mlflow_url}/#/compare-runs?{query}"
-        result["MLflow: orders, curves"] = (
-            f"{mlflow_url}/#/experiments/{orders}/runs?compareRunsMode=CHART&{TRAINING_MODE}"
-        )
+        result["MLflow: orders, table"] = _page(mlflow_url, orders, f"viewStateShareKey={VIEW}")
+        result["MLflow: orders, curves"] = _page(mlflow_url, orders, "compareRunsMode=CHART")
     if nodes is not None:
-        result["MLflow: nodes, curves"] = (
-            f"{mlflow_url}/#/experiments/{nodes}/runs?compareRunsMode=CHART&{TRAINING_MODE}"
-        )
+        result["MLflow: nodes, table"] = _page(mlflow_url, nodes, f"viewStateShareKey={VIEW}")
+        result["MLflow: nodes, curves"] = _page(mlflow_url, nodes, "compareRunsMode=CHART")
     result["Prefect: runs of the flow"] = f"{prefect_url}/runs"
     if paths.REPORT.exists():
         result["Report"] = paths.REPORT.absolute().as_uri()
     return result
+
+
+def _page(url: str, experiment: str, query: str) -> str:
+    return f"{url}/#/experiments/{experiment}/runs?{query}&{TRAINING_MODE}"
 
 
 def _quoted(value: list[str]) -> str:
@@ -269,7 +273,8 @@ def _current_orders(url: str, experiment: str) -> list[str]:
     """Run ids of the latest measurement's orders, as they were logged."""
     from trainorder.owner import own_filter
 
-    wanted = " and ".join(filter(None, ("tags.current = 'true'", own_filter())))
+    arms = "tags.current = 'true' and tags.kind != 'verdict'"
+    wanted = " and ".join(filter(None, (arms, own_filter())))
     body = {"experiment_ids": [experiment], "filter": wanted, "max_results": 50}
     found = _ask(
         f"{url}/api/2.0/mlflow/runs/search", body | {"order_by": ["attributes.start_time"]}

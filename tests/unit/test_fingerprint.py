@@ -154,7 +154,11 @@ RL, ROLLOUT = "trainorder/rl", "trainorder/rollout"
         (
             {},
             {f"{RL}/backend.py", f"{ROLLOUT}/torch_engine.py"},
-            {f"{RL}/deepspeed_backend.py", f"{ROLLOUT}/vllm_engine.py", "trainorder/tracking.py"},
+            {
+                f"{RL}/deepspeed_backend.py",
+                f"{ROLLOUT}/vllm_engine.py",
+                "trainorder/tracking/__init__.py",
+            },
         ),
         (
             {"rollout": {"backend": "vllm"}},

@@ -303,6 +303,20 @@ def test_entropy_and_other_metrics_follow_an_order_from_its_base(document):
     assert order["along"]["vendi"]["creative"][:2] == pytest.approx([48.0, 54.0])
 
 
+def test_every_step_of_an_order_has_what_it_changed_of_every_task_with_an_interval(document):
+    order = document["orders"]["creative_first"]
+    rows = np.array(order["R"]["test"])
+    assert [sorted(step) for step in order["steps"]] == [sorted(document["tasks"])] * 4
+    for step, before, after in zip(order["steps"], rows, rows[1:], strict=False):
+        for task, was, now in zip(document["tasks"], before, after, strict=True):
+            assert step[task]["value"] == pytest.approx(now - was, abs=1e-5)
+            assert step[task]["low"] <= step[task]["value"] <= step[task]["high"]
+    limits = order["limits"]["0"]
+    for column, task in enumerate(document["tasks"]):
+        assert (np.array(limits["low"][task]) <= rows[:, column]).all()
+        assert (np.array(limits["high"][task]) >= rows[:, column]).all()
+
+
 def test_equal_tables_give_equal_bytes_whatever_the_order_of_their_rows(document):
     table = table_of(MERGES).sample(frac=1.0, random_state=1)
     assert to_json(run(default_world(), table)) == to_json(document)

@@ -315,7 +315,7 @@ def test_curves_skip_what_was_not_finite_and_are_drawn_per_phase(tmp_path, monke
 
 
 def test_order_records_hold_every_position_as_a_step():
-    found = {r.params["arm"]: r for r in mirror.order_records(measured("default"))}
+    found = {r.tags["order"]: r for r in mirror.order_records(measured("default"))}
     record = found["creative_first"]
     phases = [record.params[f"pos{i}"] for i in (1, 2, 3, 4)]
     assert phases == ["creative", "qa", "code", "math"]
@@ -325,8 +325,26 @@ def test_order_records_hold_every_position_as_a_step():
     assert logged == pytest.approx(
         {i: row[column] for i, row in enumerate(order["R"]["test"])}, abs=1e-6
     )
+    ends = [
+        {step: v for name, v, step in record.metrics if name == f"score/qa{end}"}
+        for end in ("_low", "", "_high")
+    ]
+    assert all(len(values) == 5 for values in ends)
+    assert all(low < at < high for low, at, high in zip(*(e.values() for e in ends), strict=True))
     assert {step for name, _, step in found["ties"].metrics if name == mirror.MEAN} == {1}
     assert {step for name, _, step in found["base"].metrics if name == mirror.MEAN} == {0}
+
+
+def test_the_verdict_is_a_record_with_the_tables_and_the_table_of_orders_opens_on_scores():
+    bwt = measured("default")
+    found = mirror.verdict_record(bwt)
+    assert words.headline(bwt) in found.note
+    assert found.files["transfer.csv"].decode().splitlines()[0] == "phase,task,change,low,high"
+    assert len(found.files["transfer.csv"].splitlines()) == 1 + 4 * len(bwt["tasks"])
+    assert found.files["arms.csv"].decode().count("\n") == 1 + len(bwt["ranking"])
+    columns = mirror.view(bwt)["selectedColumns"]
+    assert columns[0] == "metrics.`ACC`"
+    assert columns[-4:] == [f"params.`pos{i}`" for i in (1, 2, 3, 4)]
 
 
 def test_a_variants_orders_and_nodes_are_recorded_under_its_name():
@@ -334,7 +352,7 @@ def test_a_variants_orders_and_nodes_are_recorded_under_its_name():
     found = list(mirror.order_records(bwt))
     assert len({r.key for r in found}) == len(found) == 2 * len(bwt["ranking"]) - 1
     half = [r for r in found if r.params.get("variant") == "half"]
-    assert {r.name for r in half if r.params["arm"] == "joint"} == {"joint half"}
+    assert {r.name for r in half if r.tags["order"] == "joint"} == {"joint half"}
     assert "s0--half--math--qa" in records.nodes(bwt)
 
 

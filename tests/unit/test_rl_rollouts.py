@@ -16,7 +16,6 @@ from trainorder.adapters import weights_hash
 from trainorder.config import MethodConfig, PhaseConfig, Schedule
 from trainorder.resume import Work
 from trainorder.rl.forward import forward
-from trainorder.rl.guard import under
 from trainorder.rl.learner import Learner
 from trainorder.rl.method import Bound, Method
 from trainorder.rl.registry import ADVANTAGES, EDITS, PLANS, TERMS, Entry
@@ -251,71 +250,3 @@ def test_streams_tensors_and_models_go_on_as_if_nothing_had_happened(monkeypatch
     assert [[line[k] for k in same] for line in resumed.lines] == [
         [line[k] for k in same] for line in through.lines
     ]
-
-
-def test_a_request_may_ask_another_text_and_tell_its_rows_how_they_were_asked():
-    learner = learner_of()
-    problem = learner.task_set.problems["math"][0]
-    plain = Request(problem, samples=2, max_new_tokens=8)
-    told = replace(plain, prompt="1 + 2 = ?", facts={"budget": 7.0})
-    roll = sample(learner, [plain, told])
-    policy = learner.policy
-    assert roll.prompt_ids[0] == policy.encode_prompt(problem.prompt)
-    assert roll.prompt_ids[2] == policy.encode_prompt("1 + 2 = ?")
-    assert [row.id for row in roll.problem] == [problem.id] * 4
-    assert roll.asked("budget").isnan().tolist() == [True, True, False, False]
-    assert roll.asked("budget")[2:].tolist() == [7, 7]
-    assert roll.asked("template").isnan().all()
-    assert (roll.row_facts["limit"] == 8).all()
-
-
-def test_a_cut_answer_is_read_and_graded_again_and_trains_what_is_left():
-    learner = learner_of(reward=["says_seven"])
-    problem = learner.task_set.problems["math"][0]
-    roll = sample(learner, [Request(problem, samples=3, max_new_tokens=24)])
-    rollouts = StepRollouts(learner, State(total=4), defaultdict(float))
-    lengths = torch.tensor([2, 100, 5])
-    was = roll.lengths()
-    short = rollouts.cut(roll, lengths)
-    assert (was > 5).all()
-    assert short.lengths().tolist() == [2, int(was[1]), 5]
-    assert short.row_facts["finished"].tolist() == [0, float(roll.row_facts["finished"][1]), 0]
-    assert short.text == [
-        learner.policy.decode(row[:n])
-        for row, n in zip(roll.response_ids.tolist(), short.lengths().tolist(), strict=True)
-    ]
-    assert torch.equal(short.rewards, rl_project.says_seven(short, State(total=4)))
-    assert rollouts.cut(roll, was) is roll
-
-
-METHODS: dict[str, dict[str, Any]] = {
-    "hicra": {
-        "edit": [{"mine_grams": {"right": 0.0, "shortest": 1}}],
-        "advantage": ["dr_grpo", "hicra"],
-        "metric": ["planning", "semantic_entropy", "two_phases"],
-    },
-    "verl": {"advantage": ["grpo", {"verl": {"stride": 4}}], "metric": ["effective_rank"]},
-}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_resumed_after_a_step_repeats_the_bytes_of_an_uninterrupted_run(name, tmp_path):
-    whole, halves = learner_of(**METHODS[name]), learner_of(**METHODS[name])
-    state = State(total=2, key=(0, "math"))
-    lines = rl_project.steps(whole, state, 2)
-    cut = State(total=2, key=(0, "math"))
-    rl_project.steps(halves, cut, 1)
-    work = Work(tmp_path)
-    kept = {f"state/{key}": values for key, values in cut.tensors.items()}
-    work.save("rl", halves.tensors() | kept, {"state": cut.state_dict()})
-    saved = Work(tmp_path).latest("rl")
-    assert saved is not None
-    resumed = learner_of(**METHODS[name])
-    resumed.restore(saved.tensors)
-    again = State.from_state_dict(saved.state["state"], under("state/", saved.tensors))
-    (line,) = rl_project.steps(resumed, again, 1)
-    timeless = {key: value for key, value in lines[1].items() if key.startswith(("rl/", "reward/"))}
-    assert line["rl/grad_norm"] > 0
-    assert {key: line[key] for key in timeless} == timeless
-    for key, weight in whole.policy.model.state_dict().items():
-        assert torch.equal(weight, resumed.policy.model.state_dict()[key])

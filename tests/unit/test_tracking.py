@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainorder import owner, paths, tracking
+from trainorder.files import write_json
 from trainorder.preflight import machine
 from trainorder.process import exclusive
 from trainorder.reading import ParamsError
@@ -67,7 +68,10 @@ def test_a_child_names_its_parents_run():
     with Tracker("s0--math", 0, {}, {"phase": "math", "parent": "s0", "task": "math"}):
         pass
     tags = next(r.data.tags for r in runs("nodes") if r.data.tags["node"] == "s0--math")
-    assert tags["parent_run_id"] == parent.run_id
+    assert tags["parent_run_id"] == tags["mlflow.parentRunId"] == parent.run_id
+    assert tags["mlflow.note.content"].startswith(
+        "**math**, seed 0. Checkpoint `checkpoints/s0--math`"
+    )
     assert (tags["parent_node"], tags["phase"], tags["seed"], tags["task"]) == (
         "s0",
         "math",
@@ -143,13 +147,73 @@ def test_order_records_are_added_once_and_replaced_ones_are_no_longer_current():
     assert sorted(m.step for m in steps) == [0, 1]
 
 
-def test_evaluations_join_the_run_that_made_the_node_once():
-    with Tracker("s0", 0, {}, {}) as tracker:
-        pass
-    wanted = {tracker.run_id: {"test/score/math": 0.25}, "unknown": {"test/score/math": 1.0}}
-    assert tracking.log_final(wanted) == 1
-    assert tracking.log_final(wanted) == 0
-    assert runs("nodes")[0].data.metrics == {"test/score/math": 0.25}
+def make_node(node: str, parents: list[str], **facts: object) -> None:
+    """A node as its files tell: trained inside a Tracker, or merged."""
+    if len(parents) < 2:
+        with Tracker(
+            node, 0, {"rl": {"lr": 0.1}}, {"parent": next(iter(parents), None)}
+        ) as tracker:
+            tracker.log(0, {"reward/mean": 0.5})
+    manifest = {"seed": 0, "weights": f"{node}-weights", "parents": dict.fromkeys(parents, "w")}
+    manifest |= {
+        "params": {"merge": {"scale": 0.5}},
+        "steps": 1,
+        "data": {},
+        "seconds": 2.0,
+    } | facts
+    write_json(paths.run(node) / "manifest.json", manifest)
+
+
+def test_a_nodes_run_gets_its_checkpoint_as_a_model_what_it_read_and_what_it_scored_once():
+    make_node("s0", [])
+    make_node("s0--math", ["s0"], data={"data/tasks/math/train.jsonl": "0f0f5d0788c0ffff"})
+    make_node("s0--ties", ["s0--math", "s0--qa"])
+    scores = {"s0": {}, "s0--math": {"test/score/math": 0.25}, "s0--ties": {"test/score/math": 0.5}}
+    records = [tracking.read_node(node, values) for node, values in scores.items()]
+    assert tracking.log_nodes(records) == 3
+    assert tracking.log_nodes(records) == 0
+    found = {run.info.run_name: run for run in runs("nodes")}
+    assert sorted(found) == sorted(scores)
+    base, math, ties = (found[node] for node in scores)
+    assert math.data.tags["mlflow.parentRunId"] == ties.data.tags["mlflow.parentRunId"]
+    assert math.data.tags["mlflow.parentRunId"] == base.info.run_id
+    assert math.data.metrics == {"reward/mean": 0.5, "test/score/math": 0.25}
+    assert ties.data.params == {"merge.scale": "0.5"}
+    (data,) = math.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("math/train", "0f0f5d0788c0")
+    client, _ = tracking.connect("nodes")
+    model = client.get_logged_model(math.data.tags["model_id"])
+    assert (model.name, model.tags["weights"]) == ("s0--math", "s0--math-weights")
+    assert [(m.key, m.value) for m in model.metrics] == [("test/score/math", 0.25)]
+
+
+def test_the_best_node_is_a_registered_model_whose_alias_moves():
+    for node, parents in (("s0", []), ("s0--math", ["s0"])):
+        make_node(node, parents)
+    tracking.log_nodes([tracking.read_node(node) for node in ("s0", "s0--math")])
+    client, _ = tracking.connect("nodes")
+    versions = [
+        tracking.register(node, f"{node} is best") for node in ("s0", "s0--math", "s0--math")
+    ]
+    assert versions == ["1", "2", "2"]
+    (model,) = client.search_registered_models()
+    best = client.get_model_version_by_alias(model.name, "best")
+    assert (best.tags["node"], best.description) == ("s0--math", "s0--math is best")
+    assert tracking.register("s0--qa", "was never made") is None
+
+
+def test_files_of_an_order_lie_where_the_projects_server_looks_for_them(folder: Path):
+    record = OrderRecord("verdict", {}, [], {"kind": "verdict"}, "joint is best", {"a.csv": b"x"})
+    view = {"selectedColumns": ["metrics.`ACC`"], "searchFilter": "tags.current = 'true'"}
+    assert [tracking.log_orders([record], view) for _ in range(2)] == [1, 0]
+    (run,) = runs("orders")
+    assert run.data.tags["mlflow.note.content"] == "joint is best"
+    stored = run.info.artifact_uri.removeprefix("mlflow-artifacts:/")
+    assert (folder / "mlartifacts" / stored / "a.csv").read_bytes() == b"x"
+    client, key = tracking.connect("orders")
+    assert json.loads(client.get_experiment(key).tags["mlflow.sharedViewState.trainorder"]) == view
+    changed = OrderRecord("verdict", {}, [], {"kind": "verdict"}, "", {"a.csv": b"y"})
+    assert tracking.log_orders([changed]) == 1
 
 
 def test_sweep_ends_runs_of_killed_processes(folder: Path):
@@ -219,7 +283,7 @@ with mlflow_server(int(sys.argv[1])) as server:
 PROJECT = """
 import json, os, sys
 from trainorder import tracking
-from trainorder.tracking import OrderRecord, Tracker
+from trainorder.tracking import NodeRecord, OrderRecord, Tracker
 
 for line in sys.stdin:
     what = json.loads(line)
@@ -229,7 +293,8 @@ for line in sys.stdin:
     elif what == "sweep":
         print(json.dumps(tracking.sweep()), flush=True)
     elif isinstance(what, dict):
-        print(json.dumps(tracking.log_final(what)), flush=True)
+        records = [NodeRecord("s0", run, {}, scores) for run, scores in what.items()]
+        print(json.dumps(tracking.log_nodes(records)), flush=True)
     else:
         records = [OrderRecord(name, {}, [("score/math", score, 0)], {}) for name, score in what]
         print(json.dumps(tracking.log_orders(records)), flush=True)

@@ -43,7 +43,29 @@ def _order(evidence: Evidence, name: str) -> dict[str, Any]:
         },
         "along": along(evidence, name, design.seeds),
         "along_seeds": {str(seed): along(evidence, name, [seed]) for seed in design.seeds},
+        "limits": {str(seed): limits(evidence, name, seed) for seed in design.seeds},
+        "steps": steps(evidence, name),
     }
+
+
+def limits(evidence: Evidence, order: str, seed: int) -> dict[str, Any]:
+    """Ends of the intervals of one seed's test scores at the base and after each phase: over the choice of problems."""
+    tail = (1 - evidence.config.level) / 2
+    values = evidence.scores["test"].values
+    draws = np.stack([values[node][1:] for node in evidence.design.chain(order, seed)])
+    result: dict[str, Any] = {}
+    for name, share in (("low", tail), ("high", 1 - tail)):
+        ends = np.quantile(draws, share, axis=1)
+        means = np.quantile(draws[..., evidence.trained].mean(-1), share, axis=1)
+        result[name] = dict(zip(evidence.tasks, ends.T.tolist(), strict=True))
+        result[f"mean_{name}"] = means.tolist()
+    return result
+
+
+def steps(evidence: Evidence, order: str) -> list[dict[str, Any]]:
+    """Task -> what every phase changed of its test score, with its interval; one entry a phase."""
+    rows, _ = _rows(evidence, order, "test")
+    return [evidence.by_task(change) for change in np.moveaxis(np.diff(rows, axis=-2), -2, 0)]
 
 
 def reward_matrix(evidence: Evidence, order: str, seed: int) -> dict[str, Rows]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainorder import paths, results, tracking
+from trainorder.report import words
+from trainorder.report.markdown import orders_page
 from trainorder.report.records import nodes
 from trainorder.report.words import Bwt
-from trainorder.tracking import OrderRecord
+from trainorder.tracking import OrderRecord, read_node
+
+if TYPE_CHECKING:
+    import pandas
 
 MEAN = "ACC"
 """The mean score over the trained tasks; logged first, as MLflow's comparison opens on the first metric."""
@@ -18,17 +23,72 @@ ALONG = {"score": "score", "greedy": "greedy", "entropy_own": "entropy", "gold":
 
 def mirror(bwt: Bwt) -> int:
     """Bring MLflow's experiments `orders` and `nodes` up to date; returns how many runs were added or changed."""
-    return tracking.log_orders(list(order_records(bwt))) + tracking.log_final(
-        node_metrics(nodes(bwt))
-    )
+    metrics = node_metrics(nodes(bwt))
+    records = [read_node(name, metrics.get(name)) for name in nodes(bwt)]
+    changed = tracking.log_orders([*order_records(bwt), verdict_record(bwt)], view(bwt))
+    changed += tracking.log_nodes(records)
+    best = next(iter(words.leader(bwt)["nodes"].values()))
+    tracking.register(best, f"{words.headline(bwt)} {words.verdict(bwt)}")
+    return changed
 
 
 def fill() -> int:
     """Fill an empty store from what a run left here; returns how many node runs that made."""
-    made = tracking.fill()
-    if made and paths.BWT.is_file():
+    made = sorted(file.parent.name for file in paths.run("x").parent.glob("*/manifest.json"))
+    count = tracking.fill([read_node(name) for name in made])
+    if count and paths.BWT.is_file():
         mirror(results.load())
-    return made
+    return count
+
+
+def verdict_record(bwt: Bwt) -> OrderRecord:
+    """The measurement as a whole: its answer as the description; the page and the tables as files."""
+    import pandas
+
+    shown = {
+        key: value for key, value in bwt["winner"].items() if key in ("verdict", "best", "arm")
+    }
+    files = {
+        "arms.csv": pandas.DataFrame(words.arms(bwt)).to_csv(index=False).encode(),
+        "orders.md": orders_page(bwt).encode(),
+        "transfer.csv": transfer_table(bwt).to_csv(index=False).encode(),
+    }
+    if paths.REPORT.is_file():
+        files["report.html"] = paths.REPORT.read_bytes()
+    return OrderRecord(
+        name="verdict",
+        params={},
+        metrics=[],
+        tags={"kind": "verdict", **{key: str(value) for key, value in shown.items()}},
+        note=words.summary(bwt),
+        files=files,
+    )
+
+
+def transfer_table(bwt: Bwt) -> pandas.DataFrame:
+    """What each phase does to each task from the base, on test: one row a pair."""
+    import pandas
+
+    rows = [
+        {"phase": phase, "task": task, "change": i["value"], "low": i["low"], "high": i["high"]}
+        for phase, by_task in bwt["transfer"]["from_base"]["test"].items()
+        for task, i in by_task.items()
+        if i is not None
+    ]
+    return pandas.DataFrame(rows, columns=["phase", "task", "change", "low", "high"])
+
+
+def view(bwt: Bwt) -> dict[str, Any]:
+    """State of the page `orders`: this measurement, best first, with the scores and the phases of every order."""
+    longest = max((len(order["phases"]) for order in bwt["orders"].values()), default=1)
+    columns = [f"metrics.`{MEAN}`", *(f"metrics.`score/{task}`" for task in bwt["tasks"])]
+    columns += [f"params.`pos{i}`" for i in range(1, longest + 1)]
+    return {
+        "selectedColumns": columns,
+        "searchFilter": "tags.current = 'true'",
+        "orderByKey": f"metrics.`{MEAN}`",
+        "orderByAsc": False,
+    }
 
 
 def order_records(bwt: Bwt) -> Iterator[OrderRecord]:
@@ -43,8 +103,8 @@ def order_records(bwt: Bwt) -> Iterator[OrderRecord]:
             path = order["nodes"][seed] if order else [node]
             if variant and row["kind"] == "base":
                 continue  # all variants start from the same bases
-            params = {"arm": row["arm"], "seed": seed, **variant}
-            params |= {f"pos{i}": phase for i, phase in enumerate(row["phases"] or [], 1)}
+            params = {f"pos{i}": phase for i, phase in enumerate(row["phases"] or [], 1)}
+            params |= variant
             yield OrderRecord(
                 name=" ".join(
                     [
@@ -60,6 +120,7 @@ def order_records(bwt: Bwt) -> Iterator[OrderRecord]:
                     "kind": row["kind"],
                     "seed": seed,
                     "nodes": ", ".join(path),
+                    **variant,
                     "node_run_ids": ", ".join(filter(None, map(tracking.read_run_id, path))),
                 },
             )
@@ -71,6 +132,11 @@ def _along(bwt: Bwt, order: Mapping[str, Any], seed: str) -> Iterator[tuple[str,
     trained = [along["score"][task] for task in bwt["trained"]]
     for position, values in enumerate(zip(*trained, strict=True)):
         yield MEAN, sum(values) / len(values), position
+    limits = order["limits"][seed]
+    for end in ("low", "high"):
+        yield from ((f"{MEAN}_{end}", v, i) for i, v in enumerate(limits[f"mean_{end}"]))
+        for task, values in limits[end].items():
+            yield from ((f"score/{task}_{end}", v, i) for i, v in enumerate(values))
     for metric, name in ALONG.items():
         for task, values in along.get(metric, {}).items():
             yield from ((f"{name}/{task}", v, i) for i, v in enumerate(values) if v is not None)
@@ -91,14 +157,13 @@ def _final(row: Mapping[str, Any], seed: str) -> Iterator[tuple[str, float, int]
 
 
 def node_metrics(names: Iterable[str]) -> dict[str, dict[str, float]]:
-    """MLflow run id -> `test/score/math` and so on: means over problems (test), of the nodes whose run is known."""
+    """Node -> `test/score/math` and so on: means over problems (test), of the nodes that were evaluated."""
     import pandas
 
     result = {}
     for name in names:
-        run_id = tracking.read_run_id(name)
         file = paths.evaluation(name)
-        if run_id is None or not file.is_file():
+        if not file.is_file():
             continue
         table: Any = pandas.read_parquet(file)
         means = (
@@ -107,5 +172,5 @@ def node_metrics(names: Iterable[str]) -> dict[str, dict[str, float]]:
             .mean()
             .dropna()
         )
-        result[run_id] = {"/".join(key): float(value) for key, value in means.items()}
+        result[name] = {"/".join(key): float(value) for key, value in means.items()}
     return result
