@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from trainorder.tasks.base import Problem, Reward
 
@@ -45,3 +46,10 @@ class Odd:
         if text == "environment":
             return float(any("canary" in value for value in os.environ.values()))
         return {"nan": math.nan, "none": None}.get(text, float(len(text) % 2))
+
+
+@dataclass(frozen=True)
+class OddProgram(Odd):
+    """The same, as a task whose answers are programs."""
+
+    sandboxed: ClassVar[bool] = True

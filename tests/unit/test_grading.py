@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from odd_task import Odd
+from odd_task import Odd, OddProgram
 
 from trainorder.config import GradingConfig, TaskConfig
 from trainorder.reading import ParamsError
@@ -69,6 +69,18 @@ def test_a_bad_grade_costs_one_answer(grader: Grader, text: str, reason: str) ->
 def test_several_bad_grades_in_one_batch(grader: Grader) -> None:
     texts = ["hang", "a", "crash", "raise", "hang", "aa"]
     assert values(grader, *texts) == [None, 1.0, None, None, None, 0.0]
+
+
+@pytest.mark.long("waits for a verifier that hangs, and starts processes")
+def test_a_bad_grade_among_programs_graded_together_costs_one_answer(grader: Grader) -> None:
+    texts = ["a", "aa", "raise", "a"] * 12 + ["crash", "a", "hang", "aa"]
+    rewards = grader.grade(OddProgram(), texts, [PROBLEM] * len(texts))
+    assert [r.value for r in rewards] == [1.0, 0.0, None, 1.0] * 12 + [None, 1.0, None, 0.0]
+    assert grader.unscored.reasons["odd"] == {
+        "ValueError: no such unit": 12,
+        "the verifier's process died twice": 1,
+        "the verifier took over 1 s": 1,
+    }
 
 
 def test_what_a_verifier_prints_is_no_grade(grader: Grader) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import platform
@@ -14,7 +15,7 @@ import textwrap
 import time
 import tracemalloc
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,40 @@ def test_a_loop_costs_one_sample_and_little_time(sandbox: Sandbox) -> None:
     assert [result.outputs for result in results] == [[1], None, [2]]
     assert time.monotonic() - started < 60  # it would never end by itself
     assert sandbox.restarts == 0
+
+
+def test_a_program_has_the_result_it_has_alone_whatever_shares_its_process() -> None:
+    sources = [
+        "return xs",
+        "return [ 0 ] * 10 ** 12",  # MemoryError, which ends the process it is not the first of
+        "xs . append ( 4 )\nreturn xs",
+        "return 'ab' * 100000",
+        "while True : pass",
+        "return f ( xs )",
+        "return 7 // 0",
+        "return sorted ( { 'a' , 'b' , 'c' , 'd' } ) + list ( { 'a' , 'b' , 'c' , 'd' } )",
+    ]
+    sandbox = Sandbox(remember=0)
+    programs = [(source, [[1, 2]]) for source in sources]
+    alone = [sandbox.run([program])[0] for program in programs]
+    assert [result.error[:12] for result in alone] == [
+        "", "MemoryError:", "", "killed: outp", "killed: step", "RecursionErr", "ZeroDivision", "",
+    ]  # fmt: skip
+    assert sandbox.run(programs * 2) == alone * 2
+    assert sandbox.run(programs[::-1]) == alone[::-1]
+    sandbox.close()
+
+
+def test_a_clock_that_ends_one_program_costs_those_around_it_nothing() -> None:
+    sandbox = Sandbox(Limits(cpu_seconds=0.02), remember=0)
+    programs = [("return 1", [[0]]), ("while True : pass", [[0]]), ("return 2", [[0]])]
+    results = sandbox.run(programs)
+    assert [(r.outputs, r.unavailable) for r in results] == [
+        ([1], False),
+        (None, True),
+        ([2], False),
+    ]
+    sandbox.close()
 
 
 def test_equal_programs_run_once_and_are_remembered(sandbox: Sandbox) -> None:
@@ -317,11 +352,12 @@ def test_a_program_on_which_the_worker_dies_has_no_result_and_the_others_have(
 ) -> None:
     ask = sandbox._ask
 
-    def dies_on_bomb(request: bytes) -> Result | None:
-        if b"bomb" in request:
+    def dies_on_bomb(requests: Sequence[bytes]) -> list[Result]:
+        before = list(itertools.takewhile(lambda request: b"bomb" not in request, requests))
+        results = ask(before) if before else []
+        if len(before) < len(requests):
             sandbox._start().kill()
-            return None
-        return ask(request)
+        return results
 
     monkeypatch.setattr(sandbox, "_ask", dies_on_bomb)
     programs = [("return 1", [[0]]), ("return 'bomb'", [[0]]), ("return 3", [[0]])]

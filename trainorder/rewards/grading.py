@@ -19,7 +19,6 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from trainorder.config import GradingConfig, IsolationLevel
@@ -35,6 +34,8 @@ ENOUGH = 32
 """Answers before the share means anything."""
 START_SECONDS = 60.0
 """Added to the time of the first line: the worker has to start and to import the task."""
+TOGETHER = 32
+"""Answers graded by one call where they are programs, which share the start of a process."""
 LOADED = -1
 """Row of the line that says so."""
 KEPT = ("PATH", "LANG", "LC_ALL", "PYTHONHASHSEED", "TMPDIR", "HF_HUB_OFFLINE")
@@ -93,7 +94,9 @@ class Grader:
     def grade(
         self, task: Task, completions: Sequence[str], problems: Sequence[Problem]
     ) -> list[Reward]:
-        """`task.grade` in the worker, one answer at a time; `Reward(None)` where it hung, crashed or raised.
+        """`task.grade` in the worker; `Reward(None)` for an answer where it hung, crashed or raised.
+
+        Answers are graded one at a time. Model-written programs are graded TOGETHER at a time until one goes wrong.
 
         Raises:
             GradingError: too many of the task's newest answers have no grade.
@@ -102,7 +105,7 @@ class Grader:
         if not problems:
             return []
         self.isolation_for(task)
-        rows = [(text, asdict(p)) for text, p in zip(completions, problems, strict=True)]
+        rows = [(text, vars(p)) for text, p in zip(completions, problems, strict=True)]
         with self._lock:
             replies = self._grade_rows(task, rows)
         rewards = [_reward(replies[number]) for number in range(len(rows))]
@@ -117,13 +120,18 @@ class Grader:
     def _grade_rows(self, task: Task, rows: Sequence[Any]) -> dict[int, dict[str, Any]]:
         replies: dict[int, dict[str, Any]] = {}
         crashes: Counter[int] = Counter()
+        together = TOGETHER if getattr(task, "sandboxed", False) else 1
         while len(replies) < len(rows):
             todo = [number for number in range(len(rows)) if number not in replies]
-            ended = self._ask(task, [(number, rows[number]) for number in todo], replies)
+            asked = [(number, rows[number]) for number in todo]
+            ended = self._ask(task, asked, replies, together)
             if not ended:
                 continue
             self.close()
             self.restarts += 1
+            if together > 1:  # which of them it was is not known
+                together = 1
+                continue
             victim = next(number for number in todo if number not in replies)
             crashes[victim] += 1
             if ended == "hang":
@@ -155,13 +163,17 @@ class Grader:
         close_pipes(worker)
 
     def _ask(
-        self, task: Task, rows: Sequence[tuple[int, Any]], replies: dict[int, dict[str, Any]]
+        self,
+        task: Task,
+        rows: Sequence[tuple[int, Any]],
+        replies: dict[int, dict[str, Any]],
+        together: int,
     ) -> str:
         """Fill `replies` until all are there (""), nothing came for too long ("hang"), or the worker died ("crash")."""
         worker = self._start()
         assert worker.stdin is not None
         assert worker.stdout is not None
-        lines = self._request(task, rows)
+        lines = self._request(task, rows, together)
         outgoing = memoryview(b"".join(lines))
         missing = {number for number, _ in rows}
         missing |= {LOADED} if len(lines) > 1 else set()
@@ -191,7 +203,7 @@ class Grader:
                 deadline = time.monotonic() + self.config.seconds
         return ""
 
-    def _request(self, task: Task, rows: Sequence[tuple[int, Any]]) -> list[bytes]:
+    def _request(self, task: Task, rows: Sequence[tuple[int, Any]], together: int) -> list[bytes]:
         try:
             data = base64.b64encode(pickle.dumps(task)).decode()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -201,7 +213,7 @@ class Grader:
         lines: list[dict[str, Any]] = []
         lines += [] if data in self._known else [{"task": data, "pickle": data}]
         self._known.add(data)
-        lines.append({"task": data, "rows": list(rows)})
+        lines.append({"task": data, "rows": list(rows), "together": together})
         return [json.dumps(line).encode() + b"\n" for line in lines]
 
     def _start(self) -> subprocess.Popen[bytes]:

@@ -1,4 +1,4 @@
-"""The verifiers' own process: reads batches of answers, grades one after the other, writes one line per grade.
+"""The verifiers' own process: reads batches of answers, grades some at a time, writes one line per grade.
 
 Run as `python -m trainorder.rewards.grading_worker`; grading.py is the other end. Pickles come from there only, and
 nothing but plain JSON goes back.
@@ -40,19 +40,26 @@ def main() -> None:
             replies.write(b'{"row": -1}\n')  # started, and the task's code is imported
             replies.flush()
             continue
-        for number, (text, problem) in request["rows"]:
-            reply = {"row": number, **grade(tasks[name], text, problem)}
-            replies.write(json.dumps(reply).encode() + b"\n")
+        rows, together = request["rows"], request["together"]
+        for start in range(0, len(rows), together):
+            some = rows[start : start + together]
+            grades = grade(tasks[name], [row for _, row in some])
+            for (number, _), found in zip(some, grades, strict=True):
+                replies.write(json.dumps({"row": number, **found}).encode() + b"\n")
             replies.flush()
 
 
-def grade(task: Task, text: str, problem: dict[str, Any]) -> dict[str, Any]:
-    """The grade, or what the verifier raised."""
+def grade(task: Task, rows: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The grade of each (answer, problem), or what the verifier raised for it."""
     try:
-        [reward] = task.grade([text], [Problem(**problem)])
-        return {"value": reward.value, "parts": dict(reward.parts)}
+        rewards = task.grade([text for text, _ in rows], [Problem(**p) for _, p in rows])
+        if len(rewards) != len(rows):
+            raise ValueError(f"{len(rewards)} grades for {len(rows)} answers")
+        return [{"value": reward.value, "parts": dict(reward.parts)} for reward in rewards]
     except Exception as error:
-        return {"error": f"{type(error).__name__}: {error}"[:300]}
+        if len(rows) > 1:
+            return [found for row in rows for found in grade(task, [row])]
+        return [{"error": f"{type(error).__name__}: {error}"[:300]}]
 
 
 if __name__ == "__main__":

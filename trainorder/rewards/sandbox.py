@@ -1,8 +1,9 @@
 """Runs model-written functions in a separate, killable, resource-limited process and returns what they computed.
 
 One worker (`sandbox_worker.py`, a bare interpreter without site-packages and environment) lives as long as this process
-and forks a child per program. The child gets only the source and the inputs; the expected outputs never leave this
-process, so there is nothing a program could print, raise or overwrite that passes for a right answer.
+and forks children: one per program in full Python, one for up to TOGETHER programs of the whitelist language, which leave
+nothing behind. A child gets only sources and inputs; the expected outputs never leave this process, so there is nothing
+a program could print, raise or overwrite that passes for a right answer.
 
 How far the worker is cut off from the machine is its isolation level (`LEVELS`, lowest first): it depends on what the
 kernel allows, is reported, and a level below the wanted one is refused. This is no defence against a kernel exploit; it
@@ -44,6 +45,8 @@ CLOSE_SECONDS = 0.5
 """What an idle worker gets to end by itself, before it is killed."""
 START_SECONDS = 60.0
 """What the worker may take to start."""
+TOGETHER = 32
+"""Programs of the whitelist language that share a process, at most: starting one takes several times as long as a program."""
 ENTRY_BYTES = 256
 """What a remembered result takes beside its reply."""
 GRACE_SECONDS = 5.0
@@ -133,20 +136,17 @@ class Sandbox:
             (json.dumps([source, list(inputs)]).encode(), len(inputs))
             for source, inputs in programs
         ]
+        keys = [hashlib.sha256(request).digest() for request, _ in requests]
         with self._lock:
-            fresh: dict[bytes, Result] = {}
-            return [self._result(request, count, fresh) for request, count in requests]
-
-    def _result(self, request: bytes, count: int, fresh: dict[bytes, Result]) -> Result:
-        """From this call (`fresh`, failures of the sandbox too), from memory, or computed."""
-        key = hashlib.sha256(request).digest()
-        if key in self._seen:
-            return Result(**json.loads(self._seen[key]))
-        if key not in fresh:
-            fresh[key] = result = self._run_one(request, count)
-            if not result.unavailable:
-                self._keep(key, json.dumps({"outputs": result.outputs, "error": result.error}))
-        return fresh[key]
+            known = {key: self._seen[key] for key in keys if key in self._seen}
+            fresh = {k: asked for k, asked in zip(keys, requests, strict=True) if k not in known}
+            computed = dict(zip(fresh, self._computed(list(fresh.values())), strict=True))
+            for key, result in computed.items():
+                if not result.unavailable:  # a failure of the sandbox is not remembered
+                    self._keep(key, json.dumps({"outputs": result.outputs, "error": result.error}))
+        return [
+            computed[key] if key in computed else Result(**json.loads(known[key])) for key in keys
+        ]
 
     def _keep(self, key: bytes, reply: str) -> None:
         self._seen[key] = reply.encode()
@@ -175,34 +175,49 @@ class Sandbox:
             end_worker(worker, CLOSE_SECONDS)
         close_pipes(worker)
 
-    def _run_one(self, request: bytes, count: int) -> Result:
-        for _ in range(2):
-            reply = self._ask(request)
-            if reply is not None and reply.outputs is not None and len(reply.outputs) != count:
-                return Result(error="killed: not one output per input")
-            if reply is not None:
-                return reply
+    def _computed(self, requests: Sequence[tuple[bytes, int]]) -> list[Result]:
+        """The result of each request, which come with the number of their inputs."""
+        together = 1 if self.language == "python" else TOGETHER
+        results: list[Result] = []
+        died = False
+        while len(results) < len(requests):
+            asked = requests[len(results) :][:together]
+            replies = self._ask([request for request, _ in asked])
+            for reply, (_, count) in zip(replies, asked, strict=False):
+                wrong = reply.outputs is not None and len(reply.outputs) != count
+                results.append(Result(error="killed: not one output per input") if wrong else reply)
+            if len(replies) == len(asked):
+                died = False
+                continue
             self.restarts += 1
             self.close()
-        return Result(error="the sandbox worker died twice on this program", unavailable=True)
+            if died and not replies:
+                why = "the sandbox worker died twice on this program"
+                results.append(Result(error=why, unavailable=True))
+            died = not (died and not replies)
+        return results
 
-    def _ask(self, request: bytes) -> Result | None:
-        """One request, one reply line; None where the worker died or does not answer."""
+    def _ask(self, requests: Sequence[bytes]) -> list[Result]:
+        """One line with all requests, one reply line each; fewer where the worker died or does not answer."""
         worker = self._start()
         assert worker.stdin is not None
         assert worker.stdout is not None
+        results: list[Result] = []
         try:
-            worker.stdin.write(request + b"\n")
+            worker.stdin.write(b"[" + b",".join(requests) + b"]\n")
             worker.stdin.flush()
         except OSError:
-            return None
-        line = self._read_line(
-            worker.stdout.fileno(), time.monotonic() + self.limits.wall_seconds + GRACE_SECONDS
-        )
-        try:
-            return None if line is None else Result(**json.loads(line))
-        except (ValueError, TypeError):
-            return None
+            return results
+        for _ in requests:
+            seconds = self.limits.wall_seconds + GRACE_SECONDS
+            line = self._read_line(worker.stdout.fileno(), time.monotonic() + seconds)
+            try:
+                if line is None:
+                    break
+                results.append(Result(**json.loads(line)))
+            except (ValueError, TypeError):
+                break
+        return results
 
     def _read_line(self, fd: int, deadline: float) -> bytes | None:
         while b"\n" not in self._buffer:

@@ -1,4 +1,7 @@
-"""The sandbox's own process: reads one JSON request per line, forks a child per program, writes one JSON reply per line.
+"""The sandbox's own process: reads one JSON request per line, forks children for it, writes one JSON reply per program.
+
+A request is a list of programs. Those of the whitelist language share a child: nothing that they can name outlives a
+program, and a fork takes several times as long as one. In full Python a request has one program.
 
 Started by sandbox.py as a bare interpreter, so it may import the standard library only. Before the first program it gives
 away what it can (sandbox_isolation.py); what is left of a program is killed before the next one starts.
@@ -61,8 +64,8 @@ def serve(requests, replies, settings, alone):
     """
     if not settings.python:
         line = receive(requests)
-        if line:
-            send(replies, run(line, settings, alone))
+        for reply in run(line, settings, alone) if line else ():
+            send(replies, reply)
             os.write(replies, b"\n")
         return bool(line)
     select.select([requests], [], [])
@@ -72,8 +75,8 @@ def serve(requests, replies, settings, alone):
         try:
             isolation.adopt_orphans()
             line = receive(requests)
-            if line:
-                send(writer, run(line, settings, alone))
+            for reply in run(line, settings, alone) if line else ():
+                send(writer, reply)
             os._exit(0 if line else 1)
         finally:
             os._exit(2)
@@ -115,19 +118,42 @@ def send(writer, reply):
 
 
 def run(line, settings, alone):
-    """Fork, wait for the result pipe to close, kill what is left, explain what happened."""
+    """The reply to each program of a request, in order.
+
+    Where one ends its process, or finds too little memory left by those before it, the next process begins with it: so
+    its result is the one it has alone.
+    """
+    count, done = len(json.loads(line)), 0
+    while done < count:
+        for reply in run_from(done, count, line, settings, alone):
+            yield reply
+            done += 1
+
+
+def run_from(first, count, line, settings, alone):
+    """Fork, yield the replies from program `first` on, at least one, and kill what is left."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        child(line, writer, settings)
+        child(line, first, writer, settings)
     os.close(writer)
-    text, why = collect(reader, time.monotonic() + settings.wall, settings.size)
+    given, why = 0, ""
+    for text, why in texts(reader, settings):
+        reply = None if why else understood(text, settings)
+        if reply is None:
+            break
+        yield reply
+        given += 1
+        if first + given == count:
+            break
     os.close(reader)
     status = end(pid, alone)
-    # Steps end a whitelisted program; the clock, the timer and the kernel's hunger for memory tell of the machine.
-    unavailable = {} if settings.python else {"unavailable": True}
-    if why:
-        return {"error": "killed: " + why, **(unavailable if why == "clock" else {})}
+    if not given:
+        yield failure(why, status, settings)
+
+
+def understood(text, settings):
+    """The reply that a child wrote; None where it is none: the pipe belongs to the program while it runs."""
     try:
         reply = json.loads(text)
         if isinstance(reply, dict) and isinstance(reply.get("outputs"), list):
@@ -138,7 +164,16 @@ def run(line, settings, alone):
         if isinstance(reply, dict):
             return {"error": str(reply.get("error"))[:200]}
     except (ValueError, TypeError, RecursionError):
-        pass  # the pipe belongs to the program while it runs: it may hold anything
+        pass
+    return None
+
+
+def failure(why, status, settings):
+    """The reply for a program without one: why it was cut off, or else what its process ended of."""
+    # Steps end a whitelisted program; the clock, the timer and the kernel's hunger for memory tell of the machine.
+    unavailable = {} if settings.python else {"unavailable": True}
+    if why:
+        return {"error": "killed: " + why, **(unavailable if why == "clock" else {})}
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     if number in (signal.SIGPROF, signal.SIGXCPU):
         return {"error": "killed: cpu", **unavailable}
@@ -163,36 +198,47 @@ def end(pid, alone):
             status = code
 
 
-def collect(reader, deadline, size):
-    """What the child wrote, and why it was cut off if it was."""
-    chunks, total = [], 0
+def texts(reader, settings):
+    """What a child wrote, and why it was cut off if it was: a line per program, or all of it in full Python."""
+    rest, deadline = b"", time.monotonic() + settings.wall
     while True:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([reader], [], [], left)[0]:
-            return b"", "clock"
+            yield b"", "clock"
+            return
         chunk = os.read(reader, 1 << 16)
         if not chunk:
-            return b"".join(chunks), ""
-        chunks.append(chunk)
-        total += len(chunk)
-        if total > size:
-            return b"", "output too long"
+            yield rest, ""
+            return
+        rest += chunk
+        if not settings.python:
+            *lines, rest = rest.split(b"\n")
+            for line in lines:
+                yield (line, "") if len(line) <= settings.size else (b"", "output too long")
+                deadline = time.monotonic() + settings.wall
+        if len(rest) > settings.size:
+            yield b"", "output too long"
+            return
 
 
-def child(line, writer, settings):
+def child(line, first, writer, settings):
     """Never returns; its only open file is the result pipe."""
+    end_of_text = "" if settings.python else "\n"
     try:
-        try:
-            os.setsid()
-            confine(writer, settings)
-            text = json.dumps(
-                {"outputs": outputs(settings.python, *json.loads(line))}, allow_nan=False
-            )
-        except BaseException as error:
-            text = json.dumps({"error": explain(error)})
-        data = text.encode()
-        while data:
-            data = data[os.write(3, data) :]
+        for number, program in enumerate(json.loads(line)[first:]):
+            try:
+                if number == 0:
+                    os.setsid()
+                    confine(writer, settings)
+                values = outputs(settings.python, *program)
+                text = json.dumps({"outputs": values}, allow_nan=False)
+            except BaseException as error:
+                if number and isinstance(error, MemoryError):
+                    return
+                text = json.dumps({"error": explain(error)})
+            data = (text + end_of_text).encode()
+            while data:
+                data = data[os.write(3, data) :]
     finally:
         os._exit(0)
 
