@@ -17,7 +17,17 @@ from trainorder import report
 from trainorder.config import MeasureConfig
 from trainorder.measure import from_plan, measure
 from trainorder.reading import ParamsError
-from trainorder.report import console, markdown, mirror, plots, records, study, tables, words
+from trainorder.report import (
+    advice,
+    console,
+    markdown,
+    mirror,
+    plots,
+    records,
+    study,
+    tables,
+    words,
+)
 
 TWO = World(
     tasks=("a", "b"),
@@ -129,10 +139,10 @@ def test_variants_stand_side_by_side_with_what_survives(tmp_path, monkeypatch):
 
 
 def test_the_page_says_what_was_found_about_the_assumptions_or_what_to_run():
-    many = " ".join(words.assumptions(measured("every_order")))
+    many = " ".join(advice.assumptions(measured("every_order")))
     assert "of 12 pairs differ" in many
     assert "of 48 differ" in many
-    few = " ".join(words.assumptions(measured("two")))
+    few = " ".join(advice.assumptions(measured("two")))
     assert "Pairs against triples: needs two orders" in few
 
 
@@ -246,6 +256,44 @@ def test_the_trained_task_of_every_position_is_outlined():
         [False, True, False, False, False],
         [True, False, False, False, False],
     ]
+
+
+def test_the_page_answers_which_order_what_each_step_cost_and_how_sure_in_this_sequence():
+    bwt = measured("default")
+    page = page_of("default")
+    places = [page.index(text) for text in ("Which order?", "cost the others?", "How sure?")]
+    assert places == sorted(places)
+    assert places[-1] < page.index("Every arm against")
+    heats = {heat.title: heat for heat in tables.step_changes(bwt)}
+    assert "joint" not in heats
+    order = bwt["orders"]["structured_first"]
+    label, cells = heats["structured_first"].rows[3]
+    assert label == "4. creative"
+    assert [cell.mark for cell in cells] == [task == "creative" for task in bwt["tasks"]]
+    change = order["R"]["test"][4][0] - order["R"]["test"][3][0]
+    assert cells[0].text == words.signed(change)
+    assert (
+        f"costliest step is creative after math > code > qa (structured_first): math {cells[0].text}"
+        in page
+    )
+
+
+def test_with_one_seed_the_page_says_that_nothing_is_known_about_training_runs():
+    sure = dict(advice.certainty(measured("default")))
+    assert sure["over training runs"] == "no: one seed says nothing about another run"
+    assert sure["cannot be separated from the highest"] == "recommended and joint"
+    assert dict(advice.certainty(measured("three_seeds")))["over training runs"].endswith(
+        "(3 seeds)"
+    )
+
+
+def test_the_scale_is_of_orders_and_joint_and_an_arm_off_it_is_an_arrow():
+    arms, axis = tables.ranking(measured("default"))
+    base = next(arm for arm in arms if arm.kind == "base")
+    assert 'class="open"' in base.whisker
+    assert 'class="cross"' not in base.whisker
+    assert "base: 0.402" in base.whisker
+    assert "0.40" not in axis
 
 
 def test_text_on_a_coloured_cell_can_be_read():

@@ -7,7 +7,7 @@ from typing import Any
 
 from trainorder import paths, results
 from trainorder.files import write_text
-from trainorder.report import plots, records, study, tables, words
+from trainorder.report import advice, plots, records, study, tables, words
 from trainorder.report.words import Bwt
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -48,6 +48,10 @@ def content(bwt: Bwt) -> dict[str, Any]:
         "headline": words.headline(bwt),
         "verdict": words.verdict(bwt),
         "caveats": words.caveats(bwt),
+        "costliest": words.costliest(bwt),
+        "steps": tables.step_changes(bwt),
+        "certainty": advice.certainty(bwt),
+        "made_on": records.made_on(found),
         "prediction_note": words.sentence(bwt["prediction"]["note"] if bwt["prediction"] else ""),
         "level": f"{bwt['settings']['level']:.0%}",
         "facts": facts(bwt),
@@ -60,16 +64,16 @@ def content(bwt: Bwt) -> dict[str, Any]:
         "variants": study.variants(bwt),
         "survival": study.survival(bwt),
         "across": bwt["across_variants"],
-        "two_stage": words.recommendation(bwt, "recommended_two_stage"),
+        "two_stage": advice.recommendation(bwt, "recommended_two_stage"),
         "rules": study.rules(bwt),
-        "assumptions": words.assumptions(bwt),
+        "assumptions": advice.assumptions(bwt),
         "plasticity": study.plasticity(bwt),
         "scores": plots.along(bwt, "score", "score on test"),
         "entropy": plots.along(bwt, "entropy_own", "entropy, nats per token"),
         "from_base": tables.transfer_from_base(bwt),
         "later": [heat for heat in later if heat is not None],
         "precedence": tables.precedence(bwt),
-        "recommendation": words.recommendation(bwt),
+        "recommendation": advice.recommendation(bwt),
         "predicted": plots.predicted(bwt),
         "judges": plots.judges(bwt),
         "rewards": plots.learning(bwt, "reward/mean", "reward"),

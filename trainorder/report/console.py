@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trainorder.report import words
+from trainorder.report import advice, words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -93,7 +93,7 @@ def recommendation(bwt: words.Bwt, key: str) -> Iterator[RenderableType]:
     if found is None or found["order"] is None:
         yield f"[bold]Open.[/] {words.sentence(found['run']) if found else 'No phase was trained alone.'}"
         return
-    yield f"[bold]{words.path(found['order'])}. {words.order_verdict(bwt, found)}[/]"
+    yield f"[bold]{words.path(found['order'])}. {advice.order_verdict(bwt, found)}[/]"
     yield from certainty(found)
     yield _gain(found)
     yield _before(found)
@@ -108,15 +108,15 @@ def recommendation(bwt: words.Bwt, key: str) -> Iterator[RenderableType]:
 def certainty(found: Mapping[str, Any]) -> Iterator[str]:
     """How sure a recommended order is, line by line."""
     yield (
-        f"P(this order is the best) {words.p_best(found)}; expected regret {words.score(found['regret'])}; against its "
+        f"P(this order is the best) {advice.p_best(found)}; expected regret {words.score(found['regret'])}; against its "
         f"reverse {words.with_interval(found['gap'])}"
     )
-    for reason in words.reasons(found):
+    for reason in advice.reasons(found):
         yield f"  - {reason}"
     if found["undecided"]:
         pairs = [f"{i} before {j} ({found['before'][i][j]:.0%})" for i, j in found["undecided"]]
         yield f"not decided: {words.listed(pairs)}"
-    if text := words.misfit(found):
+    if text := advice.misfit(found):
         yield text
     best = found["measured_best"]
     if best is not None:

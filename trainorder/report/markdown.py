@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trainorder.report import words
+from trainorder.report import advice, words
 from trainorder.report.words import Bwt
 
 
@@ -53,9 +53,9 @@ def _variant(bwt: Bwt, mark: str) -> Iterator[str]:
         yield from _table(["arm", "kind", "measured", "interval", "minus the best arm"], rows)
     yield from ["", f"{mark} What the transfer recommends", ""]
     for key, title in TRANSFERS.items():
-        yield f"- {title}: {' '.join(words.recommendation(bwt, key)) or 'no phase was trained alone.'}"
+        yield f"- {title}: {' '.join(advice.recommendation(bwt, key)) or 'no phase was trained alone.'}"
     yield from ["", f"{mark} Omni-Thinker's assumptions", ""]
-    yield from (f"- {line}" for line in words.assumptions(bwt))
+    yield from (f"- {line}" for line in advice.assumptions(bwt))
 
 
 TRANSFERS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,14 @@ def manifests(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Node -> manifest, of those that have one."""
     files = {name: paths.run(name) / "manifest.json" for name in names}
     return {n: json.loads(f.read_text(encoding="utf-8")) for n, f in files.items() if f.is_file()}
+
+
+def made_on(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The machines that made the nodes, and the time it took: `2 cores of Intel Xeon, 7 min of stages`."""
+    machines = [m["machine"] for m in found.values() if "machine" in m]
+    kinds = dict.fromkeys(f"{m.get('cores')} cores of {m.get('processor')}" for m in machines)
+    minutes = sum(m.get("seconds") or 0.0 for m in found.values()) / 60
+    return ", ".join([*kinds, f"{minutes:.0f} min of training"]) if kinds else ""
 
 
 def alarms(found: dict[str, dict[str, Any]]) -> list[str]:

@@ -76,6 +76,43 @@ MEASURES = {"BWT": "backward transfer", "FWT": "forward transfer", "forgetting":
 """Measure in bwt.json -> its name on the page."""
 
 
+def step_changes(bwt: Bwt) -> list[Heat]:
+    """What every step of an order changed of every task on test, best order first; joint training has no steps."""
+    found = {name: order for name, order in words.shown(bwt).items() if len(order["phases"]) > 1}
+    bound = _bound(
+        i["value"]
+        for order in found.values()
+        for step in order["steps"]
+        for i in step.values()
+        if i
+    )
+    return [
+        Heat(
+            name,
+            _columns(bwt),
+            [
+                (
+                    f"{place}. {phase}",
+                    [
+                        _change_cell(
+                            i["value"] if (i := step[task]) else None,
+                            bound,
+                            words.interval(step[task], sign=True),
+                            task in own,
+                        )
+                        for task in bwt["tasks"]
+                    ],
+                )
+                for place, (phase, own, step) in enumerate(
+                    zip(order["phases"], order["positions"], order["steps"], strict=True), 1
+                )
+            ],
+            words.path(order["phases"]),
+        )
+        for name, order in found.items()
+    ]
+
+
 def transfer_from_base(bwt: Bwt) -> Heat | None:
     """What one phase, trained from the base, did to every task (dev: this matrix chooses the order)."""
     table = bwt["transfer"]["from_base"]["dev"]
@@ -158,20 +195,14 @@ class Arm:
 def ranking(bwt: Bwt) -> tuple[list[Arm], str]:
     """Rows of the ranking, and the axis above their whiskers."""
     ranking = bwt["ranking"]
-    ends = [
-        row["mean"][k] for row in ranking for k in ("low", "high") if row["mean"][k] is not None
-    ]
-    seeds = [v for row in ranking for v in row["mean"]["seeds"].values()]
-    low, high = min([*ends, *seeds]), max([*ends, *seeds])
-    pad = 0.04 * (high - low) or 0.05
-    scale = Scale(low - pad, high + pad)
+    scale = Scale.of([row for row in ranking if row["kind"] in ("order", "joint")] or ranking)
     best = words.leader(bwt)["mean"]["value"]
     level = f"{bwt['settings']['level']:.0%}"
     arms = [
         Arm(
             name=row["arm"],
             phases=""
-            if row["arm"] == "_".join(row["phases"] or ())
+            if row["arm"] in ("_".join(row["phases"] or ()), row["kind"])
             else words.path(row["phases"]) or row["kind"],
             kind=row["kind"],
             mean=words.score(row["mean"]["value"]),
@@ -293,6 +324,19 @@ class Scale:
     high: float
     width: float = 260.0
 
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]]) -> Scale:
+        """As wide as the means, intervals and seeds of these arms."""
+        means = [row["mean"] for row in rows]
+        ends = [mean[end] for mean in means for end in ("low", "high") if mean[end] is not None]
+        ends += [value for mean in means for value in mean["seeds"].values()]
+        pad = 0.04 * (max(ends) - min(ends)) or 0.05
+        return cls(min(ends) - pad, max(ends) + pad)
+
+    def holds(self, value: float) -> bool:
+        """Whether a score lies on the strip."""
+        return self.low <= value <= self.high
+
     def x(self, value: float) -> float:
         """Position of a score."""
         return round(self.width * (value - self.low) / (self.high - self.low), 1)
@@ -308,7 +352,7 @@ class Scale:
 
 
 def _whisker(row: Mapping[str, Any], scale: Scale, best: float, level: str) -> str:
-    """Dot, interval, one tick per seed, and the best arm's mean as a dotted line."""
+    """Dot, interval, one tick per seed, and the best arm's mean as a dotted line; an arrow for an arm off the strip."""
     mean = row["mean"]
     x, y = scale.x(mean["value"]), 11
     parts = [
@@ -316,15 +360,20 @@ def _whisker(row: Mapping[str, Any], scale: Scale, best: float, level: str) -> s
         for t in scale.ticks()
     ]
     parts.append(f'<line class="best" x1="{scale.x(best)}" x2="{scale.x(best)}" y1="0" y2="22"/>')
-    if mean["low"] is not None:
-        a, b = scale.x(mean["low"]), scale.x(mean["high"])
-        parts.append(f'<path class="ci" d="M{a} {y}H{b}M{a} {y - 4}v8M{b} {y - 4}v8"/>')
-    if len(mean["seeds"]) > 1:
-        parts += [
-            f'<circle class="seed" cx="{scale.x(v)}" cy="{y}" r="2.2"/>'
-            for v in mean["seeds"].values()
-        ]
-    parts.append(_dot(row["kind"], x, y))
+    if not scale.holds(mean["value"]):
+        tip, way = (2.0, 1) if mean["value"] < scale.low else (scale.width - 2.0, -1)
+        parts.append(f'<path class="open" d="M{tip} {y}l{8 * way} -4.5v9z"/>')
+    else:
+        if mean["low"] is not None:
+            a, b = (min(max(scale.x(mean[end]), 0.0), scale.width) for end in ("low", "high"))
+            parts.append(f'<path class="ci" d="M{a} {y}H{b}M{a} {y - 4}v8M{b} {y - 4}v8"/>')
+        if len(mean["seeds"]) > 1:
+            parts += [
+                f'<circle class="seed" cx="{scale.x(v)}" cy="{y}" r="2.2"/>'
+                for v in mean["seeds"].values()
+                if scale.holds(v)
+            ]
+        parts.append(_dot(row["kind"], x, y))
     text = f"{row['arm']}: {words.score(mean['value'])}, {level} interval {words.interval(mean)}"
     return f'<svg viewBox="0 0 {scale.width:.0f} 22" role="img" aria-label="{text}">{"".join(parts)}</svg>'
 
