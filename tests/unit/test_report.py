@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 import re
 from functools import cache
@@ -260,7 +261,7 @@ def test_the_trained_task_of_every_position_is_outlined():
 
 def test_the_page_answers_which_order_what_each_step_cost_and_how_sure_in_this_sequence():
     bwt = measured("default")
-    page = page_of("default")
+    page = html.unescape(page_of("default"))
     places = [page.index(text) for text in ("Which order?", "cost the others?", "How sure?")]
     assert places == sorted(places)
     assert places[-1] < page.index("Every arm against")
