@@ -250,3 +250,38 @@ def test_streams_tensors_and_models_go_on_as_if_nothing_had_happened(monkeypatch
     assert [[line[k] for k in same] for line in resumed.lines] == [
         [line[k] for k in same] for line in through.lines
     ]
+
+
+def test_a_request_may_ask_another_text_and_tell_its_rows_how_they_were_asked():
+    learner = learner_of()
+    problem = learner.task_set.problems["math"][0]
+    plain = Request(problem, samples=2, max_new_tokens=8)
+    told = replace(plain, prompt="1 + 2 = ?", facts={"budget": 7.0})
+    roll = sample(learner, [plain, told])
+    policy = learner.policy
+    assert roll.prompt_ids[0] == policy.encode_prompt(problem.prompt)
+    assert roll.prompt_ids[2] == policy.encode_prompt("1 + 2 = ?")
+    assert [row.id for row in roll.problem] == [problem.id] * 4
+    assert roll.asked("budget").isnan().tolist() == [True, True, False, False]
+    assert roll.asked("budget")[2:].tolist() == [7, 7]
+    assert roll.asked("template").isnan().all()
+    assert (roll.row_facts["limit"] == 8).all()
+
+
+def test_a_cut_answer_is_read_and_graded_again_and_trains_what_is_left():
+    learner = learner_of(reward=["says_seven"])
+    problem = learner.task_set.problems["math"][0]
+    roll = sample(learner, [Request(problem, samples=3, max_new_tokens=24)])
+    rollouts = StepRollouts(learner, State(total=4), defaultdict(float))
+    lengths = torch.tensor([2, 100, 5])
+    was = roll.lengths()
+    short = rollouts.cut(roll, lengths)
+    assert (was > 5).all()
+    assert short.lengths().tolist() == [2, int(was[1]), 5]
+    assert short.row_facts["finished"].tolist() == [0, float(roll.row_facts["finished"][1]), 0]
+    assert short.text == [
+        learner.policy.decode(row[:n])
+        for row, n in zip(roll.response_ids.tolist(), short.lengths().tolist(), strict=True)
+    ]
+    assert torch.equal(short.rewards, rl_project.says_seven(short, State(total=4)))
+    assert rollouts.cut(roll, was) is roll

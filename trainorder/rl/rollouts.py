@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from trainorder.config import SOURCES
@@ -19,7 +20,7 @@ from trainorder.rl.learner import Learner
 from trainorder.rl.method import Method
 from trainorder.rl.spans import char_spans
 from trainorder.rl.speed import timed
-from trainorder.rl.types import Roll, State
+from trainorder.rl.types import ASKED, Roll, State
 from trainorder.rollout import Completions, Request
 from trainorder.rollout.base import rows_of, with_prompts
 from trainorder.streams import seed_of
@@ -77,6 +78,46 @@ class StepRollouts:
         mine = self._share(whole)
         return self._finish(_foreign(mine, policy.decode_batch, source) if mine else None)
 
+    def cut(self, roll: Roll, lengths: Int[Tensor, " row"]) -> Roll:
+        """See Rollouts."""
+        learner = self.learner
+        shorter = (lengths < roll.lengths()).nonzero().flatten().tolist()
+        if not shorter:
+            return roll
+        kept = torch.arange(roll.loss_mask.shape[1]) < lengths[:, None]
+        answers = [roll.response_ids[row, : int(lengths[row])].tolist() for row in shorter]
+        texts, finished = list(roll.text), roll.row_facts["finished"].clone()
+        finished[shorter] = 0.0
+        for row, text in zip(shorter, learner.policy.decode_batch(answers), strict=True):
+            texts[row] = text
+        grades = [
+            float(grade) if scored else None
+            for grade, scored in zip(roll.row_facts["graded"], roll.scored, strict=True)
+        ]
+        with timed(self.clock, "grade"):
+            backend = learner.backend
+            mine = shorter[slice(*slice_of(len(shorter), backend.rank, backend.world))]
+            found = learner.task_set.grade(
+                [roll.problem[i] for i in mine], [texts[i] for i in mine]
+            )
+        again = [grade for share in backend.gather(found) for grade in share]
+        for row, grade in zip(shorter, again, strict=True):
+            grades[row] = grade
+        roll = replace(
+            roll,
+            text=texts,
+            loss_mask=roll.loss_mask * kept,
+            row_facts={**roll.row_facts, "finished": finished},
+        )
+        return self._rewarded(roll, grades)
+
+    def _rewarded(self, roll: Roll, grades: Sequence[float | None]) -> Roll:
+        task_set, floor = self.learner.task_set, self.learner.config.min_judged_spread
+        floors = [floor if task_set.is_judged(problem.task) else 0.0 for problem in roll.problem]
+        return add_rewards(
+            roll, grades, self.learner.method, self.state, floors=roll.rewards.new_tensor(floors)
+        )
+
     def _share(self, requests: Sequence[Request]) -> list[Request]:
         """This rank's share of the requests, each with its seed, its group and its prompt's tokens."""
         learner, first = self.learner, self.asked
@@ -100,17 +141,9 @@ class StepRollouts:
         with timed(self.clock, "generate"):
             parts, shares = zip(*learner.backend.gather((part, mine)), strict=True)
             roll = add_old_facts(in_order(parts), learner)
-        floor = learner.config.min_judged_spread
-        floors = [floor if task_set.is_judged(problem.task) else 0.0 for problem in roll.problem]
-        roll = add_rewards(
-            roll,
-            [grade for share in shares for grade in share],
-            learner.method,
-            self.state,
-            floors=roll.rewards.new_tensor(floors),
-        )
-        prompts = dict(zip(roll.group.tolist(), roll.prompt_ids, strict=True))
-        self.prompt_tokens += sum(map(len, prompts.values()))
+        roll = self._rewarded(roll, [grade for share in shares for grade in share])
+        asked = zip(roll.group.tolist(), map(tuple, roll.prompt_ids), strict=True)
+        self.prompt_tokens += sum(len(prompt) for _, prompt in set(asked))
         self.tokens += float(sampled_tokens(roll).sum())
         self.sampled.append(roll)
         return roll
@@ -169,9 +202,22 @@ def _rows(
             "age": mask.new_zeros(len(asked)),
             "given": mask.new_tensor([len(row.prefix_ids) for row in asked]),
             "temperature": mask.new_tensor([row.temperature for row in asked]),
+            "limit": mask.new_tensor(
+                [max(row.max_new_tokens, len(row.prefix_ids)) for row in asked]
+            ),
+            **_asked_facts(asked, mask),
         },
         token_facts=token_facts,
     )
+
+
+def _asked_facts(asked: Sequence[Request], like: Tensor) -> dict[str, Tensor]:
+    """What the requests brought, per row."""
+    names = dict.fromkeys(name for request in asked for name in request.facts)
+    return {
+        f"{ASKED}{name}": like.new_tensor([row.facts.get(name, math.nan) for row in asked])
+        for name in names
+    }
 
 
 def _problem(request: Request) -> Problem:

@@ -7,6 +7,7 @@ taken at the temperature a row was sampled at, so old and live ones describe the
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -21,8 +22,17 @@ from trainorder.rollout import Request
 from trainorder.streams import torch_stream
 from trainorder.tasks.base import Problem
 
-ROW_DEFAULTS = {"finished": 1.0, "source": 0.0, "age": 0.0, "given": 0.0, "temperature": 1.0}
+ROW_DEFAULTS = {
+    "finished": 1.0,
+    "source": 0.0,
+    "age": 0.0,
+    "given": 0.0,
+    "temperature": 1.0,
+    "limit": math.inf,
+}
 """Facts per row that `Roll.cat` fills in for rows that lack them."""
+ASKED = "asked/"
+"""Begins the names of facts per row that a request brought; nan for rows whose request did not."""
 TOKEN_DEFAULTS = {"sampler_logps": "old_logps"}
 """Facts per token that it fills in, by the rows' own fact of another name."""
 
@@ -58,7 +68,8 @@ class Roll:
     text: list[str]
     row_facts: dict[str, Tensor] = field(default_factory=dict)
     """Per row: `graded` (by verifier or judge), `finished` (1 = ended within its limit), `source` (place in SOURCES),
-    `age` (steps since it was sampled), `given` (leading tokens that were not sampled), `temperature`."""
+    `age` (steps since it was sampled), `given` (leading tokens that were not sampled), `temperature`, `limit` (tokens that
+    the answer might have), and what its request brought (`asked`)."""
     token_facts: dict[str, Tensor] = field(default_factory=dict)
     """Per token: `old_logps` (trainer, before the update), `sampler_logps` (as the engine reported), `entropy` (old, nats),
     and what pieces need (facts.py), under the name they need it by."""
@@ -95,6 +106,11 @@ class Roll:
             if known is None
             else known == number
         )
+
+    def asked(self, name: str) -> Float[Tensor, " row"]:
+        """The fact `name` of each row's request (Request.facts); nan where it had none."""
+        known = self.row_facts.get(f"{ASKED}{name}")
+        return torch.full_like(self.rewards, math.nan) if known is None else known
 
     def rows(self, index: Sequence[int]) -> Roll:
         """The rows `index`, in that order."""
@@ -154,6 +170,8 @@ def _widened(values: Float[Tensor, "row token ..."], width: int) -> Float[Tensor
 def _fact(facts: Mapping[str, Tensor], name: str, roll: Roll) -> Tensor:
     if name in facts:
         return facts[name]
+    if name.startswith(ASKED):
+        return torch.full_like(roll.rewards, math.nan)
     if name in ROW_DEFAULTS:
         return roll.rewards.new_full(roll.rewards.shape, ROW_DEFAULTS[name])
     if TOKEN_DEFAULTS.get(name) in facts:
@@ -175,6 +193,13 @@ class Rollouts(Protocol):
         """Answers to the requests, with rewards.
 
         The engine seeds each request by its place in the step, and gives it a group of its own unless it names one.
+        """
+        ...
+
+    def cut(self, roll: Roll, lengths: Int[Tensor, " row"]) -> Roll:
+        """The roll with answers of at most `lengths` tokens; those that lose some are unfinished and graded again.
+
+        Rewards are made again, of all rows.
         """
         ...
 

@@ -7,8 +7,8 @@ other rows are asked, on the order in which they are sampled, on ranks, batches 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -24,9 +24,11 @@ class Request:
     """One prompt to answer `samples` times."""
 
     problem: Problem | None = None
-    """What the answers are graded as. Its prompt is asked unless `prompt_ids` are given."""
+    """What the answers are graded as. Its prompt is asked unless `prompt` or `prompt_ids` is given."""
+    prompt: str = ""
+    """The text to ask instead of the problem's prompt."""
     prompt_ids: Sequence[int] = ()
-    """The tokens to ask instead of the problem's prompt."""
+    """The tokens to ask instead of either."""
     prefix_ids: Sequence[int] = ()
     """The first tokens of every answer; sampling continues after them."""
     train_prefix: bool = False
@@ -40,6 +42,8 @@ class Request:
     """A 63-bit integer (streams.seed_of); row i of the request draws from `row_seeds(seed, samples)[i]`."""
     group: int | None = None
     """In the RL step: the group that the rows join; None for a group of their own."""
+    facts: Mapping[str, float] = field(default_factory=dict)
+    """In the RL step: what the rows are to know of how they were asked (Roll.asked)."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +87,19 @@ class Engine(Protocol):
 
 def with_prompts(policy: Policy, requests: Sequence[Request]) -> list[Request]:
     """The requests with their prompts as tokens."""
-    asked = [r.problem.prompt for r in requests if r.problem is not None and not len(r.prompt_ids)]
-    encoded = iter(policy.encode_prompts(asked))
+    asked = {i: text for i, request in enumerate(requests) if (text := _text_of(request))}
+    encoded = dict(zip(asked, policy.encode_prompts(list(asked.values())), strict=True))
     return [
-        replace(request, prompt_ids=next(encoded))
-        if request.problem is not None and not len(request.prompt_ids)
-        else request
-        for request in requests
+        replace(request, prompt_ids=encoded[i]) if i in encoded else request
+        for i, request in enumerate(requests)
     ]
+
+
+def _text_of(request: Request) -> str | None:
+    """The prompt that is still to be encoded."""
+    if len(request.prompt_ids):
+        return None
+    return request.prompt or (None if request.problem is None else request.problem.prompt)
 
 
 def resolved(policy: Policy, requests: Sequence[Request]) -> list[Request]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trainorder.rl.registry import reward, weight
-from trainorder.rl.types import Roll, State
+from trainorder.reading import ParamsError
+from trainorder.rewards import format
+from trainorder.rl.helpers import gmean, gstd
+from trainorder.rl.registry import edit, plan, reward, weight
+from trainorder.rl.types import Roll, Rollouts, State
+from trainorder.rollout import Request
 
 
 @weight
@@ -25,3 +32,94 @@ def overlong_penalty(
     """
     over = roll.lengths() - (max_length - buffer)
     return -(over / buffer).clamp(0, 1).to(roll.rewards.dtype)
+
+
+@plan
+def length_budget(
+    requests: list[Request],
+    state: State,
+    *,
+    start: float = 256.0,
+    decay: float = 0.7,
+    every: int = 150,
+    text: str = "{prompt} Use exactly {budget} tokens.",
+) -> list[Request]:
+    """Ask for answers of B(t) = max(1, start * decay^floor(t / every)) tokens at step t (arXiv:2508.08940).
+
+    "Train long, think short": the budget falls from 256 to 87 tokens over the paper's 600 steps. `text` is what is asked,
+    with `{prompt}` and `{budget}` (rounded); the paper says "use exactly B tokens", its whole sentence was not read. Only
+    asks: `length_triangle` pays for keeping to the budget. A `decay` of 1 keeps the budget.
+
+    Raises:
+        ParamsError: `text` has no `{prompt}`.
+    """
+    if "{prompt}" not in text:
+        raise ParamsError(
+            f"method.plan.length_budget.text: {text!r} has no {{prompt}}, where the problem is put: add it"
+        )
+    budget = max(1.0, start * decay ** (state.step // every))
+    asked = []
+    for request in requests:
+        prompt = request.prompt or (request.problem.prompt if request.problem else "")
+        said = text.replace("{budget}", str(round(budget))).replace("{prompt}", prompt)
+        asked.append(replace(request, prompt=said, facts={**request.facts, "budget": budget}))
+    return asked
+
+
+@reward
+def length_triangle(roll: Roll, state: State) -> Float[Tensor, " row"]:
+    """Length / B up to the budget B of `length_budget`, from there 2 - length / B, 0 beyond 2 B (arXiv:2508.08940).
+
+    The length is in tokens. 0 for rows that were asked without a budget. The paper adds .3 or .6 of it to .6 or .3 of
+    the grade; its triangle beats a reward that stays at 1 up to B.
+    """
+    share = roll.lengths() / roll.asked("budget")
+    return torch.minimum(share, 2 - share).clamp(min=0).nan_to_num(0.0).to(roll.rewards.dtype)
+
+
+@reward
+def surrogate_format_length(
+    roll: Roll, state: State, *, max_length: int = 3072, peak: float = 0.5
+) -> Float[Tensor, " row"]:
+    """Format and length in place of a grade: learns without any ground truth (arXiv:2505.19439).
+
+    With x = tokens / max_length: y = 1 - (1 - x / peak)^2 up to the peak, then 1 - 2 ((x - peak) / (1 - peak))^2. A text
+    with an answer that can be read gets y + 1/2 for a closed thought + 1/2 for an answer in tags or a box; one without
+    gets min(0, y). Defaults of the authors' code: `max_length` is theirs, set it to the longest answer that the task
+    allows. Goes alone, in place of `graded`.
+    """
+    x = (roll.lengths() / max_length).double()
+    y = torch.where(x <= peak, 1 - (1 - x / peak) ** 2, 1 - 2 * ((x - peak) / (1 - peak)) ** 2)
+    form = torch.full_like(y, -1.0)
+    for row, text in enumerate(roll.text):
+        if format.answer(text):
+            thought = "</think>" in text
+            tagged = "</answer>" in text or "boxed{" in text
+            form[row] = (thought + tagged) / 2
+    return torch.where(form < 0, y.clamp(max=0), y + form).to(roll.rewards.dtype)
+
+
+@edit
+def truncate_outliers(
+    roll: Roll,
+    state: State,
+    rollouts: Rollouts,
+    *,
+    sigmas: float = 3.0,
+    min_cut: int = 32,
+    success: float = 1.0,
+) -> Roll:
+    """Cut the longest answers of solved groups, and grade what is left (dynamic outlier truncation, arXiv:2601.03969).
+
+    In groups whose mean grade is at least `success`, answers longer than T = floor(mean + sigmas * std of the group's
+    lengths), std unbiased, lose all tokens after T where that are at least `min_cut`; the cut answer is usually wrong, so
+    that the group has spread again. Defaults of the authors' code, with groups of 32: in a group of G no answer is more
+    than (G - 1) / sqrt(G) std above the mean, so 3 never cuts in groups of 10 or fewer; lower it there (2 for 8).
+    """
+    group, scored = roll.group, torch.ones_like(roll.scored)
+    lengths = roll.lengths()
+    whole = lengths.double()
+    limit = (gmean(whole, group, scored) + sigmas * gstd(whole, group, scored)).floor().long()
+    solved = gmean(roll.row_facts["graded"], group, roll.scored) >= success - 1e-9
+    cut = solved & roll.scored & (lengths - limit >= min_cut)
+    return rollouts.cut(roll, torch.where(cut, limit, lengths)) if cut.any() else roll
