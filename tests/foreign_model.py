@@ -71,3 +71,51 @@ def edit_weights(folder: Path, change: Callable[[Weights], Weights]) -> None:
     """Replace the weights by a function of them."""
     file = folder / "model.safetensors"
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def write_gguf(file: Path, architecture: str = "llama", leave_out: str = "") -> Path:
+    """The model of `write_model` as a GGUF file in Q8_0 (of width 32, as that takes), without tensors named `leave_out`."""
+    import gguf
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "vocab_size": 260}
+    folder = write_model(file.parent / f"{file.stem}-whole", **sizes)
+    tokenizer = byte_tokenizer()
+    words = [*tokenizer.convert_ids_to_tokens(range(259)), "ab"]
+    writer = gguf.GGUFWriter(file, architecture)
+    writer.add_name(file.stem)
+    writer.add_context_length(SIZES["max_position_embeddings"])
+    writer.add_embedding_length(32)
+    writer.add_block_count(SIZES["num_hidden_layers"])
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(SIZES["num_attention_heads"])
+    writer.add_head_count_kv(SIZES["num_attention_heads"])
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(260)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(words)
+    writer.add_token_merges(["a b"])
+    writer.add_token_types([3, 3, 3, *[1] * 257])
+    writer.add_pad_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template(CHAT)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, SIZES["num_hidden_layers"])
+    for name, weight in load_file(folder / "model.safetensors").items():
+        found = names.get_name(name, try_suffixes=(".weight",))
+        if found is None or (leave_out and leave_out in found):
+            continue
+        values = weight.numpy()
+        if "attn_q" in found or "attn_k" in found:  # as llama.cpp pairs the halves of a rotation
+            pairs = values.reshape(SIZES["num_attention_heads"], 2, -1, values.shape[1])
+            values = pairs.swapaxes(1, 2).reshape(values.shape)
+        if values.ndim == 1:
+            writer.add_tensor(found, values)
+        else:
+            writer.add_tensor(found, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file

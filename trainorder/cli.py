@@ -95,7 +95,7 @@ def plan_command(
 ) -> None:
     """Compile params.yaml into plan.yaml and show what is cached, restorable and to train."""
     with refusing():
-        from trainorder import plan
+        from trainorder import plan, storage
         from trainorder.plan import show
 
         current = plan.load()
@@ -104,11 +104,12 @@ def plan_command(
         plan.repair()
         changed = plan.write(current)
         states = plan.status(current)
+        sizes = storage.sizes(current) if "stale" in states.values() else None
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print(show.tree(current, states))
-    for line in show.summary(current, states):
+    console.print(show.tree(current, states, sizes))
+    for line in show.summary(current, states, sizes):
         console.print(line)
     console.print(f"plan.yaml {'written' if changed else 'unchanged'}", style="dim")
 

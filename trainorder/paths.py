@@ -15,11 +15,13 @@ BWT = Path("reports/bwt.json")
 REPORT = Path("reports/report.html")
 RESUME = Path(".resume")
 """Step checkpoints of stages that did not finish; outside DVC's outputs, which DVC deletes before it runs a stage."""
+MODELS = Path(".models")
+"""Models in another form than a Hugging Face folder, converted; each is made again from its file where it is missing."""
 DUMPS = Path(".dumps")
 """Refused updates, for replay."""
 NODE = re.compile(r"s\d+(?:--[a-z0-9_]+)*")
 """Name of a node: the seed, a variant, phases or a merge."""
-REWRITTEN = (TASK_DATA, SFT_DATA, TOKENIZER, JUDGE, FINGERPRINTS, RESUME, DUMPS)
+REWRITTEN = (TASK_DATA, SFT_DATA, TOKENIZER, JUDGE, FINGERPRINTS, RESUME, DUMPS, MODELS)
 OF_NODES = ("checkpoints", "runs")
 """Folders that DVC and the stages empty, and those in which they do so with every folder named like a node."""
 FLOW_LOCK = Path(".prefect/flow.lock")

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from trainorder.adapters import add_to_weights, base_of, is_adapter_node
 from trainorder.config import PolicyConfig
 from trainorder.files import writing_folder
-from trainorder.pretrained import import_transformers, load_model, load_tokenizer, locate
+from trainorder.pretrained import import_transformers, load_model, load_tokenizer
 from trainorder.reading import ParamsError
+from trainorder.sources import locate
 from trainorder.streams import seed_of
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Policy:
 
     @classmethod
     def load(cls, path: Path | str, *, weights: bool = True) -> Policy:
-        """Load a Hugging Face folder, or (a `str` only) a name on the hub. safetensors only.
+        """Load a Hugging Face folder, or (a `str` only) any other form of a model (trainorder/sources.py). safetensors only.
 
         A LoRA node is loaded with its adapter added to the weights of its base.
 

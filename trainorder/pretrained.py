@@ -10,15 +10,14 @@ import importlib
 import inspect
 import json
 import logging
-import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainorder.config import remote_code_allowed
-from trainorder.reading import ParamsError
+from trainorder.reading import ParamsError, listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,48 +25,10 @@ if TYPE_CHECKING:
 SLOW_OPTIONAL_IMPORTS = ("sklearn", "scipy")
 """Packages that transformers imports if it finds them, for parts that trainorder never calls."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
-"""Everything of a model on the hub but its weights."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id")
 GENERATION_FLAGS = ("output_attentions", "output_hidden_states", "use_cache", "_from_model_config")
 """What is kept of a generation config: sampling is ours, so temperature and the like would only be saved again."""
-SHOWN = 3
-"""Names that an error lists."""
-
-
-def locate(name: Path | str, *, weights: bool) -> Path:
-    """The folder of a model: `name` itself with `~` expanded, or (a `str`) the hub's cached snapshot of that name.
-
-    What is not in the cache is downloaded, the weights only if `weights`.
-
-    Raises:
-        ParamsError: a file, a folder that is not there, or a name that neither the cache nor the hub has.
-    """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise ParamsError(
-            f"{path} is a file: name the folder that holds config.json and the weights"
-        )
-    text = str(name)
-    if isinstance(name, Path) or not re.fullmatch(
-        r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text
-    ):
-        raise ParamsError(
-            f"{path} is not a Hugging Face model folder (it does not exist): make that checkpoint first, or correct the path"
-        )
-    from huggingface_hub import snapshot_download
-
-    patterns: list[str] = [*SMALL_FILES, *(["model*.safetensors"] if weights else [])]
-    try:
-        return Path(snapshot_download(text, allow_patterns=patterns))
-    except Exception as error:  # network, authorisation, cache: many kinds, one meaning
-        raise ParamsError(
-            f"{text}: no such folder here, and no model of that name in the cache or on the hub "
-            f"({type(error).__name__}): download it while online (`hf download {text}`), or name a folder"
-        ) from error
 
 
 def load_model(folder: Path, *, weights: bool = True) -> PreTrainedModel:
@@ -86,7 +47,7 @@ def load_model(folder: Path, *, weights: bool = True) -> PreTrainedModel:
     _check_weight_files(folder)
     transformers = import_transformers()
     options: dict[str, Any] = {} if weights else {"device_map": "meta"}
-    with _explained(folder, "the model"), _silent():
+    with explained(folder, "the model"), silent():
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             str(folder),
             dtype=torch.float32,
@@ -122,13 +83,18 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             f"or save the tokenizer beside the model"
         )
     auto = import_transformers().AutoTokenizer
-    with _explained(path, "the tokenizer"), _silent():
+    with explained(path, "the tokenizer"), silent():
         tokenizer = auto.from_pretrained(
             str(path), trust_remote_code=_runs_own_code(path), local_files_only=True
         )
-    for how in ("is_local", "local_files_only"):  # else HF_HUB_OFFLINE would change a checkpoint
-        tokenizer.init_kwargs.pop(how, None)
+    forget_how_loaded(tokenizer)
     return tokenizer
+
+
+def forget_how_loaded(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Take out of what it saves how it was read: else HF_HUB_OFFLINE would change a checkpoint."""
+    for how in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(how, None)
 
 
 def import_transformers() -> Any:
@@ -162,7 +128,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     if "config.json" not in names:
         raise ParamsError(
-            f"{folder} is not a Hugging Face model folder (no config.json; it holds {_listed(names)}): "
+            f"{folder} is not a Hugging Face model folder (no config.json; it holds {listed(names)}): "
             f"make that checkpoint first, or convert the model to that format"
         )
     config = _read_json(folder / "config.json")
@@ -194,7 +160,7 @@ def _check_weight_files(folder: Path) -> None:
         raise ParamsError(_explain_no_weights(folder))
     absent = [file.name for file in files if not file.is_file()]
     if absent:
-        raise ParamsError(f"{folder} lacks {_listed(absent)}, which its index names: copy it there")
+        raise ParamsError(f"{folder} lacks {listed(absent)}, which its index names: copy it there")
     for file in files:
         try:
             with safe_open(file, framework="numpy"):
@@ -214,12 +180,12 @@ def _explain_no_weights(folder: Path) -> str:
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles:
         return (
-            f"{folder} holds pickled weights ({_listed(pickles)}) and no {WEIGHTS}: a pickle can run any code, so only "
+            f"{folder} holds pickled weights ({listed(pickles)}) and no {WEIGHTS}: a pickle can run any code, so only "
             f"safetensors are read; if you trust it, convert it with AutoModelForCausalLM.from_pretrained(...)"
             f".save_pretrained(...) of transformers"
         )
     others = [name for name in names if name.endswith((".safetensors", ".gguf", ".h5", ".msgpack"))]
-    found = f" (it holds {_listed(others)})" if others else ""
+    found = f" (it holds {listed(others)})" if others else ""
     return (
         f"{folder} has no {WEIGHTS} and no {INDEX}{found}: download the weights, or save the model with "
         f"save_pretrained of transformers"
@@ -235,7 +201,7 @@ def check_report(folder: Path, info: dict[str, Any]) -> None:
     }.items():
         if info[key]:
             raise ParamsError(
-                f"{folder} holds {problem}: {_listed(_parameter(item) for item in info[key])}; "
+                f"{folder} holds {problem}: {listed(_parameter(item) for item in info[key])}; "
                 f"take the config.json and the weights that belong together"
             )
 
@@ -310,7 +276,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _explained(folder: Path, what: str) -> Iterator[None]:
+def explained(folder: Path, what: str) -> Iterator[None]:
     """Turn whatever transformers raises while it reads somebody's files into one line."""
     try:
         yield
@@ -324,7 +290,7 @@ def _explained(folder: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Without transformers' own report: what matters in it is raised."""
     logger = logging.getLogger("transformers")
     level = logger.level
@@ -333,14 +299,3 @@ def _silent() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _listed(names: Iterable[str]) -> str:
-    """The first few, sorted, and how many more.
-
-    >>> _listed("dcba"), _listed([])
-    ('a, b, c and 1 more', 'nothing')
-    """
-    every = sorted(names)
-    more = f" and {len(every) - SHOWN} more" if len(every) > SHOWN else ""
-    return ", ".join(every[:SHOWN]) + more if every else "nothing"

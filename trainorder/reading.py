@@ -11,7 +11,7 @@ import json
 import math
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args
@@ -361,6 +361,17 @@ def shown(value: Any) -> str:
     """What came, for a message, cut to a line or two."""
     text = redact(repr(value))
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """The first few of some names, sorted, and how many more.
+
+    >>> listed("dcba"), listed([])
+    ('a, b, c and 1 more', 'nothing')
+    """
+    every = sorted(names)
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more if every else "nothing"
 
 
 def did_you_mean(word: str, allowed: list[str]) -> str:

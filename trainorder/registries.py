@@ -1,4 +1,4 @@
-"""What params.yaml names: engines, backends and judges as `module:attribute`, and the listed pieces of the RL step.
+"""What params.yaml names: engines, backends, judges and forms of a model as `module:attribute`, and the listed pieces of the RL step.
 
 Imports nothing heavy. An entry is text, so that loading one variant imports no other, and a fingerprint covers the code of
 the variants that a stage names and of no others. Task kinds are listed the same way in trainorder/tasks/__init__.py.
@@ -30,6 +30,9 @@ JUDGES: dict[str, str] = {
     "endpoint": "trainorder.rewards.endpoint:EndpointJudge",
 }
 """`judge.backend` -> what judges, loaded from a folder."""
+
+FORMATS: dict[str, str] = {"gguf": "trainorder.gguf_model:converted"}
+"""Form of a model that is no Hugging Face folder -> what makes one of its file (trainorder/sources.py)."""
 
 SLOT_OF = {
     "plan": "plan",

@@ -75,11 +75,13 @@ def check_room(current: Plan, states: Mapping[str, State]) -> None:
             )
 
 
-def need(current: Plan, states: Mapping[str, State], sizes: Sizes | None = None) -> tuple[int, int]:
+def need(
+    current: Plan, states: Mapping[str, State], expected: Sizes | None = None
+) -> tuple[int, int]:
     """Bytes that bringing the plan up to date takes: in this folder, and in DVC's cache.
 
-    A node that trains is written twice, one that is restored once; each worker keeps step checkpoints meanwhile. `sizes`
-    None: of the largest checkpoint that is here, or as params.yaml and the model's config let expect.
+    A node that trains is written twice, one that is restored once; each worker keeps step checkpoints meanwhile. `expected`
+    None: `sizes` of the plan.
     """
     trained, restored = list[Node](), list[Node]()
     for node in current.nodes.values():
@@ -88,20 +90,20 @@ def need(current: Plan, states: Mapping[str, State], sizes: Sizes | None = None)
             (restored if state == "restorable" else trained).append(node)
     if not trained and not restored:
         return 0, 0
-    known = sizes or _sizes(current)
-
-    def size(nodes: Iterable[Node]) -> int:
-        whole = ("base", "merge")
-        return sum(known.full if node.kind in whole else known.phase for node in nodes)
+    known = expected or sizes(current)
 
     steps = current.params.flow.workers * (KEPT + 1) * known.step if trained else 0
-    return size(trained) + size(restored) + steps + RECORDS_BYTES, size(trained)
+    size = {
+        state: sum(map(known.of, nodes))
+        for state, nodes in (("trained", trained), ("restored", restored))
+    }
+    return size["trained"] + size["restored"] + steps + RECORDS_BYTES, size["trained"]
 
 
-def _sizes(current: Plan) -> Sizes:
-    """Of the checkpoints that are here, or as params.yaml lets expect."""
-    known = max((_size(paths.checkpoint(node)) for node in current.nodes), default=0)
+def sizes(current: Plan) -> Sizes:
+    """Of the built-in model: as the largest checkpoint that is here, or as params.yaml lets expect; of another: by its config."""
     if current.params.policy.path is None:
+        known = max((_size(paths.checkpoint(node)) for node in current.nodes), default=0)
         size = known or current.params.policy.tiny_bytes() + TOKENIZER_BYTES
         return Sizes(size, size, OPTIMIZER_COPIES * size)
     from trainorder import footprint

@@ -22,6 +22,7 @@ from trainorder.config import DEFAULT, Params, Section
 from trainorder.lineage import content_hash, manifest_hash, read_manifest
 from trainorder.plan.state import SETTINGS
 from trainorder.reading import ParamsError, did_you_mean, found_at, read_yaml, shaped
+from trainorder.sources import section
 
 REPAIR = (
     "To repair: delete the files named as changed, then `trainorder run` restores them from DVC's cache (checked by "
@@ -193,6 +194,8 @@ def _params(manifest: Mapping[str, Any], params: Params) -> Iterator[str]:
 def _section(params: Params, name: str, phase: str | None) -> Any:
     """The section of today's params that a manifest recorded under this name."""
     group, _, key = name.partition(".")
+    if name == "policy":
+        return section(params.policy)
     if group == "rl" and phase in params.phases:
         return params.phase_rl(phase).results()
     found = getattr(params, group, None)

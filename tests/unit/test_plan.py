@@ -554,12 +554,12 @@ IMPOSSIBLE: dict[str, tuple[Change, str]] = {
     "a variant's own": ({"variants": {"v": {"rl": {"temperature": 1e-9}}}}, "variants.v.rl: temperature"),
     "a piece's option": ({"rl__method": {"terms": [{"clipped_surrogate": {"clip_high": 1e300}}]}}, "clip_high: at most 1e+09"),
     "a seed numpy refuses": ({"seeds": [2**32]}, "seeds.0: input should be less than 4294967296"),
-    "a file": ({"policy": {"path": "/etc/passwd"}}, "policy.path: '/etc/passwd' is a file, not a folder"),
-    "a device": ({"policy": {"path": "/dev/null"}}, "is a file, not a folder"),
+    "a file": ({"policy": {"path": "/etc/passwd"}}, "policy.path: '/etc/passwd' is a file: name the folder"),
+    "a device": ({"policy": {"path": "/dev/null"}}, "is a file: name the folder"),
     "a folder of no model": ({"policy": {"path": "/etc"}}, "holds no config.json"),
-    "a missing folder": ({"policy": {"path": "/nowhere/model"}}, "no such folder, and no name on the hub"),
+    "a missing folder": ({"policy": {"path": "/nowhere/model"}}, "'/nowhere/model' does not exist: it is no folder"),
     "a home": ({"policy": {"path": "~/model"}}, "`~` is not expanded here"),
-    "no path": ({"policy": {"path": ""}}, "policy.path: '' is no such folder"),
+    "no path": ({"policy": {"path": ""}}, "policy.path: '' does not exist"),
     "a long path": ({"policy": {"path": "x" * 300}}, "File name too long"),
     "long names": ({"phases": LONG, "orders": {"one": list(LONG)}, "merges": {}}, "would have a name of 266 characters, and files can have 200"),
     "sixty phases": ({"orders": {"one": ["math"] * 60}, "merges": {}}, "the checkpoint after 60 phases"),
@@ -582,7 +582,7 @@ def test_what_cannot_work_is_refused_at_once(name: str):
 def test_a_folder_with_a_gguf_file_alone_is_refused_with_what_to_do(tmp_path: Path):
     (tmp_path / "small.Q4_1.gguf").touch()
     said = refusal(policy={"path": str(tmp_path)})
-    assert "(small.Q4_1.gguf is not read here: save that model with transformers)" in said
+    assert f"holds no config.json; name the file {tmp_path}/small.Q4_1.gguf" in said
 
 
 def test_the_longest_allowed_name_fits_every_file_made_of_it(tmp_path: Path):

@@ -228,7 +228,7 @@ def test_home_is_expanded_and_a_file_is_no_folder(
 ):
     monkeypatch.setenv("HOME", str(good.parent))
     assert Policy.load("~/model", weights=False).context == 512
-    with pytest.raises(ParamsError, match=r"config\.json is a file: name the folder"):
+    with pytest.raises(ParamsError, match=r"config\.json' is a file: name the folder"):
         Policy.load(good / "config.json")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ParamsError, match="it holds nothing"):
@@ -244,7 +244,7 @@ def test_a_name_on_the_hub_is_found_in_the_cache_or_refused_offline(good: Path, 
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
     code = (
-        "from trainorder.pretrained import locate\n"
+        "from trainorder.sources import locate\n"
         "print(locate('org/tiny', weights=True))\n"
         "locate('org/other', weights=False)\n"
     )

@@ -27,7 +27,8 @@ class PolicyConfig(Section):
     """The model that is trained."""
 
     path: str | None = None
-    """Folder or hub name of a causal LM to start from; null builds a tiny Llama from scratch with the sizes below."""
+    """A causal LM to start from: a Hugging Face folder, a name on the hub, a GGUF file (`models/x.gguf`), or `package:NAME`, an
+    installed Python package that holds one of these; null builds a tiny Llama from scratch with the sizes below."""
     hidden_size: int = Field(default=64, ge=8, le=65_536)
     """Width of the tiny model."""
     num_layers: int = Field(default=3, ge=1, le=1000)

@@ -29,12 +29,13 @@ from trainorder.llama.kernels import Kernels
 from trainorder.optimizers import OptimizerConfig, make_optimizer
 from trainorder.policy import tiny_config
 from trainorder.prefix import Layout, recomputing_alike
-from trainorder.pretrained import import_transformers, locate
+from trainorder.pretrained import import_transformers
 from trainorder.rl import forward
 from trainorder.rl.adapters import add_adapters
 from trainorder.rl.backend import computing, trained
 from trainorder.rl.method import Method
 from trainorder.rl.types import Roll
+from trainorder.sources import locate
 from trainorder.texts import CHUNK_ENTRIES
 
 

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from trainorder.config import (
 from trainorder.plan.orders import listed_orders, order_phases, single_phases
 from trainorder.reading import ParamsError, did_you_mean, found_at, shown
 from trainorder.registries import SLOT_OF, listed
+from trainorder.sources import GGUF, find
 from trainorder.tasks import make_task
 
 RL = Path(__file__).parents[1] / "rl"
@@ -48,7 +50,6 @@ MAX_NAME = 200
 """Bytes of a node's name: files may have 255, and DVC and we add `.parquet` and temporary endings."""
 MAX_ROLLOUTS = 262_144
 """Rollouts of one step, all held in memory."""
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})|[0-9A-Fa-f:.]{2,45}(%\w+)?")
 PAID_BY = {"structured": "verifier", "creative": "judge"}
 
@@ -121,23 +122,20 @@ def _check_policy(policy: PolicyConfig) -> None:
 
 
 def _check_model_path(path: str) -> None:
-    kind = found_at(path) if path else ""
-    if kind == "folder" and found_at(Path(path) / "config.json") == "file":
-        return
-    if kind == "folder":
-        gguf = next((file.name for file in sorted(Path(path).glob("*.gguf"))), "")
-        why = f" ({gguf} is not read here: save that model with transformers)" if gguf else ""
+    if path.startswith("~"):
         raise ParamsError(
-            f"policy.path: the folder {path} holds no config.json{why}; name a Hugging Face model folder"
+            f"policy.path: {shown(path)}: `~` is not expanded here, write the path out"
         )
-    if kind or not HUB_NAME.fullmatch(path):
-        what = (
-            "a file, not a folder"
-            if kind
-            else "no such folder, and no name on the hub (owner/model)"
-        )
-        hint = "; `~` is not expanded here, write the path out" if path.startswith("~") else ""
-        raise ParamsError(f"policy.path: {shown(path)} is {what}{hint}")
+    try:
+        source = find(path)
+    except ParamsError as error:
+        raise ParamsError(f"policy.path: {error}") from None
+    if source.kind == "folder" and found_at(source.path / "config.json") != "file":
+        gguf = next((file.name for file in sorted(source.path.glob(f"*{GGUF}"))), "")
+        way = f"name the file {Path(path) / gguf}" if gguf else "name a Hugging Face model folder"
+        raise ParamsError(f"policy.path: the folder {path} holds no config.json; {way}")
+    if source.kind == "gguf" and find_spec("gguf") is None:
+        raise ParamsError(f"policy.path: reading {path} needs the package gguf: pip install gguf")
 
 
 def _check_lengths(params: Params) -> None:

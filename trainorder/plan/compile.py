@@ -20,7 +20,8 @@ from trainorder.files import write_text
 from trainorder.fingerprint import Code
 from trainorder.plan.orders import Resolved, order_phases, single_phases, usable
 from trainorder.reading import ParamsError, found_at, read_yaml, shaped
-from trainorder.registries import BACKENDS, ENGINES, JUDGES
+from trainorder.registries import BACKENDS, ENGINES, FORMATS, JUDGES
+from trainorder.sources import find, section
 from trainorder.tasks import TASKS, make_task
 
 Kind = Literal["base", "structured", "creative", "mixed", "merge"]
@@ -75,6 +76,10 @@ class Sizes:
     full: int
     phase: int
     step: int
+
+    def of(self, node: Node) -> int:
+        """Bytes of a node's checkpoint."""
+        return self.full if node.kind in ("base", "merge") else self.phase
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,7 @@ class Plan:
         """
         params = self.params
         return {
-            "policy": params.policy.results(),
+            "policy": section(params.policy),
             "training": {"dtype": params.training.dtype},
             "tasks": {name: task.results() for name, task in params.tasks.items()},
             "data": params.data.results(),
@@ -262,9 +267,13 @@ class Plan:
             "report": [],
         }
         engine = ENGINES[params.rollout.backend]
+        form = FORMATS.get(find(params.policy.path).kind) if params.policy.path else None
         found = {
             stage: Code(
-                _module(stage), self._loads(names) | ({engine} if stage in SAMPLING else set())
+                _module(stage),
+                self._loads(names)
+                | ({engine} if stage in SAMPLING else set())
+                | ({form} if form and stage == "sft_warmup" else set()),
             )
             for stage, names in tasks.items()
         }
@@ -352,7 +361,7 @@ class Plan:
                     yield from self._judges()
         elif node.phase is None:
             path = self.params.policy.path
-            yield path if path is not None and found_at(path) == "folder" else str(paths.TOKENIZER)
+            yield path if path is not None and found_at(path) else str(paths.TOKENIZER)
             yield from (str(paths.TASK_DATA / task / "dev.jsonl") for task in self.params.sft.gate)
         else:
             tasks = self.params.variant(node.variant).phases[node.phase].tasks

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
-from trainorder import lineage, paths
-from trainorder.config import DEFAULT
-from trainorder.plan.compile import Node, Plan
+from trainorder import lineage
+from trainorder.config import DEFAULT, Params
+from trainorder.plan.compile import Node, Plan, Sizes
 from trainorder.plan.orders import pending
 from trainorder.plan.state import State
+from trainorder.sources import section
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -30,13 +31,15 @@ SECONDS_PER_ROLLOUT = 0.33 / 128
 SECONDS_PER_SFT_LINE = 0.092 / 109
 SECONDS_PER_PAIR = 43 / 3500 / 4
 SECONDS_PER_ANSWER = 5.0 / (5 * 512 * 5)
+SAMPLED, TRAINED = 1 / 60 / 135e6, 1 / 36 / 135e6
+"""Seconds per token and weight of SmolLM2-135M on one core: a larger model's time is its products'."""
 
 
-def tree(plan: Plan, states: Mapping[str, State]) -> Tree:
-    """One branch per seed, children under the checkpoint they start from."""
+def tree(plan: Plan, states: Mapping[str, State], sizes: Sizes | None = None) -> Tree:
+    """One branch per seed, children under the checkpoint they start from. `sizes`: of checkpoints, where some must train."""
     from rich.tree import Tree
 
-    times = seconds(plan)
+    times = seconds(plan, sizes)
     root = Tree(f"[bold]{len(plan.nodes)} checkpoints[/]", guide_style="dim")
     branches: dict[str, Tree] = {}
     for node in plan.nodes.values():
@@ -54,15 +57,14 @@ def _line(node: Node, state: State, time: float | None) -> str:
     return f"{text}  {WORDS[state]}{cost}"
 
 
-def summary(plan: Plan, states: Mapping[str, State]) -> list[str]:
+def summary(plan: Plan, states: Mapping[str, State], sizes: Sizes | None = None) -> list[str]:
     """Totals in words: nodes by state, time, disk, and orders that wait for a measurement."""
     counts = Counter(states[node.stage] for node in plan.nodes.values())
     lines = [f"{counts['stale']} new, {counts['restorable']} restorable, {counts['cached']} cached"]
     if counts["stale"]:
         workers = plan.params.flow.workers
-        lines.append(
-            f"about {duration(_wall(plan, states))} with {workers} workers, {_disk(plan, states)}"
-        )
+        time = duration(_wall(plan, states, sizes))
+        lines.append(f"about {time} with {workers} workers, {_disk(plan, states, sizes)}")
     waiting = pending(plan.params, plan.resolved)
     if waiting:
         longest = len(next(iter(plan.singles.values())))
@@ -73,80 +75,128 @@ def summary(plan: Plan, states: Mapping[str, State]) -> list[str]:
     return lines
 
 
-def seconds(plan: Plan) -> dict[str, float | None]:
-    """Node -> expected seconds: as long per step as the same phase took last time, else the table above.
+def seconds(plan: Plan, sizes: Sizes | None = None) -> dict[str, float | None]:
+    """Node -> expected seconds: as long per step as the same phase of this model took last time, else the table above.
 
-    None where nothing is known: a model from elsewhere that was never trained here.
+    None where nothing is known: another model on a GPU that was never trained here.
     """
-    found = {node: m for node, m in lineage.manifests().items() if m.get("steps")}
+    known = lineage.manifests()
+    found = {node: m for node, m in known.items() if m.get("steps") and _is_of(plan, known, node)}
     per_step = {
         m["phase"] if "--" in node else None: m["seconds"] / m["steps"] for node, m in found.items()
     }
-    return {node.id: _node_seconds(plan, node, per_step) for node in plan.nodes.values()}
+    speed = _Speed.of(plan, sizes)
+    return {node.id: _node_seconds(plan, node, per_step, speed) for node in plan.nodes.values()}
 
 
-def _node_seconds(plan: Plan, node: Node, per_step: Mapping[str | None, float]) -> float | None:
+def _is_of(plan: Plan, known: Mapping[str, Mapping[str, Any]], node: str) -> bool:
+    """Whether a node descends from the model that params.yaml names now."""
+    while node in known and known[node]["parents"]:
+        node = next(iter(known[node]["parents"]))
+    return node in known and known[node]["params"].get("policy") == section(plan.params.policy)
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """Seconds of the parts of a plan on one core: of the built-in model by what it does, of another by weights and tokens."""
+
+    params: Params
+    weights: float
+    """Of another model; of the built-in one its size against the measured one."""
+    own: bool
+
+    @classmethod
+    def of(cls, plan: Plan, sizes: Sizes | None) -> Self | None:
+        """None where nothing is known: no size, or a GPU."""
+        params = plan.params
+        if params.policy.path is None:
+            return cls(params, params.policy.tiny_bytes(500) / 4 / MODEL_SIZE, True)
+        if sizes is None or _has_gpu(params):
+            return None
+        return cls(params, sizes.full / 4, False)
+
+    def rollouts(self, phase: str, params: Params) -> float:
+        rl, tasks = params.phase_rl(phase), params.phases[phase].tasks
+        count = rl.prompts_per_step * rl.group_size
+        if self.own:
+            return count * SECONDS_PER_ROLLOUT * self.weights
+        total = sum(tasks.values())
+        tokens = sum(params.tasks[t].max_new_tokens * w / total for t, w in tasks.items())
+        return count * tokens * self.weights * (SAMPLED + TRAINED)
+
+    def line(self) -> float:
+        """A line of the warm-up."""
+        if self.own:
+            return SECONDS_PER_SFT_LINE * self.weights
+        return self._tokens() * self.weights * TRAINED
+
+    def pair(self) -> float:
+        """An answer that a judge learns from."""
+        return (
+            SECONDS_PER_PAIR * self.weights if self.own else self._tokens() * self.weights * TRAINED
+        )
+
+    def answers(self) -> float:
+        """All answers of an evaluation."""
+        each = self.params.evaluation.samples + 1
+        tasks = self.params.tasks.values()
+        if self.own:
+            return sum(t.dev + t.test for t in tasks) * each * SECONDS_PER_ANSWER * self.weights
+        tokens = sum((t.dev + t.test) * t.max_new_tokens for t in tasks)
+        return tokens * each * self.weights * SAMPLED
+
+    def _tokens(self) -> float:
+        tasks = self.params.tasks.values()
+        return sum(task.max_new_tokens for task in tasks) / len(tasks)
+
+
+def _has_gpu(params: Params) -> bool:
+    from trainorder.device import device_of
+
+    return device_of(params.training.device) != "cpu"
+
+
+def _node_seconds(
+    plan: Plan, node: Node, per_step: Mapping[str | None, float], speed: _Speed | None
+) -> float | None:
     if node.kind == "merge":
         return STARTUP_SECONDS
-    size = _size(plan)
     params = plan.params.variant(node.variant)
     steps = params.sft.steps if node.phase is None else params.phases[node.phase].steps
     if node.phase in per_step:
         return per_step[node.phase] * steps
-    if size is None:
+    if speed is None:
         return None
     if node.phase is None:
         lines = params.sft.batch_size + params.sft.drill_batch_size
-        return STARTUP_SECONDS + steps * lines * SECONDS_PER_SFT_LINE * size
-    rl = params.phase_rl(node.phase)
-    rollouts = steps * rl.prompts_per_step * rl.group_size
-    return STARTUP_SECONDS + rollouts * SECONDS_PER_ROLLOUT * size
+        return STARTUP_SECONDS + steps * lines * speed.line()
+    return STARTUP_SECONDS + steps * speed.rollouts(node.phase, params)
 
 
-def _size(plan: Plan) -> float | None:
-    """The model's size against the measured one."""
-    policy = plan.params.policy
-    if policy.path is not None:
-        return None
-    return policy.tiny_bytes(500) / 4 / MODEL_SIZE
-
-
-def _wall(plan: Plan, states: Mapping[str, State]) -> float | None:
+def _wall(plan: Plan, states: Mapping[str, State], sizes: Sizes | None) -> float | None:
     """Bases and judge one after the other, then everything else shared among the workers."""
-    times = seconds(plan)
+    times, speed = seconds(plan, sizes), _Speed.of(plan, sizes)
     stale = [node for node in plan.nodes.values() if states[node.stage] == "stale"]
-    if any(times[node.id] is None for node in stale):
+    if speed is None or any(times[node.id] is None for node in stale):
         return None
     first = sum(times[n.id] or 0 for n in stale if n.kind == "base")
     rest = sum(times[n.id] or 0 for n in stale if n.kind != "base")
-    size = _size(plan) or 1.0
     if any(states[stage] == "stale" for stage in plan.judge_stages):
         judge = plan.params.judge
-        first += (
-            STARTUP_SECONDS
-            + 2 * judge.prompts * judge.answers * judge.epochs * SECONDS_PER_PAIR * size
-        )
-    answers = sum(t.dev + t.test for t in plan.params.tasks.values()) * (
-        plan.params.evaluation.samples + 1
-    )
+        first += STARTUP_SECONDS + 2 * judge.prompts * judge.answers * judge.epochs * speed.pair()
     evaluations = sum(states[f"evaluate@{node}"] == "stale" for node in plan.nodes)
-    rest += evaluations * (STARTUP_SECONDS + answers * SECONDS_PER_ANSWER * size)
+    rest += evaluations * (STARTUP_SECONDS + speed.answers())
     return first + rest / plan.params.flow.workers
 
 
-def _disk(plan: Plan, states: Mapping[str, State]) -> str:
+def _disk(plan: Plan, states: Mapping[str, State], sizes: Sizes | None) -> str:
     """Checkpoints to come, each once in the folder and once in DVC's cache."""
-    new = sum(states[node.stage] == "stale" for node in plan.nodes.values())
-    one = next((s for n in plan.nodes if (s := _folder_bytes(paths.checkpoint(n)))), None)
-    if one is None and plan.params.policy.path is None:
-        one = int(4 * MODEL_SIZE * (_size(plan) or 1))
-    if one is None:
-        return "disk not known before the first checkpoint"
-    return f"{new} x {_bytes(one)} of checkpoints, twice (folder and DVC cache)"
-
-
-def _folder_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    stale = [node for node in plan.nodes.values() if states[node.stage] == "stale"]
+    if sizes is None or not stale:
+        return "no checkpoints"
+    counts = Counter(sizes.of(node) for node in stale)
+    each = " and ".join(f"{count} x {_bytes(size)}" for size, count in counts.items())
+    return f"{each} of checkpoints, twice (folder and DVC cache)"
 
 
 def _bytes(count: float) -> str:

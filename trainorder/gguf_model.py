@@ -1,0 +1,93 @@
+"""A GGUF file as a Hugging Face folder: read by transformers, dequantized to float32, saved once below the project.
+
+The folder's name is a hash of the file's bytes and of the packages that read it. It is written whole and then renamed, under a
+lock, so that stages side by side convert once and a kill leaves nothing half-written. Equal files give equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from trainorder import paths
+from trainorder.files import writing_folder
+from trainorder.pretrained import (
+    check_report,
+    explained,
+    forget_how_loaded,
+    import_transformers,
+    silent,
+)
+from trainorder.process import exclusive
+from trainorder.reading import ParamsError
+from trainorder.sources import content_of
+
+MAGIC = b"GGUF"
+READERS = ("gguf", "transformers")
+"""Packages that decide what comes out."""
+PATIENCE = 3600.0
+"""Seconds to wait for another process that converts the same file."""
+
+
+def folder_of(file: Path) -> Path:
+    """Where the file's conversion lies, or would lie."""
+    try:
+        readers = [f"{name} {version(name)}" for name in READERS]
+    except PackageNotFoundError:
+        raise ParamsError(
+            f"{file}: reading a GGUF file needs the package gguf: pip install gguf"
+        ) from None
+    key = hashlib.sha256("\n".join([content_of(file), *readers]).encode()).hexdigest()[:16]
+    return paths.MODELS / key
+
+
+def converted(file: Path) -> Path:
+    """The Hugging Face folder with the file's model in float32 and its tokenizer; made at the first call.
+
+    Raises:
+        ParamsError: no GGUF file, an architecture that transformers cannot read, or one that is no whole model.
+    """
+    with file.open("rb") as stream:
+        begins = stream.read(len(MAGIC) + 4)
+    if begins[: len(MAGIC)] != MAGIC:
+        pointer = begins.startswith(b"version ")
+        what = "a Git LFS pointer: run `git lfs pull`" if pointer else "no GGUF file: it is damaged"
+        raise ParamsError(f"{file} is {what}")
+    folder = folder_of(file)
+    if folder.is_dir():
+        return folder
+    with exclusive(folder.with_suffix(".lock"), f"converts {file.name}", PATIENCE):
+        if not folder.is_dir():
+            print(f"converting {file.name} into {folder}, once", file=sys.stderr)
+            _convert(file, folder)
+    return folder
+
+
+def _convert(file: Path, folder: Path) -> None:
+    import torch
+
+    transformers = import_transformers()
+    with explained(file, "the model"), silent():
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            str(file.parent), gguf_file=file.name, dtype=torch.float32, output_loading_info=True
+        )
+    with explained(file, "the tokenizer"), silent():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(file.parent), gguf_file=file.name
+        )
+    check_report(file, info)
+    forget_how_loaded(tokenizer)
+    _make_plain(model)
+    with writing_folder(folder) as new:
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+
+
+def _make_plain(model: Any) -> None:
+    """Drop what says that the weights are quantized: they are float32 now, and transformers would refuse to save them."""
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
