@@ -53,7 +53,8 @@ def pad_more(roll: Roll, columns: int, junk: float = -1e30) -> Roll:
     rows = len(roll)
 
     def wide(values: Tensor, fill: float) -> Tensor:
-        return torch.cat([values, values.new_full((rows, columns), fill)], 1)
+        padding = torch.full((rows, columns, *values.shape[2:]), fill, dtype=torch.float64)
+        return torch.cat([values, padding.to(values.dtype)], 1)
 
     return replace(
         roll,

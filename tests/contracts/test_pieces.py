@@ -52,8 +52,19 @@ def some_roll() -> Roll:
         "sampler_logps": old + 0.01 * draw(),
         "entropy": draw().abs(),
         "ref_logps": draw() - 2,
+        **needed_of(roll),
     }
     return replace(roll, advantages=draw(), token_facts=facts)
+
+
+def needed_of(roll: Roll) -> dict[str, torch.Tensor]:
+    """Facts that only some pieces need."""
+    noise = torch.Generator().manual_seed(1)
+    return {
+        "hidden": torch.randn(*roll.loss_mask.shape, 3, generator=noise, dtype=torch.float64),
+        "char_start": torch.zeros_like(roll.response_ids),
+        "char_end": torch.zeros_like(roll.response_ids),
+    }
 
 
 def live_of(term: Bound, roll: Roll, logps: torch.Tensor) -> Live:
@@ -103,7 +114,8 @@ def test_equal_rewards_give_no_credit(name):
     # the mean of equal numbers is off by rounding for some of these, the credit must not be
     for dtype, count in itertools.product((torch.float32, torch.float64), range(2, 12)):
         roll = make_roll([0.1] * count)
-        roll = replace(roll, rewards=roll.rewards.to(dtype))
+        known = {**roll.token_facts, **needed_of(roll)}
+        roll = replace(roll, rewards=roll.rewards.to(dtype), token_facts=known)
         credit = ADVANTAGES[name](roll, State(total=1))
         assert (credit == 0).all() != (name in NONZERO_FOR_EQUAL_REWARDS)
 

@@ -16,6 +16,7 @@ from trainorder.adapters import weights_hash
 from trainorder.config import MethodConfig, PhaseConfig, Schedule
 from trainorder.resume import Work
 from trainorder.rl.forward import forward
+from trainorder.rl.guard import under
 from trainorder.rl.learner import Learner
 from trainorder.rl.method import Bound, Method
 from trainorder.rl.registry import ADVANTAGES, EDITS, PLANS, TERMS, Entry
@@ -285,3 +286,36 @@ def test_a_cut_answer_is_read_and_graded_again_and_trains_what_is_left():
     ]
     assert torch.equal(short.rewards, rl_project.says_seven(short, State(total=4)))
     assert rollouts.cut(roll, was) is roll
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "hicra": {
+        "edit": [{"mine_grams": {"right": 0.0, "shortest": 1}}],
+        "advantage": ["dr_grpo", "hicra"],
+        "metric": ["planning", "semantic_entropy", "two_phases"],
+    },
+    "verl": {"advantage": ["grpo", {"verl": {"stride": 4}}], "metric": ["effective_rank"]},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_resumed_after_a_step_repeats_the_bytes_of_an_uninterrupted_run(name, tmp_path):
+    whole, halves = learner_of(**METHODS[name]), learner_of(**METHODS[name])
+    state = State(total=2, key=(0, "math"))
+    lines = rl_project.steps(whole, state, 2)
+    cut = State(total=2, key=(0, "math"))
+    rl_project.steps(halves, cut, 1)
+    work = Work(tmp_path)
+    kept = {f"state/{key}": values for key, values in cut.tensors.items()}
+    work.save("rl", halves.tensors() | kept, {"state": cut.state_dict()})
+    saved = Work(tmp_path).latest("rl")
+    assert saved is not None
+    resumed = learner_of(**METHODS[name])
+    resumed.restore(saved.tensors)
+    again = State.from_state_dict(saved.state["state"], under("state/", saved.tensors))
+    (line,) = rl_project.steps(resumed, again, 1)
+    timeless = {key: value for key, value in lines[1].items() if key.startswith(("rl/", "reward/"))}
+    assert line["rl/grad_norm"] > 0
+    assert {key: line[key] for key in timeless} == timeless
+    for key, weight in whole.policy.model.state_dict().items():
+        assert torch.equal(weight, resumed.policy.model.state_dict()[key])
