@@ -39,7 +39,12 @@ def make_roll(
         weights=torch.ones_like(mask),
         problem=[Problem(f"{name}/{i}", name, "?", "1", "1") for i, name in enumerate(names)],
         text=["1"] * rows,
-        row_facts={"graded": values, "finished": torch.ones(rows, dtype=torch.float64)},
+        row_facts={
+            "graded": values,
+            "finished": torch.ones_like(values),
+            "temperature": torch.ones_like(values),
+            "limit": torch.full_like(values, 8.0),
+        },
         token_facts={
             name: torch.zeros_like(mask)
             for name in ("old_logps", "sampler_logps", "entropy", "ref_logps")

@@ -221,21 +221,29 @@ def test_edits_give_rows_that_were_sampled_each_once_and_unchanged(name):
     rewards = [1, 0, 0.5, 1, 1, 1, 0, 0.25, None]
     groups = [g for g in range(3) for _ in range(3)]
     roll = make_roll(rewards, group=groups, lengths=[3, 1, 4, 2, 2, 3, 1, 1, 5])
-    roll = replace(roll, text=[f"first {i}" for i in range(9)])
+    known = {**roll.token_facts, **needed_of(roll)}
+    roll = replace(roll, text=[f"first {i}" for i in range(9)], token_facts=known)
     sampled = {text: roll.rows([i]) for i, text in enumerate(roll.text)}
 
     class Sampling:
         """Answers every request with a group of mixed rewards."""
 
         def requests(self, counts: Mapping[str, int]) -> list[Request]:
-            return [Request()] * sum(counts.values())
+            return [Request(roll.problem[0])] * sum(counts.values())
+
+        def given(self, requests: Sequence[Request], texts: object, source: str) -> Roll:
+            return self.sample(requests)
 
         def sample(self, requests: Sequence[Request]) -> Roll:
             parts = []
             for _ in requests:
                 number = len(sampled)
                 part = make_roll([0, 1, 1], group=[number] * 3, lengths=[2, 6, 1])
-                part = replace(part, text=[f"later {number + i}" for i in range(3)])
+                part = replace(
+                    part,
+                    text=[f"later {number + i}" for i in range(3)],
+                    token_facts={**part.token_facts, **needed_of(part)},
+                )
                 sampled.update({text: part.rows([i]) for i, text in enumerate(part.text)})
                 parts.append(part)
             return Roll.cat(parts)

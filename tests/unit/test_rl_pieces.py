@@ -352,3 +352,12 @@ def test_an_overlong_answer_pays_more_and_more_within_the_buffer():
     roll = make_roll([0] * 4, lengths=[80, 90, 100, 101])
     found = overlong_penalty(roll, STATE, max_length=100, buffer=20)
     torch.testing.assert_close(found, tensor(0, -0.5, -1, -1))
+
+
+def test_dynamic_sampling_may_also_drop_groups_of_little_spread():
+    # population std .5 and .05; the second is not refilled in the one round
+    roll = make_roll([1, 0, 0.6, 0.5], group=[0, 0, 1, 1])
+    kept = dynamic_sampling(roll, STATE, Refill(), max_rounds=1, min_std=0.06)
+    assert kept.group.tolist() == [0, 0]
+    kept = dynamic_sampling(roll, STATE, Refill(), max_rounds=1, min_std=0.04)
+    assert kept.group.tolist() == [0, 0, 1, 1]

@@ -130,8 +130,9 @@ def see(sampled: Sequence[Roll], credited: Roll) -> dict[str, Seen]:
     lengths = credited.loss_mask.sum(1).clamp(min=1)
     absadv = ((credited.advantages.abs() * credited.loss_mask).sum(1) / lengths).tolist()
     total: dict[str, float] = {}
-    for problem, value in zip(credited.problem, absadv, strict=True):
-        total[problem.task] = total.get(problem.task, 0.0) + value
+    own = credited.is_from("policy").tolist()
+    for problem, value, mine in zip(credited.problem, absadv, own, strict=True):
+        total[problem.task] = total.get(problem.task, 0.0) + value * mine
     facts: dict[str, list[tuple[float, float, float]]] = {}
     for roll in sampled:
         entropy, tokens = (

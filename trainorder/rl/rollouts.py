@@ -36,7 +36,7 @@ class StepRollouts:
     clock: dict[str, float]
     """Seconds of each part of the step."""
     sampled: list[Roll] = field(default_factory=list)
-    """All that was sampled or given in this step, in order."""
+    """All that the policy sampled in this step, in order."""
     tokens: float = 0.0
     """Sampled so far."""
     prompt_tokens: float = 0.0
@@ -68,12 +68,15 @@ class StepRollouts:
             part = _answers(mine, self.learner.engine.generate(mine)) if mine else None
         return self._finish(part)
 
-    def given(self, requests: Sequence[Request], texts: Sequence[str], source: str) -> Roll:
+    def given(self, requests: Sequence[Request], texts: Sequence[str] | None, source: str) -> Roll:
         """See Rollouts."""
         policy = self.learner.policy
+        answers: Sequence[Sequence[int]] = [request.prefix_ids for request in requests]
+        if texts is not None:
+            answers = policy.encode_completions(texts)
         whole = [
-            replace(request, prefix_ids=policy.encode_completion(text), samples=1)
-            for request, text in zip(requests, texts, strict=True)
+            replace(request, prefix_ids=answer, samples=1)
+            for request, answer in zip(requests, answers, strict=True)
         ]
         mine = self._share(whole)
         return self._finish(_foreign(mine, policy.decode_batch, source) if mine else None)
@@ -145,7 +148,8 @@ class StepRollouts:
         asked = zip(roll.group.tolist(), map(tuple, roll.prompt_ids), strict=True)
         self.prompt_tokens += sum(len(prompt) for _, prompt in set(asked))
         self.tokens += float(sampled_tokens(roll).sum())
-        self.sampled.append(roll)
+        if roll.is_from("policy").all():  # others say nothing about what the policy can
+            self.sampled.append(roll)
         return roll
 
 

@@ -180,7 +180,8 @@ def accumulate(
             for term, share in zip(method.terms, shares, strict=True)
         ]
         loss, logps = torch.stack(losses).sum(), live.logps.detach()
-        moved = log_ratio(logps, batch.old_logps, batch.loss_mask)
+        sampled = batch.loss_mask * batch.is_from("policy")[:, None]
+        moved = log_ratio(logps, batch.old_logps, sampled)
         logged = {**live.log, "kl_old": k3(moved), "mismatch_mean": moved.abs()}
         means = {
             name: float((values * batch.loss_mask).sum()) / tokens

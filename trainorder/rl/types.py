@@ -203,10 +203,11 @@ class Rollouts(Protocol):
         """
         ...
 
-    def given(self, requests: Sequence[Request], texts: Sequence[str], source: str) -> Roll:
-        """Rows of answers that the policy did not sample, one text per request, with rewards.
+    def given(self, requests: Sequence[Request], texts: Sequence[str] | None, source: str) -> Roll:
+        """Rows of answers that the policy does not sample now, one text per request, with rewards.
 
-        They are graded as others are; `old_logps` are what the policy gives them now. `source` is one of SOURCES.
+        Without `texts` a request's `prefix_ids` are the whole answer. They are graded as others are; `old_logps` are what
+        the policy gives them now. `source` is one of SOURCES.
         """
         ...
 

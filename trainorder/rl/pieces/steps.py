@@ -1,0 +1,130 @@
+"""Step-wise supervised RL: the policy writes the next step of an expert's solution (SRL, arXiv:2510.25992)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trainorder.reading import ParamsError
+from trainorder.rl.registry import plan, reward
+from trainorder.rl.types import Roll, State
+from trainorder.rollout import Request
+
+STEP = "expert_step"
+"""Key in the meta of a problem that was asked for one step: that step's text."""
+
+
+@plan
+def expert_steps(
+    requests: list[Request],
+    state: State,
+    *,
+    separator: str = r"\n+|(?<=[.;])\s+",
+    text: str = "{prompt}\n{steps}",
+) -> list[Request]:
+    """Ask for one step of the expert's solution, behind those before it (SRL, arXiv:2510.25992).
+
+    The problem's gold text, without tags, is split at `separator` (a regular expression) into N steps. The paper makes N - 1
+    prompts of it, each with the problem and the first k - 1 steps; here each visit draws one k of 1 ... N - 1, so that a
+    step costs what it cost. A gold text of one step is asked for whole. The paper's optional titles of steps are left
+    out. `step_similarity` pays for the step; RLVR follows as the next phase.
+
+    Raises:
+        ParamsError: `text` has no `{prompt}` or no `{steps}`, or `separator` is no regular expression.
+    """
+    try:
+        cut = re.compile(separator)
+    except re.error as error:
+        raise ParamsError(
+            f"method.plan.expert_steps.separator: {separator!r} is no regular expression: {error}"
+        ) from None
+    if "{prompt}" not in text or "{steps}" not in text:
+        raise ParamsError(
+            f"method.plan.expert_steps.text: {text!r} must hold {{prompt}} and {{steps}}, where the problem and the steps "
+            "before the asked one are put"
+        )
+    stream, asked = state.stream("expert_steps"), []
+    for request in requests:
+        problem = request.problem
+        if problem is None:
+            asked.append(request)
+            continue
+        steps = steps_of(problem.gold, cut)
+        count = max(1, len(steps) - 1)
+        k = int(torch.randint(count, (1,), generator=stream))
+        before = "\n".join(steps[:k]) if len(steps) > 1 else ""
+        prompt = text.replace("{steps}", before).replace(
+            "{prompt}", request.prompt or problem.prompt
+        )
+        target = steps[k] if steps else ""
+        told = replace(problem, meta={**problem.meta, STEP: target})
+        asked.append(
+            replace(
+                request,
+                problem=told,
+                prompt=prompt.strip(),
+                facts={**request.facts, "step": float(k + 1)},
+            )
+        )
+    return asked
+
+
+def steps_of(gold: str, separator: re.Pattern[str]) -> list[str]:
+    r"""The steps of a solution, without tags and blanks.
+
+    >>> steps_of("<think> 3 + 4 = 7; 7 - 2 = 5 </think> <answer> 5 </answer>", re.compile("[;\n]"))
+    ['3 + 4 = 7', '7 - 2 = 5', '5']
+    """
+    plain = re.sub(r"\s*</?(?:think|answer)>\s*", "\n", gold)
+    return [
+        step.strip()
+        for line in plain.split("\n")
+        for step in separator.split(line)
+        if step and step.strip()
+    ]
+
+
+@reward
+def step_similarity(
+    roll: Roll,
+    state: State,
+    *,
+    thought: bool = True,
+    unit: Literal["characters", "words"] = "characters",
+) -> Float[Tensor, " row"]:
+    """2 M / (|S1| + |S2|) of the written step and the expert's, M their matching units; -1 without the format (SRL).
+
+    difflib's ratio (arXiv:2510.25992). What is written up to the first `</think>` is the thought, which is not scored; with
+    `thought` an answer without one keeps no format and gets -1. Tags around the step are left out. Rows that
+    `expert_steps` did not ask for a step compare with their whole gold text. The paper does not say what a unit is;
+    difflib works on characters.
+    """
+    found = []
+    for text, problem in zip(roll.text, roll.problem, strict=True):
+        head, tag, rest = text.partition("</think>")
+        if thought and not tag:
+            found.append(-1.0)
+            continue
+        written = _plain(rest if tag else head)
+        found.append(similarity(written, _plain(problem.meta.get(STEP, problem.gold)), unit))
+    return roll.rewards.new_tensor(found)
+
+
+def similarity(one: str, other: str, unit: str = "characters") -> float:
+    """The ratio of difflib.
+
+    >>> similarity("a b c d", "a b x d", "words"), round(similarity("a b c d", "a b x d"), 3)
+    (0.75, 0.857)
+    """
+    pair = (one.split(), other.split()) if unit == "words" else (one, other)
+    return difflib.SequenceMatcher(None, *pair, autojunk=False).ratio()
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\s*</?(?:think|answer)>\s*", " ", text).strip()
