@@ -111,7 +111,7 @@ class _Kept:
         facts = found["facts"].tolist()
         prompts = found["prompt"].split([int(fact[0]) for fact in facts])
         lengths = [int(fact[1]) for fact in facts]
-        parts = zip(
+        places = zip(
             prompts,
             found["answer"].split(lengths),
             found["logps"].split(lengths),
@@ -119,7 +119,12 @@ class _Kept:
             problems,
             strict=True,
         )
-        return cls([_Row(*row, f[2], int(f[3]), f[4], problem) for *row, f, problem in parts])
+        return cls(
+            [
+                _Row(prompt, answer, logps, fact[2], int(fact[3]), fact[4], problem)
+                for prompt, answer, logps, fact, problem in places
+            ]
+        )
 
     def add(self, roll: Roll, row: int, step: int) -> None:
         length = int(roll.lengths()[row])
