@@ -57,8 +57,8 @@ def scores(params: Params):
     def found(*order: str) -> dict[str, np.ndarray]:
         exams = [exam for exam in built_exams() if exam.name in params.phases]
         values: dict[str, list[float]] = {}
-        for exam, metrics, _ in examine(Policy.load(grown(order)), exams, {}, EvaluationConfig()):
-            values.setdefault(exam.name, []).extend(metrics["score"])
+        for one in examine(Policy.load(grown(order)), exams, {}, EvaluationConfig()):
+            values.setdefault(one.exam.name, []).extend(one.single["score"])
         return {task: np.array(each) for task, each in values.items()}
 
     return found

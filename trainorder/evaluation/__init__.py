@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -49,8 +51,21 @@ SPLITS: tuple[Split, ...] = ("dev", "test")
 DEV_SAMPLES = 2
 """Answers per dev problem where a scale is chosen: paired over scales, so few suffice."""
 
-Values = tuple[Exam, Mapping[str, Sequence[float]], Mapping[str, float]]
-"""An exam with its metrics per problem, and those over all of it."""
+SHOWN = 8
+"""Test problems of each task whose greedy answers an evaluation keeps, to be read."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """An exam as a checkpoint did it."""
+
+    exam: Exam
+    single: Mapping[str, Sequence[float]]
+    """Metric -> value per problem."""
+    over_all: Mapping[str, float]
+    """Metric -> value of the whole exam."""
+    greedy: Sequence[str]
+    """Most likely answer to each problem."""
 
 
 def evaluate(
@@ -66,7 +81,7 @@ def evaluate(
 
     Every checkpoint is sampled with the same random numbers, keyed by (evaluation.seed, task, split, problem). Where
     another engine than torch samples, `attrs` (kept in the parquet file) has its settings as `rollout`: its answers may
-    differ by rounding.
+    differ by rounding. `attrs["answers"]` are the greedy answers to the first test problems of each task.
 
     Raises:
         ParamsError: no task is built, data/tasks was built by other code, or the checkpoint is missing.
@@ -75,8 +90,9 @@ def evaluate(
     device = device_of(training.device)
     policy = Policy.load(checkpoint).to(device)
     judges = _load_judges(device) if is_judged(exams) else {}
-    found = examine(policy, exams, judges, config, work, training.dtype, rollout)
+    found = list(examine(policy, exams, judges, config, work, training.dtype, rollout))
     table = tabulate(node, seed, found)
+    table.attrs["answers"] = [row for one in found for row in answers_shown(one)]
     if rollout.backend != "torch":
         table.attrs["rollout"] = rollout.results()
     return table
@@ -141,7 +157,7 @@ def examine(
     work: Work = NOTHING,
     dtype: str = "fp32",
     rollout: RolloutConfig = SAMPLING,
-) -> Iterator[Values]:
+) -> Iterator[Examined]:
     """All metrics of each exam. `judges` has `reward` and `evaluation` where a task is judged."""
     found = answer(policy, exams, config, work, dtype, rollout)
     for exam, answers in zip(exams, found, strict=True):
@@ -151,20 +167,38 @@ def examine(
             return Saved({}, {"single": single, "all": pooled(exam, answers, config.samples)})
 
         scores = work.part(f"scores-{exam.name}-{exam.split}", score).state
-        yield exam, scores["single"], scores["all"]
+        yield Examined(exam, scores["single"], scores["all"], answers.greedy)
 
 
-def tabulate(node: str, seed: int, results: Iterator[Values]) -> pd.DataFrame:
+def answers_shown(one: Examined) -> list[dict[str, Any]]:
+    """The greedy answers to an exam's first test problems; none of dev."""
+    if one.exam.split != "test":
+        return []
+    kept = zip(one.exam.problems[:SHOWN], one.greedy, one.single["greedy"], strict=False)
+    return [
+        {
+            "task": one.exam.name,
+            "problem": problem.id,
+            "prompt": problem.prompt,
+            "answer": text,
+            "score": None if math.isnan(score) else score,
+        }
+        for problem, text, score in kept
+    ]
+
+
+def tabulate(node: str, seed: int, results: Iterable[Examined]) -> pd.DataFrame:
     """The long table of evaluated exams."""
     rows = []
-    for exam, metrics, over_all in results:
-        for metric, values in metrics.items():
+    for one in results:
+        exam = one.exam
+        for metric, values in one.single.items():
             rows += [
                 (exam.split, exam.name, p.id, metric, v)
                 for p, v in zip(exam.problems, values, strict=True)
             ]
         rows += [
-            (exam.split, exam.name, POOLED, metric, value) for metric, value in over_all.items()
+            (exam.split, exam.name, POOLED, metric, value) for metric, value in one.over_all.items()
         ]
     table = pd.DataFrame(rows, columns=["split", "task", "problem", "metric", "value"])
     table.insert(0, "node", node)

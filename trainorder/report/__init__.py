@@ -7,7 +7,7 @@ from typing import Any
 
 from trainorder import paths, results
 from trainorder.files import write_text
-from trainorder.report import advice, plots, records, study, tables, words
+from trainorder.report import advice, plots, reading, records, study, tables, words
 from trainorder.report.words import Bwt
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -51,6 +51,7 @@ def content(bwt: Bwt) -> dict[str, Any]:
         "costliest": words.costliest(bwt),
         "steps": tables.step_changes(bwt),
         "certainty": advice.certainty(bwt),
+        "questions": reading.questions(bwt),
         "made_on": records.made_on(found),
         "prediction_note": words.sentence(bwt["prediction"]["note"] if bwt["prediction"] else ""),
         "level": f"{bwt['settings']['level']:.0%}",

@@ -62,6 +62,18 @@ def curves(node: str) -> dict[str, list[tuple[int, float]]]:
     return result
 
 
+def answers(node: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """(task, problem) -> prompt, greedy answer and score, of the problems whose answers an evaluation keeps."""
+    import pyarrow.parquet
+
+    file = paths.evaluation(node)
+    if not file.is_file():
+        return {}
+    kept = json.loads((pyarrow.parquet.read_schema(file).metadata or {}).get(b"pandas", b"{}"))
+    rows = kept.get("attributes", {}).get("answers", [])
+    return {(row["task"], row["problem"]): row for row in rows}
+
+
 def digest(file: Path) -> str | None:
     """The first 12 hex digits of a file's sha256, or None where there is none."""
     return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else None
