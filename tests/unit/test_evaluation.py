@@ -227,6 +227,12 @@ def test_table_has_one_row_per_problem_and_metric(here: Path):
         ["score", "greedy", "pass_at_k", "unscored", "reward_judge", "gold"]
     )
     assert table.loc[bounded, "value"].between(0, 1).all()
+    shown = table.attrs["answers"]
+    assert Counter(row["task"] for row in shown) == {"creative": 4, "math": 4}
+    greedy = table[(table["metric"] == "greedy") & (table["split"] == "test")]
+    scores = dict(zip(greedy["problem"], greedy["value"], strict=True))
+    assert all(row["score"] == scores[row["problem"]] for row in shown)
+    assert all(row["prompt"] and isinstance(row["answer"], str) for row in shown)
     lengths = table[table["metric"] == "length"]
     assert lengths.loc[lengths["task"] == "math", "value"].max() <= 31
     assert lengths.loc[lengths["task"] == "creative", "value"].max() <= 26

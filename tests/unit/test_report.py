@@ -11,10 +11,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from order_worlds import World, default_world, every_order
 
-from trainorder import report
+from trainorder import paths, report
 from trainorder.config import MeasureConfig
 from trainorder.measure import from_plan, measure
 from trainorder.reading import ParamsError
@@ -24,6 +25,7 @@ from trainorder.report import (
     markdown,
     mirror,
     plots,
+    reading,
     records,
     study,
     tables,
@@ -295,6 +297,35 @@ def test_the_scale_is_of_orders_and_joint_and_an_arm_off_it_is_an_arrow():
     assert 'class="cross"' not in base.whisker
     assert "base: 0.402" in base.whisker
     assert "0.40" not in axis
+
+
+def test_the_same_problems_are_answered_side_by_side_first_those_that_the_arms_score_differently(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    bwt = measured("two")
+    assert reading.questions(bwt) == []  # evaluations of before there were answers
+    nodes = {row["arm"]: row["nodes"]["0"] for row in bwt["ranking"]}
+    for arm, node in nodes.items():
+        table = pd.DataFrame({"value": [0.5]})
+        table.attrs["answers"] = [
+            {
+                "task": bwt["tasks"][0],
+                "problem": f"p{i}",
+                "prompt": [{"role": "user", "content": f"<b>{i}?"}],
+                "answer": f"{arm} says {i}",
+                "score": 1.0 if i == 3 and arm == "base" else 0.0,
+            }
+            for i in range(4)
+        ]
+        paths.evaluation(node).parent.mkdir(exist_ok=True)
+        table.to_parquet(paths.evaluation(node))
+    first, second = reading.questions(bwt)
+    assert (first.prompt, second.prompt) == ("user: <b>3?", "user: <b>0?")
+    assert ("base", "base says 3", "1.000") in first.answers
+    page = report.render(bwt)
+    assert "user: &lt;b&gt;3?" in page
+    assert "<b>3?" not in page
 
 
 def test_text_on_a_coloured_cell_can_be_read():

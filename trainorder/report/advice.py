@@ -33,8 +33,13 @@ def certainty(bwt: Bwt) -> list[tuple[str, str]]:
         pairs.append(
             (f"recommended: {words.path(found['order'])}", f"P(best order) {p_best(found)}")
         )
-        pairs += [("next", step["run"]) for step in found["next"][:2]]
+        pairs += [("next", _next(step)) for step in found["next"][:2]]
     return pairs
+
+
+def _next(step: Mapping[str, Any]) -> str:
+    orders = words.listed([words.path(order) for order in step["orders"]])
+    return f"{step['run']}: {orders}" if orders else step["run"]
 
 
 def recommendation(bwt: Bwt, key: str = "recommended") -> list[str]:

@@ -76,6 +76,10 @@ MEASURES = {"BWT": "backward transfer", "FWT": "forward transfer", "forgetting":
 """Measure in bwt.json -> its name on the page."""
 
 
+PALER = 4
+"""Changes whose interval includes 0 are drawn as if they were so many times smaller."""
+
+
 def step_changes(bwt: Bwt) -> list[Heat]:
     """What every step of an order changed of every task on test, best order first; joint training has no steps."""
     found = {name: order for name, order in words.shown(bwt).items() if len(order["phases"]) > 1}
@@ -96,8 +100,8 @@ def step_changes(bwt: Bwt) -> list[Heat]:
                     [
                         _change_cell(
                             i["value"] if (i := step[task]) else None,
-                            bound,
-                            words.interval(step[task], sign=True),
+                            bound * (PALER if i and i["low"] <= 0 <= i["high"] else 1),
+                            words.interval(i, sign=True),
                             task in own,
                         )
                         for task in bwt["tasks"]
