@@ -68,6 +68,7 @@ def check(
         current = plan.load()
         preflight.check(current.params)
         level = _sandbox(current.params)
+        own = list(preflight.rows.lines(current.params))
     checked = current.params
     waiting = plan.pending(checked, current.resolved)
     unused = sorted(
@@ -78,6 +79,8 @@ def check(
         f"{params_file()} can work: {len(current.orders) + len(waiting)} orders of {len(checked.phases)} phases over "
         f"{len(checked.tasks)} tasks, {variants}{len(checked.seeds)} seed(s), {len(current.nodes)} checkpoints"
     )
+    for line in own:
+        print(line)
     if level:
         print(f"model-written programs run at isolation {level}")
     if waiting:

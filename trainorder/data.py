@@ -11,7 +11,7 @@ import random
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -22,10 +22,20 @@ from trainorder.files import write_json, write_jsonl, write_text
 from trainorder.reading import ParamsError
 from trainorder.rewards import format
 from trainorder.streams import stream
-from trainorder.tasks import make_task
-from trainorder.tasks.base import SPLITS, Problem, Split, Task, reveals, split_of
-from trainorder.tasks.jsonl import Dropped, Jsonl
+from trainorder.tasks import kind_of, make_task, options_of
+from trainorder.tasks.base import (
+    SPLITS,
+    OwnRows,
+    Problem,
+    Prompt,
+    Split,
+    Task,
+    reveals,
+    split_of,
+    turns,
+)
 from trainorder.tasks.leaks import HeldOut
+from trainorder.tasks.lines import Dropped
 
 T = TypeVar("T")
 DRAWN = 40
@@ -70,7 +80,7 @@ def build(params: Params) -> None:
     seed = params.data.seed
     vocabulary = {*map(str, range(10)), *(f" {digit}" for digit in range(10))}
     summary: dict[str, Any] = {}
-    demonstrations: list[dict[str, str]] = []
+    demonstrations: list[dict[str, Any]] = []
     drills: list[dict[str, str]] = []
     built: dict[str, dict[Split, list[Problem]]] = {}
     dropped: dict[str, list[Dropped]] = {}
@@ -84,7 +94,7 @@ def build(params: Params) -> None:
     for name, config in params.tasks.items():
         task, train = tasks[name], built[name]["train"]
         for problem in train:
-            _refuse_leak(name, problem.prompt, held.match(*reveals(task, problem)))
+            _refuse_leak(name, problem.question, held.match(*reveals(task, problem)))
         draw: UntilClean = partial(_until_clean, name, redrawn)  # pyrefly: ignore[bad-assignment]
         own = list(_demonstrations(name, task, config.demonstrations, seed, train, held, draw))
         lines = list(_drills(name, task, config.drills, seed, held, draw))
@@ -123,17 +133,31 @@ def _problems(
     name: str, task: Task, config: TaskConfig, seed: int, policy: PolicyConfig
 ) -> tuple[dict[Split, list[Problem]], list[Dropped]]:
     """Problems, drawn or read from the user's files, and the rows of these that were dropped."""
-    if not isinstance(task, Jsonl):
+    if not isinstance(task, OwnRows):
         return draw_problems(name, task, config, seed), []
     found, dropped = task.read(name, reserved_tokens(policy))
-    wanted: dict[Split, int] = {"train": config.train, "dev": config.dev, "test": config.test}
-    for split, count in wanted.items():
-        if len(found[split]) < count:
-            raise ParamsError(
-                f"tasks.{name}.{split}: {count} problems asked for, {getattr(task, split)} has {len(found[split])} "
-                f"usable rows; ask for fewer"
-            )
+    wanted = taken_rows(name, config, {split: len(problems) for split, problems in found.items()})
     return {s: problems[: wanted[s]] for s, problems in found.items()}, dropped
+
+
+def taken_rows(name: str, config: TaskConfig, found: Mapping[Split, int]) -> dict[Split, int]:
+    """How many of the user's rows are taken in each split: as many as `train`, `dev` and `test` say.
+
+    Where one of them is not set, at most so many.
+
+    Raises:
+        ParamsError: there are fewer than asked for, or none.
+    """
+    wanted: dict[Split, int] = {}
+    for split in SPLITS:
+        count = getattr(config, split)
+        wanted[split] = count if split in config.model_fields_set else min(count, found[split])
+        if found[split] < max(1, wanted[split]):
+            raise ParamsError(
+                f"tasks.{name}.{split}: {max(1, count)} problems asked for, there are {found[split]} usable rows; "
+                f"lower tasks.{name}.{split}, or add rows"
+            )
+    return wanted
 
 
 def draw_problems(
@@ -171,11 +195,10 @@ def pieces(text: str) -> list[str]:
 
 
 def few_problems(name: str, config: TaskConfig) -> tuple[Task, list[Problem]]:
-    """A task, and what its problems look like: all of the user's own rows that are taken, or some that are drawn."""
+    """A task, and what its problems look like: the first and the longest of the user's own rows, or some that are drawn."""
     task = make_task(name, config)
-    if isinstance(task, Jsonl):
-        read, _ = task.read(name)
-        return task, [p for split, found in read.items() for p in found[: getattr(config, split)]]
+    if isinstance(task, OwnRows):
+        return task, task.few(name, {split: getattr(config, split) for split in SPLITS})
     rng = random.Random(f"preflight {name}")
     return task, [dataclasses.replace(task.draw(rng), task=name) for _ in range(DRAWN)]
 
@@ -277,7 +300,7 @@ def _demonstrations(
     train: Sequence[Problem],
     held: HeldOut,
     until_clean: UntilClean,
-) -> Iterator[dict[str, str]]:
+) -> Iterator[dict[str, Any]]:
     """Noisy demonstrations of fresh problems of the train split; of the user's rows, these in turn.
 
     Drawn again where the problem, the thought or the answer is that of a dev or test problem.
@@ -295,9 +318,12 @@ def _demonstrations(
         parts = format.parse(completion) or (completion,)
         return held.match(*reveals(task, problem), *parts)
 
+    known = [problem for problem in train if problem.gold is not None]
     for number in range(count):
-        if isinstance(task, Jsonl):
-            problem = train[number % len(train)]
+        if isinstance(task, OwnRows):
+            if not known:
+                return
+            problem = known[number % len(known)]
             completion = problem.gold
         else:
             problem, completion = until_clean(draw, leaked)
@@ -348,7 +374,7 @@ def _measure(
     name: str,
     config: TaskConfig,
     splits: dict[Split, list[Problem]],
-    demonstrations: list[dict[str, str]],
+    demonstrations: list[dict[str, Any]],
     drills: list[dict[str, str]],
     vocabulary: set[str],
     built_in: bool,
@@ -364,19 +390,24 @@ def _measure(
         return most
 
     problems = [problem for split in SPLITS for problem in splits[split]]
-    answer = longest(text for p in problems for text in {p.gold, p.reference}) + 1
+    answer = longest(text for p in problems for text in {p.gold, p.reference} if text) + 1
     if built_in and answer > config.max_new_tokens:
         raise ParamsError(
             f"tasks.{name}.max_new_tokens: the longest right answer has {answer} tokens with its end token, "
             f"got {config.max_new_tokens}"
         )
     counts: dict[str, int] = {split: len(splits[split]) for split in SPLITS}
-    prompts = [p.prompt for p in problems] + [row["prompt"] for row in demonstrations]
+    prompts: list[Prompt] = [p.prompt for p in problems]
+    prompts += [row["prompt"] for row in demonstrations]
+
+    def framed(prompt: Prompt) -> int:
+        return sum(longest([turn]) + 2 for turn in turns(prompt))
+
     return {
         **counts,
         "demonstrations": len(demonstrations),
         "drills": len(drills),
-        "longest_prompt": longest(prompts) + 2,
+        "longest_prompt": max(map(framed, prompts)),
         "longest_answer": answer,
         "longest_demonstration": longest(row["completion"] for row in demonstrations) + 1,
         "longest_drill": longest(row["text"] for row in drills) + 1,
@@ -389,10 +420,11 @@ def _write_task(
     folder = paths.TASK_DATA / name
     for split, problems in splits.items():
         write_jsonl(folder / f"{split}.jsonl", map(dataclasses.asdict, problems))
+    own = getattr(task, "card", None)
     card = {
-        "kind": config.kind or name,
+        "kind": kind_of(name, config),
         "version": task.version,
-        "options": config.options,
+        "options": {**options_of(config), **(own(name) if own else {})},
         "rewarded_by": task.rewarded_by,
         "max_new_tokens": config.max_new_tokens,
     }

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -91,6 +91,26 @@ def _meaning(root: Path, file: str, files: list[str], pieces: frozenset[tuple[st
     taken = {name.removeprefix(f"{module}.") for name in used if name.startswith(f"{module}.")}
     named = {f"{slot}:{name}" for slot, name in pieces}
     return meaning(_reached(ast.parse((root / file).read_bytes()), taken | named))
+
+
+def of_files(files: Sequence[Path]) -> str:
+    """Lines `file hash` of the user's own Python files and of what they import from beside them; no file, no line."""
+    todo, known = list(files), dict[Path, str]()
+    while todo:
+        file = todo.pop()
+        if file in known:
+            continue
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (OSError, SyntaxError, ValueError):
+            known[file] = "unreadable"
+            continue
+        known[file] = meaning(tree)
+        names = _imports(list(_running(tree)), file.name)
+        stems = {name.replace(".", "/") for name in names if name}
+        beside = [file.parent / f"{stem}{end}" for stem in stems for end in (".py", "/__init__.py")]
+        todo += [path for path in beside if path.is_file()]
+    return "".join(f"{file} {known[file]}\n" for file in sorted(known))
 
 
 def write(texts: Mapping[str, str], folder: Path = paths.FINGERPRINTS) -> None:

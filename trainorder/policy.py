@@ -21,6 +21,7 @@ from trainorder.pretrained import import_transformers, load_model, load_tokenize
 from trainorder.reading import ParamsError
 from trainorder.sources import locate
 from trainorder.streams import seed_of
+from trainorder.tasks.base import Prompt, turns
 
 if TYPE_CHECKING:
     import torch
@@ -90,28 +91,30 @@ class Policy:
             self.model.save_pretrained(new)
             self.tokenizer.save_pretrained(new)
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """`encode_prompts` of one text."""
-        return self.encode_prompts([text])[0]
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """`encode_prompts` of one prompt."""
+        return self.encode_prompts([prompt])[0]
 
-    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """The tokens of prompts up to where the answer begins: the tokenizer's chat template, where it has one.
 
         A thought that the template opens (`<think>` at its end) belongs to the answer, which therefore begins with it
-        in training, sampling and grading alike. Without a template an end token that the tokenizer appends is cut.
+        in training, sampling and grading alike. Without a template the turns stand below one another, and an end token
+        that the tokenizer appends is cut.
         """
         if self.tokenizer.chat_template is not None:
-            return self._encode([OPENED_THOUGHT.sub("", self.render(text)) for text in texts])
-        rows = self._encode([OPENED_THOUGHT.sub("", text) for text in texts], special=True)
+            return self._encode([OPENED_THOUGHT.sub("", self.render(p)) for p in prompts])
+        texts = [OPENED_THOUGHT.sub("", "\n\n".join(turns(p))) for p in prompts]
+        rows = self._encode(texts, special=True)
         ends: tuple[Any, ...] = (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id)
         for ids in rows:
             while len(ids) > 1 and ids[-1] in ends:
                 ids.pop()
         return rows
 
-    def render(self, text: str) -> str:
-        """A user's message in the chat template. A template that asks for the date is told `TEMPLATE_DATE`."""
-        chat = [{"role": "user", "content": text}]
+    def render(self, prompt: Prompt) -> str:
+        """A prompt in the chat template; a text is one message of the user. A template that asks for the date is told `TEMPLATE_DATE`."""
+        chat: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         rendered: Any = self.tokenizer.apply_chat_template(
             chat, add_generation_prompt=True, tokenize=False, strftime_now=TEMPLATE_DATE.strftime
         )

@@ -100,9 +100,9 @@ def _appoint(
         texts = _answers(engine, "reward", heldout, card["max_new_tokens"], config)
     tastes, rng = _tastes(task, heldout, texts), stream("judge", "annotator", "reward")
     asked = [
-        (problem.prompt, given[w], given[o])
+        (problem.text, given[w], given[o])
         for problem, given, gold in zip(heldout, texts, tastes, strict=True)
-        for w, o in compare(problem.prompt, given, gold, config.annotator_sharpness, rng).wins
+        for w, o in compare(problem.text, given, gold, config.annotator_sharpness, rng).wins
     ]
     verdicts = judge.win_probability(*zip(*asked, strict=True)) if asked else []
     known = [value for value in verdicts if value is not None]
@@ -204,7 +204,7 @@ def _train(
     tastes = _tastes(task, problems, answers)
     rng = stream("judge", "annotator", role)
     data = [
-        compare(problem.prompt, texts, gold, config.annotator_sharpness, rng)
+        compare(problem.text, texts, gold, config.annotator_sharpness, rng)
         for problem, texts, gold in zip(problems, answers, tastes, strict=True)
     ]
     fit(judge, data[: config.prompts], config, seed=ROLES.index(role), work=work, dtype=dtype)

@@ -221,7 +221,7 @@ def test_a_missing_file_is_refused_by_check_and_build() -> None:
 def test_check_reads_the_rows_and_counts_them(counts: tuple[int, int, int]) -> None:
     preflight.rows.check(params())
     with pytest.raises(
-        ParamsError, match=r"tasks\.mine: \w+: \d+ asked for, \d+ usable rows in mine/"
+        ParamsError, match=r"tasks\.mine\.\w+: \d+ problems asked for, there are \d+ usable rows"
     ):
         preflight.rows.check(params(counts))
     write("dev", '{"prompt": "without an answer"}')
@@ -232,7 +232,7 @@ def test_check_reads_the_rows_and_counts_them(counts: tuple[int, int, int]) -> N
 def test_too_few_rows_say_how_many_there_are() -> None:
     with pytest.raises(
         ParamsError,
-        match=r"tasks\.mine\.train: 13 problems asked for, mine/train\.jsonl has 12 usable rows",
+        match=r"tasks\.mine\.train: 13 problems asked for, there are 12 usable rows",
     ):
         build(params((13, 4, 4)))
 

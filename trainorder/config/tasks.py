@@ -23,6 +23,10 @@ IsolationLevel = Literal["process", "filtered", "namespaces"]
 """How far the sandbox is cut off, weakest first; see trainorder/rewards/sandbox_isolation.py."""
 
 
+ROWS_KEYS = ("data", "columns", "grader", "reward")
+"""Keys of a task that are options of its kind `rows`."""
+
+
 class TaskConfig(Section):
     """One learning task: which generator and verifier, how many problems, how long an answer may get."""
 
@@ -30,8 +34,16 @@ class TaskConfig(Section):
     """Entry of trainorder/tasks/__init__.py::TASKS; null means the key itself. Two tasks may share a kind."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of that kind, the fields of its class (number range, distractors, ...)."""
+    data: str | dict[Literal["train", "dev", "test"], str] | None = None
+    """Your own rows (kind `rows`): a file (.parquet, .jsonl, .json), a folder, a data set on the hub, or one for each split."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Of rows in no known schema: which column is the prompt, answer, grader, choices, task, split, system, think."""
+    grader: str | dict[str, str] = ""
+    """Grader of all own rows (exact, number, math, ...), or what a name in the rows stands for."""
+    reward: str = ""
+    """`mine.py:score`: your own function that grades all rows, in the signature of TRL or verl."""
     train: Count = 3000
-    """Training problems. Generators of small worlds may hold fewer; the build then fails and says how many exist."""
+    """Training problems; of own rows, at most so many unless it is set. Generators of small worlds may hold fewer; the build then fails and says how many exist."""
     dev: Count = 256
     """Problems that choose the order."""
     test: Count = 256
@@ -42,6 +54,11 @@ class TaskConfig(Section):
     """Noisy demonstrations written for the SFT warm-up; 0 leaves the task out of it."""
     drills: int = Field(default=0, ge=0, le=10_000_000)
     """Clean textbook lines written for the SFT warm-up; 0 where the task offers none."""
+
+    def results(self) -> dict[str, Any]:
+        """What can change a score; the keys of own rows only where they are used."""
+        found = super().results()
+        return {key: found[key] for key in found if found[key] or key not in ROWS_KEYS}
 
 
 class DataConfig(Section):

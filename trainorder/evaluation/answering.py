@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -52,6 +53,7 @@ class Answers:
     """k rows per problem."""
     greedy: Sequence[str]
     entropy_fixed: Sequence[float]
+    """nan for a problem without a reference."""
 
 
 def answer(
@@ -84,10 +86,13 @@ def answer(
         return Saved({}, {"texts": list(done.texts)})
 
     def forced() -> Saved:
-        texts = [problem.reference for exam in exams for problem in exam.problems]
-        references = policy.encode_completions(texts)
-        prompts = policy.encode_prompts([p.prompt for exam in exams for p in exam.problems])
-        return Saved({}, {"entropies": forced_entropies(policy, prompts, references)})
+        problems = [problem for exam in exams for problem in exam.problems]
+        known = [problem for problem in problems if problem.reference is not None]
+        references = policy.encode_completions([problem.reference or "" for problem in known])
+        prompts = policy.encode_prompts([problem.prompt for problem in known])
+        found = iter(forced_entropies(policy, prompts, references))
+        entropies = [math.nan if p.reference is None else next(found) for p in problems]
+        return Saved({}, {"entropies": entropies})
 
     with precision(policy.device, dtype):
         sampled = [

@@ -93,7 +93,7 @@ def _by_task(task: Task) -> Scorer:
 
 def _by_judge(judge: Judge) -> Scorer:
     def score(answers: Sequence[str], problems: Sequence[Problem]) -> Sequence[float | None]:
-        prompts, references = [p.prompt for p in problems], [p.reference for p in problems]
+        prompts, references = [p.text for p in problems], [p.reference or "" for p in problems]
         values = judge.win_probability(prompts, answers, references)
         if problems:
             grading.shared().unscored.note(problems[0].task, values, getattr(judge, "failures", ()))

@@ -83,7 +83,7 @@ def stages(
 def prompt_tokens(params: Params, name: str) -> int:
     """Tokens of a task's longest prompt, about: pieces of text, and a chat template around them."""
     _, problems = few_problems(name, params.tasks[name])
-    longest = max(len(pieces(problem.prompt)) for problem in problems)
+    longest = max(len(pieces(problem.text)) for problem in problems)
     return longest + (2 if params.policy.path is None else TEMPLATE)
 
 

@@ -68,7 +68,12 @@ def check(params: Params) -> None:
                 raise ParamsError(
                     f"tasks.{name}.options: no file {shown(str(file))}; name a JSONL file of this project"
                 )
-            _check_kept(f"tasks.{name}.options", file)
+            _check_kept(f"tasks.{name}", file)
+        for file in getattr(task, "code", ()):
+            if found_at(file) != "file":
+                raise ParamsError(
+                    f"tasks.{name}.reward: no file {shown(str(file))}; write `file.py:function`"
+                )
     _check_policy(params.policy)
     _check_lengths(params)
     _check_backends(params)

@@ -22,7 +22,7 @@ from trainorder.plan.orders import Resolved, order_phases, single_phases, usable
 from trainorder.reading import ParamsError, found_at, read_yaml, shaped
 from trainorder.registries import BACKENDS, ENGINES, FORMATS, JUDGES
 from trainorder.sources import find, section
-from trainorder.tasks import TASKS, make_task
+from trainorder.tasks import TASKS, kind_of, make_task, options_of
 
 Kind = Literal["base", "structured", "creative", "mixed", "merge"]
 
@@ -191,6 +191,9 @@ class Plan:
         ) in self.params.tasks.items():  # the user's own rows count as a part of the build
             files = getattr(make_task(name, config), "files", ())
             texts["build_data"] += "".join(f"{file} {_hash(file)}\n" for file in files)
+        for name, tasks in self._graded().items():  # and so does the code of theirs that grades
+            own = [getattr(make_task(task, self.params.tasks[task]), "code", ()) for task in tasks]
+            texts[name] += fingerprint.of_files(sorted({file for code in own for file in code}))
         return {**texts, "params.json": settings}
 
     def settings(self) -> dict[str, Any]:
@@ -247,35 +250,46 @@ class Plan:
         tasks = {name: self.params.tasks[name] for name in names}
         return {
             name: {
-                "kind": task.kind or name,
-                "options": task.options,
+                "kind": kind_of(name, task),
+                "options": options_of(task),
                 "max_new_tokens": task.max_new_tokens,
             }
             for name, task in tasks.items()
         }
 
-    def code(self) -> dict[str, Code]:
-        """Fingerprint -> the stage module it covers, and what this module loads by name."""
-        params = self.params
-        tasks = {
-            "build_data": list(params.tasks),
-            "sft_warmup": list(params.sft.gate),
+    def _stage_tasks(self) -> dict[str, list[str]]:
+        """Fingerprint of a stage that is no phase -> the tasks whose code it runs."""
+        return {
+            "build_data": list(self.params.tasks),
+            "sft_warmup": list(self.params.sft.gate),
             **({TRAIN_JUDGE: [self.judged]} if self.judged else {}),
-            "merge": list(params.tasks),
-            "evaluate": list(params.tasks),
+            "merge": list(self.params.tasks),
+            "evaluate": list(self.params.tasks),
             "measure_bwt": [],
             "report": [],
         }
-        engine = ENGINES[params.rollout.backend]
+
+    def _graded(self) -> dict[str, list[str]]:
+        """Fingerprint -> the tasks whose answers are graded under it."""
+        phases = {
+            phase_code(name, variant): list(phase.tasks)
+            for variant in self.params.variant_names()
+            for name, phase in self.params.variant(variant).phases.items()
+        }
+        return {**self._stage_tasks(), **phases}
+
+    def code(self) -> dict[str, Code]:
+        """Fingerprint -> the stage module it covers, and what this module loads by name."""
+        params, engine = self.params, ENGINES[self.params.rollout.backend]
         form = FORMATS.get(find(params.policy.path).kind) if params.policy.path else None
         found = {
             stage: Code(
                 _module(stage),
-                self._loads(names)
+                self._loads(names, build=stage == "build_data")
                 | ({engine} if stage in SAMPLING else set())
                 | ({form} if form and stage == "sft_warmup" else set()),
             )
-            for stage, names in tasks.items()
+            for stage, names in self._stage_tasks().items()
         }
         for variant in params.variant_names():
             changed = params.variant(variant)
@@ -288,11 +302,18 @@ class Plan:
                 )
         return found
 
-    def _loads(self, tasks: Collection[str]) -> frozenset[str]:
-        """The kinds of these tasks, and the judge where one of them is judged."""
-        kinds = {TASKS[self.params.tasks[task].kind or task] for task in tasks}
+    def _loads(self, tasks: Collection[str], build: bool = False) -> frozenset[str]:
+        """The kinds of these tasks with what they load by name, and the judge where one of them is judged."""
+        kinds = {TASKS[kind_of(task, self.params.tasks[task])] for task in tasks}
         judges = {JUDGES[self.params.judge.backend]} if self.judged in tasks else set()
-        return frozenset(kinds | judges)
+        named = [getattr(make_task(task, self.params.tasks[task]), "loads", None) for task in tasks]
+        loaded = {
+            target
+            for task, own in zip(tasks, named, strict=True)
+            if own
+            for target in own(task, build=build)
+        }
+        return frozenset(kinds | judges | loaded)
 
     def _entry(self, node: Node) -> dict[str, Any]:
         if node.kind == "base":

@@ -9,7 +9,7 @@ from trainorder.config import Params
 from trainorder.machine import ram_bytes
 from trainorder.preflight import machine, model, rows
 
-__all__ = ["check"]
+__all__ = ["check", "rows"]
 
 MUCH = 100
 """No stage of the built-in model takes this many times the bytes of its weights."""

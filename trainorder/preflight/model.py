@@ -19,8 +19,7 @@ from trainorder.config import Params
 from trainorder.data import few_problems, pieces
 from trainorder.reading import ParamsError
 from trainorder.rewards import grading
-from trainorder.tasks.base import Problem, Task
-from trainorder.tasks.jsonl import Jsonl
+from trainorder.tasks.base import OwnRows, Problem, Task, turns
 
 if TYPE_CHECKING:
     from trainorder.policy import Policy
@@ -55,12 +54,12 @@ def check(params: Params) -> None:
     samples = {name: _sample(params, name) for name in params.tasks}
     if params.policy.path is None:
         prompts = {
-            name: max(len(pieces(p.prompt)) + FRAME for p in sample.longest)
+            name: max(sum(len(pieces(t)) + FRAME for t in turns(p.prompt)) for p in sample.longest)
             for name, sample in samples.items()
         }
         _check_lengths(params, prompts, params.policy.max_positions, "policy.max_positions")
-        own = {name: sample for name, sample in samples.items() if isinstance(sample.task, Jsonl)}
-        golds = {name: [p.gold for p in sample.first] for name, sample in own.items()}
+        own = {name: sample for name, sample in samples.items() if isinstance(sample.task, OwnRows)}
+        golds = {name: [p.gold or "" for p in sample.first] for name, sample in own.items()}
     else:
         from trainorder.policy import Policy
 
@@ -88,9 +87,10 @@ def check(params: Params) -> None:
 def _sample(params: Params, name: str) -> Sample:
     config = params.tasks[name]
     task, problems = few_problems(name, config)
-    longest = sorted(problems, key=lambda p: len(p.prompt), reverse=True)[:LONGEST]
-    answers = sorted(problems, key=lambda p: len(p.gold), reverse=True)[:1]
-    return Sample(task, config.max_new_tokens, [*problems[:GRADED], *answers], longest)
+    longest = sorted(problems, key=lambda p: len(p.text), reverse=True)[:LONGEST]
+    known = [problem for problem in problems if problem.gold is not None]
+    answers = sorted(known, key=lambda p: len(p.gold or ""), reverse=True)[:1]
+    return Sample(task, config.max_new_tokens, [*known[:GRADED], *answers], longest)
 
 
 def _check_vocabulary(policy: Policy, where: str) -> None:
@@ -209,10 +209,10 @@ def _longest_prompt(policy: Policy, where: str, name: str, sample: Sample) -> in
     empty = next((p for p, found in zip(sample.longest, ids, strict=True) if not found), None)
     if empty is not None:
         raise ParamsError(
-            f"{where}: the tokenizer makes no token of a prompt of tasks.{name}: {empty.prompt[:80]!r}"
+            f"{where}: the tokenizer makes no token of a prompt of tasks.{name}: {empty.text[:80]!r}"
         )
     distinct = {
-        problem.prompt: tuple(found) for problem, found in zip(sample.longest, ids, strict=True)
+        problem.text: tuple(found) for problem, found in zip(sample.longest, ids, strict=True)
     }
     if len(set(distinct.values())) < len(distinct):
         raise ParamsError(
@@ -246,17 +246,18 @@ def _through_tokenizer(
     policy: Policy, where: str, name: str, sample: Sample, problem: Problem
 ) -> str:
     """The gold answer as the grader would see it if the policy had sampled its tokens."""
-    ids = policy.encode_completion(problem.gold)
+    gold = problem.gold or ""
+    ids = policy.encode_completion(gold)
     unknown: Any = policy.tokenizer.unk_token_id
     if unknown is not None and unknown in ids[:-1]:
         raise ParamsError(
-            f"{where}: the tokenizer knows only parts of a right answer of tasks.{name}: {problem.gold[:80]!r} contains "
+            f"{where}: the tokenizer knows only parts of a right answer of tasks.{name}: {gold[:80]!r} contains "
             f"{policy.tokenizer.unk_token}: take a model whose tokenizer knows this text"
         )
     if len(ids) > sample.room:
         raise ParamsError(
             f"tasks.{name}.max_new_tokens is {sample.room}, a right answer has {len(ids)} tokens with its end token "
-            f"({problem.gold[:80]!r}): raise it"
+            f"({gold[:80]!r}): raise it"
         )
     return policy.decode(ids)
 
@@ -268,7 +269,7 @@ def _check_grades(
     grading.configure(params.grading)
     for name in golds:
         sample = samples[name]
-        if sample.task.rewarded_by != "verifier":
+        if sample.task.rewarded_by != "verifier" or not sample.first:
             continue
         answers, problems = [*golds[name], ""], [*sample.first, sample.first[0]]
         rewards = grading.grade(sample.task, answers, problems)
@@ -276,7 +277,7 @@ def _check_grades(
         for answer, problem, reward, right in zip(answers, problems, rewards, wanted, strict=True):
             if reward.value != right:
                 what = "a right answer" if right else "an empty answer"
-                origin = f", of {problem.gold[:200]!r}" if right else ""
+                origin = f", of {(problem.gold or '')[:200]!r}" if right else ""
                 raise ParamsError(
                     f"tasks.{name}: {what} scores {reward.value} instead of {right:g}: the grader sees "
                     f"{answer[:200]!r}{origin}; {'the tokenizer must give an answer back as it was' if right else 'correct the grader'}"

@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from trainorder.config import Params
-from trainorder.data import reserved_tokens
-from trainorder.reading import ParamsError
+from trainorder.data import reserved_tokens, taken_rows
 from trainorder.tasks import make_task
-from trainorder.tasks.base import SPLITS
-from trainorder.tasks.jsonl import Jsonl
+from trainorder.tasks.base import OwnRows
+from trainorder.tasks.rows import Rows
 
 
 def check(params: Params) -> None:
-    """Read the rows of every jsonl task and compare their numbers with `train`, `dev` and `test`.
+    """Read the rows of every task that has its own and compare their numbers with `train`, `dev` and `test`.
 
     Raises:
-        ParamsError: a row cannot be used, or a file holds fewer than asked for.
+        ParamsError: too many rows cannot be used, or a file holds fewer than asked for.
     """
     for name, config in params.tasks.items():
         task = make_task(name, config)
-        if not isinstance(task, Jsonl):
+        if isinstance(task, Rows):
+            taken_rows(name, config, task.survey(name)["counts"])
+        elif isinstance(task, OwnRows):
+            found, _ = task.read(name, reserved_tokens(params.policy))
+            taken_rows(name, config, {split: len(own) for split, own in found.items()})
+
+
+def lines(params: Params) -> Iterator[str]:
+    """What was recognised in the rows, a line or two for each task: format, tasks, graders, rows refused."""
+    for name, config in params.tasks.items():
+        task = make_task(name, config)
+        if not isinstance(task, Rows):
             continue
-        found, _ = task.read(name, reserved_tokens(params.policy))
-        short = [
-            f"{split}: {getattr(config, split)} asked for, {len(found[split])} usable rows in {getattr(task, split)}"
-            for split in SPLITS
-            if len(found[split]) < getattr(config, split)
-        ]
-        if short:
-            raise ParamsError(
-                f"tasks.{name}: {'; '.join(short)}; lower tasks.{name}.{short[0].partition(':')[0]} or add rows"
-            )
+        found = task.survey(name)
+        taken = taken_rows(name, config, found["counts"])
+        graders = ", ".join(f"{key} {count}" for key, count in _most(found["graders"]))
+        counts = ", ".join(f"{split} {taken[split]} of {found['counts'][split]}" for split in taken)
+        called = [f"{key!r}" for key, _ in _most(found["named"])]
+        yield f"tasks.{name}: {found['rows']} rows of {found['format']}; {counts}; graded by {graders}"
+        origin = [f"the rows name {', '.join(called)}"] if called else []
+        origin += (
+            [f"{found['guessed']} rows name none: their answers decide"] if found["guessed"] else []
+        )
+        tasks = [f"{key} {count}" for key, count in _most(found["tasks"]) if key != name]
+        origin += [f"tasks in the rows: {', '.join(tasks)}"] if tasks else []
+        if origin:
+            yield f"  {'; '.join(origin)}"
+        if found["dropped"]:
+            yield f"  {found['dropped']} rows refused: {'; '.join(found['reasons'][:2])}"
+
+
+def _most(counts: dict[str, int]) -> list[tuple[str, int]]:
+    """The commonest six."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:6]

@@ -39,7 +39,7 @@ def answer(completion: str, *, marked: bool = True) -> str:
     >>> answer("3 + 4 = 7. The answer is **7**. Done."), answer("7")
     ('**7**', '')
     """
-    text = _without_thoughts(completion)
+    text = without_thoughts(completion)
     tagged = _last_tagged(text)
     found = _last_boxed(text if tagged is None else tagged)
     if found is None:
@@ -91,7 +91,7 @@ def visible(text: str) -> bool:
     return any(c not in _BLANK and unicodedata.category(c)[0] not in "ZCM" for c in text)
 
 
-def _without_thoughts(completion: str) -> str:
+def without_thoughts(completion: str) -> str:
     """The text outside of closed thoughts."""
     opening, closing = _THOUGHT
     first, *rest = completion.split(closing)

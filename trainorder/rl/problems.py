@@ -111,8 +111,8 @@ class TaskSet:
         if not self.is_judged(name):
             return [reward.value for reward in grading.grade(task, answers, problems)]
         assert self.judge is not None, f"task {name!r} is judged, and there is no judge"
-        references = [p.reference for p in problems]
-        grades = self.judge.win_probability([p.prompt for p in problems], answers, references)
+        references = [p.reference or "" for p in problems]
+        grades = self.judge.win_probability([p.text for p in problems], answers, references)
         grading.shared().unscored.note(name, grades, getattr(self.judge, "failures", ()))
         return grades
 

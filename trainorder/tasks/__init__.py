@@ -12,8 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from trainorder import paths
 from trainorder.config import TaskConfig
+from trainorder.config.tasks import ROWS_KEYS
 from trainorder.reading import ParamsError, did_you_mean
-from trainorder.tasks.base import Problem, Split, Task
+from trainorder.tasks.base import SPLITS, Problem, Split, Task
 
 TASKS: dict[str, str] = {
     "math": "trainorder.tasks.math:Math",
@@ -22,6 +23,7 @@ TASKS: dict[str, str] = {
     "constraints": "trainorder.tasks.constraints:Constraints",
     "creative": "trainorder.tasks.creative:Creative",
     "jsonl": "trainorder.tasks.jsonl:Jsonl",
+    "rows": "trainorder.tasks.rows:Rows",
 }
 """Kind -> class. By name, so that one task's code is no dependency of another task's phases."""
 
@@ -35,7 +37,31 @@ def make_task(name: str, config: TaskConfig) -> Task:
     Raises:
         ParamsError: unknown kind, unknown option, or a bad option value.
     """
-    return _make(name, config.kind or name, config.options)
+    kind = kind_of(name, config)
+    given = [key for key in ROWS_KEYS if getattr(config, key)]
+    if given and kind != "rows":
+        raise ParamsError(
+            f"tasks.{name}.{given[0]}: only own rows have it, and kind is {kind!r}: add `data:` and take `kind:` out"
+        )
+    if kind == "rows" and config.data is None:
+        raise ParamsError(
+            f"tasks.{name}.data: name the file, folder or data set that holds the rows"
+        )
+    options = options_of(config)
+    if kind == "rows":
+        options["taken"] = {split: getattr(config, split) for split in SPLITS}
+    return _make(name, kind, options)
+
+
+def kind_of(name: str, config: TaskConfig) -> str:
+    """The kind of a task: the one it names, rows where it names `data`, else its own name."""
+    return config.kind or ("rows" if config.data is not None else name)
+
+
+def options_of(config: TaskConfig) -> dict[str, Any]:
+    """The options of a task's kind, the keys of own rows among them."""
+    own = {key: value for key in ROWS_KEYS if (value := getattr(config, key))}
+    return {**config.options, **own}
 
 
 def load_task(task: str) -> Task:

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from typing_extensions import TypedDict
 
 from trainorder.rewards import format
 
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    """system, user or assistant."""
+    content: str
+
+
+Prompt = str | list[Message]
+"""What a policy is asked: a text is one turn of the user."""
 HASTY = ("easy", "quick guess")
 """What a hasty demonstration thinks. Two phrases, so that each stays rarer than the careful thought: greedy is careful."""
 
@@ -27,13 +41,25 @@ class Problem:
     id: str
     """`<task>/<content hash>`: equal content has an equal id in every split, process and run."""
     task: str
-    prompt: str
-    gold: str
-    """A whole completion that scores 1."""
-    reference: str
+    prompt: Prompt
+    gold: str | None
+    """A whole completion that scores 1; None where only the grader knows one."""
+    reference: str | None
     """The text entropy is measured on, and the opponent a judge compares with; equals gold for verifiable tasks."""
     meta: dict[str, Any] = field(default_factory=dict)
     """JSON-able facts for the grader (the answer, hidden tests, required words)."""
+
+    @property
+    def text(self) -> str:
+        """The prompt as one text: its turns with an empty line between them."""
+        return "\n\n".join(turns(self.prompt))
+
+    @property
+    def question(self) -> str:
+        """The text without system turns: what makes two problems the same to a reader."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return "\n\n".join(m["content"] for m in self.prompt if m["role"] != "system")
 
 
 @dataclass(frozen=True)
@@ -73,6 +99,30 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class OwnRows(Protocol):
+    """A task whose problems are rows that the user wrote: they are read, not drawn."""
+
+    def read(
+        self, task: str, reserved: Sequence[str] = ()
+    ) -> tuple[dict[Split, list[Problem]], list[Any]]:
+        """The problems of each split, and the rows that were dropped (tasks/lines.py)."""
+        ...
+
+    def few(self, task: str, taken: Mapping[Split, int]) -> list[Problem]:
+        """What a check looks at of the first `taken` problems of each split: all, or the first and the longest."""
+        ...
+
+
+def turns(prompt: Prompt) -> list[str]:
+    """The texts of a prompt's turns.
+
+    >>> turns("2 + 3 = ?"), turns([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi."}])
+    (['2 + 3 = ?'], ['Be brief.', 'Hi.'])
+    """
+    return [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+
+
 def content_id(task: str, *content: str | int, variant: Sequence[str | int] = ()) -> str:
     """`<task>/<hash>` of what makes a problem the same problem, however its prompt is worded.
 
@@ -102,7 +152,7 @@ def split_of(problem_id: str) -> Split:
 def reveals(task: Task, problem: Problem) -> tuple[str, ...]:
     """Texts that give the problem away: none of them may be in what is trained on if it is of dev or test."""
     own = getattr(task, "reveals", None)
-    return (problem.prompt, *(own(problem) if own else ()))
+    return (problem.question, *(own(problem) if own else ()))
 
 
 def graded(completion: str, right: Callable[[str], bool], *, marked: bool = True) -> Reward:

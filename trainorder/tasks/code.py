@@ -58,7 +58,7 @@ class Code:
 
     def reveals(self, problem: Problem) -> tuple[str, ...]:
         """The program, unless examples ask for one of the six that all splits share."""
-        asked_by_example = problem.prompt.startswith("examples")
+        asked_by_example = problem.text.startswith("examples")
         return () if asked_by_example else (Program(*problem.meta["program"]).source,)
 
     def demonstrate(self, problem: Problem, rng: random.Random) -> str:

@@ -79,7 +79,7 @@ class Constraints:
     def grade(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[Reward]:
         """Mean over rules times the gate: all asked keys with a value, or at least one asked word."""
         return [
-            _grade(text, problem.prompt, problem.meta)
+            _grade(text, problem.text, problem.meta)
             for text, problem in zip(completions, problems, strict=True)
         ]
 

@@ -9,13 +9,10 @@ named with file, line, what came and what is allowed. None may be bad unless `ma
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import random
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,41 +23,15 @@ from trainorder.rewards import format
 from trainorder.rewards.answers import numbers, same_expression, same_number, same_text
 from trainorder.tasks.base import SPLITS, Problem, Reward, Split, content_id
 from trainorder.tasks.leaks import normal_form
+from trainorder.tasks.lines import BadRow, Dropped, Written, lines, parse, plain, short
 
 KEYS = ("prompt", "answer", "choices", "think")
 MAX_CHARS = 100_000
 """Of one text."""
-MAX_LINE = 1 << 20
-"""Bytes of one row."""
 OPERATION = re.compile(r"[/^%+*=\u00d7]|\w\s*[-\u2212]|frac|sqrt|times|cdot")
 """Something to work out."""
 SHOWN = 5
 """Bad rows that an error names."""
-
-
-class Written(str):
-    """A JSON number, as it was written."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
-class BadRow(ValueError):
-    """What is wrong with a row."""
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A row that is not used, and why."""
-
-    file: str
-    line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file}, line {self.line}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -124,18 +95,18 @@ class Jsonl:
             file = Path(getattr(self, split))
             found[split], bad, rows = [], list[Dropped](), 0
             own: dict[str, tuple[str, int]] = {}
-            lines: dict[str, int] = {}
-            for number, line in _lines(task, split, file):
+            prompts: dict[str, int] = {}
+            for number, line in lines(f"tasks.{task}.options.{split}", file):
                 rows += 1
                 try:
                     problem = self._problem(task, line)
                     _refuse_tokens(problem, reserved)
-                    if problem.prompt in lines:
-                        raise BadRow(f"duplicate: the prompt of line {lines[problem.prompt]} again")
-                    key = normal_form(problem.prompt)
+                    if problem.text in prompts:
+                        raise BadRow(f"duplicate: the prompt of line {prompts[problem.text]} again")
+                    key = normal_form(problem.text)
                     if key in seen:
                         raise BadRow("leakage: the prompt of {}, line {}".format(*seen[key]))
-                    lines[problem.prompt] = number
+                    prompts[problem.text] = number
                     own.setdefault(key, (str(file), number))
                     found[split].append(problem)
                 except BadRow as error:
@@ -148,13 +119,18 @@ class Jsonl:
             dropped += bad
         return {split: found[split] for split in SPLITS}, dropped
 
+    def few(self, task: str, taken: Mapping[Split, int]) -> list[Problem]:
+        """The problems that are taken."""
+        found, _ = self.read(task)
+        return [problem for split, own in found.items() for problem in own[: taken[split]]]
+
     def draw(self, rng: random.Random) -> Problem:
         """A random training row."""
         return rng.choice(self.read("jsonl")[0]["train"])
 
     def demonstrate(self, problem: Problem, rng: random.Random) -> str:
         """The right completion: the user's rows are all there is."""
-        return problem.gold
+        return problem.gold or ""
 
     def drill(self, rng: random.Random) -> str | None:
         """None."""
@@ -163,7 +139,7 @@ class Jsonl:
     def grade(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[Reward]:
         """1 for the right answer, else 0; part `format`: the format of `answer` is kept."""
         return [
-            self._grade(text, problem.prompt, problem.meta)
+            self._grade(text, problem.text, problem.meta)
             for text, problem in zip(completions, problems, strict=True)
         ]
 
@@ -192,79 +168,22 @@ class Jsonl:
         return same[self.match](given, wanted)
 
     def _problem(self, task: str, line: bytes) -> Problem:
-        row = _parse(line)
+        row = parse(line)
         prompt = _text(
             row | {"prompt": _only_turn(row.get("prompt"))} if "prompt" in row else row, "prompt"
         )
         answer = _text(row, "answer", number=True).strip()
         think = _text(row, "think") if "think" in row else "answer"
-        meta: dict[str, Any] = {key: _plain(row[key]) for key in row if key not in KEYS}
+        meta: dict[str, Any] = {key: plain(row[key]) for key in row if key not in KEYS}
         meta["answer"] = answer
         if self.match == "number" and not numbers(answer):
-            raise BadRow(f"answer: match is number, got {_short(answer)}")
+            raise BadRow(f"answer: match is number, got {short(answer)}")
         if self.match == "choice":
             meta["choices"] = _choices(row, answer)
         gold = format.render(think.strip(), answer) if self.answer == "tags" else answer
         if self._grade(gold, prompt, meta) != Reward(1.0, {"format": 1.0, "answer": 1.0}):
-            raise BadRow(
-                f"answer: no completion could give it (tags inside?), got {_short(answer)}"
-            )
+            raise BadRow(f"answer: no completion could give it (tags inside?), got {short(answer)}")
         return Problem(content_id(task, prompt), task, prompt, gold, gold, meta)
-
-
-def _lines(task: str, split: str, file: Path) -> Iterator[tuple[int, bytes]]:
-    try:
-        with file.open("rb") as stream:
-            number = 0
-            while line := stream.readline(MAX_LINE + 1):
-                number += 1
-                whole = line.endswith(b"\n") or len(line) <= MAX_LINE
-                while not whole and (more := stream.readline(MAX_LINE)):
-                    whole = more.endswith(b"\n")
-                if line.strip():
-                    yield number, line.rstrip(b"\r\n")
-    except OSError as error:
-        name = file if error.errno != errno.ENAMETOOLONG else _short(str(file))
-        raise ParamsError(
-            f"tasks.{task}.options.{split}: cannot read {name} ({error.strerror}): name a JSONL file"
-        ) from None
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    if len(line) > MAX_LINE:
-        raise BadRow(f"longer than {MAX_LINE} bytes")
-    try:
-        row = json.loads(
-            line.decode("utf-8-sig"),
-            parse_constant=_refuse,
-            parse_float=Written,
-            parse_int=Written,
-            object_pairs_hook=_once,
-        )
-    except BadRow:
-        raise
-    except UnicodeDecodeError as error:
-        raise BadRow(f"not UTF-8 at byte {error.start}") from None
-    except RecursionError:
-        raise BadRow("nested too deep") from None
-    except ValueError as error:
-        why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise BadRow(f"not JSON ({why}), got {_short(line.decode(errors='replace'))}") from None
-    if not isinstance(row, dict):
-        raise BadRow(f'must be an object like {{"prompt": ..., "answer": ...}}, got {_short(row)}')
-    return row
-
-
-def _refuse(constant: str) -> Any:
-    raise BadRow(f"{constant} is no JSON number")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        raise BadRow(f"key {_short(next(key for key, n in counts.items() if n > 1))} twice")
-    return row
 
 
 def _only_turn(prompt: Any) -> Any:
@@ -273,17 +192,17 @@ def _only_turn(prompt: Any) -> Any:
         case [{"role": "user", "content": str(content)}]:
             return content
         case [{"role": _}, *_]:
-            raise BadRow(f"prompt: one message of the user is allowed, got {_short(prompt)}")
+            raise BadRow(f"prompt: one message of the user is allowed, got {short(prompt)}")
         case _:
             return prompt
 
 
 def _text(row: dict[str, Any], key: str, *, number: bool = False) -> str:
     if key not in row:
-        raise BadRow(f"no key {key!r}; it has {', '.join(map(_short, sorted(row))) or 'none'}")
+        raise BadRow(f"no key {key!r}; it has {', '.join(map(short, sorted(row))) or 'none'}")
     text = row[key]
     if not isinstance(text, str) or (isinstance(text, Written) and not number):
-        raise BadRow(f"{key}: must be text, got {_short(text)}")
+        raise BadRow(f"{key}: must be text, got {short(text)}")
     if len(text) > MAX_CHARS:
         raise BadRow(f"{key}: {len(text)} characters, at most {MAX_CHARS}")
     bad = next((c for c in text if c == "\0" or "\ud800" <= c <= "\udfff"), None)
@@ -295,7 +214,8 @@ def _text(row: dict[str, Any], key: str, *, number: bool = False) -> str:
 
 
 def _refuse_tokens(problem: Problem, reserved: Sequence[str]) -> None:
-    texts = (problem.prompt, *(format.parse(problem.gold) or (problem.gold,)))
+    gold = problem.gold or ""
+    texts = (problem.text, *(format.parse(gold) or (gold,)))
     token = next((token for token in reserved for text in texts if token in text), None)
     if token:
         raise BadRow(f"{token} is a special token of the model's tokenizer: no text may hold it")
@@ -304,39 +224,15 @@ def _refuse_tokens(problem: Problem, reserved: Sequence[str]) -> None:
 def _choices(row: dict[str, Any], answer: str) -> list[str]:
     given = row.get("choices")
     if not isinstance(given, list) or len(given) < 2 or len(given) > 100:
-        raise BadRow(f"choices: a list of 2 to 100 texts, got {_short(given)}")
+        raise BadRow(f"choices: a list of 2 to 100 texts, got {short(given)}")
     choices = [_text({"choices": item}, "choices", number=True).strip() for item in given]
     if answer not in choices or len(set(choices)) < len(choices):
-        raise BadRow(f"choices: each once and the answer among them, got {_short(choices)}")
+        raise BadRow(f"choices: each once and the answer among them, got {short(choices)}")
     return choices
 
 
 def _differ_by_more_than_case(choices: Sequence[str]) -> bool:
     return len({choice.casefold() for choice in choices}) == len(choices)
-
-
-def _plain(value: Any) -> Any:
-    """A value of a further key as JSON can say it again: a number stays text where a float would change it."""
-    if isinstance(value, Written):
-        try:
-            number = json.loads(value)
-        except ValueError:  # more digits than an int may have
-            return str(value)
-        return number if json.dumps(number) == value else str(value)
-    if isinstance(value, dict):
-        return {_plain_text(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return _plain_text(value) if isinstance(value, str) else value
-
-
-def _plain_text(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _explain(task: str, file: Path, bad: list[Dropped], rows: int, most: float) -> str:

@@ -1,0 +1,195 @@
+"""Programs that a model wrote, run in the sandbox: asserts, HumanEval's `check(candidate)`, standard input and output.
+
+The program is the last code block of the answer, else all of it. All tests must pass. They stand apart from the completion
+(graders/harness.py): one that returns, exits or overwrites what it can reach passes none.
+"""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from trainorder.graders import Answer, BadLabel, Grader
+from trainorder.rewards.sandbox import Limits, Result, Sandbox
+
+HARNESS = Path(__file__).with_name("harness.py")
+LIMITS = Limits(
+    cpu_seconds=5.0, wall_seconds=20.0, memory_mb=512, output_bytes=1 << 20, processes=8
+)
+MAX_TESTS = 24
+"""Of a row; further ones are not run."""
+MAX_CHARS = 200_000
+"""Of a program, and of a row's tests."""
+_FENCE = re.compile(
+    r"^[ \t]*(```+|~~~+)[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+)
+_PYTHON = ("", "python", "py", "python3")
+
+
+@cache
+def _sandbox() -> Sandbox:
+    made = Sandbox(LIMITS, language="python")
+    atexit.register(made.close)
+    return made
+
+
+@cache
+def _program(function: str) -> str:
+    """The harness as the body of the sandbox's function."""
+    return f"{HARNESS.read_text(encoding='utf-8')}\nreturn {function}(xs)\n"
+
+
+def code_of(answer: Answer) -> str:
+    r"""The program of an answer.
+
+    >>> code_of(Answer("Here:\n```python\nx = 1\n```\nDone.", "", "", ""))
+    'x = 1\n'
+    """
+    text = answer.text.replace("\r\n", "\n")
+    blocks = [block for _, language, block in _FENCE.findall(text) if language.lower() in _PYTHON]
+    if blocks:
+        return textwrap.dedent(blocks[-1])
+    return answer.marked if "<answer>" in text else text
+
+
+def _read_asserts(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    """{"tests": [...]} of a list of statements, a JSON text of one, or ROLL's `[{"assert_code": ...}]`."""
+    found = _parsed(label)
+    if isinstance(found, Mapping):
+        found = found.get("tests", found.get("test_list", found.get("test")))
+    found = [found] if isinstance(found, str) else found
+    if isinstance(found, list):
+        found = [t.get("assert_code") if isinstance(t, Mapping) else t for t in found]
+    if (
+        not isinstance(found, list)
+        or not found
+        or not all(isinstance(t, str) and t.strip() for t in found)
+    ):
+        raise BadLabel(f"a list of test statements is needed, got {repr(label)[:60]}")
+    setup = row.get("test_setup_code") or ""
+    tests = [_checked(f"{setup}\n{test}" if setup else test) for test in found[:MAX_TESTS]]
+    return {"tests": tests, "entry": "", "header": ""}
+
+
+def _read_entry(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    """HumanEval's `test` and `entry_point`, and the function's head where the prompt is one."""
+    found = _parsed(label)
+    found = {**row, **found} if isinstance(found, Mapping) else {**row, "test": found}
+    test, entry = found.get("test"), found.get("entry_point")
+    if (
+        not isinstance(test, str)
+        or "def check(" not in test
+        or not isinstance(entry, str)
+        or not entry.isidentifier()
+    ):
+        raise BadLabel("`test` with a function `check(candidate)` and `entry_point` are needed")
+    prompt = found.get("prompt")
+    header = prompt if isinstance(prompt, str) and f"def {entry}(" in prompt else ""
+    return {"tests": [_checked(test)], "entry": entry, "header": header}
+
+
+def _read_stdio(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    """{"inputs": [...], "outputs": [...]} or a list of {"input", "output"}."""
+    found = _parsed(label)
+    if isinstance(found, list) and all(isinstance(t, Mapping) for t in found):
+        found = {key + "s": [t.get(key) for t in found] for key in ("input", "output")}
+    if not isinstance(found, Mapping) or "fn_name" in found:
+        raise BadLabel(
+            f"`inputs` and `outputs` of a whole program are needed, got {repr(label)[:60]}"
+        )
+    pair = [_texts(found.get(key)) for key in ("inputs", "outputs")]
+    if not pair[0] or len(pair[0]) != len(pair[1]):
+        raise BadLabel(
+            f"as many outputs as inputs are needed, got {len(pair[0])} and {len(pair[1])}"
+        )
+    inputs, outputs = pair
+    return {"inputs": inputs[:MAX_TESTS], "outputs": outputs[:MAX_TESTS]}
+
+
+def _texts(value: Any) -> list[str]:
+    found = value if isinstance(value, list) else []
+    return ["\n".join(map(str, item)) if isinstance(item, list) else str(item) for item in found]
+
+
+def _parsed(label: Any) -> Any:
+    if not isinstance(label, str):
+        return label
+    try:
+        return json.loads(label)
+    except (ValueError, RecursionError):
+        return label
+
+
+def _checked(test: str) -> str:
+    """The test, if it is Python of the standard library."""
+    if len(test) > MAX_CHARS:
+        raise BadLabel(f"tests of at most {MAX_CHARS} characters, got {len(test)}")
+    try:
+        tree = ast.parse(test)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise BadLabel(f"a test is no Python ({error}): {test[:60]!r}") from None
+    names = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
+    names += [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    others = [n for n in names if n.partition(".")[0] not in {*sys.stdlib_module_names, "solution"}]
+    if others:
+        raise BadLabel(
+            f"a test imports {others[0]!r}, and the sandbox has the standard library only"
+        )
+    return re.sub(r"^from solution import .*$", "", test, flags=re.MULTILINE)
+
+
+def _tested(answer: Answer, label: dict[str, Any]) -> float | None:
+    code, entry = code_of(answer), label["entry"]
+    if entry and label["header"]:
+        whole = re.search(rf"^def {entry}\(", code, re.MULTILINE)
+        head = label["header"].partition(f"def {entry}(")[0] if whole else label["header"]
+        code = f"{head}{code}" if whole else head + _indented(code)
+    if len(code) > MAX_CHARS:
+        return 0.0
+    result = _sandbox().run([(_program("run"), [[code, label["tests"], entry]])])[0]
+    [verdicts] = result.outputs or [[False]]
+    if _failed(result) or None in verdicts:
+        return None
+    return float(
+        len(verdicts) == len(label["tests"]) and all(verdict is True for verdict in verdicts)
+    )
+
+
+def _indented(body: str) -> str:
+    """A function's body, four spaces deep."""
+    body = body.strip("\n")
+    first = next((row for row in body.split("\n") if row.strip()), "")
+    return body if first[:1] in (" ", "\t") else textwrap.indent(body, "    ")
+
+
+def _spoken(answer: Answer, label: dict[str, Any]) -> float | None:
+    code = code_of(answer)
+    if len(code) > MAX_CHARS:
+        return 0.0
+    result = _sandbox().run([(_program("talk"), [[code, text] for text in label["inputs"]])])[0]
+    if _failed(result):
+        return None
+    printed = result.outputs or []
+    right = [
+        isinstance(out, list) and out[0].split() == wanted.split()
+        for out, wanted in zip(printed, label["outputs"], strict=False)
+    ]
+    return float(len(right) == len(label["outputs"]) and all(right))
+
+
+def _failed(result: Result) -> bool:
+    """Whether the sandbox, not the program, is to blame."""
+    return result.unavailable
+
+
+ASSERTS = Grader(_read_asserts, _tested, lambda label: None, sandboxed=True, costly=True)
+ENTRY_POINT = Grader(_read_entry, _tested, lambda label: None, sandboxed=True, costly=True)
+STDIO = Grader(_read_stdio, _spoken, lambda label: None, sandboxed=True, costly=True)

@@ -1,0 +1,92 @@
+r"""number: the same value, however it is written. math: the same in algebra (math-verify).
+
+Without a marked answer the last number counts for `number`, and what math-verify finds last for `math`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from trainorder.graders import Answer, BadLabel, Grader
+from trainorder.graders.texts import texts_of
+from trainorder.rewards import format
+from trainorder.rewards.answers import numbers, same_expression, same_number
+
+MAX_LABEL = 2000
+MAX_TEXT = 4000
+"""Characters at the end of an unmarked text that math-verify searches."""
+_LITERAL = re.compile(
+    r"(?:(?<![\w.)])[-+])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s?/\s?\d+)?%?|\.\d+",
+    re.ASCII,
+)
+_MINUS = re.compile("[\u2212\u2012\u2013]")
+
+
+def _labels(label: Any) -> list[str]:
+    found = []
+    for text in texts_of(label):
+        boxed = format.answer(text, marked=False) if "boxed" in text else ""
+        found.append((boxed or text).strip())
+        if len(found[-1]) > MAX_LABEL:
+            raise BadLabel(f"at most {MAX_LABEL} characters are allowed, got {len(found[-1])}")
+    return found
+
+
+def _read_numbers(label: Any, row: Mapping[str, Any]) -> list[str]:
+    found = _labels(label)
+    for text in found:
+        if not numbers(text):
+            raise BadLabel(f"a number is needed, got {text[:60]!r}")
+    return found
+
+
+def _number(answer: Answer, label: list[str]) -> float:
+    given = [answer.marked] if answer.marked else []
+    if not given or not numbers(given[0]):
+        given += last_number(answer.marked or answer.text)
+    return float(any(same_number(text, wanted) for wanted in label for text in given))
+
+
+def last_number(text: str) -> list[str]:
+    """The last literal number of a text, if there is one.
+
+    >>> last_number("3 boxes of 1,250 make 3,750."), last_number("8-5"), last_number("none")
+    (['3,750'], ['5'], [])
+    """
+    found = [m[0] for m in _LITERAL.finditer(_MINUS.sub("-", text[-MAX_TEXT:]))]
+    return found[-1:]
+
+
+def _read_math(label: Any, row: Mapping[str, Any]) -> list[str]:
+    return _labels(label)
+
+
+def _math(answer: Answer, label: list[str]) -> float:
+    if answer.marked and any(same_expression(answer.marked, wanted) for wanted in label):
+        return 1.0
+    if answer.marked:
+        return float(any(_verify(answer.marked, wanted) for wanted in label))
+    text = answer.text.strip()[-MAX_TEXT:]
+    if any(same_expression(text, wanted) for wanted in label):
+        return 1.0
+    if "\\" not in text and all(numbers(wanted) for wanted in label):
+        return _number(answer, label)
+    return float(any(_verify(text, wanted) for wanted in label))
+
+
+def _verify(text: str, wanted: str) -> bool:
+    """math-verify over what it finds last: LaTeX, sets, intervals, expressions; its timeouts need a main thread."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    kinds: Any = [LatexExtractionConfig(), ExprExtractionConfig()]
+    right = parse(f"${wanted}$", kinds, parsing_timeout=None)  # pyrefly: ignore
+    given = parse(text, kinds, "no_fallback", parsing_timeout=None)  # pyrefly: ignore
+    return bool(right and given) and verify(right, given, timeout_seconds=None)
+
+
+NUMBER = Grader(_read_numbers, _number, lambda label: label[0])
+MATH = Grader(_read_math, _math, lambda label: label[0], costly=True)

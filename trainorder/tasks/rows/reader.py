@@ -1,0 +1,470 @@
+"""Rows to problems: schema, graders, splits; what is bad, doubled or leaked is named, counted and bounded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+from trainorder import paths
+from trainorder.files import write_json
+from trainorder.graders import GRADERS, BadLabel, answer_of, grader, refused
+from trainorder.graders.names import resolve
+from trainorder.reading import ParamsError, did_you_mean
+from trainorder.rewards import format
+from trainorder.rewards.answers import numbers
+from trainorder.tasks.base import SPLITS, Message, Problem, Prompt, Split, content_id, split_of
+from trainorder.tasks.leaks import normal_form
+from trainorder.tasks.lines import BadRow, Dropped, Written, plain, short
+from trainorder.tasks.rows import Rows, form_of, render
+from trainorder.tasks.rows.files import Source, sources, split_of_name
+from trainorder.tasks.rows.schemas import ANSWERS, GUESSED, SCHEMAS, Row, messages, own
+
+LOOKED_AT = 1000
+"""Rows of a file whose columns decide the schema."""
+SHOWN = 5
+"""Bad rows that an error names."""
+FIRST, LONGEST = 4, 20
+"""Problems that a survey keeps: of each split the first, of all the longest."""
+MAX_CHARS = 1_000_000
+"""Of one prompt."""
+SHORT_ANSWER = 200
+"""Characters of an answer that is compared as text where no grader is named."""
+REMEMBERED = 64
+"""Surveys in the user's cache folder."""
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+}
+COLUMNS = ("prompt", "answer", "grader", "choices", "task", "split", "system", "think")
+OWN_CODE = (
+    "tasks/rows",
+    "graders",
+    "tasks/lines.py",
+    "tasks/leaks.py",
+    "tasks/base.py",
+    "rewards/answers.py",
+    "rewards/format.py",
+)
+"""What decides how a row is read: part of a survey's name."""
+
+
+@dataclass
+class Facts:
+    """What the rows are, for `trainorder check`."""
+
+    format: str = ""
+    rows: int = 0
+    tasks: Counter[str] = field(default_factory=Counter)
+    graders: Counter[str] = field(default_factory=Counter)
+    named: Counter[str] = field(default_factory=Counter)
+    """What the rows call their graders."""
+    guessed: int = 0
+    """Rows that name no grader: their answer decides."""
+    without_answer: int = 0
+
+
+class Reader:
+    """Reads the rows of one task."""
+
+    def __init__(self, task: Rows) -> None:
+        self.task = task
+
+    def files(self) -> tuple[Path, ...]:
+        """Every file that is read."""
+        return tuple(path for source in self._sources("data") for path in source.paths)
+
+    def read(
+        self, name: str, reserved: Sequence[str] = ()
+    ) -> tuple[dict[Split, list[Problem]], list[Dropped]]:
+        """See `Rows.read`."""
+        found, dropped, _ = self._read(name, reserved)
+        return found, dropped
+
+    def survey(self, name: str) -> dict[str, Any]:
+        """What the rows are: format, rows, tasks, graders, counts of the splits, what was dropped, and a few problems.
+
+        Kept in the user's cache folder under a hash of the files, the options and the code that reads them.
+        """
+        files = self.files()
+        key = _key(self.task, name, files) if files else None
+        kept = paths.cache_folder() / "rows" / f"{key}.json"
+        if key:
+            with suppress(OSError, ValueError):
+                return json.loads(kept.read_text(encoding="utf-8"))
+        found, dropped, facts = self._read(name, ())
+        survey = {
+            **vars(facts),
+            "counts": {split: len(problems) for split, problems in found.items()},
+            "dropped": len(dropped),
+            "reasons": [str(row)[:300] for row in dropped[:SHOWN]],
+            "few": [asdict(problem) for problem in _few(found, self.task.taken)],
+        }
+        if key:
+            with suppress(OSError):  # a folder that cannot be written costs the reading each time
+                write_json(kept, survey, indent=None)
+                for old in sorted(kept.parent.iterdir(), key=os.path.getmtime)[:-REMEMBERED]:
+                    old.unlink()
+        return survey
+
+    def _sources(self, where: str) -> list[Source]:
+        return sources(where, cast(Any, self.task.data))
+
+    def _read(
+        self, name: str, reserved: Sequence[str]
+    ) -> tuple[dict[Split, list[Problem]], list[Dropped], Facts]:
+        where = f"tasks.{name}"
+        self._check_options(where)
+        read_from, facts, bad = self._sources(f"{where}.data"), Facts(), list[Dropped]()
+        facts.format, schema = self._schema(where, read_from)
+        by_split: dict[Split | None, list[tuple[Problem, str, int]]] = {}
+        for source in read_from:
+            for file, number, given in source.rows():
+                facts.rows += 1
+                try:
+                    if isinstance(given, BadRow):
+                        raise given
+                    row = schema(given)
+                    if self.task.source and self.task.source != row.task:
+                        facts.rows -= 1
+                        facts.tasks[row.task] += 1
+                        continue
+                    problem = self._problem(name, row, given, reserved, facts)
+                    split = source.split or self._split(row, given)
+                    by_split.setdefault(split, []).append((problem, file, number))
+                except BadRow as error:
+                    bad.append(Dropped(file, number, str(error)))
+        if not facts.rows:
+            known = ", ".join(facts.tasks) or "none"
+            missing = f"no row of task {self.task.source!r}; there are {known}{did_you_mean(self.task.source, list(facts.tasks))}"
+            raise ParamsError(f"{where}.data: {missing if self.task.source else 'no row'}")
+        found = _without_leaks(_in_splits(where, by_split), bad)
+        if len(bad) > self.task.max_dropped * facts.rows:
+            raise ParamsError(_explain(where, bad, facts, self.task.max_dropped))
+        return found, bad, facts
+
+    def _check_options(self, where: str) -> None:
+        unknown = [key for key in self.task.columns if key not in COLUMNS]
+        if unknown:
+            hint = did_you_mean(unknown[0], list(COLUMNS))
+            raise ParamsError(
+                f"{where}.columns: no {unknown[0]!r}; there are {', '.join(COLUMNS)}{hint}"
+            )
+        named = self.task.grader
+        for ours in [named] if isinstance(named, str) else named.values():
+            if ours and ours not in GRADERS:
+                hint = did_you_mean(ours, list(GRADERS))
+                raise ParamsError(
+                    f"{where}.grader: no {ours!r}; there are {', '.join(sorted(GRADERS))}{hint}"
+                )
+
+    def _schema(
+        self, where: str, read_from: Sequence[Source]
+    ) -> tuple[str, Callable[[dict[str, Any]], Row]]:
+        """The schema by the columns of the first rows."""
+        columns = {
+            key
+            for s in read_from
+            for _, _, row in islice(s.rows(), LOOKED_AT)
+            if isinstance(row, dict)
+            for key in row
+        }
+        if self.task.columns:
+            mapping = self.task.columns
+            if "prompt" not in mapping:
+                raise ParamsError(
+                    f"{where}.columns: say which column holds the prompt: {{prompt: ...}}"
+                )
+            for theirs in mapping.values():
+                if columns and theirs not in columns and theirs.partition(".")[0] not in columns:
+                    raise ParamsError(
+                        f"{where}.columns: no column {theirs!r}; there are {', '.join(sorted(columns)[:30])}"
+                        f"{did_you_mean(theirs, list(columns))}"
+                    )
+            return "own columns", own(mapping)
+        for title, schema in SCHEMAS.items():
+            if schema.fits(columns):
+                return title, schema.read
+        if not columns:  # every row is bad: they say why
+            return "trainorder", SCHEMAS["trainorder"].read
+        raise ParamsError(
+            f"{where}.data: the columns {', '.join(sorted(columns)[:20])} are of no known schema ({', '.join(SCHEMAS)}); "
+            f"say which is what: tasks.{name_of(where)}.columns: {{prompt: ..., answer: ...}}"
+        )
+
+    def _split(self, row: Row, given: Mapping[str, Any]) -> Split | None:
+        said = row.split if row.split is not None else given.get("split")
+        return split_of_name(said) if isinstance(said, str) else None
+
+    def _problem(
+        self, name: str, row: Row, given: Mapping[str, Any], reserved: Sequence[str], facts: Facts
+    ) -> Problem:
+        prompt = self._prompt(row.prompt)
+        problem = Problem("", name, prompt, None, None)
+        text = problem.text
+        token = next((token for token in reserved if token in text), None)
+        if token:
+            raise BadRow(
+                f"{token} is a special token of the model's tokenizer: no text may hold it"
+            )
+        form = form_of(text)
+        meta: dict[str, Any] = {"form": form}
+        gold = None
+        if self.task.reward:
+            skip = {"prompt", "messages"}
+            meta |= {
+                "label": plain(row.answer),
+                "columns": {k: plain(v) for k, v in given.items() if k not in skip},
+            }
+            facts.graders[self.task.reward] += 1
+        else:
+            checks = self._checks(row, {**given, **row.rest}, facts)
+            meta["checks"] = checks
+            gold = _gold(checks, form, row, text)
+        if gold is None:
+            facts.without_answer += 1
+        facts.tasks[row.task or name] += 1
+        turns = (
+            [prompt] if isinstance(prompt, str) else [f"{m['role']} {m['content']}" for m in prompt]
+        )
+        key = content_id(name, normal_form(problem.question), variant=turns)
+        return Problem(key, name, prompt, gold, gold, meta)
+
+    def _checks(self, row: Row, given: Mapping[str, Any], facts: Facts) -> list[list[Any]]:
+        """[grader, label] of each of the row's graders."""
+        several = isinstance(row.grader, list)
+        names = row.grader if several else [row.grader]
+        labels = row.answer if several else [row.answer]
+        checks = []
+        for name, label in zip(names, labels, strict=True):
+            ours = self._grader(name, label, row, given, facts)
+            try:
+                checks.append([ours, plain(grader(ours).read(_unwritten(label), given))])
+            except BadLabel as error:
+                raise BadRow(f"answer: grader {ours}: {error}") from None
+            facts.graders[ours] += 1
+        return checks
+
+    def _grader(
+        self, name: Any, label: Any, row: Row, given: Mapping[str, Any], facts: Facts
+    ) -> str:
+        chosen = self.task.grader
+        if chosen and isinstance(chosen, str):
+            return chosen
+        if isinstance(chosen, dict) and (ours := chosen.get(str(name)) or chosen.get(row.task)):
+            return ours
+        if isinstance(name, str) and name.strip():
+            facts.named[name] += 1
+            ours = resolve(name, GRADERS)
+            if ours is not None:
+                return ours
+            if facts.format not in GUESSED:
+                raise BadRow(refused(name))
+        facts.guessed += 1
+        return _guess(label, given)
+
+    def _prompt(self, given: Any) -> Prompt:
+        """Text, or messages that end with the user's turn; one turn of the user is a text."""
+        given = messages(given)
+        if isinstance(given, str):
+            return self._with_system([{"role": "user", "content": _text(given)}])
+        if not isinstance(given, list) or not given:
+            raise BadRow(f"prompt: a text or a list of messages is needed, got {short(given)}")
+        return self._with_system([_message(message) for message in given])
+
+    def _with_system(self, turns: list[Message]) -> Prompt:
+        turns = [
+            turn for turn in turns if turn["role"] != "system" or format.visible(turn["content"])
+        ]
+        if not turns or turns[-1]["role"] != "user":
+            raise BadRow("prompt: the last message must be the user's")
+        if self.task.system and turns[0]["role"] != "system":
+            turns = [{"role": "system", "content": self.task.system}, *turns]
+        return turns[0]["content"] if len(turns) == 1 else turns
+
+
+def name_of(where: str) -> str:
+    """The task in `tasks.NAME`."""
+    return where.partition(".")[2]
+
+
+def _message(given: Any) -> Message:
+    role = given.get("role", given.get("from")) if isinstance(given, dict) else None
+    if role not in ROLES:
+        raise BadRow(
+            f"prompt: a message of {', '.join(dict.fromkeys(ROLES.values()))} is needed, got {short(given)}"
+        )
+    content = given.get("content", given.get("value"))
+    if isinstance(content, list):  # parts
+        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        if not all(isinstance(text, str) for text in texts):
+            raise BadRow(f"prompt: only text can be read, got {short(content)}")
+        content = "".join(map(str, texts))
+    return {"role": ROLES[role], "content": _text(content, empty=role in ("system", "developer"))}
+
+
+def _text(text: Any, *, empty: bool = False) -> str:
+    if not isinstance(text, str) or isinstance(text, Written):
+        raise BadRow(f"prompt: must be text, got {short(text)}")
+    if len(text) > MAX_CHARS:
+        raise BadRow(f"prompt: {len(text)} characters, at most {MAX_CHARS}")
+    if not text.isascii():
+        bad = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
+        if bad is not None:
+            raise BadRow(f"prompt: character U+{ord(bad):04X} is not allowed")
+    if "\0" in text:
+        raise BadRow("prompt: character U+0000 is not allowed")
+    if not empty and not format.visible(text):
+        raise BadRow("prompt: must not be empty")
+    return text
+
+
+def _unwritten(label: Any) -> Any:
+    """Numbers as their text, deep inside too; a text that holds JSON stays one."""
+    if isinstance(label, Written):
+        return str(label)
+    if isinstance(label, float) and label.is_integer() and abs(label) < 1e15:
+        return str(int(label))
+    if isinstance(label, int | float) and not isinstance(label, bool):
+        return repr(label)
+    return label
+
+
+def _guess(label: Any, given: Mapping[str, Any]) -> str:
+    """The grader that an answer without one asks for."""
+    if given.get("choices") or given.get("options"):
+        return "choice"
+    label = _unwritten(label)
+    if label is None or label == "":
+        raise BadRow(
+            f"no answer (looked for {', '.join(ANSWERS)}) and no grader; name a grader, a column or `reward: mine.py:score`"
+        )
+    first = label[0] if isinstance(label, list) and label else label
+    if not isinstance(first, str) or (len(first) > SHORT_ANSWER and "####" not in first):
+        raise BadRow(
+            f"no grader is named, and the answer is no short text: {short(label)}; name one by `grader:`"
+        )
+    last = first.rpartition("####")[2].strip()
+    if numbers(last):
+        return "number"
+    return "math" if "\\" in last or "^" in last else "text"
+
+
+def _gold(checks: Sequence[Sequence[Any]], form: str, row: Row, prompt: str) -> str | None:
+    """A right completion in the form that the prompt asks for, if the graders know one."""
+    if len(checks) != 1:
+        return None
+    name, label = checks[0]
+    made = grader(name)
+    right = made.gold(label)
+    solution = row.solution if isinstance(row.solution, str) else ""
+    if right is None:
+        return solution or None
+    if not solution and isinstance(row.answer, str) and "####" in row.answer:
+        solution = row.answer.rpartition("####")[0].strip()
+    gold = render(form, right, solution)
+    if not made.costly and made.grade(answer_of(gold, prompt), label) != 1.0:
+        raise BadRow(f"answer: grader {name}: no completion could give it, got {short(right)}")
+    return gold
+
+
+Placed = tuple[Problem, str, int]
+
+
+def _in_splits(
+    where: str, by_split: Mapping[Split | None, list[Placed]]
+) -> dict[Split, list[Placed]]:
+    """Every row in its split: as the file says, else by the hash of its content, which also fills a split that is missing."""
+    named = {split: list(by_split.get(split, [])) for split in SPLITS}
+    unnamed = list(by_split.get(None, []))
+    if unnamed and any(named.values()):
+        raise ParamsError(
+            f"{where}.data: {len(unnamed)} rows name no split and others do; name one in every row, or in none"
+        )
+    missing = {split for split in SPLITS if not named[split]}
+    if not unnamed and not named["train"] and any(named.values()):
+        raise ParamsError(
+            f"{where}.data: no row of split train; name a training file: data: {{train: ...}}"
+        )
+    pool = unnamed or named["train"]
+    if missing:
+        named["train"] = []
+        for placed in pool:
+            split = split_of(placed[0].id)
+            named[split if split in missing else "train"].append(placed)
+    return named
+
+
+def _without_leaks(
+    splits: Mapping[Split, Sequence[Placed]], bad: list[Dropped]
+) -> dict[Split, list[Problem]]:
+    """What test holds, dev and train may not, in any spelling; within a split only equal prompts are doubled."""
+    found: dict[Split, list[Problem]] = {}
+    seen: dict[str, tuple[str, int]] = {}
+    for split in reversed(SPLITS):
+        own: dict[str, tuple[str, int]] = {}
+        known: dict[str, int] = {}
+        found[split] = []
+        for problem, file, number in splits[split]:
+            key = normal_form(problem.question)
+            if problem.id in known:
+                bad.append(
+                    Dropped(
+                        file, number, f"duplicate: the prompt of line {known[problem.id]} again"
+                    )
+                )
+            elif key in seen:
+                bad.append(
+                    Dropped(file, number, "leakage: the prompt of {}, line {}".format(*seen[key]))
+                )
+            else:
+                known[problem.id] = number
+                own.setdefault(key, (file, number))
+                found[split].append(problem)
+        seen |= own
+    return {split: found[split] for split in SPLITS}
+
+
+def _few(found: Mapping[Split, Sequence[Problem]], taken: Mapping[str, int]) -> Iterator[Problem]:
+    kept = {split: problems[: taken.get(split)] for split, problems in found.items()}
+    yield from (problem for problems in kept.values() for problem in problems[:FIRST])
+    everything = [problem for problems in kept.values() for problem in problems]
+    yield from sorted(everything, key=lambda p: len(p.text), reverse=True)[:LONGEST]
+    yield from sorted(
+        (p for p in everything if p.gold), key=lambda p: len(p.gold or ""), reverse=True
+    )[:1]
+
+
+def _key(task: Rows, name: str, files: Sequence[Path]) -> str:
+    code = hashlib.sha256()
+    package = Path(__file__).parents[2]
+    for part in OWN_CODE:
+        for file in sorted((package / part).glob("*.py")) or [package / part]:
+            code.update(file.read_bytes())
+    options = json.dumps([name, asdict(task)], sort_keys=True)
+    code.update(options.encode())
+    for file in files:
+        with file.open("rb") as stream:
+            code.update(f"{file}\0".encode() + hashlib.file_digest(stream, "sha256").digest())
+    return code.hexdigest()[:32]
+
+
+def _explain(where: str, bad: Sequence[Dropped], facts: Facts, most: float) -> str:
+    kinds = Counter(row.reason.partition(",")[0].partition(";")[0][:120] for row in bad)
+    shown = "\n".join(f"  {row}" for row in bad[:SHOWN])
+    more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    common = "; ".join(f"{count} x {reason}" for reason, count in kinds.most_common(3))
+    return (
+        f"{where}: {len(bad)} of {facts.rows} rows (read as {facts.format}) cannot be used, options.max_dropped allows "
+        f"{most:.0%}: {common}\n{shown}{more}\ncorrect them, or raise {where}.options.max_dropped"
+    )
