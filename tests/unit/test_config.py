@@ -40,7 +40,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one():
 def test_an_unknown_key_deep_inside_is_named_with_its_path():
     text = refusal(tasks={"math": {"trian": 5}})
     assert text.startswith(
-        "params.yaml: tasks.math.trian: unknown key; allowed: demonstrations, dev"
+        "params.yaml: tasks.math.trian: unknown key; allowed: columns, data, demonstrations, dev"
     )
     assert text.endswith("(did you mean 'train'?)")
 
