@@ -120,7 +120,7 @@ class Grader:
     def _grade_rows(self, task: Task, rows: Sequence[Any]) -> dict[int, dict[str, Any]]:
         replies: dict[int, dict[str, Any]] = {}
         crashes: Counter[int] = Counter()
-        together = TOGETHER if getattr(task, "sandboxed", False) else 1
+        together = TOGETHER if getattr(task, "sandboxed", False) is True else 1
         while len(replies) < len(rows):
             todo = [number for number in range(len(rows)) if number not in replies]
             asked = [(number, rows[number]) for number in todo]
@@ -146,8 +146,13 @@ class Grader:
         Raises:
             IsolationError: it is below `grading.isolation`.
         """
-        if not getattr(task, "sandboxed", False):
+        programs = getattr(task, "sandboxed", False)
+        if not programs:
             return None
+        if (
+            programs == "python"
+        ):  # full Python needs the highest level, whatever params.yaml accepts
+            self._isolation = reached("namespaces")
         if self._isolation is None:
             self._isolation = reached(self.config.isolation)
         return self._isolation

@@ -49,7 +49,8 @@ def make_task(name: str, config: TaskConfig) -> Task:
         )
     options = options_of(config)
     if kind == "rows":
-        options["taken"] = {split: getattr(config, split) for split in SPLITS}
+        taken = {split: getattr(config, split) for split in SPLITS}
+        options |= {"taken": taken, "name": name}
     return _make(name, kind, options)
 
 

@@ -73,7 +73,7 @@ class Reward:
 class Task(Protocol):
     """Frozen dataclass whose fields are the task's options; `version` rises whenever a prompt or a score changes.
 
-    Four members are optional: `sandboxed = True`, it runs model-written programs; `recall = True`, its test asks facts that
+    Four members are optional: `sandboxed = True`, it runs model-written programs ("python": full Python); `recall = True`, its test asks facts that
     training taught, so that reports call its score recall; `files`, the user's files it reads;
     `reveals(problem)`, texts beside the prompt that give a problem away (its program, its steps).
     """

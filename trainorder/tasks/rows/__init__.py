@@ -48,6 +48,8 @@ class Rows:
     """The graders of the rows; written by the build."""
     taken: dict[str, int] = field(default_factory=dict)
     """Rows of each split that are taken at most; from `train`, `dev` and `test` of the task."""
+    name: str = ""
+    """Of the task; from params.yaml."""
     version: int = field(default=1, init=False)
     rewarded_by: Literal["verifier", "judge"] = field(default="verifier", init=False)
 
@@ -74,9 +76,11 @@ class Rows:
         return (Path(self.reward.rpartition(":")[0]),) if self.reward else ()
 
     @property
-    def sandboxed(self) -> bool:
+    def sandboxed(self) -> Literal["python", False]:
         """Whether a grader of the rows runs model-written programs."""
-        return any(grader(name).sandboxed for name in self.found)
+        known = self.reward or self.found or not self.name
+        graders = self.found if known else self.survey(self.name)["graders"]
+        return "python" if any(grader(name).sandboxed for name in graders) else False
 
     def loads(self, task: str, build: bool) -> set[str]:
         """What the rows load by name, as entries of a registry: graders, and what reads files if they are built."""
