@@ -66,13 +66,10 @@ def _read_asserts(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(found, Mapping):
         found = found.get("tests", found.get("test_list", found.get("test")))
     found = [found] if isinstance(found, str) else found
-    if isinstance(found, list):
-        found = [t.get("assert_code") if isinstance(t, Mapping) else t for t in found]
-    if (
-        not isinstance(found, list)
-        or not found
-        or not all(isinstance(t, str) and t.strip() for t in found)
-    ):
+    given = found if isinstance(found, list) else []
+    texts = [t.get("assert_code") if isinstance(t, Mapping) else t for t in given]
+    found = [str(text) for text in texts if isinstance(text, str) and text.strip()]
+    if not found or len(found) < len(texts):
         raise BadLabel(f"a list of test statements is needed, got {repr(label)[:60]}")
     setup = row.get("test_setup_code") or ""
     tests = [_checked(f"{setup}\n{test}" if setup else test) for test in found[:MAX_TESTS]]

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trainorder.policy import Policy
-from trainorder.tasks.base import Problem
+from trainorder.tasks.base import Problem, Prompt
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Request:
 
     problem: Problem | None = None
     """What the answers are graded as. Its prompt is asked unless `prompt` or `prompt_ids` is given."""
-    prompt: str = ""
-    """The text to ask instead of the problem's prompt."""
+    prompt: Prompt = ""
+    """What to ask instead of the problem's prompt."""
     prompt_ids: Sequence[int] = ()
     """The tokens to ask instead of either."""
     prefix_ids: Sequence[int] = ()
@@ -87,7 +87,7 @@ class Engine(Protocol):
 
 def with_prompts(policy: Policy, requests: Sequence[Request]) -> list[Request]:
     """The requests with their prompts as tokens."""
-    asked = {i: text for i, request in enumerate(requests) if (text := _text_of(request))}
+    asked = {i: prompt for i, request in enumerate(requests) if (prompt := _prompt_of(request))}
     encoded = dict(zip(asked, policy.encode_prompts(list(asked.values())), strict=True))
     return [
         replace(request, prompt_ids=encoded[i]) if i in encoded else request
@@ -95,7 +95,7 @@ def with_prompts(policy: Policy, requests: Sequence[Request]) -> list[Request]:
     ]
 
 
-def _text_of(request: Request) -> str | None:
+def _prompt_of(request: Request) -> Prompt | None:
     """The prompt that is still to be encoded."""
     if len(request.prompt_ids):
         return None

@@ -123,6 +123,18 @@ def turns(prompt: Prompt) -> list[str]:
     return [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
 
 
+def reworded(prompt: Prompt, change: Callable[[str], str]) -> Prompt:
+    """The prompt with its last turn changed.
+
+    >>> reworded("2 + 3 = ?", lambda text: f"{text} Be brief.")
+    '2 + 3 = ? Be brief.'
+    """
+    if isinstance(prompt, str):
+        return change(prompt)
+    *before, last = prompt
+    return [*before, {"role": last["role"], "content": change(last["content"])}]
+
+
 def content_id(task: str, *content: str | int, variant: Sequence[str | int] = ()) -> str:
     """`<task>/<hash>` of what makes a problem the same problem, however its prompt is worded.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from trainorder.rl.helpers import gmean, gstd
 from trainorder.rl.registry import edit, plan, reward, weight
 from trainorder.rl.types import Roll, Rollouts, State
 from trainorder.rollout import Request
+from trainorder.tasks.base import reworded
 
 
 @weight
@@ -61,7 +63,8 @@ def length_budget(
     asked = []
     for request in requests:
         prompt = request.prompt or (request.problem.prompt if request.problem else "")
-        said = text.replace("{budget}", str(round(budget))).replace("{prompt}", prompt)
+        template = text.replace("{budget}", str(round(budget)))
+        said = reworded(prompt, partial(template.replace, "{prompt}"))
         asked.append(replace(request, prompt=said, facts={**request.facts, "budget": budget}))
     return asked
 
