@@ -35,7 +35,7 @@ def expert_rows(roll: Roll, state: State, rollouts: Rollouts, *, share: float = 
     requests = rollouts.requests(counts) if wanted else []
     if not requests:
         return roll
-    golds = [request.problem.gold if request.problem else "" for request in requests]
+    golds = [(r.problem.gold if r.problem else "") or "" for r in requests]
     for request, gold in zip(requests, golds, strict=True):
         if not gold and request.problem:
             raise ParamsError(

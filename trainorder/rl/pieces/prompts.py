@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from trainorder.reading import ParamsError
 from trainorder.rl.registry import plan, reward
 from trainorder.rl.types import Roll, State
 from trainorder.rollout import Request
+from trainorder.tasks.base import reworded
 
 TAGS = "template_tags"
 """Key in the meta of a problem that was asked in a template: the tags that it asks for."""
@@ -109,7 +111,7 @@ def _in(request: Request, template: str, fact: str, number: int) -> Request:
     problem = request.problem
     if problem is None:
         return request
-    prompt = template.replace("{prompt}", request.prompt or problem.prompt)
+    prompt = reworded(request.prompt or problem.prompt, partial(template.replace, "{prompt}"))
     tags = sorted(set(TAG.findall(template)))
     return replace(
         request,

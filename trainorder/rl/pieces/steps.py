@@ -15,6 +15,7 @@ from trainorder.reading import ParamsError
 from trainorder.rl.registry import plan, reward
 from trainorder.rl.types import Roll, State
 from trainorder.rollout import Request
+from trainorder.tasks.base import reworded
 
 STEP = "expert_step"
 """Key in the meta of a problem that was asked for one step: that step's text."""
@@ -55,12 +56,14 @@ def expert_steps(
         if problem is None:
             asked.append(request)
             continue
-        steps = steps_of(problem.gold, cut)
+        steps = steps_of(problem.gold or "", cut)
         count = max(1, len(steps) - 1)
         k = int(torch.randint(count, (1,), generator=stream))
         before = "\n".join(steps[:k]) if len(steps) > 1 else ""
-        prompt = text.replace("{steps}", before).replace(
-            "{prompt}", request.prompt or problem.prompt
+        template = text.replace("{steps}", before)
+        asked_before = request.prompt or problem.prompt
+        prompt = reworded(
+            asked_before, lambda said, into=template: into.replace("{prompt}", said).strip()
         )
         target = steps[k] if steps else ""
         told = replace(problem, meta={**problem.meta, STEP: target})
@@ -68,7 +71,7 @@ def expert_steps(
             replace(
                 request,
                 problem=told,
-                prompt=prompt.strip(),
+                prompt=prompt,
                 facts={**request.facts, "step": float(k + 1)},
             )
         )
@@ -112,7 +115,7 @@ def step_similarity(
             found.append(-1.0)
             continue
         written = _plain(rest if tag else head)
-        found.append(similarity(written, _plain(problem.meta.get(STEP, problem.gold)), unit))
+        found.append(similarity(written, _plain(problem.meta.get(STEP, problem.gold or "")), unit))
     return roll.rewards.new_tensor(found)
 
 
