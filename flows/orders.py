@@ -27,6 +27,7 @@ from prefect.utilities.urls import url_for
 from flows.dvc import Runner, StageFailed
 from flows.progress import Display
 from flows.schedule import Schedule, topological
+from trainorder.paths import judge_work
 from trainorder.plan.compile import STAGE_OF, TRAIN_JUDGE
 from trainorder.resume import finished
 
@@ -119,7 +120,7 @@ class Pipeline:
                 raise
             kind, _, node = name.partition("@")
             if kind in MAKERS:  # DVC has the result: nothing will resume from its step checkpoints
-                finished("judge" if kind == TRAIN_JUDGE else node)
+                finished(judge_work(node) if kind == TRAIN_JUDGE else node)
             self.outcomes[name] = outcome
             return Completed(name=STATES[outcome])
 

@@ -230,7 +230,6 @@ def _schedule(state: Look, leave_out: frozenset[str] | set[str] = frozenset()) -
     params = state.plan.params
     threads = {
         "sft_warmup": params.sft.threads,
-        "train_judge": params.judge.threads,
         "evaluate": params.evaluation.threads,
     }
     slots = {stage: threads.get(stage.partition("@")[0], 1) for stage in parents}

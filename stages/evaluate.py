@@ -24,7 +24,7 @@ OPTIONS = {
 def main(arguments: argparse.Namespace) -> None:
     params = load_params()
     config = params.evaluation
-    from trainorder.evaluation import built_exams, evaluate, is_judged
+    from trainorder.evaluation import evaluate, judged_tasks
     from trainorder.lineage import inputs
     from trainorder.resume import finished
     from trainorder.rewards import grading
@@ -33,18 +33,28 @@ def main(arguments: argparse.Namespace) -> None:
     node, seed = arguments.node, arguments.seed
     prepared = machine.prepare(config.threads, paths.checkpoint(node))
     config = config.model_copy(update={"threads": prepared["threads"]})
-    for made in (node, "judge"):  # DVC has these: nothing will go on from their step checkpoints
+    roles = {task: params.judges_of(task) for task in judged_tasks()}
+    judges = sorted({name for named in roles.values() for name in named.values()})
+    for made in (
+        node,
+        *map(paths.judge_work, judges),
+    ):  # DVC has these: nothing will go on from their step checkpoints
         finished(made)
     depends = inputs(
         seed=seed,
-        params={"evaluation": config, "training.dtype": params.training.dtype, **params.engine()},
+        params={
+            "evaluation": config,
+            "training.dtype": params.training.dtype,
+            **params.engine(),
+            "roles": roles,
+        },
         code="evaluate",
         parents=[node],
-        data=[paths.TASK_DATA, *([paths.JUDGE] if is_judged(built_exams()) else [])],
+        data=[paths.TASK_DATA, *(paths.JUDGE / name for name in judges)],
     )
     with stages.keeping(f"evaluate--{node}", params, depends) as work:
         table = evaluate(
-            node, paths.checkpoint(node), seed, config, work, params.training, params.rollout
+            node, paths.checkpoint(node), seed, config, work, params.training, params.rollout, roles
         )
         write(table, paths.evaluation(node))
 

@@ -46,8 +46,11 @@ def main(arguments: argparse.Namespace) -> None:
         tuned = {}
         if isinstance(config.scale, list):
             from trainorder.evaluation import dev_scorer
+            from trainorder.tasks import load_task
 
-            scorer = dev_scorer(arguments.tasks.split(","), params.training, params.rollout)
+            tasks = arguments.tasks.split(",")
+            roles = {t: params.judges_of(t) for t in tasks if load_task(t).rewarded_by == "judge"}
+            scorer = dev_scorer(tasks, params.training, params.rollout, roles)
             tuned = tune_scale(base, folders, paths.checkpoint(node), config, scorer)
         else:
             merge_folders(base, folders, paths.checkpoint(node), config, work)

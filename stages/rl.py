@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ def train(node: str, parent: str, phase_name: str, seed: int, params: Params, va
     grading.configure(params.grading)
     prepared = machine.prepare(rl.threads, paths.checkpoint(parent))
     rl = rl.model_copy(update={"threads": prepared["threads"]})
+    judges = rewarding(params, phase.tasks)
     sections = {"rl": rl.results(), f"phases.{phase_name}": phase.results()}
     sections |= {"rollout": params.rollout.results(), "training": params.training.results()}
     tags = {"parent": parent, "phase": phase_name, "kind": phase.kind, "variant": variant}
@@ -63,7 +64,7 @@ def train(node: str, parent: str, phase_name: str, seed: int, params: Params, va
         "params": sections,
         "code": f"phase_{phase_name}" + ("" if variant == "default" else f".{variant}"),
         "parents": [parent],
-        "data": data_of(phase.tasks),
+        "data": data_of(phase.tasks, judges),
     }
     before, out = paths.checkpoint(parent), paths.checkpoint(node)
     phase_of = partial(
@@ -76,6 +77,7 @@ def train(node: str, parent: str, phase_name: str, seed: int, params: Params, va
         seed,
         rollout=params.rollout,
         training=params.training,
+        judges=judges,
     )
     if not ranks.is_first(params.training):  # one rank keeps the records
         phase_of(ranks.Silent())
@@ -96,17 +98,22 @@ def train(node: str, parent: str, phase_name: str, seed: int, params: Params, va
         )
 
 
-def data_of(tasks: Iterable[str]) -> list[Path]:
-    """The files a phase reads beside its parent.
+def rewarding(params: Params, tasks: Iterable[str]) -> dict[str, str]:
+    """Judged task -> the judge that gives its rewards.
 
     Raises:
         ParamsError: a task is not built.
     """
     from trainorder.tasks import load_task
 
+    judged = [task for task in tasks if load_task(task).rewarded_by == "judge"]
+    return {task: params.judges_of(task)["reward"] for task in judged}
+
+
+def data_of(tasks: Iterable[str], judges: Mapping[str, str]) -> list[Path]:
+    """The files a phase reads beside its parent."""
     files = [paths.TASK_DATA / task / "train.jsonl" for task in tasks]
-    judged = any(load_task(task).rewarded_by == "judge" for task in tasks)
-    return [*files, paths.JUDGE / "reward"] if judged else files
+    return [*files, *(paths.JUDGE / name for name in dict.fromkeys(judges.values()))]
 
 
 if __name__ == "__main__":

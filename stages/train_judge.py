@@ -1,4 +1,4 @@
-"""DVC stage train_judge: the first seed's base and the judged task's problems -> checkpoints/judge."""
+"""DVC stage train_judge@<name>: the first seed's base and the judged task's problems -> checkpoints/judge/<name>."""
 
 from __future__ import annotations
 
@@ -9,28 +9,37 @@ import stages
 from trainorder import paths
 from trainorder.config import load_params
 
-OPTIONS = {"--base": "node both judges start from and whose answers are compared"}
+OPTIONS = {
+    "--judge": "entry of `judges` in params.yaml, or what `judge` stands for",
+    "--base": "node whose answers are compared, and that a preference model starts from",
+    "--tasks": "judged tasks that it serves",
+    "--seed": "number of the judge among the preference models of its task",
+    "--first": "its first prompt in the shuffled training problems",
+}
 
 
 def main(arguments: argparse.Namespace) -> None:
-    params = load_params()
+    params, name = load_params(), arguments.judge
 
+    from trainorder.judges.annotator import Bench, make_judge
     from trainorder.lineage import inputs
-    from trainorder.preferences import train_judges
 
+    config, tasks = params.named_judges()[name], arguments.tasks.split(",")
     depends = inputs(
-        seed=0,
+        seed=arguments.seed,
         params={
-            "judge": params.judge,
+            f"judges.{name}": config,
             "training.dtype": params.training.dtype,
             **params.engine(),
         },
-        code="train_judge",
+        code=f"judge_{name}",
         parents=[arguments.base],
-        data=[paths.TASK_DATA / params.judge.task / "train.jsonl"],
+        data=[paths.TASK_DATA / task / "train.jsonl" for task in tasks],
     )
-    with stages.keeping("judge", params, depends) as work:
-        train_judges(paths.checkpoint(arguments.base), paths.JUDGE, params, work)
+    base, first = paths.checkpoint(arguments.base), int(arguments.first)
+    with stages.keeping(paths.judge_work(name), params, depends) as work:
+        bench = Bench(name, config, tasks, base, params, arguments.seed, first, work)
+        make_judge(bench, paths.JUDGE / name)
 
 
 if __name__ == "__main__":

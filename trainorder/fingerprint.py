@@ -27,8 +27,8 @@ from trainorder.registries import listed
 PACKAGES = ("trainorder", "stages")
 PIECES = "trainorder.rl.pieces"
 """The package of the families of pieces. Nothing imports a family by name: the pieces that params name say which are run."""
-PHASE = "phase_"
-"""Begins the names of phases' fingerprints; the others are the same in every plan."""
+PHASE, JUDGE = "phase_", "judge_"
+"""Begin the names of the fingerprints of phases and judges; the others are the same in every plan."""
 LAZY = re.compile(r"(?:trainorder|stages)(?:\.\w+)+:\w+")
 """An entry of a registry that is imported by name: covered by `Code.targets`, not by the registry's hash."""
 RECORDERS = frozenset({"trainorder.tracking", "trainorder.rl.speed", "stages.warm"})
@@ -114,9 +114,9 @@ def of_files(files: Sequence[Path]) -> str:
 
 
 def write(texts: Mapping[str, str], folder: Path = paths.FINGERPRINTS) -> None:
-    """One file per fingerprint; unchanged ones are not touched, those of phases of other plans are removed."""
+    """One file per fingerprint; unchanged ones are not touched, those of phases and judges of other plans are removed."""
     folder.mkdir(exist_ok=True)
-    for old in folder.glob(f"{PHASE}*"):
+    for old in [*folder.glob(f"{PHASE}*"), *folder.glob(f"{JUDGE}*")]:
         if old.name not in texts and old.is_file():
             old.unlink()
     for name, text in texts.items():

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainorder.config import JudgeConfig, OptimizerName, RlConfig, SftConfig
+from trainorder.config import OptimizerName, PreferenceSettings, RlConfig, SftConfig
 from trainorder.device import has_fused_adamw
 
-OptimizerConfig = SftConfig | JudgeConfig | RlConfig
+OptimizerConfig = SftConfig | PreferenceSettings | RlConfig
 """The sections of params.yaml that name an optimizer."""
 
 

@@ -17,6 +17,8 @@ RESUME = Path(".resume")
 """Step checkpoints of stages that did not finish; outside DVC's outputs, which DVC deletes before it runs a stage."""
 MODELS = Path(".models")
 """Models in another form than a Hugging Face folder, converted; each is made again from its file where it is missing."""
+VERDICTS = Path(".verdicts")
+"""Verdicts of judges that are asked, by content: what survives kills and reruns."""
 DUMPS = Path(".dumps")
 """Refused updates, for replay."""
 NODE = re.compile(r"s\d+(?:--[a-z0-9_]+)*")
@@ -31,6 +33,11 @@ DVC_LOCK = Path("dvc.lock")
 def checkpoint(node: str) -> Path:
     """The Hugging Face folder a node leaves; children depend on this and on nothing else of the node."""
     return Path("checkpoints") / node
+
+
+def judge_work(judge: str) -> str:
+    """Under RESUME: the step checkpoints of the stage that makes a judge."""
+    return f"judge--{judge}"
 
 
 def run(node: str) -> Path:

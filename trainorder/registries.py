@@ -26,10 +26,18 @@ BACKENDS: dict[str, str] = {
 """`training.backend` -> what computes updates, called with model, `rl` and `training`."""
 
 JUDGES: dict[str, str] = {
-    "local": "trainorder.rewards.judge:Judge",
-    "endpoint": "trainorder.rewards.endpoint:EndpointJudge",
+    "preference": "trainorder.judges.preference:Judge",
+    "model": "trainorder.judges.model:ModelJudge",
+    "endpoint": "trainorder.judges.endpoint:EndpointJudge",
 }
-"""`judge.backend` -> what judges, loaded from a folder."""
+"""`kind` of a judge -> what judges, loaded from a folder."""
+
+JUDGE_MAKERS: dict[str, str] = {
+    "preference": "trainorder.judges.training:train",
+    "model": "trainorder.judges.appointment:appoint",
+    "endpoint": "trainorder.judges.appointment:appoint",
+}
+"""`kind` of a judge -> what makes that folder, called with a `trainorder.judges.annotator.Bench`."""
 
 FORMATS: dict[str, str] = {"gguf": "trainorder.gguf_model:converted"}
 """Form of a model that is no Hugging Face folder -> what makes one of its file (trainorder/sources.py)."""

@@ -167,7 +167,8 @@ def candidates(*, uncommitted: bool = False) -> list[Item]:
             "no commit holds a plan.yaml, so every result would count as uncommitted: "
             "`git add params.yaml plan.yaml dvc.lock` and commit what you want to keep first"
         )
-    items = list(_remains(set(current.nodes)))
+    judges = map(paths.judge_work, current.judges)
+    items = list(_remains({*current.nodes, *judges}))
     kept, nodes = set(used.objects), used.nodes | set(current.nodes)
     dropped: list[tuple[Path, str, set[str]]] = []
     for entry in sorted(runs.glob("??/*/*")):
@@ -256,7 +257,7 @@ def _cache_folders() -> tuple[Path, Path, Path]:
 def _remains(nodes: set[str]) -> Iterator[Item]:
     for folder in sorted(paths.RESUME.glob("*")):
         name = folder.name.removeprefix("evaluate--")
-        if folder.is_dir() and name not in nodes and name != "judge":
+        if folder.is_dir() and name not in nodes:
             yield _item(f"step checkpoints of {folder.name}, which is not in the plan", [folder])
     for folder in sorted(paths.DUMPS.glob("*")):
         yield _item(f"dumps of refused updates of {folder.name}", [folder])

@@ -40,16 +40,14 @@ def log_probs(
     targets = [token for row, first in zip(rows, firsts, strict=True) for token in row[first:]]
     wanted = torch.tensor(targets, device=device)
     if kernels is not None:
-        read = [row[:-1] for row in rows]
-        lengths = [len(row) for row in read]
-        ids = torch.tensor([token for row in read for token in row])
+        lengths = [len(row) - 1 for row in rows]
         starts = itertools.accumulate(lengths[:-1], initial=0)
         places = [
             start + place
             for start, first, length in zip(starts, firsts, lengths, strict=True)
             for place in range(first - 1, length)
         ]
-        states = training.hidden_states(model, kernels, ids, Layout.of(lengths, [0], [0]))
+        states = _states(model, kernels, [row[:-1] for row in rows])
         head = model.lm_head.weight
         return training.log_probs(
             kernels, states[places], head, wanted, 1.0, entropy, CHUNK_ENTRIES
@@ -69,3 +67,22 @@ def log_probs(
         logits[torch.tensor(real, device=device)].float(), wanted, entropy=entropy
     )
     return logps, entropies
+
+
+def next_logits(
+    model: Any, row: Sequence[int], *, kernels: Kernels | None = None
+) -> Float[Tensor, " vocabulary"]:
+    """Logits of the token after a row, in float32 on the CPU, without gradient: a function of the row alone, to the bit."""
+    with torch.no_grad():
+        if kernels is not None:
+            return model.lm_head(_states(model, kernels, [row])[-1]).float()
+        device = model.get_input_embeddings().weight.device
+        ids = torch.tensor([list(row)], device=device)
+        return model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1].float().cpu()
+
+
+def _states(model: Any, kernels: Kernels, rows: Sequence[Sequence[int]]) -> Any:
+    """States after the last norm, one per token, the rows behind one another."""
+    ids = torch.tensor([token for row in rows for token in row])
+    layout = Layout.of([len(row) for row in rows], [0], [0])
+    return training.hidden_states(model, kernels, ids, layout)

@@ -24,9 +24,10 @@ STAGES: dict[str, Any] = {
 PHASES = {f"{kind}_rl": "phases" for kind in ("structured", "creative", "joint")}
 FOLDED = {
     "rl": "phases",
-    "rollout": {**PHASES, "train_judge": "judge", "merge": "merges", "evaluate": "evaluation"},
+    "rollout": {**PHASES, "train_judge": "judges", "merge": "merges", "evaluate": "evaluation"},
     "training": PHASES,
-    "tasks": {"sft_warmup": "sft", "train_judge": "judge"},
+    "tasks": {"sft_warmup": "sft", "train_judge": "judges"},
+    "judges": {**PHASES, "merge": "merges", "evaluate": "evaluation"},
 }
 """Sections that plan.settings() carries inside another: a phase's rl, rollout and training (other
 stages take its dtype alone), the rollout of what else samples, the facts of the tasks a section names."""
@@ -44,7 +45,8 @@ def params_of(stage: str) -> set[str]:
     """Sections of .fingerprints/params.json that the stage declares."""
     declared = [p.get(".fingerprints/params.json", []) for p in STAGES[stage].get("params", [])]
     keys = {key for keys in declared for key in keys}
-    return {"phases" if key == "${item.settings}" else key.partition(".")[0] for key in keys}
+    own = "judges" if stage == "train_judge" else "phases"
+    return {own if key == "${item.settings}" else key.partition(".")[0] for key in keys}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -64,6 +66,9 @@ def test_a_stages_params_are_the_sections_its_code_reads(stage: str):
     assert folded == params_of(stage)
 
 
+METHODS = {"phase_rl": "phases", "named_judges": "judges", "judges_of": "judges"}
+
+
 @cache
 def sections_read(file: str) -> set[str]:
     """`params.sft`, `load_params(...).sft`, `params.phase_rl(...)`."""
@@ -73,7 +78,7 @@ def sections_read(file: str) -> set[str]:
             continue
         owner = ast.unparse(node.value)
         if owner == "params" or owner.startswith(("load_params(", "self.params")):
-            found.add("phases" if node.attr == "phase_rl" else node.attr)
+            found.add(METHODS.get(node.attr, node.attr))
     return found & Params.model_fields.keys()
 
 
@@ -82,7 +87,7 @@ def test_a_stage_depends_on_its_own_fingerprint_and_on_no_other(stage: str):
     if stage == "fingerprint":
         return
     prints = [d for d in STAGES[stage]["deps"] if d.startswith(".fingerprints/")]
-    own = "${item.code}" if stage.endswith("_rl") else stage
+    own = "${item.code}" if stage.endswith("_rl") or stage == "train_judge" else stage
     assert prints == [f".fingerprints/{own}"]
     assert all("python -m " in s["cmd"] for s in STAGES.values())
 
@@ -98,6 +103,8 @@ def test_dvc_yaml_has_the_slots_that_the_plan_fills():
     for kind, stage in STAGE_OF.items():
         slots = [d for d in STAGES[stage]["deps"] if "item.inputs[" in d]
         assert slots == [f"${{item.inputs[{i}]}}" for i in range(SLOTS[kind])]
+    slots = [d for d in STAGES["train_judge"]["deps"] if "item.inputs[" in d]
+    assert slots == [f"${{item.inputs[{i}]}}" for i in range(SLOTS["judge"])]
     exams = [d for d in STAGES["evaluate"]["deps"] if "exams[" in d]
     assert exams == [f"${{exams[{i}]}}" for i in range(SLOTS["exams"])]
 

@@ -45,7 +45,7 @@ def record(node, phase=None):
 
 def main(stage):
     parser = argparse.ArgumentParser()
-    for option in ("node", "seed", "parent", "phase", "variant", "base", "merge", "parents", "tasks"):
+    for option in ("node", "seed", "parent", "phase", "variant", "base", "merge", "parents", "tasks", "judge", "first"):
         parser.add_argument(f"--{option}")
     a = parser.parse_args()
     with open("log", "a") as log:
@@ -60,7 +60,7 @@ def main(stage):
         for file in ("sft/demonstrations.jsonl", "tokenizer/tokenizer.json", "summary.json"):
             put(f"data/{file}", "{}")
     elif stage == "train_judge":
-        for file in ("reward/x", "evaluation/x", "report.json"):
+        for file in (f"{a.judge}/x", f"{a.judge}.json"):
             put(f"checkpoints/judge/{file}", "{}")
     elif stage in ("sft_warmup", "rl", "merge"):
         put(f"checkpoints/{a.node}/weights", a.node)
@@ -126,7 +126,14 @@ def test_each_stage_runs_once_and_then_none(toy: Project):
     nodes = ["s0", *structured, "s0--creative", "s0--qa", "s0--ties"]
     log = (toy.root / "log").read_text().split()
     assert sorted(log) == sorted(
-        ["build_data", "train_judge", "measure_bwt", "report", "sft_warmup@s0", "merge@s0--ties"]
+        [
+            "build_data",
+            *["train_judge"] * 2,
+            "measure_bwt",
+            "report",
+            "sft_warmup@s0",
+            "merge@s0--ties",
+        ]
         + [f"rl@{node}" for node in nodes if node not in ("s0", "s0--ties")]
         + [f"evaluate@{node}" for node in nodes]
     )
@@ -256,7 +263,8 @@ def test_changed_code_is_stale_where_it_runs_and_below_and_a_comment_nowhere(cop
     stage.write_text(stage.read_text() + "# a comment\n")
     assert set(states(copy).values()) == {"cached"}
     copy.edit("stages/rl.py", "toy.main", "1 + 1\ntoy.main")
-    current = ["build_data", "evaluate@s0", "sft_warmup@s0", "train_judge@creative"]
+    judges = ["train_judge@evaluation", "train_judge@reward"]
+    current = ["build_data", "evaluate@s0", "sft_warmup@s0", *judges]
     assert only(copy, "cached") == current
     assert set(states(copy).values()) == {"cached", "stale"}
 

@@ -47,10 +47,12 @@ measure: {bootstrap: 100}
 flow: {checkpoint_seconds: 0}
 allow_unequal_budgets: true
 """
+JUDGE = ("--base", "s0", "--tasks", "creative")
 RL = ("--seed", "0", "--parent", "s0")
 STAGES = {
     "sft_warmup": ("--node", "s0", "--seed", "0"),
-    "train_judge": ("--base", "s0"),
+    "train_judge": ("--judge", "reward", *JUDGE, "--seed", "0", "--first", "0"),
+    "referee": ("--judge", "evaluation", *JUDGE, "--seed", "1", "--first", "60"),
     "rl": ("--node", "s0--joint", "--phase", "joint", "--variant", "default", *RL),
     "structured": ("--node", "s0--math", "--phase", "math", "--variant", "default", *RL),
     "creative": ("--node", "s0--creative", "--phase", "creative", "--variant", "default", *RL),
@@ -70,11 +72,11 @@ STAGES = {
     ),
     "evaluate": ("--node", "s0", "--seed", "0"),
 }
-MODULES = {"structured": "rl", "creative": "rl"}
+MODULES = {"structured": "rl", "creative": "rl", "referee": "train_judge"}
 """Entries of STAGES that are runs of one module."""
 OUTPUTS = {
     "sft_warmup": ("checkpoints/s0/*", "runs/s0/metrics.jsonl"),
-    "train_judge": ("checkpoints/judge/**/*",),
+    "train_judge": ("checkpoints/judge/reward/*", "checkpoints/judge/reward.json"),
     "rl": ("checkpoints/s0--joint/*",),
     "structured": ("checkpoints/s0--math/*",),
     "creative": ("checkpoints/s0--creative/*",),

@@ -246,7 +246,7 @@ KINDS_OF_FILE = {
     "runs/s0--math/metrics.jsonl": "structured_rl@s0--math: {file} was changed",
     "runs/s0--math/run.json": "structured_rl@s0--math: {file} was changed",
     "evaluations/s0--math.parquet": "evaluate@s0--math: {file} was changed",
-    "checkpoints/judge/reward/model.safetensors": "train_judge@creative: checkpoints/judge/reward was changed",
+    "checkpoints/judge/reward/model.safetensors": "train_judge@reward: checkpoints/judge/reward was changed",
     "reports/bwt.json": "measure_bwt: {file} was changed",
     "reports/report.html": "report: {file} was changed",
     "data/sft/demonstrations.jsonl": "build_data: data/sft was changed",

@@ -18,9 +18,10 @@ import pytest
 from judge_server import Server, judge_server, read_frame
 
 from trainorder.config import EndpointConfig, GradingConfig
+from trainorder.judges import load_judge
+from trainorder.judges.endpoint import EndpointJudge, JudgeOutage
+from trainorder.judges.questions import Pairwise
 from trainorder.reading import ParamsError
-from trainorder.rewards import load_judge
-from trainorder.rewards.endpoint import EndpointJudge, JudgeOutage, messages
 from trainorder.rewards.grading import Grader, GradingError
 from trainorder.rl.problems import TaskSet
 from trainorder.tasks.base import Problem
@@ -33,7 +34,7 @@ KEY = "sk-canary-8d1f00aa"
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr("trainorder.rewards.endpoint.FIRST_WAIT", 0.02)
+    monkeypatch.setattr("trainorder.judges.endpoint.FIRST_WAIT", 0.02)
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with judge_server() as running:
         yield running
@@ -317,7 +318,8 @@ def test_nobody_listens(server: Server) -> None:
 def test_a_refusal_of_everything_stops_at_once(server: Server, status: int) -> None:
     server.trouble = lambda n, body: (status, {"Location": "http://127.0.0.1:9/"}, KEY)
     with pytest.raises(
-        JudgeOutage, match=rf"answers {status} to model 'words': check judge\.endpoint"
+        JudgeOutage,
+        match=rf"answers {status} to model 'words': check base_url, model and api_key_env of the judge",
     ) as caught:
         ask(judge(server, outage_seconds=1000.0))
     assert KEY not in str(caught.value)
@@ -326,8 +328,9 @@ def test_a_refusal_of_everything_stops_at_once(server: Server, status: int) -> N
 def test_a_missing_key_is_named_and_a_folder_never_holds_one(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     judge(server).save(tmp_path / "reward")
-    assert KEY not in (tmp_path / "reward/endpoint.json").read_text()
+    assert KEY not in (tmp_path / "reward/judge.json").read_text()
     assert ask(load_judge(tmp_path / "reward")) == 1.0
     monkeypatch.delenv("JUDGE_KEY")
     with pytest.raises(ParamsError, match="the environment variable JUDGE_KEY is not set"):
@@ -345,7 +348,7 @@ def test_a_phase_leaves_rows_without_a_verdict_unscored_and_stops_on_many(
         {"creative": Creative()},
         {"creative": [problem]},
         {"creative": 9},
-        judge(server),
+        {"creative": judge(server)},
     )
     server.trouble = lambda n, body: "hm" if "poison" in str(body) else None
     assert tasks.grade([problem] * 3, [GOOD, "poison", BAD]) == [1.0, None, 0.0]
@@ -427,7 +430,7 @@ def test_the_same_orders_work_on_a_prompt_without_quotes() -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_quoted_answer_is_one_line_of_ascii(order: str) -> None:
-    [_, user] = messages(PROMPT, order, GOOD)
+    [_, user] = Pairwise().chats(PROMPT, order, GOOD)[0]
     assert len(user["content"].splitlines()) == 8
     assert user["content"].isascii()
     assert json.loads(user["content"].splitlines()[3]) == order

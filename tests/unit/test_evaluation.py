@@ -18,13 +18,14 @@ from trainorder.data import build
 from trainorder.evaluation import POOLED, built_exams, evaluate
 from trainorder.evaluation.answering import Answers, Exam, answer, forced_entropies
 from trainorder.evaluation.scoring import pass_at_k, per_problem, pooled
+from trainorder.judges.preference import Judge
 from trainorder.policy import Policy
-from trainorder.rewards.judge import Judge
 from trainorder.rollout import Completions
 from trainorder.tasks.base import Problem, Reward
 
 CONFIG = EvaluationConfig(samples=3)
 VERIFIED = {"score", "greedy", "pass_at_k", "entropy_own", "entropy_fixed", "length", "unscored"}
+ROLES = {"creative": {"reward": "reward", "evaluation": "evaluation"}}
 VARIETY = {"distinct_2", "compression_ratio", "vendi"}
 PARAMS = """
 tasks:
@@ -204,7 +205,7 @@ def test_an_answer_given_twice_is_judged_once_and_counts_twice():
 
 
 def test_table_has_one_row_per_problem_and_metric(here: Path):
-    table = evaluate("s0--math", paths.checkpoint("s0--math"), 0, CONFIG)
+    table = evaluate("s0--math", paths.checkpoint("s0--math"), 0, CONFIG, roles=ROLES)
     assert list(table) == ["node", "seed", "split", "task", "problem", "metric", "value"]
     assert set(table["node"]) == {"s0--math"}
     assert set(table["seed"]) == {0}
@@ -289,7 +290,7 @@ def test_stage_writes_the_same_bytes_twice(here: Path, monkeypatch):
     assert run_stage(monkeypatch, "--node", "s0", "--seed", "0") == 0
     assert file.read_bytes() == before
     assert [p.name for p in file.parent.iterdir()] == ["s0.parquet"]
-    expected = evaluate("s0", paths.checkpoint("s0"), 0, CONFIG)
+    expected = evaluate("s0", paths.checkpoint("s0"), 0, CONFIG, roles=ROLES)
     pd.testing.assert_frame_equal(pd.read_parquet(file), expected)
 
 
@@ -312,5 +313,5 @@ def test_a_judge_is_loaded_only_where_a_task_is_judged(here: Path, tmp_path: Pat
     only_math.mkdir(parents=True)
     (only_math / "math").symlink_to((paths.TASK_DATA / "math").absolute())
     monkeypatch.chdir(tmp_path)
-    table = evaluate("s0", checkpoint, 0, CONFIG)
+    table = evaluate("s0", checkpoint, 0, CONFIG, roles=ROLES)
     assert set(table["task"]) == {"math"}

@@ -187,10 +187,14 @@ def test_only_what_meets_a_judged_task_covers_the_judge_that_params_name(backend
     judge = {**SMOKE["judge"], "backend": backend, "endpoint": endpoint}
     code = compile_plan(parse_params({**SMOKE, "judge": judge})).code()
     texts = compute(code, ROOT)
-    own, other = "trainorder/rewards/judge.py ", "trainorder/rewards/endpoint.py "
+    own, other = "trainorder/judges/preference.py ", "trainorder/judges/endpoint.py "
     if backend == "endpoint":
         own, other = other, own
-    for name in ("train_judge", "evaluate", "phase_creative"):
+    for name in (
+        "judge_reward" if backend == "local" else "judge_endpoint",
+        "evaluate",
+        "phase_creative",
+    ):
         assert own in texts[name]
     assert other not in texts["evaluate"] + texts["phase_creative"]
     assert own not in texts["phase_math"] + texts["sft_warmup"]

@@ -39,6 +39,7 @@ from trainorder.process import die_with_parent
 die_with_parent()
 options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 stage, node, parent = Path(__file__).stem, options.get("--node"), options.get("--parent")
+judge = options.get("--judge")
 
 
 def write(path, text="1"):
@@ -63,7 +64,7 @@ if stage == "build_data":
     for path in ("data/sft/rows", "data/tokenizer/t", "data/summary.json"):
         write(path)
 elif stage == "train_judge":
-    for path in ("reward/w", "evaluation/w", "report.json"):
+    for path in (f"{judge}/w", f"{judge}.json"):
         write(f"checkpoints/judge/{path}")
 elif stage in ("sft_warmup", "rl", "merge"):
     before = Path(f"checkpoints/{parent}/w").read_text() if parent else ""

@@ -5,21 +5,31 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from second_device import second_device
 
-from trainorder import paths, preferences
+from trainorder import paths
 from trainorder.adapters import weights_hash
-from trainorder.config import JudgeConfig, Params, PolicyConfig
+from trainorder.config import Params, PolicyConfig, PreferenceConfig
 from trainorder.data import build, write_tokenizer
+from trainorder.judges import Comparisons
+from trainorder.judges import preference as judge_module
+from trainorder.judges.annotator import (
+    AgreementError,
+    Bench,
+    agreement,
+    check_agreement,
+    compare,
+    make_judge,
+)
+from trainorder.judges.preference import Judge, bradley_terry, fit, mean_over_answer
+from trainorder.judges.training import _prompts
+from trainorder.plan.compile import appointed
 from trainorder.policy import Policy
-from trainorder.preferences import AgreementError, agreement, check_agreement, compare
 from trainorder.reading import ParamsError
-from trainorder.rewards import judge as judge_module
-from trainorder.rewards.judge import Comparisons, Judge, bradley_terry, fit, mean_over_answer
-from trainorder.tasks.base import Problem
 
 SIZES = PolicyConfig(hidden_size=16, num_layers=1, num_heads=2, mlp_size=24, max_positions=64)
 WORDS = ["good", "bad", "fair", "dull", "sea", "city", "write"]
@@ -75,7 +85,7 @@ def test_a_shared_reference_is_scored_once_per_prompt(
 
 def test_a_judge_trains_and_scores_on_a_second_device_as_on_the_cpu(base: Path):
     data = [Comparisons("sea", ("good", "bad", "fair dull"), ((0, 1), (2, 1)))] * 3
-    config = JudgeConfig(epochs=1, batch_size=2, lr=1e-3)
+    config = PreferenceConfig(epochs=1, batch_size=2, lr=1e-3)
     here = Judge.start(base, seed=0)
     fit(here, data, config, 0)
     with second_device() as device:
@@ -139,7 +149,7 @@ def test_saved_and_loaded_judge_is_equal_to_the_bit_and_saves_the_same_bytes(
 
 
 def test_a_folder_without_judge_names_the_stage(base: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"holds no judge .*run `dvc repro train_judge`"):
+    with pytest.raises(ValueError, match=r"holds no judge .*run `dvc repro train_judge@nothing`"):
         Judge.load(tmp_path / "nothing")
 
 
@@ -176,14 +186,20 @@ def test_training_raises_the_likelihood_of_unseen_preferences(judge: Judge):
     better, worse = [d.answers[1] for d in data[64:]], [d.answers[0] for d in data[64:]]
     before = bradley_terry(judge.scores(prompts, better), judge.scores(prompts, worse)).item()
     losses: list[float] = []
-    fit(judge, data[:64], JudgeConfig(epochs=5, lr=1e-2), 0, lambda step, loss: losses.append(loss))
+    fit(
+        judge,
+        data[:64],
+        PreferenceConfig(epochs=5, lr=1e-2),
+        0,
+        lambda step, loss: losses.append(loss),
+    )
     after = bradley_terry(judge.scores(prompts, better), judge.scores(prompts, worse)).item()
     assert len(losses) == 5 * 4
     assert after < 0.1 < 0.5 < before
 
 
 def test_a_trained_judge_does_not_prefer_an_answer_for_its_length(judge: Judge):
-    fit(judge, preferences_for_good(80), JudgeConfig(epochs=5, lr=1e-2), 0)
+    fit(judge, preferences_for_good(80), PreferenceConfig(epochs=5, lr=1e-2), 0)
     good, bad, fair = "sea good", "bad sea", "dull sea fair"
     stuffed = [
         " ".join([fair] * 16),
@@ -203,7 +219,7 @@ def test_a_trained_judge_does_not_prefer_an_answer_for_its_length(judge: Judge):
 def test_equal_seeds_train_equal_judges(base: Path):
     def trained(seed: int) -> torch.Tensor:
         judge = Judge.start(base, 0)
-        fit(judge, preferences_for_good(40), JudgeConfig(epochs=1), seed)
+        fit(judge, preferences_for_good(40), PreferenceConfig(epochs=1), seed)
         return judge.model.score.weight.detach()
 
     assert torch.equal(trained(0), trained(0))
@@ -246,35 +262,10 @@ def test_answers_that_never_differ_have_no_agreement_and_the_error_says_why():
 
 
 def test_a_weak_judge_is_named_with_both_numbers():
-    report = {"reward": {"agreement": 0.71}, "evaluation": {"agreement": 0.65}}
-    check_agreement(report, 0.65)
-    wanted = (
-        r"evaluation agrees on 0\.650 of .* judge\.min_agreement is 0\.700.*raise judge\.prompts"
-    )
-    with pytest.raises(AgreementError, match=wanted) as caught:
-        check_agreement(report, 0.70)
-    assert "reward agrees" not in str(caught.value)
-
-
-def problems(count: int) -> list[Problem]:
-    return [Problem(f"creative/{i}", "creative", f"write {i}", "", "") for i in range(count)]
-
-
-def test_judges_share_no_prompt():
-    config = JudgeConfig(prompts=5, heldout_prompts=2)
-    shares = preferences._prompt_shares(problems(15), config)
-    first, second = ({p.id for p in shares[role]} for role in preferences.ROLES)
-    assert len(first) == len(second) == 7
-    assert not first & second
-    assert shares == preferences._prompt_shares(problems(15), config)
-
-
-def test_too_few_problems_say_how_many_are_needed():
-    wanted = (
-        r"for 2 judges need 14 training problems, task 'creative' has 13: .*tasks\.creative\.train"
-    )
-    with pytest.raises(ParamsError, match=wanted):
-        preferences._prompt_shares(problems(13), JudgeConfig(prompts=5, heldout_prompts=2))
+    check_agreement("taste", 0.65, 0.65)
+    wanted = r"judge taste .* agrees on 0\.650 of .* min_agreement is 0\.700.*raise its prompts"
+    with pytest.raises(AgreementError, match=wanted):
+        check_agreement("taste", 0.65, 0.70)
 
 
 @pytest.fixture
@@ -296,37 +287,45 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     return params
 
 
-def judged(params: Params, **changes) -> Params:
-    return params.model_copy(update={"judge": params.judge.model_copy(update=changes)})
-
-
-def test_both_judges_are_saved_apart_with_a_report_and_threads_change_no_byte(world: Params):
+def bench(params: Params, name: str, **changes: Any) -> Bench:
+    judge = appointed(params, {"creative": params.judges_of("creative")})[name]
+    config = judge.config.model_copy(update={"min_agreement": 0.0, **changes})
     base = paths.checkpoint("s0")
-    report = preferences.train_judges(
-        base, Path("one"), judged(world, min_agreement=0.0, threads=1)
-    )
-    preferences.train_judges(base, Path("two"), judged(world, min_agreement=0.0, threads=2))
-    hashes = {role: weights_hash(Path("one") / role) for role in preferences.ROLES}
-    assert hashes == {role: weights_hash(Path("two") / role) for role in preferences.ROLES}
-    assert hashes["reward"] != hashes["evaluation"]
-    assert json.loads(Path("one/report.json").read_text()) == report
-    assert {role: facts["prompts"] for role, facts in report.items()} == {
-        "reward": 10,
-        "evaluation": 10,
-    }
-    assert report["reward"]["heldout_comparisons"] <= 5 * 3
-    [probability] = Judge.load("one/reward").win_probability(["write a note"], ["the"], ["a"])
+    return Bench(name, config, judge.tasks, base, params, judge.seed, judge.first)
+
+
+def test_judges_are_made_apart_each_with_a_report_and_share_no_prompt(world: Params):
+    made = {name: bench(world, name) for name in ("reward", "evaluation")}
+    reports = {name: make_judge(one, Path("out") / name) for name, one in made.items()}
+    assert weights_hash(Path("out/reward")) != weights_hash(Path("out/evaluation"))
+    assert json.loads(Path("out/reward.json").read_text()) == reports["reward"]
+    assert [report["prompts"] for report in reports.values()] == [10, 10]
+    assert reports["reward"]["heldout_comparisons"] <= 5 * 3
+    [probability] = Judge.load("out/reward").win_probability(["write a note"], ["the"], ["a"])
     assert 0 < probability < 1
+    first, second = (
+        {p.id for p in _prompts(one, one.problems(), one.config)} for one in made.values()
+    )
+    assert len(first) == len(second) == 15
+    assert not first & second
+
+
+def test_too_few_problems_say_how_many_are_needed(world: Params):
+    wanted = (
+        r"after 15 of the judges before it, need 30 training problems, task 'creative' has 29: .*"
+        r"tasks\.creative\.train"
+    )
+    late = bench(world, "evaluation")
+    with pytest.raises(ParamsError, match=wanted):
+        _prompts(late, late.problems()[1:], late.config)
 
 
 def test_too_weak_judges_are_not_saved(world: Params):
-    with pytest.raises(AgreementError, match="the judge is too weak: reward agrees on"):
-        preferences.train_judges(
-            paths.checkpoint("s0"), Path("judge"), judged(world, min_agreement=1.1)
-        )
-    assert not Path("judge").exists()
+    with pytest.raises(AgreementError, match="the judge reward is too weak: it agrees on"):
+        make_judge(bench(world, "reward", min_agreement=1.1), Path("out/reward"))
+    assert not Path("out").exists()
 
 
-def test_a_task_without_taste_cannot_be_judged(world: Params):
-    with pytest.raises(ParamsError, match=r"judge\.task 'math' has no taste.*kind creative"):
-        preferences.train_judges(paths.checkpoint("s0"), Path("judge"), judged(world, task="math"))
+def test_a_task_without_taste_teaches_no_preference_model(world: Params):
+    with pytest.raises(ParamsError, match=r"'math' has no taste.*kind creative"):
+        make_judge(bench(world, "reward", task="math"), Path("out/reward"))

@@ -10,10 +10,10 @@ import torch
 
 from trainorder.config import JudgeConfig, PolicyConfig, RlConfig, SftConfig
 from trainorder.data import write_tokenizer
+from trainorder.judges.preference import Judge
 from trainorder.optimizers import OPTIMIZERS, make_optimizer, set_lr
 from trainorder.policy import Policy
 from trainorder.resume import optimizer_tensors, restore_optimizer
-from trainorder.rewards.judge import Judge
 
 SIZES = PolicyConfig(hidden_size=16, num_layers=1, num_heads=2, mlp_size=24, max_positions=64)
 MATRICES = sorted([(16, 16)] * 4 + [(24, 16)] * 2 + [(16, 24)])

@@ -34,7 +34,7 @@ tasks:
   creative: {train: 240}
   easy: {kind: math, options: {max_value: 12}}
 sft: {steps: 150, max_steps: 200, gate: {math: 0.1}, betas: [0.9, 0.98]}
-judge: {task: creative, prompts: 80, endpoint: {base_url: "http://127.0.0.1:1/v1", api_key_env: KEY}}
+judge: {task: creative, prompts: 80, heldout_prompts: 20, endpoint: {base_url: "http://127.0.0.1:1/v1", api_key_env: KEY}}
 rl:
   prompts_per_step: 6
   lr: 3.0e-4

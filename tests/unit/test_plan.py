@@ -269,15 +269,19 @@ def test_stages_that_sample_depend_on_another_engine_than_torch():
         for rollout in ({"backend": "torch"}, {"backend": "vllm", "max_model_len": 160})
     ]
     before, after = (plan.settings() for plan in plans)
-    assert "rollout" not in {**before["evaluation"], **before["judge"], **before["merges"]["tuned"]}
+    assert "rollout" not in {
+        **before["evaluation"],
+        **before["judges"]["reward"],
+        **before["merges"]["tuned"],
+    }
     engine = {"backend": "vllm", "dtype": "auto", "max_model_len": 160}
-    for section in (after["evaluation"], after["judge"], after["merges"]["tuned"]):
+    for section in (after["evaluation"], after["judges"]["reward"], after["merges"]["tuned"]):
         assert section["rollout"] == engine
     assert after["merges"]["plain"] == before["merges"]["plain"]
     assert after["sft"] == before["sft"]
     targets = [{name: code.targets for name, code in plan.code().items()} for plan in plans]
     changed = {name for name in targets[0] if targets[0][name] != targets[1][name]}
-    assert {"evaluate", "train_judge", "merge"} <= changed
+    assert {"evaluate", "judge_reward", "judge_evaluation", "merge"} <= changed
     assert "sft_warmup" not in changed
 
 
@@ -626,7 +630,8 @@ def test_loopback_and_encrypted_addresses_may_have_a_key(url: str):
 @pytest.mark.parametrize("said", [{}, {"same_in_both_roles": False}, {"temperature": 0.7}])
 def test_one_model_that_gives_rewards_and_evaluates_has_to_be_accepted(said: dict[str, object]):
     endpoint = {"base_url": "http://127.0.0.1:1/v1", "model": "m", **said}
-    judge = {"task": "creative", "prompts": 80, "backend": "endpoint", "endpoint": endpoint}
+    judge = {"task": "creative", "prompts": 80, "heldout_prompts": 20, "backend": "endpoint"}
+    judge |= {"endpoint": endpoint}
     text = refusal(judge=judge)
     assert "'m' would be the judge that gives rewards and the one that evaluates" in text
     assert "judge.endpoint.same_in_both_roles: true" in text
@@ -675,13 +680,13 @@ def test_where_every_task_is_verified_no_judge_is_trained_and_nothing_depends_on
     verified = parse_params(data)
     check(verified)
     plan = compile_plan(verified)
-    assert (plan.judged, plan.judge_stages, plan.data()["train_judge"]) == (None, [], {})
+    assert (plan.judged, plan.judge_stages, plan.data()["train_judge"]) == ({}, [], {})
     assert set(plan.data()["exams"]) == {"data/tasks"}
     assert "checkpoints/judge" not in plan.text()
-    assert "judge" not in plan.settings()
-    assert "train_judge" not in plan.code()
+    assert plan.settings()["judges"] == {}
+    assert not [name for name in plan.code() if name.startswith("judge")]
     judged = compile_plan(params())
-    assert judged.judge_stages == ["train_judge@creative"]
+    assert judged.judge_stages == ["train_judge@reward", "train_judge@evaluation"]
     assert "checkpoints/judge/evaluation" in judged.data()["exams"]
 
 

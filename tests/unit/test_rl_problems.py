@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import pytest
 import torch
 from rl_small import make_roll
 
@@ -178,7 +177,9 @@ def test_a_serial_step_has_one_part_per_task_in_an_order_that_changes():
 
 def test_each_task_is_graded_by_whoever_pays_it_and_rows_keep_their_place():
     judge = Longer()
-    both = task_set({"a": 1, "poem": 1}, tasks={"poem": Echo(rewarded_by="judge")}, judge=judge)
+    both = task_set(
+        {"a": 1, "poem": 1}, tasks={"poem": Echo(rewarded_by="judge")}, judges={"poem": judge}
+    )
     asked = [
         both.problems["poem"][0],
         both.problems["a"][3],
@@ -187,9 +188,3 @@ def test_each_task_is_graded_by_whoever_pays_it_and_rows_keep_their_place():
     ]
     assert both.grade(asked, ["long verse", "3", "x", "?"]) == [1.0, 1.0, 0.0, None]
     assert judge.seen == [("poem 0", "long verse", "ref_logps"), ("poem 1", "x", "ref_logps")]
-
-
-def test_a_judged_task_without_a_judge_is_a_bug_that_says_so():
-    lone = task_set({"poem": 1}, tasks={"poem": Echo(rewarded_by="judge")})
-    with pytest.raises(AssertionError, match="task 'poem' is judged, and there is no judge"):
-        lone.grade(lone.problems["poem"][:1], ["x"])

@@ -226,7 +226,7 @@ def test_noise_of_a_judge_is_no_credit(changes: dict[str, float], credited: floa
     phase = PhaseConfig(kind="creative", tasks={"math": 1.0}, steps=1)
     rl = settings(method={"reward": ["graded"]}, **changes)
     learner = make_learner(PARENT, "math", phase, rl, 0)
-    task_set = replace(learner.task_set, tasks={"math": Judged()}, judge=Hesitant())
+    task_set = replace(learner.task_set, tasks={"math": Judged()}, judges={"math": Hesitant()})
     line = rl_step(replace(learner, task_set=task_set), State(total=1))
     assert (line["rl/credited"] > 0.5) == (credited > 0.5)
     assert (line["rl/grad_norm"] > 0) == (credited > 0)

@@ -44,7 +44,19 @@ evaluation: {{samples: 1}}
 STAGES = (
     ["stages.build_data"],
     ["stages.sft_warmup", "--node", "s0", "--seed", "0"],
-    ["stages.train_judge", "--base", "s0"],
+    [
+        "stages.train_judge",
+        "--judge",
+        "endpoint",
+        "--base",
+        "s0",
+        "--tasks",
+        "creative",
+        "--seed",
+        "0",
+        "--first",
+        "0",
+    ],
     [
         "stages.rl",
         "--node",
@@ -91,10 +103,10 @@ def test_the_endpoint_pays_a_phase_and_saw_the_key(
         for line in (project.root / "runs/s0--joint/metrics.jsonl").read_text().splitlines()
     ]
     assert [row["reward/unscored/creative"] for row in rows] == [0.0, 0.0]
-    report = json.loads((project.root / "checkpoints/judge/report.json").read_text())
-    assert report["reward"]["unscored"] == 0.0
-    assert sorted(p.name for p in (project.root / "checkpoints/judge/reward").iterdir()) == [
-        "endpoint.json"
+    report = json.loads((project.root / "checkpoints/judge/endpoint.json").read_text())
+    assert report["unscored"] == 0.0
+    assert [p.name for p in (project.root / "checkpoints/judge/endpoint").iterdir()] == [
+        "judge.json"
     ]
 
 

@@ -12,6 +12,18 @@ from trainorder.config.experiment import (
     Permutations,
     PhaseConfig,
 )
+from trainorder.config.judges import (
+    ROLES,
+    AnyJudgeConfig,
+    EndpointConfig,
+    EndpointJudgeConfig,
+    JudgeConfig,
+    ModelJudgeConfig,
+    PreferenceConfig,
+    PreferenceSettings,
+    QuestionConfig,
+    Role,
+)
 from trainorder.config.model import (
     VOCABULARY,
     LoraConfig,
@@ -29,13 +41,7 @@ from trainorder.config.params import (
     remote_code_allowed,
 )
 from trainorder.config.rl import AlarmConfig, MethodConfig, RlConfig
-from trainorder.config.tasks import (
-    EndpointConfig,
-    GradingConfig,
-    IsolationLevel,
-    JudgeConfig,
-    TaskConfig,
-)
+from trainorder.config.tasks import GradingConfig, IsolationLevel, TaskConfig
 from trainorder.config.values import (
     ENGINE_OPTIONS,
     SOURCES,
@@ -52,12 +58,15 @@ __all__ = [
     "DEFAULT",
     "ENGINE_OPTIONS",
     "PARAMS_VARIABLE",
+    "ROLES",
     "SOURCES",
     "VOCABULARY",
     "AlarmConfig",
+    "AnyJudgeConfig",
     "Coef",
     "Denominator",
     "EndpointConfig",
+    "EndpointJudgeConfig",
     "EvaluationConfig",
     "GradingConfig",
     "IsolationLevel",
@@ -66,14 +75,19 @@ __all__ = [
     "MeasureConfig",
     "MergeConfig",
     "MethodConfig",
+    "ModelJudgeConfig",
     "OptimizerName",
     "Params",
     "Permutations",
     "PhaseConfig",
     "Piece",
     "PolicyConfig",
+    "PreferenceConfig",
+    "PreferenceSettings",
+    "QuestionConfig",
     "Reduction",
     "RlConfig",
+    "Role",
     "RolloutConfig",
     "Schedule",
     "Section",

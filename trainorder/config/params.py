@@ -18,9 +18,19 @@ from trainorder.config.experiment import (
     PhaseConfig,
     VariantConfig,
 )
+from trainorder.config.judges import (
+    ROLES,
+    AnyJudgeConfig,
+    JudgeConfig,
+    Role,
+    expanded,
+    having,
+    known,
+    parse,
+)
 from trainorder.config.model import PolicyConfig, RolloutConfig, SftConfig, TrainingConfig
 from trainorder.config.rl import RlConfig
-from trainorder.config.tasks import DataConfig, GradingConfig, JudgeConfig, TaskConfig
+from trainorder.config.tasks import DataConfig, GradingConfig, TaskConfig
 from trainorder.config.values import (
     Name,
     Section,
@@ -50,7 +60,9 @@ class Params(Section):
     sft: SftConfig = Field(default_factory=SftConfig)
     """SFT warm-up."""
     judge: JudgeConfig = Field(default_factory=JudgeConfig)
-    """Preference models."""
+    """The judges in short form."""
+    judges: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    """Judge name -> its kind, role and settings (config/judges.py); in place of `judge`."""
     rl: RlConfig = Field(default_factory=RlConfig)
     """RL defaults."""
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
@@ -81,6 +93,36 @@ class Params(Section):
     def engine(self) -> dict[str, Any]:
         """The section `rollout` for what samples without training: nothing where the torch engine does."""
         return {} if self.rollout.backend == "torch" else {"rollout": self.rollout.results()}
+
+    def named_judges(self) -> dict[str, AnyJudgeConfig]:
+        """Judge name -> its settings: `judges`, or what `judge` stands for."""
+        if not self.judges:
+            return expanded(self.judge)
+        return {name: parse(name, given) for name, given in self.judges.items()}
+
+    def judges_of(self, task: str) -> dict[Role, str]:
+        """Role -> the judge that has it in a judged task.
+
+        Raises:
+            ParamsError: a role that no judge has, or more than one.
+        """
+        judges, own = self.named_judges(), self.tasks[task].judges
+        found: dict[Role, str] = {}
+        for role in ROLES:
+            names = [own[role]] if role in own else having(role, judges)
+            if len(names) != 1:
+                has = "no judge has" if not names else f"{known(names)} all have"
+                raise ParamsError(
+                    f"judges: {has} the role {role} of task {task!r}: give one judge `role: {role}`, or name it in "
+                    f"tasks.{task}.judges ({known(judges)})"
+                )
+            if names[0] not in judges:
+                raise ParamsError(
+                    f"tasks.{task}.judges.{role}: no judge {names[0]!r}; there are {known(judges)}"
+                    f"{did_you_mean(names[0], list(judges))}"
+                )
+            found[role] = names[0]
+        return found
 
     def phase_rl(self, phase: str) -> RlConfig:
         """The RL settings of one phase: the `rl` section with the phase's own overrides on top."""
@@ -161,6 +203,7 @@ def parse_params(data: Any, source: str = "params.yaml") -> Params:
             _parse_phase_overrides(f"phases.{name}.rl", params.rl, phase)
         for name, variant in params.variants.items():
             _parse_variant(name, variant, params)
+        params.named_judges()
     except ValidationError as error:
         raise ParamsError("\n".join(explain(source, Params, e) for e in error.errors())) from None
     except ParamsError as error:

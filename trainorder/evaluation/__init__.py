@@ -29,19 +29,25 @@ from typing import Any
 import pandas as pd
 
 from trainorder import paths
-from trainorder.config import EvaluationConfig, RolloutConfig, TrainingConfig
+from trainorder.config import EvaluationConfig, Role, RolloutConfig, TrainingConfig
 from trainorder.device import device_of, precision
 from trainorder.evaluation.answering import SAMPLING, Answers, Exam, answer, engine_for, sample
-from trainorder.evaluation.scoring import Judge, main_scorer, mean, per_problem, pooled
+from trainorder.evaluation.scoring import main_scorer, mean, per_problem, pooled
+from trainorder.judges import CARD, AnyJudge, load_judge
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
 from trainorder.resume import NOTHING, Saved, Work
-from trainorder.rewards import ENDPOINT_FILE, load_judge
 from trainorder.rollout import Engine, make_engine
 from trainorder.tasks import load_problems, load_task
 from trainorder.tasks.base import Split
 
 PLAIN = TrainingConfig()
+
+Roles = Mapping[str, Mapping[Role, str]]
+"""Judged task -> role -> name of the judge that has it."""
+NO_ROLES: Roles = {}
+Judges = Mapping[str, Mapping[Role, AnyJudge]]
+"""The same with the judges themselves."""
 
 POOLED = "*"
 """The `problem` of a value that belongs to a whole split."""
@@ -76,6 +82,7 @@ def evaluate(
     work: Work = NOTHING,
     training: TrainingConfig = PLAIN,
     rollout: RolloutConfig = SAMPLING,
+    roles: Roles = NO_ROLES,
 ) -> pd.DataFrame:
     """The long table of a checkpoint: columns node, seed, split, task, problem, metric, value.
 
@@ -89,7 +96,7 @@ def evaluate(
     exams = built_exams()
     device = device_of(training.device)
     policy = Policy.load(checkpoint).to(device)
-    judges = _load_judges(device) if is_judged(exams) else {}
+    judges = _load_judges(exams, roles, device)
     found = list(examine(policy, exams, judges, config, work, training.dtype, rollout))
     table = tabulate(node, seed, found)
     table.attrs["answers"] = [row for one in found for row in answers_shown(one)]
@@ -99,12 +106,15 @@ def evaluate(
 
 
 def dev_scorer(
-    tasks: Sequence[str], training: TrainingConfig = PLAIN, rollout: RolloutConfig = SAMPLING
+    tasks: Sequence[str],
+    training: TrainingConfig = PLAIN,
+    rollout: RolloutConfig = SAMPLING,
+    roles: Roles = NO_ROLES,
 ) -> Callable[[Path], float]:
     """Checkpoint folder -> mean `score` over these tasks' dev problems: what choices are made by."""
     exams = [_load_exam(name, "dev") for name in tasks]
     device = device_of(training.device)
-    judges = _load_judges(device) if is_judged(exams) else {}
+    judges = _load_judges(exams, roles, device)
     config = EvaluationConfig(samples=DEV_SAMPLES)
     started: list[Engine] = []
 
@@ -125,7 +135,7 @@ def dev_scorer(
             texts = [sample(engine, exam, config).texts for exam in exams]
         means = [
             mean(
-                main_scorer(exam, judges)(
+                main_scorer(exam, judges.get(exam.name, {}))(
                     own, [problem for problem in exam.problems for _ in range(config.samples)]
                 )
             )
@@ -144,26 +154,30 @@ def built_exams() -> list[Exam]:
     return [_load_exam(name, split) for name in names for split in SPLITS]
 
 
-def is_judged(exams: Sequence[Exam]) -> bool:
-    """Whether any of them takes the judges to score."""
-    return any(exam.task.rewarded_by == "judge" for exam in exams)
+def judged_tasks() -> list[str]:
+    """The built tasks whose answers judges score."""
+    return [exam.name for exam in built_exams()[:: len(SPLITS)] if _is_judged(exam)]
+
+
+def _is_judged(exam: Exam) -> bool:
+    return exam.task.rewarded_by == "judge"
 
 
 def examine(
     policy: Policy,
     exams: Sequence[Exam],
-    judges: Mapping[str, Judge],
+    judges: Judges,
     config: EvaluationConfig,
     work: Work = NOTHING,
     dtype: str = "fp32",
     rollout: RolloutConfig = SAMPLING,
 ) -> Iterator[Examined]:
-    """All metrics of each exam. `judges` has `reward` and `evaluation` where a task is judged."""
+    """All metrics of each exam. `judges` has `reward` and `evaluation` of every judged task."""
     found = answer(policy, exams, config, work, dtype, rollout)
     for exam, answers in zip(exams, found, strict=True):
 
         def score(exam: Exam = exam, answers: Answers = answers) -> Saved:
-            single = per_problem(exam, answers, judges, config.samples)
+            single = per_problem(exam, answers, judges.get(exam.name, {}), config.samples)
             return Saved({}, {"single": single, "all": pooled(exam, answers, config.samples)})
 
         scores = work.part(f"scores-{exam.name}-{exam.split}", score).state
@@ -213,13 +227,16 @@ def _load_exam(name: str, split: Split) -> Exam:
     )
 
 
-def _load_judges(device: str = "cpu") -> dict[str, Judge]:
-    """By role; one object where one endpoint has both, so that it is asked once and the two win rates are equal."""
-    folders = [paths.JUDGE / role for role in ("reward", "evaluation")]
-    files = [folder / ENDPOINT_FILE for folder in folders]
-    evaluation = load_judge(folders[1], device)
-    same = all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes()
-    return {
-        "reward": evaluation if same else load_judge(folders[0], device),
-        "evaluation": evaluation,
-    }
+def _load_judges(exams: Sequence[Exam], roles: Roles, device: str) -> Judges:
+    """Each judge once; one object where two cards are equal, so that it is asked once and the two win rates are equal."""
+    loaded: dict[bytes | str, AnyJudge] = {}
+
+    def judge(name: str) -> AnyJudge:
+        card = paths.JUDGE / name / CARD
+        key = card.read_bytes() if card.is_file() else name
+        if key not in loaded:
+            loaded[key] = load_judge(paths.JUDGE / name, device)
+        return loaded[key]
+
+    tasks = dict.fromkeys(exam.name for exam in exams if _is_judged(exam))
+    return {task: {role: judge(name) for role, name in roles[task].items()} for task in tasks}

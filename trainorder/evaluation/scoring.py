@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
+from trainorder.config import Role
 from trainorder.evaluation.answering import Answers, Exam
+from trainorder.judges import AnyJudge
 from trainorder.metrics.diversity import compression_ratio, distinct_n, vendi
 from trainorder.rewards import grading
 from trainorder.tasks.base import Problem, Task
@@ -17,24 +19,14 @@ Scorer = Callable[[Sequence[str], Sequence[Problem]], Sequence[float | None]]
 """Answers and the problems they answer -> values in [0, 1], None where there is none."""
 
 
-class Judge(Protocol):
-    """Compares answers; see rewards/judge.py."""
-
-    def win_probability(
-        self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]
-    ) -> Sequence[float | None]:
-        """P(answer beats reference), per row."""
-        ...
-
-
-def main_scorer(exam: Exam, judges: Mapping[str, Judge]) -> Scorer:
+def main_scorer(exam: Exam, judges: Mapping[Role, AnyJudge]) -> Scorer:
     """Who decides the `score`: the task's verifier, or the judge that was used in no training."""
     judged = exam.task.rewarded_by == "judge"
     return _by_judge(judges["evaluation"]) if judged else _by_task(exam.task)
 
 
 def per_problem(
-    exam: Exam, answers: Answers, judges: Mapping[str, Judge], samples: int
+    exam: Exam, answers: Answers, judges: Mapping[Role, AnyJudge], samples: int
 ) -> dict[str, list[float]]:
     """Metric -> one value per problem."""
     sampled, problems = answers.sampled, exam.problems
@@ -91,7 +83,7 @@ def _by_task(task: Task) -> Scorer:
     return _each_once(values)
 
 
-def _by_judge(judge: Judge) -> Scorer:
+def _by_judge(judge: AnyJudge) -> Scorer:
     def score(answers: Sequence[str], problems: Sequence[Problem]) -> Sequence[float | None]:
         prompts, references = [p.text for p in problems], [p.reference or "" for p in problems]
         values = judge.win_probability(prompts, answers, references)

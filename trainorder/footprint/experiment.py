@@ -9,6 +9,7 @@ from typing import Any
 from trainorder.config import (
     DEFAULT,
     Params,
+    PreferenceConfig,
     RlConfig,
     RolloutConfig,
     TrainingConfig,
@@ -24,7 +25,7 @@ from trainorder.footprint.shapes import (
     tensor_bytes,
     text_peak,
 )
-from trainorder.plan.compile import Sizes
+from trainorder.plan.compile import Appointed, Sizes, appointed
 from trainorder.rl.backend import holds_whole_weights, splits_weights, trained
 from trainorder.rl.method import Method
 from trainorder.rl.ranks import slots
@@ -58,9 +59,11 @@ def stages(
     if params.sft.steps or params.sft.gate:
         yield _sft(params, machine, whole, prompts, activations)
     kinds = {name: few_problems(name, task)[0].rewarded_by for name, task in params.tasks.items()}
-    judged = "judge" in kinds.values()
-    if judged and params.judge.backend == "local":
-        yield _judge(params, machine, whole, prompts, activations)
+    roles = {name: params.judges_of(name) for name, by in kinds.items() if by == "judge"}
+    judges = appointed(params, roles).values()
+    trained = [j for j in judges if isinstance(j.config, PreferenceConfig)]
+    for judge in {j.config.model_dump_json(): j for j in trained}.values():
+        yield _judge(judge, params, machine, whole, prompts, activations)
     adapted = whole if params.training.lora is None else Shapes.of(config, params.training)
     alike = list[tuple[RlConfig, dict[str, None], dict[str, None]]]()
     for variant in params.variant_names():
@@ -77,7 +80,8 @@ def stages(
             f"the RL phases {', '.join(names)}" if len(names) > 1 else f"the RL phase {min(names)}"
         )
         yield _phases(shown, params, list(tasks), rl, machine, adapted, prompts, activations)
-    yield _evaluation(params, machine, whole, prompts, judged)
+    held = {name for found in roles.values() for name in found.values()}
+    yield _evaluation(params, machine, whole, prompts, _judge_weights(params, whole, held))
 
 
 def prompt_tokens(params: Params, name: str) -> int:
@@ -116,28 +120,36 @@ def _less_sft(params: Params) -> str:
 
 
 def _judge(
-    params: Params, machine: Machine, shapes: Shapes, prompts: dict[str, int], activations: bool
+    judge: Appointed,
+    params: Params,
+    machine: Machine,
+    shapes: Shapes,
+    prompts: dict[str, int],
+    activations: bool,
 ) -> Stage:
-    judge, training, task = params.judge, params.training, params.tasks[params.judge.task]
+    config, training, name = judge.config, params.training, judge.config.task or judge.tasks[0]
+    assert isinstance(config, PreferenceConfig)
+    task = params.tasks[name]
     head = shapes.model.get_output_embeddings().weight
     tied = head is shapes.model.get_input_embeddings().weight
     one = shapes.weights - (0 if tied else tensor_bytes([head]))
-    side = min(2, judge.threads) if machine.device == CPU else 1
-    states = state_bytes(shapes, judge)
-    other = "ask a model behind an endpoint (judge.backend: endpoint)"
+    states = state_bytes(shapes, config)
+    other = "ask a model behind an endpoint (`kind: endpoint` in judges)"
     parts = [
         Part("weights of the base", shapes.weights),
-        Part("weights of both judges", 2 * one, change=other),
-        Part("gradients and optimizer states", side * (one + states), "training", other),
-        *_cache(shapes, machine, 1, prompts[judge.task], task.max_new_tokens, side),
+        Part("weights of the judge", one, change=other),
+        Part("gradients and optimizer states", one + states, "training", other),
+        *_cache(shapes, machine, 1, prompts[name], task.max_new_tokens, 1),
     ]
     if activations:
-        length = prompts[judge.task] + task.max_new_tokens
-        rows = judge.batch_size * judge.answers
+        length = prompts[name] + task.max_new_tokens
+        rows = config.batch_size * config.answers
         size = text_peak(shapes, rows, length, training, machine.device, head=False)
-        change = "lower judge.batch_size"
-        parts.append(Part("activations", side * size, "training", change, sure=False))
-    return Stage("the judges' training", (*_process(machine), *parts), _loading(machine, 3 * one))
+        change = "lower batch_size of the judge"
+        parts.append(Part("activations", size, "training", change, sure=False))
+    return Stage(
+        "the training of a judge", (*_process(machine), *parts), _loading(machine, 2 * one)
+    )
 
 
 def _phases(
@@ -159,8 +171,8 @@ def _phases(
     parts = [*_process(machine), *training_parts(shapes, training, rl, world)]
     engine, cached = _engine(params.rollout, training, machine, shapes, rl, prompt, answer, share)
     parts += [*engine, *cached, *frozen_models(shapes, rl, training)]
-    if any(few_problems(task, params.tasks[task])[0].rewarded_by == "judge" for task in tasks):
-        parts += _judge_weights(params, shapes)
+    judged = (t for t in tasks if few_problems(t, params.tasks[t])[0].rewarded_by == "judge")
+    parts += _judge_weights(params, shapes, {params.judges_of(task)["reward"] for task in judged})
     if activations:
         roll = full_roll(share, samples, prompt, answer)
         kernels = shapes.kernels(machine.device, training)
@@ -292,14 +304,17 @@ def frozen_models(shapes: Shapes, rl: RlConfig, training: TrainingConfig) -> lis
     return parts
 
 
-def _judge_weights(params: Params, shapes: Shapes) -> list[Part]:
-    if params.judge.backend != "local":
-        return []
-    return [Part("the judge", shapes.base, change="set judge.backend: endpoint")]
+def _judge_weights(params: Params, shapes: Shapes, names: set[str]) -> list[Part]:
+    judges, change = params.named_judges(), "ask a model behind an endpoint (`kind: endpoint`)"
+    return [
+        Part(f"the judge {name}", shapes.base, change=change)
+        for name in sorted(names)
+        if isinstance(judges[name], PreferenceConfig)
+    ]
 
 
 def _evaluation(
-    params: Params, machine: Machine, shapes: Shapes, prompts: dict[str, int], judged: bool
+    params: Params, machine: Machine, shapes: Shapes, prompts: dict[str, int], judges: list[Part]
 ) -> Stage:
     longest = max(task.max_new_tokens for task in params.tasks.values())
     gpu = machine.device == GPU
@@ -308,7 +323,7 @@ def _evaluation(
     parts = [
         *_process(machine),
         Part("weights", shapes.weights, change="take a smaller model (policy.path)"),
-        *(2 * _judge_weights(params, shapes) if judged else ()),
+        *judges,
         Part("KV cache", max(least, CACHE_BYTES[0 if gpu else 1]), "sampling", SHORTER, False),
     ]
     return Stage("the evaluation of a node", tuple(parts), _loading(machine, shapes.weights))

@@ -270,7 +270,7 @@ def text_peak(
 def _text_loss(
     model: Any, ids: Tensor, layout: Layout | None, kernels: Kernels | None, head: bool
 ) -> Tensor:
-    """As texts.log_probs computes it, and as rewards.judge does."""
+    """As texts.log_probs computes it, and as judges.preference does."""
     if kernels is not None and layout is not None:
         flat = ids.flatten()
         states = own.hidden_states(model, kernels, flat, layout)

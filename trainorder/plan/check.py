@@ -20,6 +20,8 @@ from trainorder import paths
 from trainorder.config import (
     DEFAULT,
     ENGINE_OPTIONS,
+    ROLES,
+    AnyJudgeConfig,
     EndpointConfig,
     MethodConfig,
     Params,
@@ -27,8 +29,11 @@ from trainorder.config import (
     PhaseConfig,
     Piece,
     PolicyConfig,
+    PreferenceConfig,
     RlConfig,
+    Role,
 )
+from trainorder.plan.compile import appointed
 from trainorder.plan.orders import listed_orders, order_phases, single_phases
 from trainorder.reading import ParamsError, did_you_mean, found_at, shown
 from trainorder.registries import SLOT_OF, listed
@@ -79,7 +84,7 @@ def check(params: Params) -> None:
     _check_backends(params)
     _check_seeds(params.seeds)
     _check_sft(params)
-    _check_judge(params, rewarded_by)
+    _check_judges(params, rewarded_by)
     _check_method("rl.method", params.rl.method)
     for variant in params.variant_names():
         changed = params.variant(variant)
@@ -206,8 +211,7 @@ def _check_sft(params: Params) -> None:
         )
 
 
-def _check_endpoint(config: EndpointConfig) -> None:
-    where = "judge.endpoint.base_url"
+def _check_endpoint(where: str, config: EndpointConfig) -> None:
     try:
         url = urlsplit(config.base_url)
         host, _ = (url.hostname or "").encode("idna").decode(), url.port
@@ -215,15 +219,15 @@ def _check_endpoint(config: EndpointConfig) -> None:
         url, host = urlsplit(""), ""
     if url.scheme not in ("http", "https") or not HOST.fullmatch(host) or url.fragment:
         raise ParamsError(
-            f"{where}: an address like http://127.0.0.1:8000/v1 is needed, got {shown(config.base_url)}"
+            f"{where}.base_url: an address like http://127.0.0.1:8000/v1 is needed, got {shown(config.base_url)}"
         )
     if url.scheme == "http" and config.api_key_env and not is_loopback(host):
         raise ParamsError(
-            f"{where}: http to {host} would send the key of {config.api_key_env} unencrypted; use https, or set "
-            f"judge.endpoint.api_key_env to null if the endpoint needs no key"
+            f"{where}.base_url: http to {host} would send the key of {config.api_key_env} unencrypted; use https, or set "
+            f"{where}.api_key_env to null if the endpoint needs no key"
         )
     if not config.model:
-        raise ParamsError("judge.endpoint.model: name the model that judges, got nothing")
+        raise ParamsError(f"{where}.model: name the model that judges, got nothing")
 
 
 def is_loopback(host: str) -> bool:
@@ -238,27 +242,103 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _check_judge(params: Params, rewarded_by: Mapping[str, str]) -> None:
-    task, judged = params.judge.task, [name for name, by in rewarded_by.items() if by == "judge"]
-    if not judged:
-        if "judge" in params.model_fields_set:
+def _check_judges(params: Params, rewarded_by: Mapping[str, str]) -> None:
+    judged = [name for name, by in rewarded_by.items() if by == "judge"]
+    section = "judges" if params.judges else "judge"
+    if params.judges and "judge" in params.model_fields_set:
+        raise ParamsError(
+            "judge: the short form of `judges`, which is given too; remove one of them"
+        )
+    for name, task in params.tasks.items():
+        if task.judges and name not in judged:
             raise ParamsError(
-                f"judge: every task here is graded by its verifier ({', '.join(rewarded_by)}), so no judge is trained: "
+                f"tasks.{name}.judges: {name!r} is graded by its verifier; remove the key"
+            )
+    if not judged:
+        if section in params.model_fields_set:
+            raise ParamsError(
+                f"{section}: every task here is graded by its verifier ({', '.join(rewarded_by)}), so no judge is trained: "
                 f"remove the section, or add a task of kind creative"
             )
         return
-    if params.judge.backend == "endpoint":
-        _check_endpoint(params.judge.endpoint)
-        if not params.judge.endpoint.same_in_both_roles:
+    named = params.named_judges()
+    for name, config in named.items():
+        where = f"judges.{name}" if params.judges else "judge"
+        if isinstance(config, EndpointConfig):
+            _check_endpoint(where if params.judges else "judge.endpoint", config)
+        if config.task is None:
+            continue
+        _check_known(f"{where}.task", "task", config.task, params.tasks)
+        if config.task not in judged:
             raise ParamsError(
-                f"judge.endpoint: the model {params.judge.endpoint.model!r} would be the judge that gives rewards and the "
-                f"one that evaluates, so no score of task {task!r} would be independent of training; use judge.backend "
-                f"local, or accept it by judge.endpoint.same_in_both_roles: true"
+                f"{where}.task: {config.task!r} is graded by its verifier; judged tasks: {', '.join(judged)}"
             )
-    _check_known("judge.task", "task", task, params.tasks)
-    if rewarded_by[task] != "judge":
+    short = params.judge
+    if not params.judges and short.backend == "endpoint" and not short.endpoint.same_in_both_roles:
         raise ParamsError(
-            f"judge.task: {task!r} is graded by its verifier; judged tasks: {', '.join(judged)}"
+            f"judge.endpoint: the model {short.endpoint.model!r} would be the judge that gives rewards and the one that "
+            f"evaluates, so no score of task {short.task!r} would be independent of training; use judge.backend local, or "
+            f"accept it by judge.endpoint.same_in_both_roles: true"
+        )
+    roles = {task: params.judges_of(task) for task in judged}
+    for task, found in roles.items():
+        _check_roles(task, found, named)
+    for name, config in named.items():
+        tasks = [task for task, found in roles.items() if name in found.values()]
+        if not tasks:
+            raise ParamsError(
+                f"judges.{name}: it judges nothing; give it a role (`role: reward` or `role: evaluation`), name it in "
+                f"tasks.{judged[0]}.judges, or remove it"
+            )
+        _check_prompts(params, name, config, roles)
+
+
+def _check_roles(
+    task: str, roles: Mapping[Role, str], judges: Mapping[str, AnyJudgeConfig]
+) -> None:
+    """The judge that gives the rewards is not the one that evaluates, under whatever name, unless that is allowed."""
+    reward, evaluation = (judges[roles[role]] for role in ROLES)
+    if reward.same_in_both_roles and evaluation.same_in_both_roles:
+        return
+    if roles["reward"] == roles["evaluation"] or _who(reward) == _who(evaluation) is not None:
+        names = " and ".join(dict.fromkeys(roles.values()))
+        raise ParamsError(
+            f"judges: {names} would be the judge that gives rewards and the one that evaluates, so no score of task {task!r} "
+            f"would be independent of training; name another judge for one of the roles, or accept it by "
+            f"`same_in_both_roles: true` of {names}"
+        )
+
+
+def _who(config: AnyJudgeConfig) -> tuple[str, ...] | None:
+    """What makes two judges the same one whatever they are called; None for a model that is trained from its own prompts."""
+    match config:
+        case EndpointConfig():
+            return (config.kind, config.base_url, config.model)
+        case _:
+            return None
+
+
+def _check_prompts(
+    params: Params, name: str, config: AnyJudgeConfig, roles: Mapping[str, Mapping[Role, str]]
+) -> None:
+    """A preference model learns from one task's training problems, and no problem teaches two of them."""
+    if not isinstance(config, PreferenceConfig):
+        return
+    judge = appointed(params, roles)[name]
+    task = config.task or judge.tasks[0]
+    others = [other for other in judge.tasks if other != task and params.judges]
+    if others:
+        raise ParamsError(
+            f"judges.{name}: a preference model is trained for one task, here {task!r}, and it would judge {', '.join(others)} "
+            f"too: add a judge for each task and name it in tasks.{others[0]}.judges"
+        )
+    needed, has = judge.first + config.prompts + config.heldout_prompts, params.tasks[task].train
+    if needed > has:
+        before = f", after {judge.first} of the judges before it," if judge.first else ""
+        raise ParamsError(
+            f"{f'judges.{name}' if params.judges else 'judge'}: prompts {config.prompts} + heldout_prompts "
+            f"{config.heldout_prompts}{before} need {needed} training problems, task {task!r} has {has}: lower them, or raise "
+            f"tasks.{task}.train"
         )
 
 
@@ -277,7 +357,7 @@ def _check_phase(
                 f"{where}: a {phase.kind} phase takes tasks rewarded by a {wanted}, and {task!r} is rewarded by a "
                 f"{rewarded_by[task]}; set `kind: mixed` or move the task"
             )
-        if rewarded_by[task] == "judge" and task != params.judge.task:
+        if rewarded_by[task] == "judge" and not params.judges and task != params.judge.task:
             raise ParamsError(
                 f"{where}: the judge is trained for {params.judge.task!r} (judge.task), not for {task!r}"
             )

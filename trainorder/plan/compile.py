@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,20 @@ from typing import Any, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from trainorder import fingerprint, paths, results
-from trainorder.config import DEFAULT, Params, load_params
+from trainorder.config import (
+    DEFAULT,
+    ROLES,
+    AnyJudgeConfig,
+    Params,
+    PreferenceConfig,
+    Role,
+    load_params,
+)
 from trainorder.files import write_text
 from trainorder.fingerprint import Code
 from trainorder.plan.orders import Resolved, order_phases, single_phases, usable
 from trainorder.reading import ParamsError, found_at, read_yaml, shaped
-from trainorder.registries import BACKENDS, ENGINES, FORMATS, JUDGES
+from trainorder.registries import BACKENDS, ENGINES, FORMATS, JUDGE_MAKERS, JUDGES
 from trainorder.sources import find, section
 from trainorder.tasks import TASKS, kind_of, make_task, options_of
 
@@ -36,10 +44,18 @@ STAGE_OF = {
 }
 """Kind of a node -> the DVC stage that makes it."""
 
-SAMPLING = (TRAIN_JUDGE, "merge", "evaluate")
-"""Stages that sample with the engine of `rollout.backend`, beside the RL phases; the gate of SFT uses torch's."""
+SAMPLING = ("merge", "evaluate")
+"""Stages that sample with the engine of `rollout.backend`, beside judges and RL phases; the gate of SFT uses torch's."""
 
-SLOTS = {"base": 6, "structured": 4, "creative": 4, "mixed": 8, "merge": 12, "exams": 3}
+SLOTS = {
+    "base": 6,
+    "judge": 4,
+    "structured": 4,
+    "creative": 4,
+    "mixed": 8,
+    "merge": 12,
+    "exams": 6,
+}
 """Length of a node's `inputs`, and of `exams`, in plan.yaml, as many as dvc.yaml lists: DVC cannot unroll a list of unknown length."""
 
 HEADER = "# Compiled from params.yaml by `trainorder plan`: edit params.yaml, not this file.\n"
@@ -83,6 +99,33 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Appointed:
+    """A judge, the judged tasks that it serves, and what sets it apart from the preference models before it."""
+
+    config: AnyJudgeConfig
+    tasks: tuple[str, ...]
+    seed: int
+    """Its number among the preference models of its task."""
+    first: int
+    """Its first prompt in the task's shuffled training problems; those before it teach other judges."""
+
+
+def appointed(params: Params, judged: Mapping[str, Mapping[Role, str]]) -> dict[str, Appointed]:
+    """The judges that these tasks have, in the order of params.yaml; `judged` is task -> role -> judge."""
+    found: dict[str, Appointed] = {}
+    taken: dict[str, list[int]] = {}
+    for name, config in params.named_judges().items():
+        tasks = tuple(task for task, roles in judged.items() if name in roles.values())
+        if not tasks:
+            continue
+        before = taken.setdefault(config.task or tasks[0], [])
+        found[name] = Appointed(config, tasks, len(before), sum(before))
+        if isinstance(config, PreferenceConfig):
+            before.append(config.prompts + config.heldout_prompts)
+    return found
+
+
+@dataclass(frozen=True)
 class Plan:
     """All nodes, parents before children, and how the orders run through them."""
 
@@ -102,17 +145,21 @@ class Plan:
         return [node for node in self.nodes.values() if node.kind == "base"]
 
     @cached_property
-    def judged(self) -> str | None:
-        """The task that judges are trained for; None where every task is graded by its verifier."""
-        task = self.params.judge.task
-        config = self.params.tasks.get(task)
-        judged = config is not None and make_task(task, config).rewarded_by == "judge"
-        return task if judged else None
+    def judged(self) -> dict[str, dict[Role, str]]:
+        """Task that a judge scores -> role -> the judge that has it."""
+        tasks = self.params.tasks.items()
+        judged = [name for name, config in tasks if make_task(name, config).rewarded_by == "judge"]
+        return {name: self.params.judges_of(name) for name in judged}
+
+    @cached_property
+    def judges(self) -> dict[str, Appointed]:
+        """The judges that any task has, as their stages are called."""
+        return appointed(self.params, self.judged)
 
     @property
     def judge_stages(self) -> list[str]:
-        """The DVC stage that trains the judges, if there is one."""
-        return [] if self.judged is None else [f"{TRAIN_JUDGE}@{self.judged}"]
+        """The DVC stages that make the judges."""
+        return [f"{TRAIN_JUDGE}@{name}" for name in self.judges]
 
     def text(self) -> str:
         """plan.yaml."""
@@ -134,7 +181,7 @@ class Plan:
         }
         return {
             "resolved": {name: list(phases) for name, phases in self.resolved.items()},
-            TRAIN_JUDGE: {self.judged: {"base": self.bases()[0].id}} if self.judged else {},
+            TRAIN_JUDGE: {name: self._judge_entry(name) for name in self.judges},
             **groups,
             "exams": self._exams(),
             "evaluate": {
@@ -209,28 +256,53 @@ class Plan:
             "training": {"dtype": params.training.dtype},
             "tasks": {name: task.results() for name, task in params.tasks.items()},
             "data": params.data.results(),
-            "evaluation": {**params.evaluation.results(), **params.engine()},
+            "evaluation": {
+                **params.evaluation.results(),
+                **params.engine(),
+                **self._roles(params.tasks),
+            },
             "measure": params.measure.results(),
             "sft": {**params.sft.results(), "tasks": self._tasks(params.sft.gate)},
-            **self._judge(),
+            "judges": self._judges(),
             "phases": self._phases(DEFAULT),
             "variants": {variant: self._phases(variant) for variant in params.variants},
             "merges": {
-                name: merge.results() | (params.engine() if isinstance(merge.scale, list) else {})
+                name: merge.results()
+                | (
+                    {**params.engine(), **self._roles(params.tasks)}
+                    if isinstance(merge.scale, list)
+                    else {}
+                )
                 for name, merge in params.merges.items()
             },
         }
 
-    def _judge(self) -> dict[str, Any]:
-        if self.judged is None:
-            return {}
-        params = self.params
+    def _judges(self) -> dict[str, Any]:
         return {
-            "judge": {
-                **params.judge.results(),
-                **params.engine(),
-                "tasks": self._tasks([self.judged]),
+            name: {
+                **judge.config.results(),
+                **self.params.engine(),
+                "tasks": self._tasks(judge.tasks),
             }
+            for name, judge in self.judges.items()
+        }
+
+    def _roles(self, tasks: Iterable[str]) -> dict[str, Any]:
+        """`judges`: who judges those of the tasks that are judged; nothing where none is."""
+        found = {task: self.judged[task] for task in tasks if task in self.judged}
+        return {"judges": found} if found else {}
+
+    def _judge_entry(self, name: str) -> dict[str, Any]:
+        judge, base = self.judges[name], self.bases()[0].id
+        files = [str(paths.TASK_DATA / task / "train.jsonl") for task in judge.tasks]
+        return {
+            "base": base,
+            "tasks": ",".join(judge.tasks),
+            "seed": judge.seed,
+            "first": judge.first,
+            "code": judge_code(name),
+            "settings": f"judges.{name}",
+            "inputs": _filled([str(paths.checkpoint(base)), *files], SLOTS["judge"]),
         }
 
     def _phases(self, variant: str) -> dict[str, Any]:
@@ -242,6 +314,7 @@ class Plan:
                 "rollout": params.rollout.results(),
                 "training": params.training.results(),
                 "of": self._tasks(phase.tasks),
+                **self._roles(phase.tasks),
             }
             for name, phase in params.phases.items()
         }
@@ -258,11 +331,10 @@ class Plan:
         }
 
     def _stage_tasks(self) -> dict[str, list[str]]:
-        """Fingerprint of a stage that is no phase -> the tasks whose code it runs."""
+        """Fingerprint of a stage that is no phase and no judge -> the tasks whose code it runs."""
         return {
             "build_data": list(self.params.tasks),
             "sft_warmup": list(self.params.sft.gate),
-            **({TRAIN_JUDGE: [self.judged]} if self.judged else {}),
             "merge": list(self.params.tasks),
             "evaluate": list(self.params.tasks),
             "measure_bwt": [],
@@ -285,27 +357,32 @@ class Plan:
         found = {
             stage: Code(
                 _module(stage),
-                self._loads(names, build=stage == "build_data")
+                self._loads(names, ROLES, build=stage == "build_data")
                 | ({engine} if stage in SAMPLING else set())
                 | ({form} if form and stage == "sft_warmup" else set()),
             )
             for stage, names in self._stage_tasks().items()
         }
+        for name, judge in self.judges.items():
+            makes = {JUDGES[judge.config.kind], JUDGE_MAKERS[judge.config.kind], engine}
+            found[judge_code(name)] = Code(_module(TRAIN_JUDGE), self._loads(judge.tasks) | makes)
         for variant in params.variant_names():
             changed = params.variant(variant)
             for name, phase in changed.phases.items():
                 backends = {engine, BACKENDS[params.training.backend]}
                 found[phase_code(name, variant)] = Code(
                     _module("rl"),
-                    self._loads(phase.tasks) | backends,
+                    self._loads(phase.tasks, ["reward"]) | backends,
                     changed.phase_rl(name).pieces(),
                 )
         return found
 
-    def _loads(self, tasks: Collection[str], build: bool = False) -> frozenset[str]:
-        """The kinds of these tasks with what they load by name, and the judge where one of them is judged."""
+    def _loads(
+        self, tasks: Collection[str], roles: Sequence[Role] = (), build: bool = False
+    ) -> frozenset[str]:
+        """The kinds of these tasks with what they load by name, and the judges that have these roles in them."""
         kinds = {TASKS[kind_of(task, self.params.tasks[task])] for task in tasks}
-        judges = {JUDGES[self.params.judge.backend]} if self.judged in tasks else set()
+        judges = {self.judged[t][role] for t in tasks if t in self.judged for role in roles}
         named = [getattr(make_task(task, self.params.tasks[task]), "loads", None) for task in tasks]
         loaded = {
             target
@@ -313,7 +390,7 @@ class Plan:
             if own
             for target in own(task, build=build)
         }
-        return frozenset(kinds | judges | loaded)
+        return frozenset(kinds | loaded | {JUDGES[self.judges[n].config.kind] for n in judges})
 
     def _entry(self, node: Node) -> dict[str, Any]:
         if node.kind == "base":
@@ -356,12 +433,12 @@ class Plan:
 
     def _exams(self) -> list[str]:
         """What every evaluation reads: all problems, and the judges where there are some."""
-        return _filled(
-            [str(paths.TASK_DATA), *(self._judges() if self.judged else ())], SLOTS["exams"]
-        )
+        return _filled([str(paths.TASK_DATA), *self._judge_folders(self.judged)], SLOTS["exams"])
 
-    def _judges(self) -> list[str]:
-        return [str(paths.JUDGE / role) for role in ("reward", "evaluation")]
+    def _judge_folders(self, tasks: Iterable[str], roles: Sequence[Role] = ROLES) -> list[str]:
+        """The judges that have these roles in these tasks."""
+        names = [self.judged[t][role] for t in tasks if t in self.judged for role in roles]
+        return [str(paths.JUDGE / name) for name in dict.fromkeys(names)]
 
     def _merged_tasks(self, node: Node) -> list[str]:
         """What the merged nodes were trained on."""
@@ -378,16 +455,14 @@ class Plan:
             if isinstance(self.params.merges[node.merge].scale, list):
                 tasks = self._merged_tasks(node)
                 yield from (str(paths.TASK_DATA / task / "dev.jsonl") for task in tasks)
-                if self.judged in tasks:
-                    yield from self._judges()
+                yield from self._judge_folders(tasks)
         elif node.phase is None:
             path = self.params.policy.path
             yield path if path is not None and found_at(path) else str(paths.TOKENIZER)
             yield from (str(paths.TASK_DATA / task / "dev.jsonl") for task in self.params.sft.gate)
         else:
             tasks = self.params.variant(node.variant).phases[node.phase].tasks
-            if self.judged in tasks:
-                yield self._judges()[0]
+            yield from self._judge_folders(tasks, ["reward"])
             yield from (str(paths.TASK_DATA / task / "train.jsonl") for task in tasks)
 
 
@@ -424,6 +499,11 @@ Arms = tuple[dict[str, dict[int, tuple[str, ...]]], dict[int, dict[str, str]]]
 
 def _tag(variant: str) -> dict[str, str]:
     return {} if variant == DEFAULT else {"variant": variant}
+
+
+def judge_code(judge: str) -> str:
+    """Name of a judge's fingerprint."""
+    return f"{fingerprint.JUDGE}{judge}"
 
 
 def phase_code(phase: str, variant: str = DEFAULT) -> str:

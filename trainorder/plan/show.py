@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from trainorder import lineage
-from trainorder.config import DEFAULT, Params
-from trainorder.plan.compile import Node, Plan, Sizes
+from trainorder.config import DEFAULT, Params, PreferenceConfig
+from trainorder.plan.compile import TRAIN_JUDGE, Node, Plan, Sizes
 from trainorder.plan.orders import pending
 from trainorder.plan.state import State
 from trainorder.sources import section
@@ -181,9 +181,11 @@ def _wall(plan: Plan, states: Mapping[str, State], sizes: Sizes | None) -> float
         return None
     first = sum(times[n.id] or 0 for n in stale if n.kind == "base")
     rest = sum(times[n.id] or 0 for n in stale if n.kind != "base")
-    if any(states[stage] == "stale" for stage in plan.judge_stages):
-        judge = plan.params.judge
-        first += STARTUP_SECONDS + 2 * judge.prompts * judge.answers * judge.epochs * speed.pair()
+    for name, judge in plan.judges.items():
+        config, stale_judge = judge.config, states[f"{TRAIN_JUDGE}@{name}"] == "stale"
+        if stale_judge and isinstance(config, PreferenceConfig):
+            answers = config.prompts * config.answers
+            first += STARTUP_SECONDS + answers * config.epochs * speed.pair()
     evaluations = sum(states[f"evaluate@{node}"] == "stale" for node in plan.nodes)
     rest += evaluations * (STARTUP_SECONDS + speed.answers())
     return first + rest / plan.params.flow.workers

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from trainorder import paths
+from trainorder.judges import AnyJudge, load_judge
 from trainorder.rewards import grading
 from trainorder.rl.samplers import Moment, Seen
 from trainorder.rl.scheduler import Scheduler
 from trainorder.rl.types import Roll, State
 from trainorder.streams import stream
 from trainorder.tasks.base import Problem, Task
-
-
-class Judge(Protocol):
-    """Compares answers; see rewards/judge.py."""
-
-    def win_probability(
-        self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]
-    ) -> Sequence[float | None]:
-        """P(answer beats reference), per row; None without a verdict."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -36,11 +27,12 @@ class TaskSet:
     tasks: Mapping[str, Task]
     problems: Mapping[str, Sequence[Problem]]
     max_new_tokens: Mapping[str, int]
-    judge: Judge | None = None
-    """Pays where `rewarded_by` is judge: P(answer beats the problem's reference)."""
+    judges: Mapping[str, AnyJudge] = field(default_factory=dict)
+    """Judged task -> who pays: P(answer beats the problem's reference)."""
     scheduler: Scheduler = field(default_factory=Scheduler)
     """Whose turn it is."""
     _order: dict[tuple[int, str, int], list[int]] = field(default_factory=dict, repr=False)
+    _counted: Counter[str] = field(default_factory=Counter, repr=False)
 
     @classmethod
     def load(
@@ -48,18 +40,22 @@ class TaskSet:
         weights: Mapping[str, float],
         scheduler: Scheduler | None = None,
         device: str = "cpu",
+        judges: Mapping[str, str] | None = None,
     ) -> TaskSet:
-        """The built tasks; the judge is loaded, onto `device`, only if one of them needs it."""
+        """The built tasks; `judges` names the one that pays each judged task, and is loaded onto `device`."""
         from trainorder.tasks import load_problems, load_task
 
         tasks = {name: load_task(name) for name in weights}
-        judged = any(task.rewarded_by == "judge" for task in tasks.values())
+        paid = {
+            name: (judges or {})[name] for name in weights if tasks[name].rewarded_by == "judge"
+        }
+        loaded = {name: load_judge(paths.JUDGE / name, device) for name in set(paid.values())}
         return cls(
             weights,
             tasks,
             {name: load_problems(name, "train") for name in weights},
             {name: _max_new_tokens(name) for name in weights},
-            _load_judge(device) if judged else None,
+            {task: loaded[name] for task, name in paid.items()},
             scheduler or Scheduler(),
         )
 
@@ -110,11 +106,22 @@ class TaskSet:
         task = self.tasks[name]
         if not self.is_judged(name):
             return [reward.value for reward in grading.grade(task, answers, problems)]
-        assert self.judge is not None, f"task {name!r} is judged, and there is no judge"
+        judge = self.judges[name]
         references = [p.reference or "" for p in problems]
-        grades = self.judge.win_probability([p.text for p in problems], answers, references)
-        grading.shared().unscored.note(name, grades, getattr(self.judge, "failures", ()))
+        grades = judge.win_probability([p.text for p in problems], answers, references)
+        grading.shared().unscored.note(name, grades, getattr(judge, "failures", ()))
         return grades
+
+    def judge_calls(self) -> dict[str, float]:
+        """What the judges that are asked counted since the last call: `perf/judge_asked`, `perf/judge_kept`, ..."""
+        judges = {id(judge): judge for judge in self.judges.values()}.values()
+        total: Counter[str] = Counter()
+        for judge in judges:
+            total.update(getattr(judge, "counts", {}))
+        found = {f"perf/judge_{name}": float(n - self._counted[name]) for name, n in total.items()}
+        self._counted.clear()
+        self._counted.update(total)
+        return found
 
     def _problem(self, name: str, number: int, seed: int) -> Problem:
         problems = self.problems[name]
@@ -177,9 +184,3 @@ def split_by_prompt(roll: Roll, updates: int) -> list[list[int]]:
 def _max_new_tokens(task: str) -> int:
     card = json.loads((paths.TASK_DATA / task / "task.json").read_text(encoding="utf-8"))
     return int(card["max_new_tokens"])
-
-
-def _load_judge(device: str) -> Judge:
-    from trainorder.rewards import load_judge
-
-    return load_judge(paths.JUDGE / "reward", device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,6 +68,7 @@ def train_phase(
     *,
     rollout: RolloutConfig = SAMPLING,
     training: TrainingConfig = PLAIN,
+    judges: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Train `parent` through a phase and save the result as `out`.
 
@@ -83,7 +85,9 @@ def train_phase(
         NonFiniteError: an update was not finite and was refused; see `rl.on_nonfinite`.
     """
     start = time.perf_counter()
-    learner = make_learner(parent, phase_name, phase, rl, seed, rollout=rollout, training=training)
+    learner = make_learner(
+        parent, phase_name, phase, rl, seed, rollout=rollout, training=training, judges=judges
+    )
     learner = replace(learner, dumps=paths.DUMPS / out.name)
     state = State(total=phase.steps, key=(seed, phase_name))
     tokens, metrics = 0.0, dict[str, float]()
@@ -117,7 +121,7 @@ def train_phase(
         "tokens": int(tokens),
         "seconds": seconds,
         "tasks": list(phase.tasks),
-        "judged": learner.task_set.judge is not None,
+        "judged": bool(learner.task_set.judges),
         "last": metrics,
         "alarms": state.mem.get("alarms", {}),
     }
@@ -132,6 +136,7 @@ def make_learner(
     *,
     rollout: RolloutConfig = SAMPLING,
     training: TrainingConfig = PLAIN,
+    judges: Mapping[str, str] | None = None,
 ) -> Learner:
     """Load everything a phase needs; settings are checked before anything slow is loaded.
 
@@ -145,7 +150,7 @@ def make_learner(
             f"{rl.prompts_per_step} prompts to split: raise prompts_per_step or lower it"
         )
     device = device_of(training.device)
-    task_set = TaskSet.load(phase.tasks, Scheduler.from_config(rl), device)
+    task_set = TaskSet.load(phase.tasks, Scheduler.from_config(rl), device, judges)
     load(BACKENDS, training.backend, "training.backend").join(device)
     continues = training.lora is not None and is_adapter_node(parent)
     policy = Policy.load(base_of(parent) if continues else parent).to(device)

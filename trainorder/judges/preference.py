@@ -1,4 +1,4 @@
-"""The judge: a Bradley-Terry preference model, read and trained here; trainorder/preferences.py makes its data.
+"""The judge: a Bradley-Terry preference model, read and trained here; annotator.py makes its data, training.py trains it.
 
 P(a beats b) = sigmoid(score(a) - score(b)) (Bradley & Terry 1952; as a reward model: arXiv 2203.02155). The score is a
 linear head on the mean of the last hidden states over the answer's tokens: a head on the last token alone learns far
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainorder.config import JudgeConfig
+from trainorder.config import PreferenceSettings
 from trainorder.device import precision
+from trainorder.judges import Comparisons
 from trainorder.optimizers import make_optimizer, set_lr
 from trainorder.policy import Policy
 from trainorder.pretrained import check_report, import_transformers, load_tokenizer
@@ -34,20 +35,6 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 4096
 """Padded tokens of one scoring batch."""
-
-
-@dataclass(frozen=True)
-class Comparisons:
-    """Answers to one prompt, and what the annotator preferred.
-
-    >>> Comparisons("write a note", ("a", "b", "c"), ((0, 1), (2, 1))).wins[1]  # "c" was preferred to "b"
-    (2, 1)
-    """
-
-    prompt: str
-    answers: tuple[str, ...]
-    wins: tuple[tuple[int, int], ...]
-    """(preferred, other) as indices of `answers`."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +66,13 @@ class Judge:
         """
         if not (Path(path) / "model.safetensors").is_file():
             raise ValueError(
-                f"{path} holds no judge (no model.safetensors): run `dvc repro train_judge`"
+                f"{path} holds no judge (no model.safetensors): run `dvc repro train_judge@{Path(path).name}`"
             )
         judge, info = cls._open(path)
         [kind] = judge.model.config.architectures
         if not kind.endswith("ForSequenceClassification"):
             raise ValueError(
-                f"{path} is a {kind}, not a judge: run `dvc repro train_judge`, which saves one there"
+                f"{path} is a {kind}, not a judge: run `dvc repro train_judge@{Path(path).name}`, which saves one there"
             )
         check_report(Path(path), info)
         return judge
@@ -193,7 +180,7 @@ def bradley_terry(
 def fit(
     judge: Judge,
     data: Sequence[Comparisons],
-    config: JudgeConfig,
+    config: PreferenceSettings,
     seed: int,
     log: Callable[[int, float], None] = lambda step, loss: None,
     work: Work = NOTHING,
@@ -257,7 +244,7 @@ def _loss(
     return bradley_terry(scores[wins[:, 0]], scores[wins[:, 1]])
 
 
-def _epochs(count: int, config: JudgeConfig, seed: int) -> list[list[int]]:
+def _epochs(count: int, config: PreferenceSettings, seed: int) -> list[list[int]]:
     import torch
 
     batches: list[list[int]] = []

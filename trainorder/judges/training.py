@@ -1,0 +1,106 @@
+"""How a preference model is trained: the annotator's choices among answers of the base, and its agreement with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainorder.config import PreferenceConfig
+from trainorder.device import device_of
+from trainorder.judges import Comparisons
+from trainorder.judges.annotator import Bench, agreement, check_agreement
+from trainorder.judges.preference import Judge, fit
+from trainorder.process import fail_point
+from trainorder.reading import ParamsError
+from trainorder.resume import Saved
+from trainorder.tasks.base import Problem
+
+
+def train(bench: Bench, out: Path) -> dict[str, float]:
+    """Train the preference model `bench.name` from the base and save it as `out`; returns `_facts`."""
+    import torch
+
+    torch.set_num_threads(1)
+    config, training = bench.config, bench.params.training
+    assert isinstance(config, PreferenceConfig)
+    if not bench.has_taste:
+        raise ParamsError(
+            f"judges: task {bench.compared!r} has no taste that a preference model could learn: name a task of kind creative"
+        )
+    problems = _prompts(bench, bench.problems(), config)
+
+    def answer() -> Saved:
+        return Saved({}, {"answers": bench.answers(problems)})
+
+    judge = Judge.start(bench.base, bench.seed).to(device_of(training.device))
+    answers = bench.work.part(f"answers-{bench.name}", answer).state["answers"]
+    fail_point("judge.answers")
+    data, tastes = bench.compare(problems, answers)
+    fit(
+        judge,
+        data[: config.prompts],
+        config,
+        seed=bench.seed,
+        work=bench.work,
+        dtype=training.dtype,
+    )
+    report = _facts(judge, data, tastes, config)
+    check_agreement(bench.name, report["agreement"], config.min_agreement)
+    judge.save(out)
+    return report
+
+
+def _prompts(bench: Bench, problems: list[Problem], config: PreferenceConfig) -> list[Problem]:
+    """The model's own training problems, held-out ones last."""
+    last = bench.first + config.prompts + config.heldout_prompts
+    if len(problems) < last:
+        raise ParamsError(
+            f"judges: prompts {config.prompts} + heldout_prompts {config.heldout_prompts} of {bench.name!r}, after {bench.first} of "
+            f"the judges before it, need {last} training problems, task {bench.compared!r} has {len(problems)}: lower them, or "
+            f"raise tasks.{bench.compared}.train"
+        )
+    return problems[bench.first : last]
+
+
+def _facts(
+    judge: Judge,
+    data: Sequence[Comparisons],
+    tastes: Sequence[Sequence[float]],
+    config: PreferenceConfig,
+) -> dict[str, float]:
+    """What is known about a judge, on its held-out prompts unless the name says otherwise."""
+    heldout, gold = (
+        data[config.prompts :],
+        [taste for texts in tastes[config.prompts :] for taste in texts],
+    )
+    scores = judge.scores(
+        [d.prompt for d in heldout for _ in d.answers],
+        [text for d in heldout for text in d.answers],
+    ).tolist()
+    starts = [i * config.answers for i in range(len(heldout))]
+    wins = [
+        (start + w, start + o) for start, d in zip(starts, heldout, strict=True) for w, o in d.wins
+    ]
+    differ = [(w, o) if gold[w] > gold[o] else (o, w) for w, o in wins if gold[w] != gold[o]]
+    return {
+        "prompts": config.prompts,
+        "comparisons": sum(len(d.wins) for d in data[: config.prompts]),
+        "heldout_comparisons": len(wins),
+        "agreement": agreement(scores, wins),
+        "agreement_gold": agreement(scores, differ),
+        "annotator_gold": agreement(gold, wins),
+        "correlation_gold": _correlation(scores, gold),
+    }
+
+
+def _correlation(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Pearson's r; 0 where one side is constant.
+
+    >>> round(_correlation([1, 2, 3], [2, 4, 6]), 6)
+    1.0
+    """
+    import numpy
+
+    if len(set(xs)) == 1 or len(set(ys)) == 1:
+        return 0.0
+    return float(numpy.corrcoef(xs, ys)[0, 1])
