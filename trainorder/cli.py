@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -38,6 +37,7 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ParamsFile = Annotated[
     str | None,
     typer.Option("--params", callback=_use, metavar="FILE", help="Another file than params.yaml."),
@@ -54,6 +54,44 @@ def main(
     from trainorder.process import make_surroundings_usual
 
     make_surroundings_usual()
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What this machine and this folder offer to a run, and what to do where something is missing. Exit code 1 if a run would fail."""
+    with refusing():
+        from rich.markup import escape
+
+        from trainorder.preflight import doctor
+
+        found = doctor.examine()
+    if as_json:
+        _print_json(doctor.as_json(found))
+    else:
+        colours = {"ok": "green", "note": "yellow", "problem": "red"}
+        for one in found:
+            text = f"{one.what:<24} {one.found}" + (f"; {one.advice}" if one.advice else "")
+            _print([f"[{colours[one.state]}]{one.state:<7}[/] {escape(text)}"])
+    if any(one.state == "problem" for one in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    node: Annotated[str, typer.Argument(help="A node of the plan, e.g. s0--math.")],
+    as_json: AsJson = False,
+    params: ParamsFile = None,
+) -> None:
+    """One checkpoint: lineage, params, scores, alarms and files."""
+    with refusing():
+        from trainorder import plan
+        from trainorder.report import node as nodes
+
+        found = nodes.facts(plan.load(), node)
+    if as_json:
+        _print_json(found)
+    else:
+        _print(nodes.lines(found))
 
 
 @app.command()
@@ -94,6 +132,7 @@ def plan_command(
     resolve: Annotated[
         bool, typer.Option("--resolve", help="Fill in `recommended` from reports/bwt.json.")
     ] = False,
+    as_json: AsJson = False,
     params: ParamsFile = None,
 ) -> None:
     """Compile params.yaml into plan.yaml and show what is cached, restorable and to train."""
@@ -108,6 +147,9 @@ def plan_command(
         changed = plan.write(current)
         states = plan.status(current)
         sizes = storage.sizes(current) if "stale" in states.values() else None
+    if as_json:
+        _print_json(show.document(current, states, sizes) | {"changed": changed})
+        return
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
@@ -137,7 +179,7 @@ def compare(
     b: Annotated[str, typer.Argument(help="What A is compared with.")],
     metric: Annotated[str, typer.Option(help="Any metric of the evaluations.")] = "score",
     split: Annotated[str, typer.Option(help="test, or dev.")] = "test",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     params: ParamsFile = None,
 ) -> None:
     """Is A better than B, on which tasks, from which phase on, and does that survive seeds and variants?"""
@@ -168,7 +210,7 @@ def recommend(
     variant: Annotated[str, typer.Option(help="Under which variant of the params.")] = "default",
     rule: Annotated[str, typer.Option(help="Which of the listed rules --apply takes.")] = "exact",
     apply: Annotated[bool, typer.Option("--apply", help="Add the order to params.yaml.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     params: ParamsFile = None,
 ) -> None:
     """Which order the measured transfer recommends, how sure that is, and what to run to be surer."""
@@ -239,6 +281,7 @@ def report(params: ParamsFile = None) -> None:
 def verify(
     node: Annotated[str | None, typer.Argument(help="A node of the plan; all if left out.")] = None,
     cache: Annotated[bool, typer.Option("--cache", help="Check DVC's cache too.")] = False,
+    as_json: AsJson = False,
     params: ParamsFile = None,
 ) -> None:
     """Recompute all hashes and name what differs from the records: checkpoint, parents, data, params, code."""
@@ -246,6 +289,9 @@ def verify(
         from trainorder import verify
 
         found = verify.verify(node) + (verify.verify_cache() if cache else [])
+    if as_json:
+        _print_json({"node": node, "differences": found})
+        raise typer.Exit(int(bool(found)))
     for line in found:
         print(line)
     if found:

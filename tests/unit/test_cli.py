@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -50,6 +51,61 @@ def test_plan_shows_the_tree_and_writes_plan_yaml_once(project: Project):
     assert "recommended: once the transfer is measured, up to 2 more nodes" in first.stdout
     assert "plan.yaml written" in first.stdout
     assert "plan.yaml unchanged" in project.cli("plan").stdout
+
+
+def test_plan_is_printed_as_json_too(project: Project):
+    found = json.loads(project.cli("plan", "--json").stdout)
+    assert len(found["nodes"]) == 11
+    assert found["nodes"]["s0--math"]["state"] == "stale"
+    assert found["nodes"]["s0--math"]["parents"] == ["s0"]
+    assert found["nodes"]["s0--math"]["seconds"] > 0
+    assert found["waiting"] == ["recommended"]
+
+
+def test_doctor_finds_what_is_installed_and_names_what_stops_a_run(project: Project):
+    found = {one["what"]: one for one in json.loads(project.cli("doctor", "--json").stdout)}
+    assert found["torch"]["found"].startswith("2.")
+    assert found["project"]["state"] == "ok"
+    assert {one["state"] for one in found.values()} <= {"ok", "note"}
+    (project.root / "runs").write_text("not a folder")
+    refused = project.cli("doctor", ok=False)
+    assert refused.returncode == 1
+    assert re.search(r"problem\s+project\s+cannot run; .*/runs cannot be written", refused.stdout)
+
+
+def test_show_tells_where_a_checkpoint_comes_from_and_refuses_one_that_is_not_there(
+    project: Project,
+):
+    refused = project.cli("show", "s0--mat", ok=False)
+    assert refused.returncode == 2
+    assert "no node 's0--mat' in the plan" in refused.stderr
+    assert "did you mean 's0--math'?" in refused.stderr
+    assert "node 's0--math' is not made yet" in project.cli("show", "s0--math", ok=False).stderr
+    manifest = {
+        "node": "s0--math",
+        "seed": 0,
+        "phase": "math",
+        "steps": 2,
+        "weights": "0123456789abcdef",
+        "seconds": 1.5,
+        "tokens": 2000,
+        "files": {},
+        "parents": {"s0": "ffff"},
+        "params": {"rl": {"lr": 0.1}},
+        "data": {},
+        "code": {},
+        "hash": "",
+    }
+    (project.root / "runs" / "s0--math").mkdir(parents=True)
+    (project.root / "runs" / "s0--math" / "manifest.json").write_text(json.dumps(manifest))
+    out = project.cli("show", "s0--math").stdout
+    assert "s0--math  2 steps of math, seed 0, 2,000 tokens, 1.5 s" in out
+    assert "weights 0123456789ab" in out
+    assert "not evaluated: dvc repro evaluate@s0--math" in out
+    assert json.loads(project.cli("show", "s0--math", "--json").stdout)["lineage"] == [
+        "s0",
+        "s0--math",
+    ]
 
 
 def test_plan_needs_a_dvc_project(project: Project):

@@ -266,21 +266,21 @@ PARAMS = load_params(Path(__file__).parents[2] / "configs/smoke.yaml")
 
 def lacks() -> str:
     with pytest.raises(ParamsError) as caught:
-        preflight.machine.check(PARAMS)
+        preflight.machine.check()
     text = str(caught.value)
     assert "\n" not in text
     return text
 
 
 def test_a_project_that_can_run_passes(folder):
-    preflight.machine.check(PARAMS)
+    preflight.machine.check()
 
 
 def test_no_git_repository_is_one_line_unless_dvc_does_without(folder):
     (folder / ".git").rename(folder / "gone")
     assert "is no git repository: run `git init`" in lacks()
     (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n")
-    preflight.machine.check(PARAMS)
+    preflight.machine.check()
 
 
 def test_a_broken_git_repository_and_no_git_are_one_line(folder, monkeypatch):
@@ -309,7 +309,7 @@ def test_a_folder_of_another_user_is_found_by_an_ordinary_user(folder):
         if os.geteuid() == 0:
             os.setuid(65534)
         try:
-            preflight.machine.check(PARAMS)
+            preflight.machine.check()
         except ParamsError as error:
             os._exit(0 if "cannot be written by this user" in str(error) else 1)
         os._exit(2)

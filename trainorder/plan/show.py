@@ -57,6 +57,26 @@ def _line(node: Node, state: State, time: float | None) -> str:
     return f"{text}  {WORDS[state]}{cost}"
 
 
+def document(plan: Plan, states: Mapping[str, State], sizes: Sizes | None = None) -> dict[str, Any]:
+    """The plan as plain data: per node its stage, state, parents and expected seconds, and what waits for a measurement."""
+    times = seconds(plan, sizes)
+    nodes = {
+        node.id: {
+            "stage": node.stage,
+            "state": states[node.stage],
+            "kind": node.kind,
+            "phase": node.phase,
+            "seed": node.seed,
+            "variant": node.variant,
+            "parents": list(node.parents),
+            "seconds": times[node.id],
+        }
+        for node in plan.nodes.values()
+    }
+    waiting = list(pending(plan.params, plan.resolved))
+    return {"nodes": nodes, "waiting": waiting, "summary": summary(plan, states, sizes)}
+
+
 def summary(plan: Plan, states: Mapping[str, State], sizes: Sizes | None = None) -> list[str]:
     """Totals in words: nodes by state, time, disk, and orders that wait for a measurement."""
     counts = Counter(states[node.stage] for node in plan.nodes.values())

@@ -21,7 +21,7 @@ def check(params: Params) -> None:
     Raises:
         ParamsError: one line: what was found, what is needed and what to do.
     """
-    machine.check(params)
+    machine.check()
     rows.check(params)
     model.check(params)
     if params.policy.path is not None or MUCH * params.policy.tiny_bytes() > ram_bytes():

@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 
 from trainorder import owner, paths
-from trainorder.config import Params
 from trainorder.reading import ParamsError
 
 WRITTEN = (
@@ -31,7 +30,7 @@ WRITTEN = (
 """Folders that a run writes into; those that are not there yet are made in the first."""
 
 
-def check(params: Params) -> None:
+def check() -> None:
     """Raise on the first thing the machine lacks. A folder without dvc.yaml is no project: only params are checked there.
 
     Raises:

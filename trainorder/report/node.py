@@ -1,0 +1,128 @@
+"""One checkpoint on the terminal: where it comes from, how it was made, what it scores, what lies on the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from trainorder import paths
+from trainorder.files import size_text
+from trainorder.lineage import read_manifest
+from trainorder.plan.compile import Plan
+from trainorder.reading import ParamsError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def facts(plan: Plan, name: str) -> dict[str, Any]:
+    """What the files say of a node of the plan; plain data, as `trainorder show --json` prints it.
+
+    Raises:
+        ParamsError: there is no such node.
+        FileNotFoundError: it is not made yet.
+    """
+    if name not in plan.nodes:
+        names = sorted(plan.nodes)
+        raise ParamsError(
+            f"no node {name!r} in the plan; there are {', '.join(names)}{did_you_mean(name, names)}"
+        )
+    manifest = read_manifest(name)
+    folder = paths.checkpoint(name)
+    sizes = {
+        file: (folder / file).stat().st_size
+        for file in manifest["files"]
+        if (folder / file).is_file()
+    }
+    kept = (
+        "seed",
+        "phase",
+        "steps",
+        "weights",
+        "parents",
+        "tokens",
+        "seconds",
+        "alarms",
+        "params",
+        "data",
+    )
+    return {
+        "node": name,
+        "stage": plan.nodes[name].stage,
+        "lineage": lineage(plan, name),
+        **{key: manifest.get(key) for key in kept},
+        "code": manifest.get("code"),
+        "versions": manifest.get("versions"),
+        "machine": manifest.get("machine"),
+        "mlflow_run": manifest.get("run_id"),
+        "scores": scores(name),
+        "files": {"checkpoint": str(folder), "records": str(paths.run(name)), "sizes": sizes},
+    }
+
+
+def lineage(plan: Plan, name: str) -> list[str]:
+    """The node and what it was trained from, oldest first; a merge has several parents, of which none is followed."""
+    chain = [name]
+    while len(plan.nodes[chain[0]].parents) == 1:
+        chain.insert(0, plan.nodes[chain[0]].parents[0])
+    return chain
+
+
+def scores(name: str) -> dict[str, dict[str, float]]:
+    """Task -> metric -> mean over test problems; empty where the node was not evaluated."""
+    import pandas as pd
+
+    file = paths.evaluation(name)
+    if not file.is_file():
+        return {}
+    table: Any = pd.read_parquet(file, columns=["split", "task", "metric", "value"])
+    means = table[table["split"] == "test"].groupby(["task", "metric"])["value"].mean().dropna()
+    found: dict[str, dict[str, float]] = {}
+    for (task, metric), value in means.items():
+        found.setdefault(task, {})[metric] = float(value)
+    return found
+
+
+METRICS = ("score", "greedy", "pass_at_k", "entropy_own", "length", "unscored", "gold")
+
+
+def lines(found: dict[str, Any]) -> Iterator[RenderableType]:
+    """The same for a reader."""
+    from rich.table import Table
+    from rich.tree import Tree
+
+    made = (
+        f"{found['steps']} steps of {found['phase']}"
+        if found["steps"]
+        else found["phase"] or "merge"
+    )
+    yield f"[bold]{found['node']}[/]  {made}, seed {found['seed']}, {found['tokens']:,} tokens, {found['seconds']:.1f} s"
+    first, *others = found["lineage"]
+    root = branch = Tree(first, guide_style="dim")
+    for node in others:
+        branch = branch.add(node)
+    yield root
+    if len(found["parents"]) > 1:
+        yield f"merged from {', '.join(found['parents'])}"
+    if found["scores"]:
+        shown = [m for m in METRICS if any(m in row for row in found["scores"].values())]
+        table = Table("task", *shown, box=None, title="test", title_justify="left")
+        for task, row in found["scores"].items():
+            table.add_row(task, *(f"{row[m]:.3f}" if m in row else "-" for m in shown))
+        yield table
+    else:
+        yield f"not evaluated: dvc repro evaluate@{found['node']}"
+    for name, entry in (found["alarms"] or {}).items():
+        yield f"[yellow]alarm[/] {name} from step {entry['first_step']} on, {entry['steps']} steps"
+    params = Table(box=None, show_header=False, title="params", title_justify="left")
+    for section, values in found["params"].items():
+        params.add_row(
+            section,
+            ", ".join(f"{k}: {v}" for k, v in values.items())
+            if isinstance(values, dict)
+            else str(values),
+        )
+    yield params
+    size = size_text(sum(found["files"]["sizes"].values()))
+    yield f"checkpoint {found['files']['checkpoint']} ({size}), weights {found['weights'][:12]}; records {found['files']['records']}"
+    yield f"stage {found['stage']}; MLflow run {found['mlflow_run'] or 'none'}"
