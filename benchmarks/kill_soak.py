@@ -250,7 +250,7 @@ def copy_project(root: Path, params: Path, checkpoint_seconds: float) -> Path:
 
 
 def _flow() -> list[str]:
-    return [sys.executable, "-m", "flows.pipeline"]
+    return [sys.executable, "-m", "trainorder.flow.run"]
 
 
 def _environment() -> dict[str, str]:

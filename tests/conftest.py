@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.warm import warm_stages
-from stages.warm import VARIABLE, start
 from trainorder.config import PARAMS_VARIABLE, GradingConfig
+from trainorder.flow.warm import warm_stages
 from trainorder.rewards import grading
 from trainorder.rewards.grading import Grader
+from trainorder.warm import VARIABLE, start
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("trainorder", "stages", "flows", "configs", "dvc.yaml", ".dvcignore", ".gitignore")
@@ -115,7 +115,7 @@ def make_project(root: Path, params: str = "configs/smoke.yaml") -> Project:
 TOY_FRAME = '''
 """The real frame (frame.py) for `fingerprint`, which is real; toys start in a tenth of the time without its imports."""
 
-from stages import warm
+from trainorder import warm
 
 warm.borrow()
 
@@ -134,11 +134,11 @@ def make_toy_project(root: Path, stages: Mapping[str, str]) -> Project:
     (folder / "__init__.py").rename(root / "frame.py")
     (folder / "__init__.py").write_text(TOY_FRAME)
     for file in folder.glob("*.py"):
-        if file.stem not in ("fingerprint", "warm", "__init__"):
+        if file.stem not in ("fingerprint", "__init__"):
             file.unlink()
     for name, source in stages.items():
         (folder / f"{name}.py").write_text(source)
-    warm = root / "flows" / "warm.py"
+    warm = root / "trainorder" / "flow" / "warm.py"
     text, found = re.subn(r"(?ms)^PACKAGES = \(.*?^\)", "PACKAGES = ()", warm.read_text())
     assert found == 1
     warm.write_text(text)  # a toy needs neither torch nor MLflow

@@ -170,7 +170,7 @@ def run(
         level = _sandbox(plan.load().params)
     if level:
         print(f"model-written programs run at isolation {level}", flush=True)
-    os.execv(sys.executable, [sys.executable, "-m", "flows.pipeline"])
+    os.execv(sys.executable, [sys.executable, "-m", "trainorder.flow.run"])
 
 
 @app.command()

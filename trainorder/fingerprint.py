@@ -22,6 +22,7 @@ from typing import Any
 
 from trainorder import paths, registries
 from trainorder.files import write_text
+from trainorder.reading import ParamsError
 from trainorder.registries import listed
 
 PACKAGES = ("trainorder", "stages")
@@ -31,7 +32,7 @@ PHASE, JUDGE = "phase_", "judge_"
 """Begin the names of the fingerprints of phases and judges; the others are the same in every plan."""
 LAZY = re.compile(r"(?:trainorder|stages)(?:\.\w+)+:\w+")
 """An entry of a registry that is imported by name: covered by `Code.targets`, not by the registry's hash."""
-RECORDERS = frozenset({"trainorder.tracking", "trainorder.rl.speed", "stages.warm"})
+RECORDERS = frozenset({"trainorder.tracking", "trainorder.rl.speed", "trainorder.warm"})
 """Modules that log, time or preload what a stage does and decide nothing: no part of any fingerprint."""
 MODULE, FILE = re.compile(r"(?:trainorder|stages)(?:\.\w+)+"), re.compile(r"\w+\.py")
 SKIPPED_FIELDS = {"ctx", "kind", "type_comment", "lineno", "col_offset"}
@@ -51,9 +52,38 @@ class Code:
     """(slot, name) of the listed pieces that its params name."""
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the packages lie: the library where it is installed, `stages` in the project's folder."""
+
+    library: Path
+    project: Path
+
+    def __truediv__(self, file: str) -> Path:
+        return (self.project if file.partition("/")[0] == "stages" else self.library) / file
+
+    @classmethod
+    def of_this_folder(cls) -> Places:
+        """A folder without stages/ takes those beside the library, as a checkout has them.
+
+        Raises:
+            ParamsError: there are none either.
+        """
+        library = Path(__file__).parents[1]
+        project = next((f for f in (Path.cwd(), library) if (f / "stages").is_dir()), None)
+        if project is None:
+            raise ParamsError(
+                f"{Path.cwd()} has no folder stages/ and is no project: `trainorder init` makes one"
+            )
+        return cls(library, project)
+
+
 def compute(code: Mapping[str, Code], root: Path | None = None) -> dict[str, str]:
-    """Name -> text of its fingerprint, one line `file hash` per file that the stage can run (`Plan.code()` says what)."""
-    base = root or Path(__file__).parents[1]
+    """Name -> text of its fingerprint, one line `file hash` per file that the stage can run (`Plan.code()` says what).
+
+    `root` holds all packages; left out, the library is this one and `stages` are the project's.
+    """
+    base = root or Places.of_this_folder()
     reached = cache(partial(closure, base, files_of=cache(partial(_files, base))))
     known, result = dict(_remembered()), {}
     for name, entry in code.items():
@@ -67,7 +97,7 @@ def compute(code: Mapping[str, Code], root: Path | None = None) -> dict[str, str
     return result
 
 
-def _families(root: Path, pieces: frozenset[tuple[str, str]]) -> list[str]:
+def _families(root: Path | Places, pieces: frozenset[tuple[str, str]]) -> list[str]:
     """The modules of PIECES that list any of these."""
     named = {f"{slot}:{name}" for slot, name in pieces}
     folder = PIECES.replace(".", "/")
@@ -79,7 +109,9 @@ def _families(root: Path, pieces: frozenset[tuple[str, str]]) -> list[str]:
     ]
 
 
-def _meaning(root: Path, file: str, files: list[str], pieces: frozenset[tuple[str, str]]) -> str:
+def _meaning(
+    root: Path | Places, file: str, files: list[str], pieces: frozenset[tuple[str, str]]
+) -> str:
     """Hash of what a file means; of its bytes where it is no Python.
 
     Of a file that lists pieces: only what other files of the closure use of it, and the pieces that params.yaml names.
@@ -126,7 +158,7 @@ def write(texts: Mapping[str, str], folder: Path = paths.FINGERPRINTS) -> None:
 
 
 def closure(
-    root: Path, module: str, files_of: Callable[[str], list[str]] | None = None
+    root: Path | Places, module: str, files_of: Callable[[str], list[str]] | None = None
 ) -> list[str]:
     """Files of PACKAGES that importing `module` and calling its functions can reach, data beside them included.
 
@@ -143,7 +175,7 @@ def closure(
     return sorted(files | {data for folder in folders for data in _data(root, folder)})
 
 
-def _files(root: Path, module: str) -> list[str]:
+def _files(root: Path | Places, module: str) -> list[str]:
     """The module's file and the __init__ of every package above it; nothing for a name that is no module."""
     parts = module.split(".")
     packages = [parts[:end] for end in range(1, len(parts) + 1)]
@@ -154,12 +186,12 @@ def _files(root: Path, module: str) -> list[str]:
     return [file for file in files if (root / file).is_file()]
 
 
-def _data(root: Path, folder: str) -> Iterator[str]:
+def _data(root: Path | Places, folder: str) -> Iterator[str]:
     """Templates, word lists: what lies in a module's folder and is no code."""
     for path in (root / folder).iterdir():
         hidden = path.name.startswith(".")
         if not hidden and path.suffix not in {".py", ".pyc", ".md"} and path.is_file():
-            yield path.relative_to(root).as_posix()
+            yield f"{folder}/{path.name}"
 
 
 @dataclass(frozen=True)
@@ -176,7 +208,7 @@ class _Facts:
     """The pieces that it lists, as `slot:name`."""
 
 
-def _facts(root: Path, file: str) -> _Facts:
+def _facts(root: Path | Places, file: str) -> _Facts:
     stat = (root / file).stat()
     return _facts_of(root / file, file, (stat.st_mtime_ns, stat.st_size))
 

@@ -145,7 +145,7 @@ class Server:
 def prefect_server(port: int = 0, host: str = LOOPBACK) -> Server:
     """A Prefect server over ./.prefect; port 0 takes a free one. Loopback unless told otherwise."""
     port = port or free_port()
-    command = [sys.executable, "-m", "flows.server", "--host", host, "--port", str(port)]
+    command = [sys.executable, "-m", "trainorder.flow.server", "--host", host, "--port", str(port)]
     server = Server(port, command, {}, "/api/health", Path(".prefect/server.log"), host)
     page = {"PREFECT_SERVER_UI_API_URL": f"{server.url}/api"}  # else the page asks port 4200
     server.environment |= prefect_environment(Path.cwd()) | page

@@ -183,9 +183,9 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.parametrize("content", [*TORN, '{"a": "b"}', '{"a": null}', '{"a": []}'])
 def test_damaged_durations_are_measured_again(content: str | bytes):
-    from flows import pipeline
+    from trainorder.flow import run
 
-    write(str(pipeline.DURATIONS), content)
-    assert pipeline._estimates(["report"]) == {"report": pipeline.FIRST_GUESS["report"]}
-    pipeline._remember({"report": 3.0})
-    assert pipeline._estimates(["report"]) == {"report": 3.0}
+    write(str(run.DURATIONS), content)
+    assert run._estimates(["report"]) == {"report": run.FIRST_GUESS["report"]}
+    run._remember({"report": 3.0})
+    assert run._estimates(["report"]) == {"report": 3.0}

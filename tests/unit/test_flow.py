@@ -25,8 +25,8 @@ import pytest
 from conftest import Project, make_project, make_toy_project
 from order_worlds import World
 
-from flows.schedule import Schedule, topological
 from trainorder.config import MeasureConfig
+from trainorder.flow.schedule import Schedule, topological
 from trainorder.measure import from_plan, measure, to_json
 from trainorder.ui import prefect_server
 
@@ -185,7 +185,7 @@ def in_odd_surroundings(project: Project, folder: Path) -> Project:
 
 
 def flow(project: Project, *, ok: bool = True) -> subprocess.CompletedProcess[str]:
-    return project.run(sys.executable, "-m", "flows.pipeline", ok=ok)
+    return project.run(sys.executable, "-m", "trainorder.flow.run", ok=ok)
 
 
 def executions(project: Project) -> Counter[str]:
@@ -306,7 +306,7 @@ def test_a_killed_flow_leaves_no_process_and_the_next_one_goes_on(project, numbe
     previous = project.root.joinpath("params.yaml").read_text()
     (project.root / "params.yaml").write_text(text)
     (project.root / "seconds").write_text("60")
-    command = [sys.executable, "-m", "flows.pipeline"]
+    command = [sys.executable, "-m", "trainorder.flow.run"]
     with subprocess.Popen(
         command, cwd=project.root, env=project.env, stdout=subprocess.DEVNULL
     ) as started:
@@ -380,7 +380,7 @@ def in_terminal(project: Project, *command: str, **env: str) -> str:
 
 @long
 def test_a_rerun_in_a_terminal_behind_a_dead_proxy_prints_its_result_in_a_few_lines(project):
-    text = in_terminal(project, sys.executable, "-m", "flows.pipeline", **DEAD_PROXY)
+    text = in_terminal(project, sys.executable, "-m", "trainorder.flow.run", **DEAD_PROXY)
     assert text.count("\n") <= 40, text
     assert "Collecting files" not in text
     assert "structured_first" in text
@@ -389,7 +389,7 @@ def test_a_rerun_in_a_terminal_behind_a_dead_proxy_prints_its_result_in_a_few_li
 
 @long
 def test_a_prefect_address_that_does_not_answer_costs_one_line(project):
-    command = [sys.executable, "-m", "flows.pipeline"]
+    command = [sys.executable, "-m", "trainorder.flow.run"]
     env = project.env | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
     done = subprocess.run(command, cwd=project.root, env=env, text=True, capture_output=True)
     assert (done.returncode, done.stderr) == (1, "")
@@ -472,7 +472,7 @@ def test_a_users_prefect_profile_is_used_and_only_own_runs_are_swept(project, us
     }.items():
         left[whose] = ask(url, "POST", "/api/flow_runs/", running | {"tags": marks})[1]["id"]
     before = last_flow_run(project)
-    command = [sys.executable, "-m", "flows.pipeline"]
+    command = [sys.executable, "-m", "trainorder.flow.run"]
     env = project.env | {"PREFECT_PROFILES_PATH": str(folder / "profiles.toml")}
     done = subprocess.run(command, cwd=project.root, env=env, text=True, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr

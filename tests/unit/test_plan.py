@@ -655,7 +655,7 @@ def test_files_of_rows_that_cannot_be_looked_at_are_one_line(tmp_path: Path):
 
 
 def test_commands_that_train_nothing_import_no_torch():
-    modules = "trainorder.plan.show, trainorder.storage, trainorder.verify, flows.pipeline"
+    modules = "trainorder.plan.show, trainorder.storage, trainorder.verify, trainorder.flow.run"
     script = f"import sys, {modules}; print([m for m in ('torch', 'transformers', 'mlflow') if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

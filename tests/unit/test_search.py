@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from flows.search import Search, _path
 from trainorder import plan
 from trainorder.config import load_params, parse_params
+from trainorder.flow.search import Search, _path
 from trainorder.reading import ParamsError, read_yaml
 from trainorder.search import Known, Order
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import Project, make_project
 
-from flows.warm import warm_stages
-from stages.warm import VARIABLE
+from trainorder.flow.warm import warm_stages
+from trainorder.warm import VARIABLE
 
 pytestmark = pytest.mark.long("stages import torch, alone and in a warm process")
 STAGE = """

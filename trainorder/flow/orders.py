@@ -24,9 +24,9 @@ from prefect.states import Completed, Crashed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.urls import url_for
 
-from flows.dvc import Runner, StageFailed
-from flows.progress import Display
-from flows.schedule import Schedule, topological
+from trainorder.flow.dvc import Runner, StageFailed
+from trainorder.flow.progress import Display
+from trainorder.flow.schedule import Schedule, topological
 from trainorder.paths import judge_work
 from trainorder.plan.compile import STAGE_OF, TRAIN_JUDGE
 from trainorder.resume import finished

@@ -1,4 +1,4 @@
-"""Borrowing a process that has torch and transformers imported already: the flow keeps one (flows/warm.py).
+"""Borrowing a process that has torch and transformers imported already: the flow keeps one (trainorder/flow/warm.py).
 
 Importing them takes longer than many a stage computes. Where TRAINORDER_WARM names the flow's socket, `python -m stages.X`
 asks there for a forked child that runs the same module with the same arguments, folder, environment and output,

@@ -1,4 +1,4 @@
-"""A process with the heavy imports done, that forks a child for every stage the flow runs (stages/warm.py asks).
+"""A process with the heavy imports done, that forks a child for every stage the flow runs (trainorder/warm.py asks).
 
 Only other people's packages are imported here: what trainorder's own code is when a stage starts is what runs.
 """
@@ -23,8 +23,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from stages.warm import VARIABLE
 from trainorder.process import die_with_parent
+from trainorder.warm import VARIABLE
 
 TRANSFORMERS = "transformers"
 PACKAGES = (
@@ -50,7 +50,7 @@ def warm_stages(*packages: str) -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="trainorder-")
     address = str(Path(folder) / "warm")
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.warm", address, *packages],
+        [sys.executable, "-m", "trainorder.flow.warm", address, *packages],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,

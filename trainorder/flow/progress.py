@@ -9,7 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from flows.schedule import Schedule
+from trainorder.flow.schedule import Schedule
 
 WORDS = {"ran": "done", "restored": "restored", "unchanged": "unchanged", "failed": "FAILED"}
 

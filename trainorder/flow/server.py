@@ -1,4 +1,4 @@
-"""Prefect's server, closed to other people's web pages: `python -m flows.server --host HOST --port PORT`.
+"""Prefect's server, closed to other people's web pages: `python -m trainorder.flow.server --host HOST --port PORT`.
 
 Prefect asks for no password and its own server answers any page that the user's browser has open. Here a request must name
 this server as its host (or a page of another name could be pointed at it), and come from its own pages or no page at all.
@@ -44,7 +44,7 @@ def main() -> None:
     """Serve until terminated."""
     import uvicorn
 
-    parser = argparse.ArgumentParser(prog="flows.server", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m trainorder.flow.server", description=__doc__)
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", required=True, type=int)
     given = parser.parse_args()
