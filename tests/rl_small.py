@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainorder.rl.types import Roll
+from trainorder.config import MethodConfig, RlConfig, TrainingConfig
+from trainorder.rl.backend import LocalBackend
+from trainorder.rl.forward import forward
+from trainorder.rl.method import Method
+from trainorder.rl.step import accumulate, give_credit
+from trainorder.rl.types import Roll, State
 from trainorder.tasks.base import Problem
 
 
@@ -99,3 +104,56 @@ def exact(model: Any) -> Any:
                 norm.weight = child.weight
                 setattr(module, name, norm)
     return model.double()
+
+
+def model64() -> Any:
+    """A random Llama in float64."""
+    return exact(tiny_llama())
+
+
+def off_policy_roll(model: Any) -> Roll:
+    """Three groups (one flat, one with an ungradable row), old logps a little off the live ones."""
+    reward = [1, 0, 0.5, 0, 0.25, 0.25, 0.25, 1, None, 0]
+    lengths = [4, 1, 6, 3, 2, 2, 5, 3, 4, 1]
+    roll = make_roll(reward, group=[0] * 4 + [1] * 3 + [2] * 3, lengths=lengths)
+    noise = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 23, roll.loss_mask.shape, generator=noise)
+    prompts = [[3 + g, *range(g + 1)] for g in roll.group.tolist()]
+    roll = replace(roll, response_ids=ids, prompt_ids=prompts)
+    roll.row_facts["finished"][3] = 0
+    roll.row_facts["source"] = torch.tensor([0.0, 1, 0, 1, 0, 0, 1, 0, 0, 1])  # 1: an expert's
+    with torch.no_grad():
+        logp = forward(model, roll).logps
+    shift = torch.randn(roll.loss_mask.shape, generator=noise, dtype=torch.float64) * roll.loss_mask
+    return replace(
+        roll,
+        token_facts={
+            "old_logps": logp + 0.2 * shift,
+            "ref_logps": logp - 0.3 * shift,
+            "entropy": logp.abs(),
+        },
+    )
+
+
+def gradient(
+    model: Any,
+    roll: Roll,
+    config: MethodConfig,
+    *,
+    budget: int = 10_000,
+    models: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, float], list[Tensor]]:
+    """Logged means and gradient of one update by these rows, in micro-batches of `budget` tokens."""
+    method, state = Method.from_config(config), State(total=1)
+    roll = give_credit(roll, method, state)
+    log = accumulate(
+        model,
+        roll,
+        method,
+        state,
+        budget=budget,
+        max_length={"sums": 8},
+        backend=LocalBackend(model, RlConfig(), TrainingConfig()),
+        models=models,
+    )
+    return log, [p.grad.clone() for p in model.parameters()]

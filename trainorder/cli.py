@@ -249,6 +249,37 @@ def table(
 
 
 @app.command()
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(help="A method or a piece; all if left out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the published methods of the RL step, or print one's formulas, options and lines of params.yaml."""
+    with refusing():
+        from trainorder.rl import catalog
+
+        if name is not None and not as_json:
+            print(catalog.describe(name), end="")
+            return
+        rows = catalog.listing()
+        if name is not None:
+            from trainorder.config.presets import preset
+
+            rows = [row for row in rows if row["name"] == preset(name).name]
+    if as_json:
+        _print_json(rows)
+        return
+    for family in dict.fromkeys(row["family"] for row in rows):
+        print(family.replace("_", " "))
+        for row in rows:
+            if row["family"] == family:
+                papers = ", ".join(row["papers"])
+                print(f"  {row['name']:<30} {papers:<24} {row['status']:<9} {row['summary']}")
+    print("`trainorder methods NAME` prints formulas, options and the lines of params.yaml")
+
+
+@app.command()
 def export(
     node: Annotated[str, typer.Argument(help="A node of the plan, e.g. s0--math.")],
     folder: Annotated[str, typer.Argument(help="A folder that does not exist yet.")],

@@ -32,8 +32,11 @@ PHASE, JUDGE = "phase_", "judge_"
 """Begin the names of the fingerprints of phases and judges; the others are the same in every plan."""
 LAZY = re.compile(r"(?:trainorder|stages)(?:\.\w+)+:\w+")
 """An entry of a registry that is imported by name: covered by `Code.targets`, not by the registry's hash."""
-RECORDERS = frozenset({"trainorder.tracking", "trainorder.rl.speed", "trainorder.warm"})
-"""Modules that log, time or preload what a stage does and decide nothing: no part of any fingerprint."""
+RECORDERS = frozenset(
+    {"trainorder.tracking", "trainorder.rl.speed", "trainorder.config.presets", "trainorder.warm"}
+)
+"""Modules that log, time or preload what a stage does and decide nothing: no part of any fingerprint. What a preset stands
+for is in params.json."""
 MODULE, FILE = re.compile(r"(?:trainorder|stages)(?:\.\w+)+"), re.compile(r"\w+\.py")
 SKIPPED_FIELDS = {"ctx", "kind", "type_comment", "lineno", "col_offset"}
 REMEMBERED = 1000

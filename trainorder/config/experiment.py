@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from trainorder.config.rl import expanded
 from trainorder.config.values import (
     Name,
     Positive,
@@ -14,6 +15,9 @@ from trainorder.config.values import (
     Steps,
     Threads,
 )
+
+Overrides = Annotated[dict[str, Any], BeforeValidator(expanded)]
+"""Settings of `rl` on top of others; a preset in them is replaced by what it stands for."""
 
 
 class PhaseConfig(Section):
@@ -25,7 +29,7 @@ class PhaseConfig(Section):
     """Task -> weight; each step's prompts are split in proportion."""
     steps: Steps
     """RL steps."""
-    rl: dict[str, Any] = Field(default_factory=dict)
+    rl: Overrides = Field(default_factory=dict)
     """Overrides of the `rl` section for this phase, e.g. `{lr: 1.5e-4}`; nested sections merge key by key."""
 
 
@@ -36,14 +40,14 @@ class PhaseOverride(Section):
     """Another number of steps; null keeps the phase's own."""
     tasks: dict[Name, Positive] | None = Field(default=None, min_length=1)
     """Other tasks and weights, in place of the phase's own; null keeps them."""
-    rl: dict[str, Any] = Field(default_factory=dict)
+    rl: Overrides = Field(default_factory=dict)
     """Overrides on top of the phase's own `rl`."""
 
 
 class VariantConfig(Section):
     """The whole plan once more under other settings of the RL phases; data, SFT and judges are shared."""
 
-    rl: dict[str, Any] = Field(default_factory=dict)
+    rl: Overrides = Field(default_factory=dict)
     """Overrides of the `rl` section, e.g. `{lr: 1.5e-4}`. A phase that sets the same key itself keeps its own."""
     phases: dict[Name, PhaseOverride] = Field(default_factory=dict)
     """Phase -> what is different there."""

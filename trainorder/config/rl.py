@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from trainorder.config.presets import preset
 from trainorder.config.values import (
     Batch,
     Betas,
@@ -23,7 +24,10 @@ from trainorder.config.values import (
 
 
 class MethodConfig(Section):
-    """The RL step as a row of named pieces (trainorder/rl/pieces/), in the order they run."""
+    """The RL step as a row of named pieces (trainorder/rl/pieces/), in the order they run.
+
+    `preset: NAME` stands for a published method (`trainorder methods`); keys beside it replace the preset's own.
+    """
 
     plan: list[Piece] = Field(default_factory=list)
     """Change what is asked before it is sampled: prompts, numbers of answers, temperatures, prefixes."""
@@ -122,6 +126,11 @@ class RlConfig(Section):
     """CPU threads of a phase: micro-batches and batches of rollouts of a small Llama side by side, which changes no byte;
     other models use them inside torch's operations. With one each, two phases run side by side on two cores."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_presets(cls, data: Any) -> Any:
+        return expanded(data)
+
     def pieces(self) -> frozenset[tuple[str, str]]:
         """(slot, name) of all pieces that these settings name, sampler, curriculum and weights of terms included."""
         slots: dict[str, list[Piece]] = {"sampler": [self.sampler], "curriculum": [self.curriculum]}
@@ -135,3 +144,28 @@ class RlConfig(Section):
             for piece in pieces
             for name in ([piece] if isinstance(piece, str) else piece)
         )
+
+
+def expanded(rl: Any) -> Any:
+    """Settings of `rl` as they are, or with a method's preset replaced by what it stands for.
+
+    Keys beside `preset`, and other keys of these settings, are kept; keys of `method` that neither gives have their
+    defaults, so that an override by a preset is a whole method.
+
+    >>> found = expanded({"lr": 0.1, "method": {"preset": "gspo", "reduction": "token"}})
+    >>> found["method"]["terms"], found["method"]["reduction"], found["updates_per_batch"]
+    (['gspo'], 'token', 4)
+
+    Raises:
+        ParamsError: there is no such preset.
+    """
+    method = rl.get("method") if isinstance(rl, dict) else None
+    if not isinstance(method, dict) or "preset" not in method:
+        return rl
+    chosen = preset(method["preset"])
+    given = {key: value for key, value in method.items() if key != "preset"}
+    return {
+        **chosen.settings,
+        **rl,
+        "method": {**MethodConfig().model_dump(), **chosen.method, **given},
+    }

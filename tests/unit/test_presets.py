@@ -1,0 +1,115 @@
+"""`rl: {method: {preset: NAME}}`: what it stands for, what stands beside it, and what depends on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from trainorder.cli import app
+from trainorder.config import MethodConfig, Params, RlConfig, parse_params
+from trainorder.config.presets import presets
+from trainorder.fingerprint import closure, compute
+from trainorder.plan import compile_plan
+from trainorder.reading import ParamsError
+from trainorder.rl import catalog
+
+ROOT = Path(__file__).parents[2]
+
+
+def params(*, phase: dict[str, Any] | None = None, rl: dict[str, Any] | None = None) -> Params:
+    return parse_params(
+        {
+            "tasks": {"math": {}},
+            "rl": rl or {},
+            "phases": {
+                "math": {
+                    "kind": "structured",
+                    "tasks": {"math": 1.0},
+                    "steps": 2,
+                    "rl": phase or {},
+                }
+            },
+            "orders": {"one": ["math"]},
+        }
+    )
+
+
+def test_a_preset_is_the_method_that_it_spells_out():
+    written = {"method": {"advantage": ["grpo"], "terms": ["gspo"], "reduction": "sequence"}}
+    spelled = params(phase={**written, "updates_per_batch": 4})
+    short = params(phase={"method": {"preset": "gspo"}})
+    assert short.phase_rl("math") == spelled.phase_rl("math")
+    assert short.phase_rl("math").pieces() >= {("terms", "gspo")}
+
+
+def test_keys_beside_a_preset_replace_its_own_and_settings_beside_the_method_too():
+    rl = RlConfig.model_validate(
+        {"updates_per_batch": 2, "method": {"preset": "gspo", "reduction": "token"}}
+    )
+    assert (rl.method.terms, rl.method.reduction, rl.updates_per_batch) == (["gspo"], "token", 2)
+
+
+def test_a_phase_with_a_preset_takes_nothing_of_the_common_method():
+    base = {"method": {"weight": ["finished_only"], "terms": ["cispo"]}, "group_size": 4}
+    rl = params(rl=base, phase={"method": {"preset": "rloo"}}).phase_rl("math")
+    assert rl.method == MethodConfig(
+        advantage=["rloo"], terms=["clipped_surrogate"], reduction="sequence"
+    )
+    assert rl.group_size == 4
+
+
+def test_a_variant_replaces_the_preset_of_a_phase():
+    given = params(phase={"method": {"preset": "gspo", "weight": ["finished_only"]}}).model_dump()
+    given["variants"] = {"other": {"phases": {"math": {"rl": {"method": {"preset": "rloo"}}}}}}
+    rl = parse_params(given).variant("other").phase_rl("math")
+    assert (rl.method.advantage, rl.method.weight) == (["rloo"], [])
+
+
+@pytest.mark.parametrize("where", ["phase", "rl"])
+def test_an_unknown_preset_is_refused_with_the_nearest_one(where):
+    with pytest.raises(ParamsError, match=r"no preset 'gsop' \(did you mean 'gspo'\?\)"):
+        params(**{where: {"method": {"preset": "gsop"}}})
+
+
+def test_records_hold_the_expanded_method_and_stages_depend_on_no_preset():
+    plan = compile_plan(params(phase={"method": {"preset": "gspo"}}))
+    code = plan.code()["phase_math"]
+    recorded = plan.params.phases["math"].results()["rl"]["method"]
+    assert "preset" not in recorded
+    assert recorded["terms"] == ["gspo"]
+    files = compute({"phase_math": code}, ROOT)["phase_math"]
+    assert "trainorder/rl/pieces/losses.py" in files
+    assert "presets" not in files
+    assert not [f for f in closure(ROOT, "stages.report") if "presets" in f]
+
+
+def test_the_command_lists_every_preset_and_prints_what_one_is():
+    run = CliRunner()
+    rows = json.loads(run.invoke(app, ["methods", "--json"]).output)
+    assert [row["name"] for row in rows] == list(presets())
+    keys = {"name", "family", "slots", "needs", "papers", "neutral", "status"}
+    assert all(keys <= set(row) for row in rows)
+    shown = run.invoke(app, ["methods", "dapo"]).output
+    for text in ("arXiv:2503.14476", "rl: {method: {preset: dapo}}", "edit: [dynamic_sampling]"):
+        assert text in shown
+    assert "clip_low: 0.2, clip_high: 0.2, dual_clip: null" in shown
+    assert "Per-token estimate of KL" in run.invoke(app, ["methods", "kl"]).output
+
+
+def test_the_lines_that_are_printed_read_back_as_the_preset():
+    import yaml
+
+    for name, chosen in presets().items():
+        for text in (catalog.short_rows(chosen), catalog.long_rows(chosen)):
+            read = RlConfig.model_validate(yaml.safe_load(text)["rl"])
+            assert read == catalog.config_of(chosen), name
+
+
+def test_a_name_that_is_neither_method_nor_piece_is_refused_with_the_nearest_one():
+    with pytest.raises(ParamsError, match=r"no method or piece 'dpao' \(did you mean 'dapo'\?\)"):
+        catalog.describe("dpao")
+    assert CliRunner().invoke(app, ["methods", "dpao"]).exit_code == 2

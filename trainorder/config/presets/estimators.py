@@ -1,0 +1,99 @@
+"""Advantage estimators and policy losses."""
+
+from __future__ import annotations
+
+from trainorder.config.presets import Preset
+
+CLIP = {"clip_low": 0.2, "clip_high": 0.28}
+PPO = ["clipped_surrogate"]
+
+PRESETS = [
+    Preset(
+        name="grpo",
+        summary="rewards normalised within a prompt's group, PPO's clipped loss, KL to the parent",
+        papers=("2402.03300",),
+        method={
+            "advantage": ["grpo"],
+            "terms": ["clipped_surrogate", {"kl": {"coef": 0.001}}],
+            "reduction": "sequence",
+        },
+        neutral={},
+    ),
+    Preset(
+        name="dr_grpo",
+        summary="no division by the group's spread or the answer's length",
+        papers=("2503.20783",),
+        method={"advantage": ["dr_grpo"], "terms": PPO, "reduction": "constant"},
+    ),
+    Preset(
+        name="rloo",
+        summary="each answer's baseline is the mean of the others",
+        papers=("2402.14740",),
+        method={"advantage": ["rloo"], "terms": PPO, "reduction": "sequence"},
+    ),
+    Preset(
+        name="reinforce_plus_plus",
+        summary="no baseline of the prompt; returns whitened over the batch's tokens, k2 KL to the parent",
+        papers=("2501.03262",),
+        method={
+            "advantage": ["reinforce_plus_plus"],
+            "terms": ["clipped_surrogate", {"kl": {"kind": "k2", "coef": 0.001}}],
+        },
+    ),
+    Preset(
+        name="reinforce_plus_plus_baseline",
+        summary="the group's mean subtracted, then whitened over the batch's tokens",
+        papers=("2501.03262",),
+        method={
+            "advantage": ["reinforce_plus_plus_baseline"],
+            "terms": ["clipped_surrogate", {"kl": {"kind": "k2", "coef": 0.001}}],
+        },
+    ),
+    Preset(
+        name="bnpo",
+        summary="the group's distance from its mean, over the density of a Beta fitted to the pass rates",
+        papers=("2506.02864",),
+        method={"advantage": ["bnpo"], "terms": PPO, "reduction": "sequence"},
+    ),
+    Preset(
+        name="dapo",
+        summary="clip higher, dynamic sampling, one mean over tokens, soft penalty of overlong answers",
+        papers=("2503.14476",),
+        method={
+            "reward": ["graded", "overlong_penalty"],
+            "edit": ["dynamic_sampling"],
+            "advantage": ["grpo"],
+            "terms": [{"clipped_surrogate": {**CLIP, "dual_clip": 10.0}}],
+            "reduction": "token",
+        },
+        neutral={
+            "reward": ["graded", {"overlong_penalty": {"coef": 0.0}}],
+            "edit": [],
+            "terms": [{"clipped_surrogate": {"clip_low": 0.2, "clip_high": 0.2}}],
+        },
+        reduces_to={"reward": ["graded"], "edit": [], "terms": PPO},
+    ),
+    Preset(
+        name="cispo",
+        summary="the importance weight is clipped, never the gradient",
+        papers=("2506.13585",),
+        method={"advantage": ["grpo"], "terms": [{"cispo": {"low": 0.0, "cap": 5.0}}]},
+        settings={"updates_per_batch": 4},
+        not_grounded="the cap: the paper names none, 5 is ScaleRL's; its number of updates per batch",
+    ),
+    Preset(
+        name="gspo",
+        summary="ratio and clipping of the whole answer instead of each token",
+        papers=("2507.18071",),
+        method={"advantage": ["grpo"], "terms": ["gspo"], "reduction": "sequence"},
+        settings={"updates_per_batch": 4},
+    ),
+    Preset(
+        name="gppo",
+        summary="clipped tokens keep a bounded gradient",
+        papers=("2508.07629",),
+        method={"advantage": ["grpo"], "terms": [{"gppo": CLIP}]},
+        settings={"updates_per_batch": 4},
+        not_grounded="its number of updates per batch; the supervised loss on right answers is left out",
+    ),
+]

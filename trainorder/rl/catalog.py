@@ -1,0 +1,219 @@
+"""What `trainorder methods` says: every preset with its pieces, needs, formulas and the lines of params.yaml to copy."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from trainorder.config import ENGINE_OPTIONS, RlConfig
+from trainorder.config.presets import Preset, presets
+from trainorder.reading import ParamsError, did_you_mean
+from trainorder.rl.method import Method, bind
+from trainorder.rl.registry import SLOTS, Entry
+
+PAGE = "docs/methods.md"
+CONFIGS = "configs/methods"
+COMMAND = "python -m benchmarks.methods_page"
+COST = {
+    "ref_logps": "a forward of the phase's parent",
+    "hidden": "the last hidden states of every token in memory",
+    "spans": "one pass over the text",
+}
+"""What a need costs beside the policy's own forward; facts of the head cost one forward before the update."""
+
+
+def listing() -> list[dict[str, Any]]:
+    """One row per preset: name, family, slots, needs, papers, neutral setting, status."""
+    return [facts(chosen) for chosen in presets().values()]
+
+
+def facts(chosen: Preset) -> dict[str, Any]:
+    """What the listing says about a preset."""
+    method = Method.from_config(config_of(chosen).method)
+    slots = {slot: [b.entry.name for b in getattr(method, slot)] for slot in SLOTS}
+    default = Method.from_config(RlConfig().method)
+    usual = {slot: [b.entry.name for b in getattr(default, slot)] for slot in SLOTS}
+    return {
+        "name": chosen.name,
+        "family": chosen.family,
+        "summary": chosen.summary,
+        "papers": list(chosen.papers),
+        "slots": [slot for slot in SLOTS if slots[slot] != usual[slot]],
+        "pieces": {slot: names for slot, names in slots.items() if names},
+        "needs": sorted(method.needs | {f"live {need}" for need in method.live_needs}),
+        "neutral": None if chosen.neutral is None else dict(chosen.neutral),
+        "reduces_to": dict(chosen.reduces_to),
+        "basis": chosen.basis,
+        "status": "grounded" if chosen.grounded else "partly" if chosen.papers else "ours",
+        "not_grounded": chosen.not_grounded,
+    }
+
+
+def config_of(chosen: Preset, method: Mapping[str, Any] | None = None) -> RlConfig:
+    """The settings that the preset stands for, with keys beside it."""
+    return RlConfig.model_validate({"method": {"preset": chosen.name, **(method or {})}})
+
+
+def describe(name: str) -> str:
+    """A preset's, or a piece's, formula, options and lines of params.yaml.
+
+    Raises:
+        ParamsError: there is neither.
+    """
+    known = presets()
+    if name in known:
+        return _describe_preset(known[name])
+    found = [entry for listed in SLOTS.values() for entry in listed.values() if entry.name == name]
+    if found:
+        return "\n".join(_describe_piece(entry) for entry in found)
+    names = sorted({*known, *(piece for listed in SLOTS.values() for piece in listed)})
+    raise ParamsError(
+        f"no method or piece {name!r}{did_you_mean(name, names)}; `trainorder methods` lists the methods"
+    )
+
+
+def _describe_preset(chosen: Preset) -> str:
+    row = facts(chosen)
+    papers = ", ".join(f"arXiv:{paper}" for paper in chosen.papers) or "no paper"
+    lines = [f"{chosen.name}: {chosen.summary} ({papers})", ""]
+    lines += ["In params.yaml:", "", *_indented(short_rows(chosen)), ""]
+    lines += ["which stands for", "", *_indented(long_rows(chosen)), ""]
+    if row["needs"]:
+        lines += [f"Needs {', '.join(row['needs'])}.", ""]
+    if chosen.neutral is not None and chosen.neutral:
+        other = flow(dict(chosen.reduces_to))
+        lines += [f"With {flow(dict(chosen.neutral))} beside the preset it is {other}.", ""]
+    lines += [
+        f"Written from: {chosen.basis}. Not grounded: {chosen.not_grounded or 'nothing'}.",
+        "",
+    ]
+    lines += [_describe_piece(entry) for entry in _own_entries(chosen)]
+    return "\n".join(lines)
+
+
+def _own_entries(chosen: Preset) -> Iterator[Entry]:
+    """The pieces of a preset, each once, without the grade."""
+    method, seen = Method.from_config(config_of(chosen).method), set[tuple[str, str]]()
+    for slot in SLOTS:
+        for bound in getattr(method, slot):
+            for one in (bound, *bound.weight):
+                key = (one.entry.slot, one.entry.name)
+                if key not in seen and one.entry.name != "graded":
+                    seen.add(key)
+                    yield one.entry
+
+
+def _describe_piece(entry: Entry) -> str:
+    options = {**bind(entry.slot, entry.name).options}
+    given = flow(options) if options else "none"
+    engine = ", ".join(ENGINE_OPTIONS.get(entry.slot, {}))
+    text = inspect.cleandoc(entry.function.__doc__ or "")
+    lines = [f"{entry.slot}: {entry.name}", "", *_indented(text), ""]
+    lines += [f"    options: {given}" + (f"; of the engine: {engine}" if engine else ""), ""]
+    return "\n".join(lines)
+
+
+def short_rows(chosen: Preset) -> str:
+    """The one row of params.yaml."""
+    return f"rl: {{method: {{preset: {chosen.name}}}}}"
+
+
+def long_rows(chosen: Preset) -> str:
+    """The same spelled out."""
+    settings = [f"  {key}: {flow(value)}" for key, value in chosen.settings.items()]
+    method = [f"    {key}: {flow(value)}" for key, value in chosen.method.items()]
+    return "\n".join(["rl:", *settings, "  method:", *method])
+
+
+def flow(value: Any) -> str:
+    """YAML on one line.
+
+    >>> flow({"weight": [{"finished_only": {}}], "reduction": "token"})
+    '{weight: [{finished_only: {}}], reduction: token}'
+    """
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def params_file(chosen: Preset) -> str:
+    """A whole params.yaml that trains the method and GRPO on the same problems, small enough to try."""
+    papers = ", ".join(f"arXiv:{paper}" for paper in chosen.papers) or "no paper"
+    phase = "{kind: structured, tasks: {math: 1}, steps: 4"
+    names = dict.fromkeys(["grpo", chosen.name])
+    phases = [f"  {name}: {phase}, rl: {{method: {{preset: {name}}}}}}}" for name in names]
+    return "\n".join(
+        [
+            f"# {chosen.name}: {chosen.summary} ({papers})",
+            f"# Written by `{COMMAND}`; what it can do: `trainorder methods {chosen.name}`.",
+            "policy: {hidden_size: 32, num_layers: 2, num_heads: 2, mlp_size: 64, max_positions: 192}",
+            "tasks:",
+            "  math: {options: {max_value: 9, max_operand: 4, min_operations: 1, max_operations: 2, answer: first}, train: 64,",
+            "         dev: 16, test: 16, max_new_tokens: 48, demonstrations: 1500, drills: 1500}",
+            "sft: {steps: 150, extension: 50, max_steps: 200, gate: {math: 0.0}, batch_size: 32, warmup_steps: 10}",
+            "rl: {prompts_per_step: 6, group_size: 4, warmup_steps: 1}",
+            "phases:",
+            *phases,
+            f"orders: {{{', '.join(f'{name}: [{name}]' for name in names)}}}",
+            "allow_unequal_budgets: true",
+            "evaluation: {samples: 2}",
+            "measure: {bootstrap: 100}",
+            "",
+        ]
+    )
+
+
+def page() -> str:
+    """docs/methods.md."""
+    rows = listing()
+    lines = [
+        "# Methods of the RL step",
+        "",
+        f"Written by `{COMMAND}` from the registry; `trainorder methods NAME` prints a method's formulas and options.",
+        "One row of params.yaml names a method, `rl: {method: {preset: clip_cov}}`; keys beside `preset` replace the preset's own.",
+        "`configs/methods/NAME.yaml` trains it and GRPO on the same problems.",
+        "",
+        "What a step costs beside GRPO's: a need of the policy before the update (`entropy` is free where the engine measures it)",
+        "one forward; `live` needs are computed in the forward that is trained; "
+        + "; ".join(f"`{need}` {cost}" for need, cost in COST.items())
+        + ".",
+        "",
+    ]
+    for family in dict.fromkeys(row["family"] for row in rows):
+        lines += [f"## {family.replace('_', ' ').capitalize()}", ""]
+        lines += [
+            "| preset | paper | does | needs | neutral | not grounded |",
+            "|---|---|---|---|---|---|",
+        ]
+        lines += [_page_row(row) for row in rows if row["family"] == family]
+        lines += [""]
+        for row in rows:
+            if row["family"] == family:
+                lines += [
+                    "```yaml",
+                    f"# {row['name']}",
+                    long_rows(presets()[row["name"]]),
+                    "```",
+                    "",
+                ]
+    return "\n".join(lines)
+
+
+def _page_row(row: Mapping[str, Any]) -> str:
+    papers = ", ".join(f"[{p}](https://arxiv.org/abs/{p})" for p in row["papers"]) or "none"
+    neutral = f"`{flow(row['neutral'])}`" if row["neutral"] else "none"
+    cells = [
+        f"`{row['name']}`",
+        papers,
+        row["summary"],
+        ", ".join(f"`{need}`" for need in row["needs"]) or "nothing",
+        neutral,
+        row["not_grounded"] or "nothing",
+    ]
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _indented(text: str) -> list[str]:
+    return [f"    {line}".rstrip() for line in text.splitlines()]
