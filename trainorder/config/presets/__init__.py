@@ -8,7 +8,7 @@ stands for when params.yaml is read, so that a phase depends on the expanded met
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -58,7 +58,7 @@ def presets() -> dict[str, Preset]:
         family = module.name.rpartition(".")[2]
         for preset in import_module(module.name).PRESETS:
             assert preset.name not in found, f"preset {preset.name!r} is listed twice"
-            found[preset.name] = Preset(**{**vars(preset), "family": family})
+            found[preset.name] = replace(preset, family=family)
     return found
 
 
