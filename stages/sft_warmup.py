@@ -10,6 +10,7 @@ from typing import Any
 import stages
 from trainorder import paths
 from trainorder.config import load_params
+from trainorder.reading import ParamsError
 from trainorder.sources import section
 
 OPTIONS = {"--node": "base node to make, e.g. s0", "--seed": "training seed"}
@@ -18,6 +19,8 @@ OPTIONS = {"--node": "base node to make, e.g. s0", "--seed": "training seed"}
 def main(arguments: argparse.Namespace) -> None:
     start = time.monotonic()
     params = load_params()
+    if params.sft is None:
+        raise ParamsError("sft is null, so there is no warm-up; run: trainorder plan")
     sections = {
         "policy": section(params.policy),
         "sft": params.sft.results(),

@@ -40,7 +40,7 @@ def byte_tokenizer(template: str | None = CHAT, **changes: Any) -> Any:
     return fast
 
 
-def write_model(folder: Path, kind: str = "Llama", **options: Any) -> Path:
+def write_model(folder: Path, kind: str = "Llama", seed: int = 0, **options: Any) -> Path:
     """A random model of the kind with 264 embeddings: 259 tokens and a few rows of padding."""
     transformers = import_transformers()
     config = getattr(transformers, f"{kind}Config")(
@@ -48,7 +48,7 @@ def write_model(folder: Path, kind: str = "Llama", **options: Any) -> Path:
     )
     name = f"{kind}LMHeadModel" if kind in ("GPT2", "Bert") else f"{kind}ForCausalLM"
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         getattr(transformers, name)(config).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
@@ -73,12 +73,12 @@ def edit_weights(folder: Path, change: Callable[[Weights], Weights]) -> None:
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
 
 
-def write_gguf(file: Path, architecture: str = "llama", leave_out: str = "") -> Path:
+def write_gguf(file: Path, architecture: str = "llama", leave_out: str = "", seed: int = 0) -> Path:
     """The model of `write_model` as a GGUF file in Q8_0 (of width 32, as that takes), without tensors named `leave_out`."""
     import gguf
 
     sizes = {"hidden_size": 32, "intermediate_size": 32, "vocab_size": 260}
-    folder = write_model(file.parent / f"{file.stem}-whole", **sizes)
+    folder = write_model(file.parent / f"{file.stem}-whole", **sizes, seed=seed)
     tokenizer = byte_tokenizer()
     words = [*tokenizer.convert_ids_to_tokens(range(259)), "ab"]
     writer = gguf.GGUFWriter(file, architecture)

@@ -1,10 +1,17 @@
-"""A LoRA node's folder: the adapter in peft's own format, and the full-weight node that it belongs on.
+"""Nodes without weights of their own: adapters on a full-weight node, and the model of the user that an experiment begins at.
+
+A LoRA node's folder has the adapter in peft's own format, and the full-weight node that it belongs on:
 
     adapter_config.json  adapter_model.safetensors      as peft writes and reads them
     base.json                                           folder of the base, and the hash of its weights
     config.json, tokenizer files                        copies of the base's small files
 
-The base is never copied: loading reads it where it lies, and refuses one that has changed.
+The node of a model as it is (`sft: null`):
+
+    model.json                                          its name as in policy.path, and the hash of its weights
+    config.json, generation_config.json, tokenizer files
+
+Neither copies weights: loading reads them where they lie, and refuses what has changed.
 """
 
 from __future__ import annotations
@@ -17,12 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 from trainorder.files import write_json
 from trainorder.reading import ParamsError
+from trainorder.sources import locate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
-FILES = (CONFIG, WEIGHTS, BASE)
+MODEL = "model.json"
+FILES = (CONFIG, WEIGHTS, BASE, MODEL)
 PREFIX = "base_model.model."
 """What peft puts before the names of the adapted model."""
 
@@ -32,21 +41,40 @@ def is_adapter_node(folder: Path) -> bool:
     return (folder / BASE).is_file()
 
 
+def is_model_node(folder: Path) -> bool:
+    """Whether `save_model_node` wrote this folder."""
+    return (folder / MODEL).is_file()
+
+
+def weights_of(folder: Path) -> Path:
+    """The folder that holds the full weights below a node: its own, its base's, or that of the user's model.
+
+    Raises:
+        ParamsError: it is missing, or has other weights than it had.
+    """
+    base = base_of(folder)
+    if not is_model_node(base):
+        return base
+    name, then = _record(base / MODEL, "model")
+    place = locate(name, weights=True)
+    if weights_hash(place) != then:
+        raise ParamsError(
+            f"{base} is the model {name}, whose weights in {place} have changed since: restore them, or delete {base}, and "
+            f"`trainorder run` begins at the model as it is now"
+        )
+    return place
+
+
 def base_of(folder: Path) -> Path:
-    """The folder of the full weights of a node: its base's, or its own.
+    """The node that an adapter belongs on; any other node itself.
 
     Raises:
         ParamsError: the base is missing, or has other weights than the adapter was trained on.
     """
     if not is_adapter_node(folder):
         return folder
-    try:
-        known = json.loads((folder / BASE).read_text(encoding="utf-8"))
-        base, then = Path(known["base"]), known["weights"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ParamsError(
-            f"{folder / BASE} cannot be read ({error}): delete {folder}, and `trainorder run` makes it again"
-        ) from None
+    name, then = _record(folder / BASE, "base")
+    base = Path(name)
     if not base.is_dir():
         raise ParamsError(
             f"{folder} is an adapter on {base}, which is missing: restore that node first"
@@ -58,12 +86,25 @@ def base_of(folder: Path) -> Path:
     return base
 
 
+def _record(file: Path, key: str) -> tuple[str, str]:
+    """What a node without weights names, and the hash of its weights."""
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        return str(known[key]), str(known["weights"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ParamsError(
+            f"{file} cannot be read ({error}): delete {file.parent}, and `trainorder run` makes it again"
+        ) from None
+
+
 def weights_hash(path: Path | str) -> str:
     """sha256 over a node's weights: model.safetensors, or its shards in the order of their names.
 
-    Of a LoRA node: over its adapter and the record of its base.
+    Of a LoRA node: over its adapter and the record of its base. Of a user's model: as it was when its node was made.
     """
     folder = Path(path)
+    if is_model_node(folder):
+        return _record(folder / MODEL, "model")[1]
     files = sorted(folder.glob("model*.safetensors"))
     if not files and is_adapter_node(folder) and (folder / WEIGHTS).is_file():
         files = [folder / WEIGHTS, folder / BASE]
@@ -99,6 +140,11 @@ def save_adapter(
     fields = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base)}
     write_json(folder / CONFIG, {**fields, **config})
     write_json(folder / BASE, {"base": base.as_posix(), "weights": weights_hash(base)})
+
+
+def save_model_node(folder: Path, name: str) -> None:
+    """Record in `folder` which model it is: `name` as in policy.path, and the hash of its weights."""
+    write_json(folder / MODEL, {"model": name, "weights": weights_hash(locate(name, weights=True))})
 
 
 def load_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

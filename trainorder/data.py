@@ -96,8 +96,9 @@ def build(params: Params) -> None:
         for problem in train:
             _refuse_leak(name, problem.question, held.match(*reveals(task, problem)))
         draw: UntilClean = partial(_until_clean, name, redrawn)  # pyrefly: ignore[bad-assignment]
-        own = list(_demonstrations(name, task, config.demonstrations, seed, train, held, draw))
-        lines = list(_drills(name, task, config.drills, seed, held, draw))
+        lines_of = (config.demonstrations, config.drills) if params.sft else (0, 0)
+        own = list(_demonstrations(name, task, lines_of[0], seed, train, held, draw))
+        lines = list(_drills(name, task, lines_of[1], seed, held, draw))
         summary[name] = _measure(
             name, config, built[name], own, lines, vocabulary, params.policy.path is None
         )

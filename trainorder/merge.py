@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 
-from trainorder.adapters import is_adapter_node
+from trainorder.adapters import is_adapter_node, is_model_node
 from trainorder.config import MergeConfig
 from trainorder.files import writing_folder
 from trainorder.policy import Policy
@@ -53,12 +53,13 @@ def merge_folders(
         ValueError: a folder holds no weights, or other tensors than the base.
     """
     with ExitStack() as stack:
-        _merge(base, [_whole(parent, out, stack) for parent in parents], out, config, work)
+        base, *parents = [_whole(folder, out, stack) for folder in (base, *parents)]
+        _merge(base, parents, out, config, work)
 
 
 def _whole(folder: Path, out: Path, stack: ExitStack) -> Path:
-    """The folder itself, or of a LoRA node a passing copy beside `out`, its adapter added to its base's weights."""
-    if not is_adapter_node(folder):
+    """The folder itself, or of a node without full weights a passing copy of them beside `out`."""
+    if not is_adapter_node(folder) and not is_model_node(folder):
         return folder
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.whole.")

@@ -21,8 +21,10 @@ VERDICTS = Path(".verdicts")
 """Verdicts of judges that are asked, by content: what survives kills and reruns."""
 DUMPS = Path(".dumps")
 """Refused updates, for replay."""
-NODE = re.compile(r"s\d+(?:--[a-z0-9_]+)*")
-"""Name of a node: the seed, a variant, phases or a merge."""
+BASE = "base"
+"""The node of a user's model from which all seeds begin."""
+NODE = re.compile(rf"{BASE}|s\d+(?:--[a-z0-9_]+)*")
+"""Name of a node: the model as it is, or the seed, a variant, phases or a merge."""
 REWRITTEN = (TASK_DATA, SFT_DATA, TOKENIZER, JUDGE, FINGERPRINTS, RESUME, DUMPS, MODELS)
 OF_NODES = ("checkpoints", "runs")
 """Folders that DVC and the stages empty, and those in which they do so with every folder named like a node."""

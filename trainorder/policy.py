@@ -14,7 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainorder.adapters import add_to_weights, base_of, is_adapter_node
+from trainorder.adapters import (
+    add_to_weights,
+    is_adapter_node,
+    save_model_node,
+    weights_of,
+)
 from trainorder.config import PolicyConfig
 from trainorder.files import writing_folder
 from trainorder.pretrained import import_transformers, load_model, load_tokenizer
@@ -65,7 +70,7 @@ class Policy:
     def load(cls, path: Path | str, *, weights: bool = True) -> Policy:
         """Load a Hugging Face folder, or (a `str` only) any other form of a model (trainorder/sources.py). safetensors only.
 
-        A LoRA node is loaded with its adapter added to the weights of its base.
+        A LoRA node is loaded with its adapter added to the weights of its base, the node of a user's model from where that lies.
 
         Code of the folder or the hub runs only where `policy.trust_remote_code` of params.yaml says so. Without
         `weights` the model has shapes alone: enough to encode, to decode and to be checked.
@@ -74,7 +79,7 @@ class Policy:
             ParamsError: not such a folder, weights missing or left over, or code that may not run.
         """
         folder = locate(path, weights=weights)
-        model = load_model(base_of(folder), weights=weights)
+        model = load_model(weights_of(folder), weights=weights)
         if is_adapter_node(folder) and weights:
             add_to_weights(model, folder)
         return cls(model, load_tokenizer(folder))
@@ -90,6 +95,14 @@ class Policy:
         with writing_folder(Path(path)) as new:
             self.model.save_pretrained(new)
             self.tokenizer.save_pretrained(new)
+
+    def save_as_model_node(self, path: Path, name: str) -> None:
+        """Write the node of a model as it is: everything but its weights, and `name`, by which they are found."""
+        with writing_folder(path) as new:
+            self.model.config.save_pretrained(new)
+            self.model.generation_config.save_pretrained(new)
+            self.tokenizer.save_pretrained(new)
+            save_model_node(new, name)
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """`encode_prompts` of one prompt."""

@@ -18,13 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainorder import paths, plan
-from trainorder.config import params_file
+from trainorder.config import load_params, params_file
 from trainorder.files import size_text
+from trainorder.gguf_model import folder_of
 from trainorder.plan.compile import Node, Plan, Sizes
 from trainorder.plan.state import State
-from trainorder.process import Busy, StageError, exclusive
+from trainorder.process import Busy, StageError, exclusive, is_held
 from trainorder.reading import ParamsError
 from trainorder.resume import KEPT
+from trainorder.sources import find
 from trainorder.verify import folder_md5
 from trainorder.verify import md5 as file_md5
 
@@ -259,6 +261,7 @@ def _remains(nodes: set[str]) -> Iterator[Item]:
         name = folder.name.removeprefix("evaluate--")
         if folder.is_dir() and name not in nodes:
             yield _item(f"step checkpoints of {folder.name}, which is not in the plan", [folder])
+    yield from _conversions()
     for folder in sorted(paths.DUMPS.glob("*")):
         yield _item(f"dumps of refused updates of {folder.name}", [folder])
     homes = [paths.checkpoint("x").parent, paths.JUDGE, paths.evaluation("x").parent]
@@ -268,6 +271,16 @@ def _remains(nodes: set[str]) -> Iterator[Item]:
     broken += [file for file in ours if file.exists()]
     if broken:
         yield _item(f"{len(broken)} half-written files of killed runs", broken)
+
+
+def _conversions() -> Iterator[Item]:
+    """Models that were converted and are not the one that params.yaml names; each can be made again from its file."""
+    path = load_params().policy.path
+    source = find(path) if path else None
+    kept = folder_of(source.path) if source is not None and source.kind == "gguf" else None
+    for folder in sorted(paths.MODELS.glob("*/")):
+        if folder != kept and not is_held(folder.with_suffix(".lock")):
+            yield _item(f"{folder}: a converted model that params.yaml does not name", [folder])
 
 
 def _left_the_plan(nodes: set[str], restorable: set[str], cache: Path) -> Iterator[Item]:

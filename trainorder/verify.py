@@ -17,7 +17,7 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 from trainorder import paths, plan
-from trainorder.adapters import base_of, weights_hash
+from trainorder.adapters import weights_hash, weights_of
 from trainorder.config import DEFAULT, Params, Section
 from trainorder.lineage import content_hash, manifest_hash, read_manifest
 from trainorder.plan.state import SETTINGS
@@ -143,7 +143,7 @@ def _node(node: str, params: Params, fingerprints: Mapping[str, str]) -> Iterato
         return
     yield from _checkpoint(node, manifest)
     try:
-        base_of(paths.checkpoint(node))
+        weights_of(paths.checkpoint(node))
     except ParamsError as error:
         yield f"base: {error}"
     for parent, then in manifest["parents"].items():

@@ -26,11 +26,12 @@ FOLDED = {
     "rl": "phases",
     "rollout": {**PHASES, "train_judge": "judges", "merge": "merges", "evaluate": "evaluation"},
     "training": PHASES,
+    "sft": {"build_data": "tasks"},
     "tasks": {"sft_warmup": "sft", "train_judge": "judges"},
     "judges": {**PHASES, "merge": "merges", "evaluate": "evaluation"},
 }
 """Sections that plan.settings() carries inside another: a phase's rl, rollout and training (other
-stages take its dtype alone), the rollout of what else samples, the facts of the tasks a section names."""
+stages take its dtype alone), the rollout of what else samples, the facts of the tasks a section names, the tasks' counts of lines for a warm-up."""
 
 
 BOUNDS = {"grading"}

@@ -291,13 +291,6 @@ def test_a_hostfile_gives_the_ranks(tmp_path: Path):
         slots(str(file))
 
 
-def test_a_warm_up_of_no_steps_needs_a_model():
-    from trainorder.plan.check import check
-
-    with pytest.raises(ParamsError, match=r"sft.steps: 0 leaves a model from scratch"):
-        check(params(sft={"steps": 0}))
-
-
 def measure(name: str) -> int:
     """How far the resident memory of this process rises while it trains the largest micro-batch."""
     import ctypes

@@ -216,15 +216,6 @@ def test_a_shut_gate_trains_on_then_fails_with_task_reached_and_needed(world: Pa
     assert not Path("checkpoints/s0").exists()
 
 
-def test_no_steps_hand_the_model_on_as_it_is(world: Params):
-    Policy.build_tiny(world.policy, paths.TOKENIZER, 5).save("mine")
-    params = configured(world, steps=0)
-    params = params.model_copy(update={"policy": PolicyConfig(path="mine")})
-    summary = sft.warm_up(Path("checkpoints/s0"), params, 0, Notes())
-    assert (summary["steps"], summary["tokens"]) == (0, 0)
-    assert weights_hash(Path("checkpoints/s0")) == weights_hash(Path("mine"))
-
-
 def test_missing_data_names_the_file_and_the_stage(world: Params):
     (paths.SFT_DATA / "demonstrations.jsonl").unlink()
     with pytest.raises(

@@ -58,9 +58,8 @@ class SftConfig(Section):
 
     changes_nothing = frozenset({"threads"})
 
-    steps: int = Field(default=750, ge=0, le=10_000_000)
-    """Updates before the gate is asked for the first time; the learning rate decays over these. 0 with `policy.path`: RL
-    begins at that model as it is."""
+    steps: Steps = 750
+    """Updates before the gate is asked for the first time; the learning rate decays over these."""
     extension: Steps = 200
     """Further updates, with a new decay, each time the gate is not met."""
     extension_lr_fraction: float = Field(default=0.3, ge=1e-6, le=1)

@@ -57,8 +57,8 @@ class Params(Section):
     """Task name -> its settings. All tasks are evaluated; those in no phase are held out."""
     data: DataConfig = Field(default_factory=DataConfig)
     """Data build."""
-    sft: SftConfig = Field(default_factory=SftConfig)
-    """SFT warm-up."""
+    sft: SftConfig | None = Field(default_factory=SftConfig)
+    """SFT warm-up; null with `policy.path`: all seeds begin RL at that model as it is."""
     judge: JudgeConfig = Field(default_factory=JudgeConfig)
     """The judges in short form."""
     judges: dict[Name, dict[str, Any]] = Field(default_factory=dict)
@@ -78,7 +78,8 @@ class Params(Section):
     variants: dict[Name, VariantConfig] = Field(default_factory=dict)
     """Variant name -> overrides; every order, single and merge is also trained under each. Comparisons stay within one."""
     seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
-    """Training seeds. Each has its own SFT warm-up, so replicates never share a checkpoint."""
+    """Training seeds. Each has its own SFT warm-up, so replicates never share a checkpoint; with `sft: null` they share the
+    model, and differ in rollouts, order of problems and adapters."""
     allow_unequal_budgets: bool = False
     """True: compare orders although they differ in steps or prompts."""
     grading: GradingConfig = Field(default_factory=GradingConfig)

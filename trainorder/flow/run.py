@@ -41,6 +41,7 @@ DURATIONS = HOME / "durations.json"
 FINGERPRINT, REPORT = "fingerprint", "report"
 FIRST_GUESS = {
     "build_data": 6.0,
+    "base_model": 6.0,
     "sft_warmup": 85.0,
     "train_judge": 20.0,
     "structured_rl": 19.0,
@@ -229,7 +230,7 @@ def _schedule(state: Look, leave_out: frozenset[str] | set[str] = frozenset()) -
     parents = {s: above for s, above in state.parents.items() if s not in leave_out}
     params = state.plan.params
     threads = {
-        "sft_warmup": params.sft.threads,
+        "sft_warmup": params.sft.threads if params.sft else 1,
         "evaluate": params.evaluation.threads,
     }
     slots = {stage: threads.get(stage.partition("@")[0], 1) for stage in parents}

@@ -12,6 +12,7 @@ from trainorder.config import (
     PreferenceConfig,
     RlConfig,
     RolloutConfig,
+    SftConfig,
     TrainingConfig,
 )
 from trainorder.data import few_problems, pieces
@@ -56,8 +57,8 @@ def stages(
     prompts = {name: prompt_tokens(params, name) for name in params.tasks}
     plain = params.training.model_copy(update={"lora": None})
     whole = Shapes.of(config, plain)
-    if params.sft.steps or params.sft.gate:
-        yield _sft(params, machine, whole, prompts, activations)
+    if params.sft is not None:
+        yield _sft(params, params.sft, machine, whole, prompts, activations)
     kinds = {name: few_problems(name, task)[0].rewarded_by for name, task in params.tasks.items()}
     roles = {name: params.judges_of(name) for name, by in kinds.items() if by == "judge"}
     judges = appointed(params, roles).values()
@@ -92,9 +93,14 @@ def prompt_tokens(params: Params, name: str) -> int:
 
 
 def _sft(
-    params: Params, machine: Machine, shapes: Shapes, prompts: dict[str, int], activations: bool
+    params: Params,
+    sft: SftConfig,
+    machine: Machine,
+    shapes: Shapes,
+    prompts: dict[str, int],
+    activations: bool,
 ) -> Stage:
-    sft, training = params.sft, params.training
+    training = params.training
     gradients = shapes.trained
     parts = [
         Part("weights", shapes.weights),
@@ -116,7 +122,7 @@ def _sft(
 def _less_sft(params: Params) -> str:
     if params.policy.path is None:
         return "lower hidden_size, mlp_size or num_layers of policy"
-    return "begin at RL (sft.steps: 0), or take a smaller model (policy.path)"
+    return "begin at RL (sft: null), or take a smaller model (policy.path)"
 
 
 def _judge(
@@ -360,7 +366,7 @@ def disk(params: Params, config: Any) -> Sizes:
     whole = Shapes.of(config, params.training.model_copy(update={"lora": None}))
     full = tensor_bytes(whole.model.parameters())
     sft = 0
-    if params.sft.steps or params.sft.gate:
+    if params.sft is not None:
         sft = full + state_bytes(whole, params.sft)
     lora = params.training.lora is not None
     shapes = Shapes.of(config, params.training) if lora else whole

@@ -169,6 +169,8 @@ def _note(evidence: Evidence) -> str:
             f"another run"
         )
     text = f"{share} intervals cover problems and {num_seeds} training seeds"
+    if evidence.design.one_start:
+        text += " of RL from one model (sft: null), no warm-up's"
     if num_seeds < FEW_SEEDS:
         text += ", widened to a t-interval over the seeds' own values, since seeds are few"
     return text

@@ -133,7 +133,7 @@ def _variant(
     rng = numpy_stream("measure", config.seed, "seeds")
     draws = statistics.draw_seeds(len(design.seeds), config.bootstrap, rng)
     pooled = bool((table["problem"] == POOLED).any())
-    pairs = Pairs(scores, design.seeds, draws, config.level, pooled)
+    pairs = Pairs(scores, design.seeds, draws, config.level, pooled, design.one_start)
     trained = [i for i, t in enumerate(tasks) if t in design.trained] or list(range(len(tasks)))
     rows = {task: pairs.row(first.final, second.final, [i]) for i, task in enumerate(tasks)}
     mean = pairs.row(first.final, second.final, trained)
@@ -190,6 +190,8 @@ class Pairs:
     level: float
     pooled: bool = False
     """Whether the metric is one number per checkpoint and task."""
+    one_start: bool = False
+    """Whether the seeds begin at one model."""
 
     def row(self, a: BySeed, b: BySeed, columns: Iterable[int]) -> dict[str, Any]:
         """Means of both, the paired difference with its interval, its p-value, and whether it is not 0."""
@@ -237,7 +239,8 @@ class Pairs:
             )
             return f"{start}; with one seed the intervals cover problems only, and another run may differ by more: add seeds"
         few = ", widened to a t-interval over the seeds" if count < statistics.FEW_SEEDS else ""
-        return f"the intervals cover problems and {count} seeds{few}"
+        which = " of RL from one model" if self.one_start else ""
+        return f"the intervals cover problems and {count} seeds{which}{few}"
 
 
 def _parts(

@@ -62,6 +62,11 @@ class Design:
         return tuple(sorted(self.bases))
 
     @property
+    def one_start(self) -> bool:
+        """Whether several seeds begin at one model, so that they are replicates of RL alone."""
+        return len(set(self.bases.values())) < len(self.bases)
+
+    @property
     def trained(self) -> tuple[str, ...]:
         """Tasks that some phase trains, in order of the phases."""
         return tuple(dict.fromkeys(t for tasks in self.phase_tasks.values() for t in tasks))
@@ -129,6 +134,8 @@ def _design(plan: Mapping[str, Any]) -> Design:
     groups = [plan.get(name) or {} for name in ("structured", "creative", "joint")]
     phase_of = {node: entry["phase"] for group in groups for node, entry in group.items()}
     bases = {int(entry["seed"]): node for node, entry in plan["bases"].items()}
+    for node, entry in (plan.get("model") or {}).items():  # one that all seeds begin at
+        bases |= dict.fromkeys(map(int, entry["seeds"]), node)
     orders = {
         name: {int(seed): tuple(nodes) for seed, nodes in runs.items()}
         for name, runs in (plan.get("orders") or {}).items()
@@ -143,8 +150,7 @@ def _design(plan: Mapping[str, Any]) -> Design:
             singles.setdefault(phase, {})[int(seed)] = node
     merges: dict[str, dict[int, str]] = {}
     for node, entry in (plan.get("merges") or {}).items():
-        seed = next(s for s, base in bases.items() if base == entry["base"])
-        merges.setdefault(entry["merge"], {})[seed] = node
+        merges.setdefault(entry["merge"], {})[int(entry["seed"])] = node
     for name, runs in {**orders, **singles, **merges}.items():
         _check_seeds(name, set(runs), set(bases))
     used = dict.fromkeys([*singles, *(p for seq in order_phases.values() for p in seq)])

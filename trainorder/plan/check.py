@@ -193,6 +193,13 @@ def _check_seeds(seeds: Sequence[int]) -> None:
 
 
 def _check_sft(params: Params) -> None:
+    if params.sft is None:
+        if params.policy.path is None:
+            raise ParamsError(
+                "sft: null begins RL at the model of policy.path, and there is none: RL cannot sharpen random weights; name a "
+                "model, or write a section `sft`"
+            )
+        return
     for task in params.sft.gate:
         _check_known("sft.gate", "task", task, params.tasks)
         if not params.tasks[task].demonstrations:
@@ -200,11 +207,6 @@ def _check_sft(params: Params) -> None:
                 f"sft.gate: task {task!r} has no demonstrations to learn from; "
                 f"set tasks.{task}.demonstrations or take it out of the gate"
             )
-    if not params.sft.steps and params.policy.path is None:
-        raise ParamsError(
-            "sft.steps: 0 leaves a model from scratch with random weights, which RL cannot sharpen; raise it, or start from a "
-            "model (policy.path)"
-        )
     if params.sft.max_steps < params.sft.steps:
         raise ParamsError(
             f"sft.max_steps: {params.sft.max_steps} is below sft.steps {params.sft.steps}; raise it or lower steps"
@@ -466,7 +468,8 @@ def _check_size(params: Params) -> None:
             )
     prefixes = {tuple(phases[:n]) for phases in orders for n in range(1, len(phases) + 1)}
     each = (len(prefixes) + len(params.merges)) * (1 + len(params.variants))
-    nodes = (1 + each) * len(params.seeds)
+    bases = 1 if params.sft is None else len(params.seeds)
+    nodes = bases + each * len(params.seeds)
     if nodes > MAX_CHECKPOINTS:
         raise ParamsError(
             f"orders: {nodes} checkpoints ({each} of {len(params.orders)} orders, {len(params.merges)} merges and "

@@ -32,10 +32,11 @@ from trainorder.registries import BACKENDS, ENGINES, FORMATS, JUDGE_MAKERS, JUDG
 from trainorder.sources import find, section
 from trainorder.tasks import TASKS, kind_of, make_task, options_of
 
-Kind = Literal["base", "structured", "creative", "mixed", "merge"]
+Kind = Literal["model", "base", "structured", "creative", "mixed", "merge"]
 
 TRAIN_JUDGE = "train_judge"
 STAGE_OF = {
+    "model": "base_model",
     "base": "sft_warmup",
     "structured": "structured_rl",
     "creative": "creative_rl",
@@ -48,6 +49,7 @@ SAMPLING = ("merge", "evaluate")
 """Stages that sample with the engine of `rollout.backend`, beside judges and RL phases; the gate of SFT uses torch's."""
 
 SLOTS = {
+    "model": 1,
     "base": 6,
     "judge": 4,
     "structured": 4,
@@ -57,6 +59,9 @@ SLOTS = {
     "exams": 6,
 }
 """Length of a node's `inputs`, and of `exams`, in plan.yaml, as many as dvc.yaml lists: DVC cannot unroll a list of unknown length."""
+
+SMALL_FILES = 8 << 20
+"""Bytes of what the node of a user's model holds, config and tokenizer; about."""
 
 HEADER = "# Compiled from params.yaml by `trainorder plan`: edit params.yaml, not this file.\n"
 
@@ -73,7 +78,7 @@ class Node:
     kind: Kind
     seed: int
     parents: tuple[str, ...] = ()
-    """None for a base; base first, then the merged nodes, for a merge."""
+    """None for a base (`model` or `base`); base first, then the merged nodes, for a merge."""
     phase: str | None = None
     merge: str | None = None
     variant: str = DEFAULT
@@ -95,6 +100,8 @@ class Sizes:
 
     def of(self, node: Node) -> int:
         """Bytes of a node's checkpoint."""
+        if node.kind == "model":
+            return SMALL_FILES
         return self.full if node.kind in ("base", "merge") else self.phase
 
 
@@ -141,8 +148,8 @@ class Plan:
     """What a measurement filled in: `recommended` -> phases."""
 
     def bases(self) -> list[Node]:
-        """One SFT checkpoint per seed."""
-        return [node for node in self.nodes.values() if node.kind == "base"]
+        """One SFT checkpoint per seed, or the one model that all seeds begin at."""
+        return [node for node in self.nodes.values() if not node.parents]
 
     @cached_property
     def judged(self) -> dict[str, dict[Role, str]]:
@@ -254,7 +261,10 @@ class Plan:
         return {
             "policy": section(params.policy),
             "training": {"dtype": params.training.dtype},
-            "tasks": {name: task.results() for name, task in params.tasks.items()},
+            "tasks": {
+                name: task.results() | (NO_LINES if params.sft is None else {})
+                for name, task in params.tasks.items()
+            },
             "data": params.data.results(),
             "evaluation": {
                 **params.evaluation.results(),
@@ -262,7 +272,7 @@ class Plan:
                 **self._roles(params.tasks),
             },
             "measure": params.measure.results(),
-            "sft": {**params.sft.results(), "tasks": self._tasks(params.sft.gate)},
+            **self._sft(),
             "judges": self._judges(),
             "phases": self._phases(DEFAULT),
             "variants": {variant: self._phases(variant) for variant in params.variants},
@@ -276,6 +286,10 @@ class Plan:
                 for name, merge in params.merges.items()
             },
         }
+
+    def _sft(self) -> dict[str, Any]:
+        sft = self.params.sft
+        return {} if sft is None else {"sft": {**sft.results(), "tasks": self._tasks(sft.gate)}}
 
     def _judges(self) -> dict[str, Any]:
         return {
@@ -332,9 +346,10 @@ class Plan:
 
     def _stage_tasks(self) -> dict[str, list[str]]:
         """Fingerprint of a stage that is no phase and no judge -> the tasks whose code it runs."""
+        sft = self.params.sft
         return {
             "build_data": list(self.params.tasks),
-            "sft_warmup": list(self.params.sft.gate),
+            **({"base_model": []} if sft is None else {"sft_warmup": list(sft.gate)}),
             "merge": list(self.params.tasks),
             "evaluate": list(self.params.tasks),
             "measure_bwt": [],
@@ -359,7 +374,7 @@ class Plan:
                 _module(stage),
                 self._loads(names, ROLES, build=stage == "build_data")
                 | ({engine} if stage in SAMPLING else set())
-                | ({form} if form and stage == "sft_warmup" else set()),
+                | ({form} if form and stage in ("base_model", "sft_warmup") else set()),
             )
             for stage, names in self._stage_tasks().items()
         }
@@ -393,8 +408,10 @@ class Plan:
         return frozenset(kinds | loaded | {JUDGES[self.judges[n].config.kind] for n in judges})
 
     def _entry(self, node: Node) -> dict[str, Any]:
-        if node.kind == "base":
-            entry: dict[str, Any] = {"seed": node.seed}
+        if node.kind == "model":
+            entry: dict[str, Any] = {"seeds": list(self.params.seeds)}
+        elif node.kind == "base":
+            entry = {"seed": node.seed}
         elif node.kind == "merge":
             base, *parents = node.parents
             entry = {
@@ -457,9 +474,11 @@ class Plan:
                 yield from (str(paths.TASK_DATA / task / "dev.jsonl") for task in tasks)
                 yield from self._judge_folders(tasks)
         elif node.phase is None:
-            path = self.params.policy.path
-            yield path if path is not None and found_at(path) else str(paths.TOKENIZER)
-            yield from (str(paths.TASK_DATA / task / "dev.jsonl") for task in self.params.sft.gate)
+            path, sft = self.params.policy.path, self.params.sft
+            other = paths.FINGERPRINTS / "base_model" if sft is None else paths.TOKENIZER
+            yield path if path is not None and found_at(path) else str(other)
+            gate = () if sft is None else sft.gate
+            yield from (str(paths.TASK_DATA / task / "dev.jsonl") for task in gate)
         else:
             tasks = self.params.variant(node.variant).phases[node.phase].tasks
             yield from self._judge_folders(tasks, ["reward"])
@@ -467,6 +486,7 @@ class Plan:
 
 
 GROUPS: dict[str, Kind] = {
+    "model": "model",
     "bases": "base",
     "structured": "structured",
     "creative": "creative",
@@ -493,6 +513,8 @@ def _hash(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+NO_LINES = {"demonstrations": 0, "drills": 0}
+"""What a task writes for a warm-up that there is not."""
 Arms = tuple[dict[str, dict[int, tuple[str, ...]]], dict[int, dict[str, str]]]
 """Orders and singles, as `Plan.orders` and `Plan.singles`."""
 
@@ -526,10 +548,11 @@ def compile_plan(params: Params, resolved: Resolved | None = None) -> Plan:
     nodes: dict[str, Node] = {}
     arms: dict[str, Arms] = {variant: ({}, {}) for variant in params.variant_names()}
     for seed in params.seeds:
-        base = f"s{seed}"
-        nodes[base] = Node(base, "base", seed)
+        base = paths.BASE if params.sft is None else f"s{seed}"
+        # the model of all seeds is of none: a change of the seeds changes nothing of it
+        nodes[base] = Node(base, "base", seed) if params.sft else Node(base, "model", 0)
         for variant, (orders, singles) in arms.items():
-            tree = _Branch(nodes, params.variant(variant), variant, seed)
+            tree = _Branch(nodes, params.variant(variant), variant, seed, base)
             for name, phases in order_phases(params, known).items():
                 orders.setdefault(name, {})[seed] = tuple(tree.grow(phases))
             singles[seed] = {phase: tree.grow([phase])[0] for phase in single_phases(params)}
@@ -547,15 +570,12 @@ class _Branch:
     params: Params
     variant: str
     seed: int
-
-    @property
-    def base(self) -> str:
-        return f"s{self.seed}"
+    base: str
 
     @property
     def root(self) -> str:
         """What the names of the branch begin with."""
-        return self.base if self.variant == DEFAULT else f"{self.base}--{self.variant}"
+        return f"s{self.seed}" if self.variant == DEFAULT else f"s{self.seed}--{self.variant}"
 
     def grow(self, phases: Sequence[str]) -> list[str]:
         """Add the path root--phase--phase... to the tree; returns its nodes."""
@@ -609,6 +629,10 @@ class _Base(TypedDict):
     seed: int
 
 
+class _Model(TypedDict):
+    seeds: list[int]
+
+
 class _Phase(TypedDict):
     phase: str
 
@@ -616,6 +640,7 @@ class _Phase(TypedDict):
 class _Merge(TypedDict):
     base: str
     merge: str
+    seed: int
 
 
 class _Tasks(TypedDict):
@@ -630,6 +655,7 @@ class _Arms(TypedDict):
 
 
 class _Stored(_Arms):
+    model: NotRequired[dict[str, _Model]]
     bases: dict[str, _Base]
     structured: dict[str, _Phase]
     creative: dict[str, _Phase]

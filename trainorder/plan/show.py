@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from trainorder import lineage
-from trainorder.config import DEFAULT, Params, PreferenceConfig
+from trainorder.config import DEFAULT, Params, PreferenceConfig, SftConfig
 from trainorder.plan.compile import TRAIN_JUDGE, Node, Plan, Sizes
 from trainorder.plan.orders import pending
 from trainorder.plan.state import State
@@ -44,14 +44,20 @@ def tree(plan: Plan, states: Mapping[str, State], sizes: Sizes | None = None) ->
     branches: dict[str, Tree] = {}
     for node in plan.nodes.values():
         above = branches[node.parents[0]] if node.parents else root
-        branches[node.id] = above.add(_line(node, states[node.stage], times[node.id]))
+        branches[node.id] = above.add(_line(plan, node, states[node.stage], times[node.id]))
     return root
 
 
-def _line(node: Node, state: State, time: float | None) -> str:
-    name = node.phase or node.merge or f"{node.id}  SFT of seed {node.seed}"
-    if node.variant != DEFAULT and node.parents[0] == f"s{node.seed}":
+def _line(plan: Plan, node: Node, state: State, time: float | None) -> str:
+    if node.kind == "model":
+        name = f"{node.id}  {plan.params.policy.path} as it is"
+    else:
+        name = node.phase or node.merge or f"{node.id}  SFT of seed {node.seed}"
+    first = bool(node.parents) and not plan.nodes[node.parents[0]].parents
+    if first and node.variant != DEFAULT:
         name = f"[bold]{node.variant}[/] {name}"
+    if first and plan.params.sft is None and len(plan.params.seeds) > 1:
+        name = f"s{node.seed} {name}"
     text = f"{name}  [dim]{node.kind}[/]" if node.parents else name
     cost = f"  {duration(time)}" if state == "stale" else ""
     return f"{text}  {WORDS[state]}{cost}"
@@ -179,16 +185,17 @@ def _has_gpu(params: Params) -> bool:
 def _node_seconds(
     plan: Plan, node: Node, per_step: Mapping[str | None, float], speed: _Speed | None
 ) -> float | None:
-    if node.kind == "merge":
-        return STARTUP_SECONDS
     params = plan.params.variant(node.variant)
-    steps = params.sft.steps if node.phase is None else params.phases[node.phase].steps
+    if node.kind in ("merge", "model"):
+        return STARTUP_SECONDS
+    sft = params.sft or SftConfig()
+    steps = sft.steps if node.phase is None else params.phases[node.phase].steps
     if node.phase in per_step:
         return per_step[node.phase] * steps
     if speed is None:
         return None
     if node.phase is None:
-        lines = params.sft.batch_size + params.sft.drill_batch_size
+        lines = sft.batch_size + sft.drill_batch_size
         return STARTUP_SECONDS + steps * lines * speed.line()
     return STARTUP_SECONDS + steps * speed.rollouts(node.phase, params)
 
@@ -199,8 +206,8 @@ def _wall(plan: Plan, states: Mapping[str, State], sizes: Sizes | None) -> float
     stale = [node for node in plan.nodes.values() if states[node.stage] == "stale"]
     if speed is None or any(times[node.id] is None for node in stale):
         return None
-    first = sum(times[n.id] or 0 for n in stale if n.kind == "base")
-    rest = sum(times[n.id] or 0 for n in stale if n.kind != "base")
+    first = sum(times[n.id] or 0 for n in stale if not n.parents)
+    rest = sum(times[n.id] or 0 for n in stale if n.parents)
     for name, judge in plan.judges.items():
         config, stale_judge = judge.config, states[f"{TRAIN_JUDGE}@{name}"] == "stale"
         if stale_judge and isinstance(config, PreferenceConfig):

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from trainorder import paths
-from trainorder.config import Params
+from trainorder.config import Params, SftConfig
 from trainorder.device import device_of, precision
 from trainorder.policy import Policy
 from trainorder.process import StageError, fail_point
@@ -63,7 +63,7 @@ def warm_up(
         GateError: after `sft.max_steps` the gate is still shut; nothing is saved.
         ParamsError: the data is not built, or holds too few lines.
     """
-    config, training = params.sft, params.training
+    config, training = params.sft or SftConfig(), params.training
     device = device_of(training.device)
     torch.set_num_threads(1)  # micro-batches run side by side instead
     if params.policy.path is None:
