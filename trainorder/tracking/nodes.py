@@ -105,9 +105,8 @@ def log_nodes(records: Sequence[NodeRecord]) -> int:
 
 
 def _above(record: NodeRecord) -> str:
-    """The node below whose run a node's run is shown: its parent, or the base of a merge."""
-    parents = list(record.manifest.get("parents", {}))
-    return parents[0] if len(parents) == 1 else record.name.partition("--")[0]
+    """The node below whose run a node's run is shown: its parent, or the base of a merge; "" for a base."""
+    return next(iter(record.manifest.get("parents", {})), "")
 
 
 def fill(records: Sequence[NodeRecord]) -> int:
