@@ -167,7 +167,7 @@ def make_node(node: str, parents: list[str], **facts: object) -> None:
 def test_a_nodes_run_gets_its_checkpoint_as_a_model_what_it_read_and_what_it_scored_once():
     make_node("s0", [])
     make_node("s0--math", ["s0"], data={"data/tasks/math/train.jsonl": "0f0f5d0788c0ffff"})
-    make_node("s0--ties", ["s0--math", "s0--qa"])
+    make_node("s0--ties", ["s0", "s0--math", "s0--qa"])
     scores = {"s0": {}, "s0--math": {"test/score/math": 0.25}, "s0--ties": {"test/score/math": 0.5}}
     records = [tracking.read_node(node, values) for node, values in scores.items()]
     assert tracking.log_nodes(records) == 3
@@ -177,6 +177,7 @@ def test_a_nodes_run_gets_its_checkpoint_as_a_model_what_it_read_and_what_it_sco
     base, math, ties = (found[node] for node in scores)
     assert math.data.tags["mlflow.parentRunId"] == ties.data.tags["mlflow.parentRunId"]
     assert math.data.tags["mlflow.parentRunId"] == base.info.run_id
+    assert "mlflow.parentRunId" not in base.data.tags
     assert math.data.metrics == {"reward/mean": 0.5, "test/score/math": 0.25}
     assert ties.data.params == {"merge.scale": "0.5"}
     (data,) = math.inputs.dataset_inputs
