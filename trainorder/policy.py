@@ -115,6 +115,15 @@ class Policy:
         in training, sampling and grading alike. Without a template the turns stand below one another, and an end token
         that the tokenizer appends is cut.
         """
+        keys = [
+            repr(prompt) for prompt in prompts
+        ]  # rendered once: a prompt recurs for all its answers
+        different = dict(zip(keys, prompts, strict=True))
+        rows = self._encode_prompts(list(different.values()))
+        known = dict(zip(different, rows, strict=True))
+        return [list(known[key]) for key in keys]
+
+    def _encode_prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         if self.tokenizer.chat_template is not None:
             return self._encode([OPENED_THOUGHT.sub("", self.render(p)) for p in prompts])
         texts = [OPENED_THOUGHT.sub("", "\n\n".join(turns(p))) for p in prompts]

@@ -27,6 +27,7 @@ from trainorder.judges.annotator import (
 )
 from trainorder.judges.preference import Judge, bradley_terry, fit, mean_over_answer
 from trainorder.judges.training import _prompts
+from trainorder.llama import kernels_for
 from trainorder.plan.compile import appointed
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
@@ -80,7 +81,7 @@ def test_a_shared_reference_is_scored_once_per_prompt(
     )
     prompts = ["sea"] * 4 + ["city"] * 4
     judge.win_probability(prompts, ["good"] * 8, ["bad"] * 8)
-    assert sorted(scored) == [2, 8]
+    assert scored == [8 + 2]
 
 
 def test_a_judge_trains_and_scores_on_a_second_device_as_on_the_cpu(base: Path):
@@ -128,9 +129,34 @@ def test_scores_depend_on_neither_padding_nor_order_nor_batches(
 
 def test_batches_stay_within_their_tokens_and_hold_every_row_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(judge_module, "BATCH_TOKENS", 12)
-    rows = [([0] * n, 1) for n in (5, 3, 20, 4, 6)]
+    rows = [([n] * n, 1) for n in (5, 3, 20, 4, 6)]
     # 3 and 4 tokens: 2 x 4 fits; a third row of 5 would make 15, 5 and 6 would just fit as 2 x 6
-    assert judge_module._by_length(rows) == [[1, 3], [0, 4], [2]]
+    assert judge_module._batches(rows) == [[1, 3], [0, 4], [2]]
+
+
+def test_rows_of_one_prompt_share_a_batch_as_far_as_they_fit(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(judge_module, "BATCH_TOKENS", 12)
+    rows = [([1] * 3, 1), ([2] * 4, 1), ([1] * 4, 1), ([2] * 3, 1), ([3] * 5, 1)]
+    assert judge_module._batches(rows) == [[0, 2], [1, 3], [4]]
+    assert judge_module._batches([([1] * 5, 1)] * 5) == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, ["sea"] * 5])
+def test_our_kernels_score_and_learn_as_the_models_own_code(
+    judge: Judge, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    def computed() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        scores = judge.forward(judge.encode(prompts, ANSWERS))
+        loss = (scores * torch.arange(1.0, 6.0)).sum()
+        return scores, [*torch.autograd.grad(loss, [*judge.model.parameters()])]
+
+    assert kernels_for(judge.model) is not None
+    ours = computed()
+    monkeypatch.setattr("trainorder.llama.kernels_for", lambda model: None)
+    own = computed()
+    torch.testing.assert_close(ours[0], own[0], rtol=1e-5, atol=1e-6)
+    for gradient, expected in zip(ours[1], own[1], strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_saved_and_loaded_judge_is_equal_to_the_bit_and_saves_the_same_bytes(

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
+    from trainorder.llama.kernels import Kernels
+
 BATCH_TOKENS = 4096
 """Padded tokens of one scoring batch."""
 
@@ -121,7 +123,7 @@ class Judge:
         rows = self.encode(prompts, completions)
         scores = torch.zeros(len(rows))
         with torch.no_grad():
-            for batch in _by_length(rows):
+            for batch in _batches(rows):
                 scores[batch] = self.forward([rows[i] for i in batch]).float().cpu()
         return scores
 
@@ -134,15 +136,13 @@ class Judge:
         of the arguments alone and a resumed run gets the same bits.
         """
         shared = list(dict.fromkeys(zip(prompts, references, strict=True)))
-        reference_scores = self.scores(
-            [prompt for prompt, _ in shared], [text for _, text in shared]
-        ).tolist()
-        known = dict(zip(shared, reference_scores, strict=True))
-        scores = self.scores(prompts, answers)
+        asked = [*prompts, *(prompt for prompt, _ in shared)]
+        scores = self.scores(asked, [*answers, *(text for _, text in shared)])
+        known = dict(zip(shared, scores[len(prompts) :].tolist(), strict=True))
         opponents = scores.new_tensor(
             [known[pair] for pair in zip(prompts, references, strict=True)]
         )
-        return (scores - opponents).sigmoid().tolist()
+        return (scores[: len(prompts)] - opponents).sigmoid().tolist()
 
     def encode(
         self, prompts: Sequence[str], completions: Sequence[str]
@@ -155,10 +155,37 @@ class Judge:
         return [(p + c, len(p)) for p, c in zip(asked, answers, strict=True)]
 
     def forward(self, rows: Sequence[tuple[list[int], int]]) -> Float[Tensor, " row"]:
-        """Scores of encoded rows; gradient flows."""
+        """Scores of encoded rows; gradient flows. Small Llamas on a CPU take trainorder/llama, which computes a prompt once."""
+        from trainorder.llama import kernels_for
+
+        kernels = kernels_for(self.model) if all(start for _, start in rows) else None
+        if kernels is not None:
+            return self.model.score(_means_over_answers(self.model, kernels, rows)).squeeze(-1)
         ids, answer = (x.to(self.policy.device) for x in _pad(rows))
         hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         return self.model.score(mean_over_answer(hidden, answer)).squeeze(-1)
+
+
+def _means_over_answers(
+    model: Any, kernels: Kernels, rows: Sequence[tuple[list[int], int]]
+) -> Float[Tensor, "row channel"]:
+    """`mean_over_answer` of rows whose equal prompts are computed once."""
+    import torch
+
+    from trainorder.llama.training import hidden_states
+    from trainorder.prefix import Layout
+
+    prompts = [tuple(ids[:start]) for ids, start in rows]
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    lengths = [len(ids) - start for ids, start in rows]
+    layout = Layout.of([*map(len, numbers)], lengths, [numbers[prompt] for prompt in prompts])
+    flat = [token for prompt in numbers for token in prompt]
+    flat += [token for ids, start in rows for token in ids[start:]]
+    answers = hidden_states(model, kernels, torch.tensor(flat), layout)[-sum(lengths) :]
+    counts = torch.tensor(lengths)
+    owner = torch.arange(len(rows)).repeat_interleave(counts)
+    sums = answers.new_zeros(len(rows), answers.shape[1]).index_add(0, owner, answers)
+    return sums / counts[:, None]
 
 
 def mean_over_answer(
@@ -229,9 +256,12 @@ def _loss(
 ) -> Tensor:
     import torch
 
+    from trainorder.llama import kernels_for
+
     flat = [row for group in rows for row in group]
     order = sorted(range(len(flat)), key=lambda i: len(flat[i][0]))
-    half = len(order) // 2  # two lengths instead of one: a third less padding
+    # two lengths instead of one: a third less padding, of which our kernels see little
+    half = 0 if kernels_for(judge.model) is not None else len(order) // 2
     parts = [part for part in (order[:half], order[half:]) if part]
     scored = torch.cat([judge.forward([flat[i] for i in part]) for part in parts])
     scores = torch.zeros_like(scored).index_put(
@@ -256,13 +286,25 @@ def _epochs(count: int, config: PreferenceSettings, seed: int) -> list[list[int]
     return batches
 
 
-def _by_length(rows: Sequence[tuple[list[int], int]]) -> list[list[int]]:
-    """Row numbers in batches of similar length, at most BATCH_TOKENS padded tokens each (or one row)."""
+def _batches(rows: Sequence[tuple[list[int], int]]) -> list[list[int]]:
+    """Row numbers in batches of similar length, at most BATCH_TOKENS padded tokens each (or one row).
+
+    Rows of one prompt are in one batch as far as they fit.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, (ids, start) in enumerate(rows):
+        groups.setdefault(tuple(ids[:start]), []).append(i)
+    longest = {prompt: max(len(rows[i][0]) for i in own) for prompt, own in groups.items()}
     batches: list[list[int]] = []
-    for i in sorted(range(len(rows)), key=lambda i: len(rows[i][0])):
-        if not batches or (len(batches[-1]) + 1) * len(rows[i][0]) > BATCH_TOKENS:
-            batches.append([])
-        batches[-1].append(i)
+    width = 0
+    for prompt in sorted(groups, key=lambda prompt: (longest[prompt], groups[prompt])):
+        whole = len(groups[prompt]) * longest[prompt] <= BATCH_TOKENS
+        for part in [groups[prompt]] if whole else [[i] for i in groups[prompt]]:
+            width = max(width, longest[prompt])
+            if not batches or (len(batches[-1]) + len(part)) * width > BATCH_TOKENS:
+                batches.append([])
+                width = longest[prompt]
+            batches[-1] += part
     return batches
 
 

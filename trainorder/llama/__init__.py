@@ -18,8 +18,11 @@ from trainorder.llama.kernels import Kernels
 
 
 def is_plain_llama(model: Any) -> bool:
-    """A float32 Llama on the CPU with nothing changed: no adapters, no quantisation, not split over ranks (ZeRO-3)."""
-    if type(model).__name__ != "LlamaForCausalLM":
+    """A float32 Llama on the CPU, a language model or a judge, with nothing changed.
+
+    Neither adapters nor quantisation, and not split over ranks (ZeRO-3).
+    """
+    if type(model).__name__ not in ("LlamaForCausalLM", "LlamaForSequenceClassification"):
         return False
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     return (
