@@ -12,7 +12,7 @@ from typing import Any
 
 import stages
 from trainorder import machine, paths
-from trainorder.config import Params, load_params
+from trainorder.config import ModelFolder, Params, load_params
 from trainorder.reading import ParamsError
 
 OPTIONS = {
@@ -59,12 +59,18 @@ def train(node: str, parent: str, phase_name: str, seed: int, params: Params, va
     tags = {"parent": parent, "phase": phase_name, "kind": phase.kind, "variant": variant}
     sandbox = grading.sandbox_level([load_task(task) for task in phase.tasks])
     tags |= {"sandbox": sandbox} if sandbox else {}
+    teacher, others, folders = None, list[str](), list[Path]()
+    if node_of := rl.teacher_node(seed):
+        teacher, others = str(paths.checkpoint(node_of)), [node_of]
+    elif isinstance(rl.teacher, ModelFolder):
+        teacher = rl.teacher.path
+        folders = [Path(teacher)] if Path(teacher).exists() else []
     came_from: dict[str, Any] = {
         "seed": seed,
         "params": sections,
         "code": f"phase_{phase_name}" + ("" if variant == "default" else f".{variant}"),
-        "parents": [parent],
-        "data": data_of(phase.tasks, judges),
+        "parents": list(dict.fromkeys([parent, *others])),
+        "data": [*data_of(phase.tasks, judges), *folders],
     }
     before, out = paths.checkpoint(parent), paths.checkpoint(node)
     phase_of = partial(
@@ -78,6 +84,7 @@ def train(node: str, parent: str, phase_name: str, seed: int, params: Params, va
         rollout=params.rollout,
         training=params.training,
         judges=judges,
+        teacher=teacher,
     )
     if not ranks.is_first(params.training):  # one rank keeps the records
         phase_of(ranks.Silent())

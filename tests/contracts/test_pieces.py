@@ -60,8 +60,12 @@ def some_roll() -> Roll:
 def needed_of(roll: Roll) -> dict[str, torch.Tensor]:
     """Facts that only some pieces need."""
     noise = torch.Generator().manual_seed(1)
+    shape, known = roll.loss_mask.shape, {"entropy", "ref_logps", "hidden", "spans"}
+    bound = [bind(slot, name) for slot, name in ALL if slot != "terms"]
+    needs = sorted(frozenset().union(*(piece.needs for piece in bound)) - known)
     return {
-        "hidden": torch.randn(*roll.loss_mask.shape, 3, generator=noise, dtype=torch.float64),
+        **{need: torch.rand(shape, generator=noise, dtype=torch.float64) for need in needs},
+        "hidden": torch.randn(*shape, 3, generator=noise, dtype=torch.float64),
         "char_start": torch.zeros_like(roll.response_ids),
         "char_end": torch.zeros_like(roll.response_ids),
     }

@@ -40,7 +40,7 @@ from trainorder.config.params import (
     parse_params,
     remote_code_allowed,
 )
-from trainorder.config.rl import AlarmConfig, MethodConfig, RlConfig
+from trainorder.config.rl import AlarmConfig, MethodConfig, ModelFolder, RlConfig
 from trainorder.config.tasks import GradingConfig, IsolationLevel, TaskConfig
 from trainorder.config.values import (
     ENGINE_OPTIONS,
@@ -75,6 +75,7 @@ __all__ = [
     "MeasureConfig",
     "MergeConfig",
     "MethodConfig",
+    "ModelFolder",
     "ModelJudgeConfig",
     "OptimizerName",
     "Params",

@@ -71,6 +71,13 @@ class AlarmConfig(Section):
     """Steps in a row beyond a bound before its alarm sounds."""
 
 
+class ModelFolder(Section):
+    """A model that is no node of the plan."""
+
+    path: str
+    """What `policy.path` could be: a folder, a GGUF file, package:NAME or a name on the hub."""
+
+
 class RlConfig(Section):
     """Defaults of every RL phase; a phase may override any of them under its own `rl:`."""
 
@@ -115,6 +122,11 @@ class RlConfig(Section):
     Rewards of verifiers are exact and have no floor. 0: every difference counts."""
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
     """What a step leaves of the average of the weights, for pieces that compare the policy with it (model `ema`)."""
+    teacher: str | ModelFolder | None = None
+    """Frozen model that pieces of distillation compare with or ask: a node of the plan, `s{seed}--math` with the seed of the
+    phase's own node, or `{path: FOLDER}`. It has the policy's vocabulary."""
+    informed_prompt: str = "{prompt}\nReference solution: {gold}"
+    """What a model that reads the gold text is asked (`reference+gold`, `teacher+gold`)."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """After an update whose loss, gradient or log-probabilities are not finite was refused: stop the phase, or go on without it."""
     alarms: AlarmConfig = Field(default_factory=AlarmConfig)
@@ -130,6 +142,16 @@ class RlConfig(Section):
     @classmethod
     def _without_presets(cls, data: Any) -> Any:
         return expanded(data)
+
+    def teacher_node(self, seed: int) -> str | None:
+        """The node of the plan that is the teacher of a phase's node of this seed, if it is one.
+
+        >>> RlConfig(teacher="s{seed}--math").teacher_node(1)
+        's1--math'
+        """
+        if not isinstance(self.teacher, str):
+            return None
+        return self.teacher.replace("{seed}", str(seed))
 
     def pieces(self) -> frozenset[tuple[str, str]]:
         """(slot, name) of all pieces that these settings name, sampler, curriculum and weights of terms included."""

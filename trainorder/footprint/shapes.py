@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,10 +30,10 @@ from trainorder.optimizers import OptimizerConfig, make_optimizer
 from trainorder.policy import tiny_config
 from trainorder.prefix import Layout, recomputing_alike
 from trainorder.pretrained import import_transformers
-from trainorder.rl import forward
+from trainorder.rl import facts, forward
 from trainorder.rl.adapters import add_adapters
 from trainorder.rl.backend import computing, trained
-from trainorder.rl.method import Method
+from trainorder.rl.method import MODELS, Method
 from trainorder.rl.types import Roll
 from trainorder.sources import locate
 from trainorder.texts import CHUNK_ENTRIES
@@ -226,9 +226,11 @@ def micro_batch_peak(
         model._shares_prefixes = shared
         batches = forward.micro_batches(roll, rl.micro_batch_tokens, shared=shared or bool(kernels))
         largest = max(batches, key=lambda rows: forward.computed_tokens(roll.rows(rows)))
-        targets = forward.Targets.of(roll.rows(largest), torch.device(CPU))
+        rows = roll.rows(largest)
+        told = replace(rows, informed_ids=rows.prompt_ids)  # about as long
+        targets = forward.Targets.of(told, torch.device(CPU), informed=facts.reads_gold(needs))
         targets.batch.layout(torch.device(CPU))
-        models = dict.fromkeys(("reference", "ema"), model)
+        models = dict.fromkeys(MODELS, model)
 
         def loss() -> Tensor:
             with computing(model, training):

@@ -24,6 +24,7 @@ from trainorder.config import (
     AnyJudgeConfig,
     EndpointConfig,
     MethodConfig,
+    ModelFolder,
     Params,
     Permutations,
     PhaseConfig,
@@ -131,21 +132,19 @@ def _check_policy(policy: PolicyConfig) -> None:
         )
 
 
-def _check_model_path(path: str) -> None:
+def _check_model_path(path: str, where: str = "policy.path") -> None:
     if path.startswith("~"):
-        raise ParamsError(
-            f"policy.path: {shown(path)}: `~` is not expanded here, write the path out"
-        )
+        raise ParamsError(f"{where}: {shown(path)}: `~` is not expanded here, write the path out")
     try:
         source = find(path)
     except ParamsError as error:
-        raise ParamsError(f"policy.path: {error}") from None
+        raise ParamsError(f"{where}: {error}") from None
     if source.kind == "folder" and found_at(source.path / "config.json") != "file":
         gguf = next((file.name for file in sorted(source.path.glob(f"*{GGUF}"))), "")
         way = f"name the file {Path(path) / gguf}" if gguf else "name a Hugging Face model folder"
-        raise ParamsError(f"policy.path: the folder {path} holds no config.json; {way}")
+        raise ParamsError(f"{where}: the folder {path} holds no config.json; {way}")
     if source.kind == "gguf" and find_spec("gguf") is None:
-        raise ParamsError(f"policy.path: reading {path} needs the package gguf: pip install gguf")
+        raise ParamsError(f"{where}: reading {path} needs the package gguf: pip install gguf")
 
 
 def _check_lengths(params: Params) -> None:
@@ -393,6 +392,47 @@ def _check_phase(
             f"a batch is split by prompt, so lower rl.updates_per_batch"
         )
     _check_method(f"{where}.rl.method", rl.method)
+    _check_teacher(where, rl)
+
+
+def _check_teacher(where: str, rl: RlConfig) -> None:
+    """Its folder; whether a node of the plan is meant is checked when the plan is compiled."""
+    if isinstance(rl.teacher, ModelFolder):
+        _check_kept(f"{where}.rl.teacher", rl.teacher.path)
+        _check_model_path(rl.teacher.path, f"{where}.rl.teacher.path")
+    for slot, name in rl.pieces() if rl.teacher is None else ():
+        if (slot, name) in asking_teachers():
+            given = [piece.get(name, {}) for piece in _options(rl.method) if name in piece]
+            if any(
+                options.get("model", "teacher").startswith("teacher") for options in given or [{}]
+            ):
+                raise ParamsError(
+                    f"{where}.rl: {name!r} needs a teacher, and there is none: set rl.teacher to a node of the plan "
+                    "(`s{seed}--math`) or to {path: FOLDER}"
+                )
+
+
+def _options(method: MethodConfig) -> list[dict[str, Any]]:
+    """All pieces with options, those of single terms included."""
+    found = [
+        p for slot in SLOT_OF.values() for p in getattr(method, slot, ()) if isinstance(p, dict)
+    ]
+    own = [w for term in found for options in term.values() for w in options.get("weight") or ()]
+    return found + [piece for piece in own if isinstance(piece, dict)]
+
+
+@cache
+def asking_teachers() -> frozenset[tuple[str, str]]:
+    """(slot, piece) of those that need `rl.teacher` unless an option `model` names another model, read from the source."""
+    found = set()
+    for file in SOURCES:
+        for slot, function in listed(ast.parse(file.read_text(encoding="utf-8"))):
+            options = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+            defaults = {a.arg: ast.unparse(d) for a, d in options if d is not None}
+            answers = any("answers:teacher" in ast.unparse(d) for d in function.decorator_list)
+            if answers or defaults.get("model") == "'teacher'":
+                found.add((slot, function.name))
+    return frozenset(found)
 
 
 def _check_orders(params: Params) -> None:

@@ -7,7 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NotRequired
@@ -19,6 +19,7 @@ from trainorder.config import (
     DEFAULT,
     ROLES,
     AnyJudgeConfig,
+    ModelFolder,
     Params,
     PreferenceConfig,
     Role,
@@ -27,7 +28,7 @@ from trainorder.config import (
 from trainorder.files import write_text
 from trainorder.fingerprint import Code
 from trainorder.plan.orders import Resolved, order_phases, single_phases, usable
-from trainorder.reading import ParamsError, found_at, read_yaml, shaped
+from trainorder.reading import ParamsError, did_you_mean, found_at, read_yaml, shaped
 from trainorder.registries import BACKENDS, ENGINES, FORMATS, JUDGE_MAKERS, JUDGES
 from trainorder.sources import find, section
 from trainorder.tasks import TASKS, kind_of, make_task, options_of
@@ -83,6 +84,8 @@ class Node:
     merge: str | None = None
     variant: str = DEFAULT
     """Whose settings it is made with; a base serves all variants."""
+    teacher: str | None = None
+    """The node that its phase distils from (`rl.teacher`)."""
 
     @property
     def stage(self) -> str:
@@ -480,7 +483,12 @@ class Plan:
             gate = () if sft is None else sft.gate
             yield from (str(paths.TASK_DATA / task / "dev.jsonl") for task in gate)
         else:
-            tasks = self.params.variant(node.variant).phases[node.phase].tasks
+            params = self.params.variant(node.variant)
+            tasks, teacher = params.phases[node.phase].tasks, params.phase_rl(node.phase).teacher
+            if node.teacher is not None:
+                yield str(paths.checkpoint(node.teacher))
+            elif isinstance(teacher, ModelFolder) and found_at(teacher.path):
+                yield teacher.path
             yield from self._judge_folders(tasks, ["reward"])
             yield from (str(paths.TASK_DATA / task / "train.jsonl") for task in tasks)
 
@@ -558,8 +566,49 @@ def compile_plan(params: Params, resolved: Resolved | None = None) -> Plan:
             singles[seed] = {phase: tree.grow([phase])[0] for phase in single_phases(params)}
             for merge in params.merges:
                 tree.merge(merge, tuple(singles[seed].values()))
+    nodes = _with_teachers(nodes, params)
     orders, singles = arms.pop(DEFAULT)
     return Plan(params, nodes, orders, singles, arms, known)
+
+
+def _with_teachers(nodes: dict[str, Node], params: Params) -> dict[str, Node]:
+    """The nodes with the teachers that their phases name, teachers before their pupils.
+
+    Raises:
+        ParamsError: a teacher is no node of the plan, or comes from its own pupil.
+    """
+    found = dict(nodes)
+    for node in nodes.values():
+        rl = None if node.phase is None else params.variant(node.variant).phase_rl(node.phase)
+        teacher = None if rl is None else rl.teacher_node(node.seed)
+        if teacher is None:
+            continue
+        if teacher not in nodes:
+            raise ParamsError(
+                f"phases.{node.phase}.rl.teacher: the plan has no node {teacher!r} for {node.id} to learn from; give a node "
+                f"(`trainorder plan` lists them) or {{path: FOLDER}}{did_you_mean(teacher, list(nodes))}"
+            )
+        found[node.id] = replace(node, teacher=teacher)
+    if found == nodes:
+        return nodes
+    ordered = dict[str, Node]()
+
+    def add(name: str, above: tuple[str, ...] = ()) -> None:
+        if name in above:
+            pupil = next(found[n] for n in above[above.index(name) :] if found[n].teacher)
+            raise ParamsError(
+                f"phases.{pupil.phase}.rl.teacher: {pupil.teacher} is made from {pupil.id}, which is to learn from it; name "
+                "a node that does not come from the pupil, and set rl.teacher only in phases that need it"
+            )
+        if name not in ordered:
+            node = found[name]
+            for other in (*node.parents, *([node.teacher] if node.teacher else [])):
+                add(other, (*above, name))
+            ordered[name] = node
+
+    for name in found:
+        add(name)
+    return ordered
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,12 @@ the union of what the pieces of a method need, once, and nothing else:
 | term | live.facts | those being trained, with grad |
 | term, written `old.NAME` | roll.token_facts, as NAME | the policy's before the update |
 
-`NAME:ARGUMENT` gives an argument: `nucleus_entropy:0.8`, `top_logps:5`, `forward_kl:reference`. Beside the functions listed
+`NAME:ARGUMENT` gives an argument: `nucleus_entropy:0.8`, `top_logps:5`. A fact that compares with a frozen model names it
+first: `forward_kl:reference`, `capped_forward_kl:teacher:0.05`; `reference+gold` is that model after a prompt that holds the
+problem's gold text. Beside the functions listed
 here there are `ref_logps` (log p under the phase's parent, always in the roll), `hidden` (states after the last norm,
-[row, token, size]: use them at once, they are large) and `spans` (`char_start` and `char_end` of each token in roll.text).
+[row, token, size]: use them at once, they are large), `spans` (`char_start` and `char_end` of each token in roll.text), and
+`answers:teacher`, which is no fact: the piece has the phase's teacher answer some requests (Request.teacher).
 """
 
 from __future__ import annotations
@@ -33,7 +36,11 @@ PerToken = Float[Tensor, " token"]
 REFERENCE = "ref_logps"
 HIDDEN = "hidden"
 SPANS = "spans"
+ANSWERS = "answers:teacher"
+NOT_OF_THE_HEAD = frozenset({REFERENCE, SPANS, ANSWERS})
 OLD = "old."
+GOLD = "+gold"
+"""Ends the name of a model that reads the problem's gold text in its prompt."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,9 @@ class HeadFact:
 
     function: Callable[..., Tensor]
     argument: Callable[[str], Any] | None = None
-    """Parses the part after the colon."""
+    """Parses the part after the name, or after the model's."""
     other_model: bool = False
-    """Whether the argument names a frozen model, whose logits the function gets as well."""
+    """Whether a frozen model is named, whose logits the function gets as well."""
 
 
 HEAD_FACTS: dict[str, HeadFact] = {}
@@ -56,9 +63,7 @@ def head_fact(
     """List a fact of the head under the function's name."""
 
     def listed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        HEAD_FACTS[function.__name__] = HeadFact(
-            function, str if other_model else argument, other_model
-        )
+        HEAD_FACTS[function.__name__] = HeadFact(function, argument, other_model)
         return function
 
     return listed
@@ -133,6 +138,13 @@ def jensen_shannon(logits: Logits, targets: Targets, other: Logits) -> PerToken:
     return (sides[0] + sides[1]) / 2
 
 
+@head_fact(argument=float, other_model=True)
+def capped_forward_kl(logits: Logits, targets: Targets, other: Logits, cap: float) -> PerToken:
+    """KL(other model || policy) with what each entry of the vocabulary adds bounded by `cap` (PW-OPSD, arXiv:2605.21606)."""
+    theirs = other.log_softmax(-1)
+    return (theirs.exp() * (theirs - logits.log_softmax(-1))).clamp(max=cap).sum(-1)
+
+
 def live(needs: Iterable[str]) -> frozenset[str]:
     """Of a term's needs: those of the forward being trained."""
     return frozenset(need for need in needs if not need.startswith(OLD) and need != REFERENCE)
@@ -148,8 +160,16 @@ def old(needs: Iterable[str]) -> frozenset[str]:
 def models(needs: Iterable[str]) -> frozenset[str]:
     """Names of the frozen models that these needs compare with."""
     wanted = set(needs)
-    compared = {name for need in wanted if (name := other_model(need)) is not None}
-    return frozenset(compared | ({"reference"} if REFERENCE in wanted else set()))
+    compared = {
+        name.removesuffix(GOLD) for need in wanted if (name := other_model(need)) is not None
+    }
+    compared |= {"reference"} if REFERENCE in wanted else set()
+    return frozenset(compared | ({"teacher"} if ANSWERS in wanted else set()))
+
+
+def reads_gold(needs: Iterable[str]) -> bool:
+    """Whether one of these needs compares with a model that reads the gold text."""
+    return any((other_model(need) or "").endswith(GOLD) for need in needs)
 
 
 def check(needs: Iterable[str], allowed_models: Collection[str]) -> None:
@@ -159,38 +179,56 @@ def check(needs: Iterable[str], allowed_models: Collection[str]) -> None:
         ParamsError: there is no such fact, its argument is bad, or there is no such model.
     """
     for need in needs:
-        if need in (REFERENCE, HIDDEN, SPANS):
+        if need in (*NOT_OF_THE_HEAD, HIDDEN):
             continue
-        name, _, argument = need.partition(":")
+        name, model, argument = _parts(need)
         if name not in HEAD_FACTS:
-            known = [*HEAD_FACTS, REFERENCE, HIDDEN, SPANS]
+            known = [*HEAD_FACTS, REFERENCE, HIDDEN, SPANS, ANSWERS]
             raise ParamsError(
                 f"a piece needs {need!r}; the engine knows {', '.join(known)}{did_you_mean(name, known)}"
             )
         fact = HEAD_FACTS[name]
         try:
             assert (fact.argument is None) == (argument == "")
+            assert fact.other_model == (model is not None)
             _ = fact.argument is None or fact.argument(argument)
         except (AssertionError, ValueError):
-            takes = "no argument" if fact.argument is None else f"one argument, {name}:ARGUMENT"
+            takes = ":".join(
+                [name, *(["MODEL"] * fact.other_model), *(["ARGUMENT"] * bool(fact.argument))]
+            )
+            takes = f"one argument, {takes}" if ":" in takes else "no argument"
+            takes = (
+                takes
+                if takes.count(":") < 2
+                else takes.replace("one argument", "a model and an argument")
+            )
             raise ParamsError(f"a piece needs {need!r}: {name} takes {takes}") from None
-        if fact.other_model and argument not in allowed_models:
+        if model is not None and model.removesuffix(GOLD) not in allowed_models:
             raise ParamsError(
-                f"a piece needs {need!r}: there is no model {argument!r}; there are {', '.join(sorted(allowed_models))}"
+                f"a piece needs {need!r}: there is no model {model!r}; there are {', '.join(sorted(allowed_models))}, each also "
+                f"with {GOLD}"
             )
 
 
 def of_head(need: str) -> Callable[..., Tensor]:
     """The function that computes a need of the head, its plain argument bound: (logits, targets[, other logits]) -> [token]."""
-    name, _, argument = need.partition(":")
+    name, _, argument = _parts(need)
     fact = HEAD_FACTS[name]
-    if fact.other_model or fact.argument is None:
+    if fact.argument is None:
         return fact.function
     value = fact.argument(argument)
-    return lambda logits, targets: fact.function(logits, targets, value)
+    return lambda *logits: fact.function(*logits, value)
 
 
 def other_model(need: str) -> str | None:
     """Name of the frozen model whose logits the need's function takes."""
-    name, _, argument = need.partition(":")
-    return argument if name in HEAD_FACTS and HEAD_FACTS[name].other_model else None
+    return _parts(need)[1]
+
+
+def _parts(need: str) -> tuple[str, str | None, str]:
+    """Name, model and argument of a need."""
+    name, _, rest = need.partition(":")
+    if name not in HEAD_FACTS or not HEAD_FACTS[name].other_model or not rest:
+        return name, None, rest
+    model, _, argument = rest.partition(":")
+    return name, model, argument

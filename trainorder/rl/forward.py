@@ -9,7 +9,7 @@ pass: a [row, token, vocabulary] tensor never exists.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ def forward(
     what suits the device. Masked positions are 0. Has grad wherever torch's grad mode is on.
     """
     device = model.get_input_embeddings().weight.device
-    targets = Targets.of(roll, device)
+    targets = Targets.of(roll, device, informed=facts.reads_gold(needs))
     chunk = chunk_entries or chunk_entries_of(model, device)
     logps, found = of_targets(model, targets, needs, models or {}, llama.kernels_for(model), chunk)
 
@@ -69,15 +69,24 @@ class Targets:
     """Flat place of the token that predicts each target."""
     ids: Int[Tensor, " target"]
     temperature: float | Tensor
+    informed: tuple[_Batch, Int[Tensor, " target"]] | None = None
+    """The rows behind prompts with the gold text, and `at` among these."""
 
     @classmethod
-    def of(cls, roll: Roll, device: torch.device) -> Targets:
-        """All tokens of the roll that may learn."""
-        batch = _flatten(roll)
+    def of(cls, roll: Roll, device: torch.device, *, informed: bool = False) -> Targets:
+        """All tokens of the roll that may learn; `informed`: also as a model meets them that reads the gold text."""
         row, place = (roll.loss_mask > 0).nonzero(as_tuple=True)
-        at = torch.where(place == 0, batch.last[row], batch.first[row] + place - 1).to(device)
+
+        def predicting(batch: _Batch) -> Tensor:
+            return torch.where(place == 0, batch.last[row], batch.first[row] + place - 1).to(device)
+
+        batch = _flatten(roll)
         ids = roll.response_ids[row, place].to(device)
-        return cls(row, place, batch, at, ids, _temperature(roll, row, device))
+        warmth = _temperature(roll, row, device)
+        if not informed:
+            return cls(row, place, batch, predicting(batch), ids, warmth)
+        told = _flatten(replace(roll, prompt_ids=roll.informed_ids))
+        return cls(row, place, batch, predicting(batch), ids, warmth, (told, predicting(told)))
 
 
 def of_targets(
@@ -99,7 +108,7 @@ def of_targets(
         )
         found = {} if entropies is None else {"entropy": entropies}
     else:
-        head = _Head.of(model, head_needs, models, batch, at)
+        head = _Head.of(model, head_needs, models, targets)
         logps, found = head(states, targets.ids, temperature, chunk_entries)
     if facts.HIDDEN in needs:
         found[facts.HIDDEN] = states
@@ -366,25 +375,27 @@ class _Head:
 
     @classmethod
     def of(
-        cls,
-        model: Any,
-        needs: Collection[str],
-        models: Mapping[str, Any],
-        batch: _Batch,
-        at: Tensor,
+        cls, model: Any, needs: Collection[str], models: Mapping[str, Any], targets: Targets
     ) -> _Head:
         """With the states of the frozen models that the needs name."""
         named = {need: name for need in needs if (name := facts.other_model(need)) is not None}
+        states, others = (
+            {},
+            {name: models[name.removesuffix(facts.GOLD)] for name in named.values()},
+        )
         with torch.no_grad():
-            states = {
-                name: _states(m, llama.kernels_for(m), batch, at.device)[at]
-                for name in set(named.values())
-                for m in (models[name],)
-            }
+            for name, other in others.items():
+                batch, at = targets.batch, targets.at
+                if name.endswith(facts.GOLD):
+                    assert targets.informed is not None, (
+                        "the roll has no prompts with the gold text"
+                    )
+                    batch, at = targets.informed
+                states[name] = _states(other, llama.kernels_for(other), batch, at.device)[at]
         return cls(
             model,
             {need: facts.of_head(need) for need in needs if need != "entropy"},
-            {need: (models[name], states[name]) for need, name in named.items()},
+            {need: (others[name], states[name]) for need, name in named.items()},
             "entropy" in needs,
         )
 

@@ -105,6 +105,7 @@ def dump(place: Path, learner: Learner, roll: Roll, state: State, names: list[st
         "dtype": learner.backend.training.dtype,
         "max_length": dict(learner.task_set.max_new_tokens),
         "prompt_ids": roll.prompt_ids,
+        "informed_ids": roll.informed_ids,
         "text": roll.text,
         "problem": [dataclasses.asdict(problem) for problem in roll.problem],
     }
@@ -127,6 +128,7 @@ def load_dump(place: Path) -> tuple[Roll, State, dict[str, Any]]:
         Roll(
             **{name: found[name] for name in TENSORS},
             prompt_ids=facts["prompt_ids"],
+            informed_ids=facts["informed_ids"],
             text=facts["text"],
             problem=[Problem(**problem) for problem in facts["problem"]],
             row_facts=under("row.", found),

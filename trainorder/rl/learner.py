@@ -32,12 +32,14 @@ class Learner:
     config: RlConfig
     backend: Backend
     models: Mapping[str, Any]
-    """Frozen models that pieces compare with, by name: `reference`, the phase's parent, and `ema`, the average of the
-    weights of past steps. Only those that a piece needs."""
+    """Frozen models that pieces compare with, by name: `reference`, the phase's parent, `ema`, the average of the weights
+    of past steps, and `teacher`, that of `rl.teacher`. Only those that a piece needs."""
     phase: str
     seed: int
     exact: bool = True
     """Whether the engine's log-probabilities are the trainer's, to rounding."""
+    teacher: Engine | None = None
+    """Samples from the teacher, where a piece has it answer."""
     dumps: Path | None = None
     """Where refused updates are left for replay; None: nowhere. The same on all ranks."""
 

@@ -23,8 +23,8 @@ from trainorder.rl import pieces as _pieces  # noqa: F401  fills the registries
 from trainorder.rl.registry import SLOTS, Entry
 from trainorder.rl.types import State
 
-MODELS = ("reference", "ema")
-"""Frozen models that a piece may need: the phase's parent, and the average of the weights of past steps."""
+MODELS = ("reference", "ema", "teacher")
+"""Frozen models that a piece may need: the phase's parent, the average of the weights of past steps, and `rl.teacher`."""
 
 
 @dataclass(frozen=True)

@@ -72,9 +72,13 @@ SLOTS = {
 """Key of `method:` in params.yaml -> its pieces."""
 
 
-def plan(function: Function) -> Function:
+@overload
+def plan(function: Function) -> Function: ...
+@overload
+def plan(*, needs: Needs) -> Decorator: ...
+def plan(function: Any = None, *, needs: Needs = frozenset()) -> Any:
     """List a change of what is asked."""
-    return _lister("plan", function)
+    return _lister("plan", function, needs=needs)
 
 
 @overload

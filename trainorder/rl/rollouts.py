@@ -65,8 +65,38 @@ class StepRollouts:
         """See Rollouts."""
         mine = self._share(requests)
         with timed(self.clock, "generate"):
-            part = _answers(mine, self.learner.engine.generate(mine)) if mine else None
+            part = self._answered(mine) if mine else None
         return self._finish(part)
+
+    def _answered(self, requests: Sequence[Request]) -> Roll:
+        """Answers of the policy and of the teacher, in the order of the requests."""
+        learner = self.learner
+        if not any(request.teacher for request in requests):
+            return _answers(requests, learner.engine.generate(requests))
+        taught = [request for request in requests if request.teacher]
+        assert learner.teacher is not None, (
+            "the piece that asks the teacher does not say so in its needs"
+        )
+        done = learner.teacher.generate(taught)
+        rows = zip(
+            rows_of(taught), done.response_ids.tolist(), done.loss_mask.sum(1).tolist(), strict=True
+        )
+        given = [
+            replace(taught[i], prefix_ids=ids[: len(taught[i].prefix_ids) + int(length)], samples=1)
+            for i, ids, length in rows
+        ]
+        part = _foreign(given, learner.policy.decode_batch, "teacher")
+        part.row_facts["finished"] = done.finished.cpu().float()
+        part.loss_mask[:, : done.loss_mask.shape[1]] *= done.loss_mask.cpu()
+        own = [request for request in requests if not request.teacher]
+        if not own:
+            return part
+        both = Roll.cat([_answers(own, learner.engine.generate(own)), part])
+        places = {
+            False: iter(range(len(both) - len(part))),
+            True: iter(range(len(both) - len(part), len(both))),
+        }
+        return both.rows([next(places[requests[i].teacher]) for i in rows_of(requests)])
 
     def given(self, requests: Sequence[Request], texts: Sequence[str] | None, source: str) -> Roll:
         """See Rollouts."""
@@ -143,26 +173,27 @@ class StepRollouts:
             mine = [] if part is None else task_set.grade(part.problem, part.text)
         with timed(self.clock, "generate"):
             parts, shares = zip(*learner.backend.gather((part, mine)), strict=True)
-            roll = add_old_facts(in_order(parts), learner)
+            roll = add_old_facts(add_informed(in_order(parts), learner), learner)
         roll = self._rewarded(roll, [grade for share in shares for grade in share])
         asked = zip(roll.group.tolist(), map(tuple, roll.prompt_ids), strict=True)
         self.prompt_tokens += sum(len(prompt) for _, prompt in set(asked))
         self.tokens += float(sampled_tokens(roll).sum())
-        if roll.is_from("policy").all():  # others say nothing about what the policy can
-            self.sampled.append(roll)
+        own = roll.is_from("policy")  # others say nothing about what the policy can
+        if own.any():
+            self.sampled.append(roll if own.all() else roll.rows(own.nonzero().flatten().tolist()))
         return roll
 
 
 def _answers(requests: Sequence[Request], done: Completions) -> Roll:
     """The engine's answers as rows that are not graded yet."""
-    entropies = {} if done.entropies is None else {"entropy": done.entropies.cpu()}
+    seen = torch.zeros_like(done.logps) if done.entropies is None else done.entropies
     return _rows(
         requests,
         done.response_ids.cpu(),
         done.loss_mask.cpu(),
         done.texts,
         {"finished": done.finished.cpu().float(), "source": torch.zeros(len(done.texts))},
-        {"sampler_logps": done.logps.cpu(), **entropies},
+        {"sampler_logps": done.logps.cpu(), "entropy": seen.cpu()},
     )
 
 
@@ -178,7 +209,8 @@ def _foreign(requests: Sequence[Request], decode: Any, source: str) -> Roll:
         "source": torch.full((len(ids),), number),
     }
     texts = decode([answer.tolist() for answer in answers])
-    return _rows(requests, ids, mask, texts, row_facts, {"sampler_logps": torch.zeros_like(mask)})
+    unknown = {name: torch.zeros_like(mask) for name in ("sampler_logps", "entropy")}
+    return _rows(requests, ids, mask, texts, row_facts, unknown)
 
 
 def _rows(
@@ -229,6 +261,25 @@ def _problem(request: Request) -> Problem:
     return request.problem
 
 
+def add_informed(roll: Roll, learner: Learner) -> Roll:
+    """The prompts with the gold text, where a piece compares with a model that reads it.
+
+    Raises:
+        ParamsError: such a prompt and its answer are longer than the model's context.
+    """
+    method, policy = learner.method, learner.policy
+    if not facts.reads_gold(method.needs | method.live_needs):
+        return roll
+    text = learner.config.informed_prompt
+    told = [
+        text.replace("{prompt}", problem.prompt).replace("{gold}", problem.gold)
+        for problem in roll.problem
+    ]
+    prompts = policy.encode_prompts(told)
+    policy.check_fits(max(map(len, prompts)), int(roll.lengths().max()))
+    return replace(roll, informed_ids=prompts)
+
+
 def add_old_facts(roll: Roll, learner: Learner) -> Roll:
     """The trainer's log-probabilities before the update, and the facts that pieces need.
 
@@ -237,7 +288,7 @@ def add_old_facts(roll: Roll, learner: Learner) -> Roll:
     known, needs = dict(roll.token_facts), learner.method.needs
     if facts.SPANS in needs:
         known |= char_spans(learner.policy, roll)
-    head_needs = needs - {facts.REFERENCE, facts.SPANS}
+    head_needs = needs - facts.NOT_OF_THE_HEAD
     sampled, mine = sampled_tokens(roll), roll.loss_mask > 0
     measured = sampled & learner.exact
     if head_needs <= {"entropy"} and not (mine & ~measured).any():

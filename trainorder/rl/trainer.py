@@ -22,6 +22,7 @@ from trainorder.process import fail_point
 from trainorder.reading import ParamsError
 from trainorder.registries import BACKENDS, load
 from trainorder.resume import NOTHING, Work
+from trainorder.rl import facts
 from trainorder.rl.adapters import add_adapters, continue_adapters, save_node, sharing_base
 from trainorder.rl.backend import Backend, holds_whole_weights
 from trainorder.rl.forward import check_forward
@@ -38,6 +39,12 @@ from trainorder.workers import workers_for
 
 SAMPLING, PLAIN = RolloutConfig(), TrainingConfig()
 """The defaults: the torch engine, plain torch."""
+
+
+NO_TEACHER = (
+    "rl.method names a piece that needs a teacher, and there is none: set rl.teacher to a node of the plan "
+    "(`s{seed}--math`) or to {path: FOLDER}"
+)
 
 
 class Log(Protocol):
@@ -69,6 +76,7 @@ def train_phase(
     rollout: RolloutConfig = SAMPLING,
     training: TrainingConfig = PLAIN,
     judges: Mapping[str, str] | None = None,
+    teacher: Path | str | None = None,
 ) -> dict[str, Any]:
     """Train `parent` through a phase and save the result as `out`.
 
@@ -86,7 +94,15 @@ def train_phase(
     """
     start = time.perf_counter()
     learner = make_learner(
-        parent, phase_name, phase, rl, seed, rollout=rollout, training=training, judges=judges
+        parent,
+        phase_name,
+        phase,
+        rl,
+        seed,
+        rollout=rollout,
+        training=training,
+        judges=judges,
+        teacher=teacher,
     )
     learner = replace(learner, dumps=paths.DUMPS / out.name)
     state = State(total=phase.steps, key=(seed, phase_name))
@@ -137,13 +153,19 @@ def make_learner(
     rollout: RolloutConfig = SAMPLING,
     training: TrainingConfig = PLAIN,
     judges: Mapping[str, str] | None = None,
+    teacher: Path | str | None = None,
 ) -> Learner:
     """Load everything a phase needs; settings are checked before anything slow is loaded.
 
+    `teacher` is where `rl.teacher` lies; it is loaded only if a piece needs it.
+
     Raises:
-        ParamsError: an unknown piece or option, a package or device that is not there.
+        ParamsError: an unknown piece or option, a package or device that is not there, a teacher that is missing or has
+            another vocabulary.
     """
     method = Method.from_config(rl.method)
+    if "teacher" in method.models and teacher is None:
+        raise ParamsError(NO_TEACHER)
     if rl.updates_per_batch > rl.prompts_per_step:
         raise ParamsError(
             f"rl.updates_per_batch is {rl.updates_per_batch}, but a step has only "
@@ -161,7 +183,15 @@ def make_learner(
         add_adapters(policy.model, training.lora, seed)
         if continues:
             continue_adapters(policy.model, parent, training.lora)
-    models = {name: _frozen(name, policy, parent, training) for name in sorted(method.models)}
+    models = {
+        name: _frozen(name, policy, parent, training)
+        for name in sorted(method.models - {"teacher"})
+    }
+    answers = None
+    if "teacher" in method.models and teacher is not None:
+        models["teacher"] = load_teacher(teacher, policy)
+        if facts.ANSWERS in method.needs:
+            answers = make_engine(SAMPLING, Policy(models["teacher"], policy.tokenizer))
     if training.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable(
             {"use_reentrant": False, "context_fn": recomputing_alike(policy.model)}
@@ -178,7 +208,35 @@ def make_learner(
         phase_name,
         seed,
         exact=rollout.backend == "torch" and training.dtype == "fp32",
+        teacher=answers,
     )
+
+
+def load_teacher(place: Path | str, policy: Policy) -> Any:
+    """The frozen model at `place`, whose logits can be compared with the policy's, entry by entry.
+
+    Raises:
+        ParamsError: it has another vocabulary.
+    """
+    found = Policy.load(place)
+    ours, theirs = policy.tokenizer.get_vocab(), found.tokenizer.get_vocab()
+    if ours != theirs:
+        different = sorted(
+            token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token)
+        )
+        raise ParamsError(
+            f"rl.teacher: {place} has another vocabulary than the policy ({len(theirs)} and {len(ours)} tokens, {len(different)} "
+            f"of them different, {different[0]!r} for one), and distillation compares token by token: take a teacher that was "
+            "trained from the same tokenizer"
+        )
+    models: tuple[Any, Any] = found.model, policy.model
+    sizes = [model.get_output_embeddings().weight.shape[0] for model in models]
+    if sizes[0] != sizes[1]:
+        raise ParamsError(
+            f"rl.teacher: {place} has {sizes[0]} logits and the policy {sizes[1]}, though their tokens are the same: pad the "
+            "embeddings of one to the size of the other"
+        )
+    return found.to(policy.device.type).model.requires_grad_(False).eval()
 
 
 def _frozen(name: str, policy: Policy, parent: Path, training: TrainingConfig) -> Any:

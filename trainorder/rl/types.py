@@ -73,6 +73,8 @@ class Roll:
     token_facts: dict[str, Tensor] = field(default_factory=dict)
     """Per token: `old_logps` (trainer, before the update), `sampler_logps` (as the engine reported), `entropy` (old, nats),
     and what pieces need (facts.py), under the name they need it by."""
+    informed_ids: list[list[int]] = field(default_factory=list)
+    """Prompt tokens of each row with the problem's gold text, where a piece compares with a model that reads it."""
 
     def __len__(self) -> int:
         return len(self.text)
@@ -118,7 +120,10 @@ class Roll:
         return replace(
             self,
             **{name: getattr(self, name)[at] for name in TENSORS},
-            **{name: [getattr(self, name)[i] for i in index] for name in _LISTS},
+            **{
+                name: [items[i] for i in index] if (items := getattr(self, name)) else []
+                for name in _LISTS
+            },
             **{name: {k: v[at] for k, v in getattr(self, name).items()} for name in _DICTS},
         )
 
@@ -158,7 +163,7 @@ class Roll:
 
 
 TENSORS = ("response_ids", "loss_mask", "group", "rewards", "scored", "advantages", "weights")
-_LISTS = ("prompt_ids", "problem", "text")
+_LISTS = ("prompt_ids", "problem", "text", "informed_ids")
 _DICTS = ("row_facts", "token_facts")
 
 

@@ -42,6 +42,8 @@ class Request:
     """A 63-bit integer (streams.seed_of); row i of the request draws from `row_seeds(seed, samples)[i]`."""
     group: int | None = None
     """In the RL step: the group that the rows join; None for a group of their own."""
+    teacher: bool = False
+    """In the RL step: the phase's teacher answers instead of the policy; a piece that asks for it needs `answers:teacher`."""
     facts: Mapping[str, float] = field(default_factory=dict)
     """In the RL step: what the rows are to know of how they were asked (Roll.asked)."""
 
