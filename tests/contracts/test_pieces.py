@@ -64,7 +64,11 @@ def needed_of(roll: Roll) -> dict[str, torch.Tensor]:
     bound = [bind(slot, name) for slot, name in ALL if slot != "terms"]
     needs = sorted(frozenset().union(*(piece.needs for piece in bound)) - known)
     return {
-        **{need: torch.rand(shape, generator=noise, dtype=torch.float64) for need in needs},
+        **{
+            need: torch.rand(shape, generator=noise, dtype=torch.float64)
+            * (1 + 4 * roll.group[:, None])  # of another scale in every group
+            for need in needs
+        },
         "hidden": torch.randn(*shape, 3, generator=noise, dtype=torch.float64),
         "char_start": torch.zeros_like(roll.response_ids),
         "char_end": torch.zeros_like(roll.response_ids),
@@ -73,8 +77,7 @@ def needed_of(roll: Roll) -> dict[str, torch.Tensor]:
 
 def live_of(term: Bound, roll: Roll, logps: torch.Tensor) -> Live:
     """With whatever the term needs of the training forward."""
-    needed = {need: logps.detach().abs().requires_grad_(True) for need in facts.live(term.needs)}
-    return Live(logps, needed)
+    return Live(logps, {need: logps.abs() for need in facts.live(term.needs)})
 
 
 def variants(name: str) -> list[Bound]:

@@ -19,9 +19,9 @@ from trainorder.rl.forward import forward
 from trainorder.rl.spans import char_spans, spans_of
 from trainorder.rl.types import Roll
 
-ARGUMENTS = {"nucleus_entropy": ":0.8", "top_logps": ":3"}
+ARGUMENTS = {"nucleus_entropy": ":0.8", "top_logps": ":3", "capped_forward_kl": ":0.05"}
 NEEDS = [
-    name + (":reference" if fact.other_model else ARGUMENTS.get(name, ""))
+    name + (":reference" if fact.other_model else "") + ARGUMENTS.get(name, "")
     for name, fact in HEAD_FACTS.items()
 ]
 

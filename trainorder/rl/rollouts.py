@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from trainorder.rl.types import ASKED, Roll, State
 from trainorder.rollout import Completions, Request
 from trainorder.rollout.base import rows_of, with_prompts
 from trainorder.streams import seed_of
-from trainorder.tasks.base import Problem
+from trainorder.tasks.base import Problem, reworded
 
 
 @dataclass
@@ -271,10 +272,10 @@ def add_informed(roll: Roll, learner: Learner) -> Roll:
     if not facts.reads_gold(method.needs | method.live_needs):
         return roll
     text = learner.config.informed_prompt
-    told = [
-        text.replace("{prompt}", problem.prompt).replace("{gold}", problem.gold)
-        for problem in roll.problem
-    ]
+    told = []
+    for problem in roll.problem:
+        template = text.replace("{gold}", problem.gold or problem.reference or "")
+        told.append(reworded(problem.prompt, partial(template.replace, "{prompt}")))
     prompts = policy.encode_prompts(told)
     policy.check_fits(max(map(len, prompts)), int(roll.lengths().max()))
     return replace(roll, informed_ids=prompts)
