@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 # long tests wait for processes and clocks a third of their time: three workers fill two cores
 PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
-.PHONY: help run orders24 test check every-test fast-test install lint ui clean
+.PHONY: help run orders24 test check every-test fast-test install lint ui docs clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,10 @@ fast-test: install
 
 ui: install  ## open MLflow and Prefect on loopback over what was run
 	@$(BIN)/trainorder ui
+
+docs: install  ## the documentation as pages, in site/index.html
+	@$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "$(CURDIR)/site/index.html"
 
 lint: install  ## style, types and import layers
 	@$(BIN)/ruff check .
