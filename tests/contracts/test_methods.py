@@ -8,22 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from rl_project import PARENT, build_parent
+from rl_project import PARENT, TINY, build_parent
 from rl_small import gradient, model64, off_policy_roll, pad_more, tiny_llama
 
 from benchmarks import methods_page
 from trainorder.config import MethodConfig, RlConfig, parse_params
 from trainorder.config.presets import presets
 from trainorder.plan import compile_plan
+from trainorder.policy import Policy
 from trainorder.reading import read_yaml
 from trainorder.rl import catalog, facts
 from trainorder.rl.learner import Learner
-from trainorder.rl.method import Method
+from trainorder.rl.method import MODELS, Method
 from trainorder.rl.step import rl_step
 from trainorder.rl.trainer import make_learner
 from trainorder.rl.types import Roll, State
 
 ROOT = Path(__file__).parents[2]
+TEACHER = Path("checkpoints/teacher")
 PRESETS = presets()
 NEUTRAL = [name for name, chosen in PRESETS.items() if chosen.neutral is not None]
 TASK = {"train": 6, "dev": 2, "test": 2, "demonstrations": 5, "max_new_tokens": 32}
@@ -46,7 +48,8 @@ def with_needs(roll: Roll, config: MethodConfig) -> Roll:
     for need in sorted(Method.from_config(config).needs - {"spans", "ref_logps", "hidden"}):
         shape = (rows, width, *([int(need.partition(":")[2])] if "top_logps" in need else []))
         found[need] = torch.rand(shape, generator=noise, dtype=torch.float64) * 2
-    return replace(roll, token_facts={**found, **roll.token_facts, **{"entropy": roll.entropy}})
+    known = {**found, **roll.token_facts, **{"entropy": roll.entropy}}
+    return replace(roll, token_facts=known, informed_ids=[[*ids, 5] for ids in roll.prompt_ids])
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ def model() -> Any:
 def models(model: Any) -> dict[str, Any]:
     """Stand-ins for every frozen model."""
     other = tiny_llama(seed=1).double()
-    return {"reference": other, "ema": other}
+    return dict.fromkeys(MODELS, other)
 
 
 def update_of(model: Any, models: Any, name: str, keys: Any = None, **changes: Any) -> Any:
@@ -94,7 +97,7 @@ def test_the_neutral_setting_is_the_update_that_it_says(name, model, models):
 def test_presets_say_what_they_need_and_the_engine_has_it(name):
     row = catalog.facts(PRESETS[name])
     method = Method.from_config(method_of(name))
-    facts.check(method.needs | method.live_needs, ("reference", "ema"))
+    facts.check(method.needs | method.live_needs, MODELS)
     assert {need for need in row["needs"] if not need.startswith("live ")} == method.needs
     assert row["summary"]
     assert row["slots"] or name == "grpo" or row["family"]
@@ -115,6 +118,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         build_parent({"math": TASK})
+        Policy.build_tiny(TINY, "data/tokenizer", 7).save(TEACHER)
     return folder
 
 
@@ -131,7 +135,7 @@ def tried(name: str) -> tuple[Any, RlConfig]:
 
 def learner_of(name: str) -> Learner:
     phase, rl = tried(name)
-    return make_learner(PARENT, name, phase, rl, 0)
+    return make_learner(PARENT, name, phase, rl, 0, teacher=TEACHER if rl.teacher else None)
 
 
 @pytest.mark.parametrize("name", PRESETS)

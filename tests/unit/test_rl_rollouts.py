@@ -294,25 +294,11 @@ METHODS: dict[str, dict[str, Any]] = {
         "advantage": ["dr_grpo", "hicra"],
         "metric": ["planning", "semantic_entropy", "two_phases"],
     },
-    "chord": {
-        "edit": [{"expert_rows": {"share": 0.3}}],
-        "terms": [
-            {"clipped_surrogate": {"coef": 0.5, "source": "policy"}},
-            {"nll": {"coef": 0.5, "source": "expert", "token_weight": "phi"}},
-        ],
-        "metric": ["shift_readapt_overfit"],
-    },
-    "srl": {
-        "plan": ["expert_steps"],
-        "reward": ["says_seven", {"step_similarity": {"thought": False}}],
-        "edit": [{"dynamic_sampling": {"min_std": 0.001}}],
-    },
     "spear": {
         "edit": [{"highest_spread": {"share": 0.9}}, {"self_imitation": {"size": 4}}],
         "advantage": ["dr_grpo", "self_imitation_credit"],
         "metric": ["self_imitation_buffer"],
     },
-    "cure": {"edit": [{"regenerate": {"samples": 1}}], "reduction": "token"},
     "prompts": {
         "plan": [
             "prompt_templates",
@@ -321,7 +307,6 @@ METHODS: dict[str, dict[str, Any]] = {
         ],
         "reward": ["says_seven", "template_format", "length_triangle"],
     },
-    "verl": {"advantage": ["grpo", {"verl": {"stride": 4}}], "metric": ["effective_rank"]},
 }
 
 

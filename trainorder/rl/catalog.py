@@ -21,7 +21,12 @@ COST = {
     "ref_logps": "a forward of the phase's parent",
     "hidden": "the last hidden states of every token in memory",
     "spans": "one pass over the text",
+    "answers:teacher": "the teacher's sampling instead of the policy's",
+    "forward_kl:MODEL": "and whatever else names a model a forward of that model",
 }
+ASKS = "  # and rl.teacher: a node, or {path: FOLDER}"
+TEACHER = 'teacher: "s{seed}--grpo", '
+"""In the configs: GRPO's node teaches."""
 """What a need costs beside the policy's own forward; facts of the head cost one forward before the update."""
 
 
@@ -118,14 +123,20 @@ def _describe_piece(entry: Entry) -> str:
 
 def short_rows(chosen: Preset) -> str:
     """The one row of params.yaml."""
-    return f"rl: {{method: {{preset: {chosen.name}}}}}"
+    return f"rl: {{method: {{preset: {chosen.name}}}}}" + (ASKS if asks_teacher(chosen) else "")
 
 
 def long_rows(chosen: Preset) -> str:
     """The same spelled out."""
     settings = [f"  {key}: {flow(value)}" for key, value in chosen.settings.items()]
     method = [f"    {key}: {flow(value)}" for key, value in chosen.method.items()]
-    return "\n".join(["rl:", *settings, "  method:", *method])
+    asks = ASKS if asks_teacher(chosen) else ""
+    return "\n".join([f"rl:{asks}", *settings, "  method:", *method])
+
+
+def asks_teacher(chosen: Preset) -> bool:
+    """Whether the method needs `rl.teacher`."""
+    return "teacher" in Method.from_config(config_of(chosen).method).models
 
 
 def flow(value: Any) -> str:
@@ -143,7 +154,10 @@ def params_file(chosen: Preset) -> str:
     papers = ", ".join(f"arXiv:{paper}" for paper in chosen.papers) or "no paper"
     phase = "{kind: structured, tasks: {math: 1}, steps: 4"
     names = dict.fromkeys(["grpo", chosen.name])
-    phases = [f"  {name}: {phase}, rl: {{method: {{preset: {name}}}}}}}" for name in names]
+    teacher = dict.fromkeys(names, "") | {chosen.name: TEACHER if asks_teacher(chosen) else ""}
+    phases = [
+        f"  {name}: {phase}, rl: {{{teacher[name]}method: {{preset: {name}}}}}}}" for name in names
+    ]
     return "\n".join(
         [
             f"# {chosen.name}: {chosen.summary} ({papers})",

@@ -1,0 +1,62 @@
+"""Length and form of answers."""
+
+from __future__ import annotations
+
+from trainorder.config.presets import Preset
+
+PPO = ["clipped_surrogate"]
+
+PRESETS = [
+    Preset(
+        name="train_long_think_short",
+        summary="a budget of tokens in the prompt that shrinks over the phase, and pay for keeping to it",
+        papers=("2508.08940",),
+        method={
+            "plan": ["length_budget"],
+            "reward": [
+                {"graded": {"coef": 0.3}},
+                {"length_triangle": {"coef": 0.6}},
+                {"keeps_format": {"coef": 0.1}},
+            ],
+            "advantage": ["grpo"],
+            "terms": PPO,
+            "reduction": "sequence",
+        },
+        settings={"group_size": 8},
+        basis="paper",
+        not_grounded="the format's coefficient, the prompt's words, loss and reduction",
+    ),
+    Preset(
+        name="dot",
+        summary="the longest answers of solved groups are cut and graded again",
+        papers=("2601.03969",),
+        method={
+            "edit": ["truncate_outliers"],
+            "advantage": ["grpo"],
+            "terms": PPO,
+            "reduction": "sequence",
+        },
+        settings={"group_size": 32},
+        not_grounded="the authors add KL-Cov and oversample prompts by prediction, which is left out",
+    ),
+    Preset(
+        name="surrogate_format_length",
+        summary="format and length instead of grades: no ground truth",
+        papers=("2505.19439",),
+        method={
+            "reward": ["surrogate_format_length"],
+            "advantage": ["grpo"],
+            "terms": ["clipped_surrogate", {"kl": {"coef": 0.001}}],
+            "reduction": "sequence",
+        },
+        not_grounded="the KL's coefficient",
+    ),
+    Preset(
+        name="rl_struct",
+        summary="levels of a JSON answer: it parses, has the keys, of the right types, is right, is short",
+        papers=("2512.00319",),
+        method={"reward": ["json_structure"], "advantage": ["grpo"], "terms": PPO},
+        basis="abstract",
+        not_grounded="all weights and checks; a third party says that the authors withdrew the paper",
+    ),
+]
