@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from trainorder.project import PRESETS
+from trainorder.refusing import refusing
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -92,6 +94,34 @@ def show(
         _print_json(found)
     else:
         _print(nodes.lines(found))
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="A folder that is empty or does not exist.")] = ".",
+    preset: Annotated[str, typer.Option(help=f"{', '.join(PRESETS)}.")] = "tiny",
+    diff: Annotated[
+        bool,
+        typer.Option(
+            "--diff", help="Show what this version would write in a project; change nothing."
+        ),
+    ] = False,
+) -> None:
+    """Make a folder a project: params.yaml, dvc.yaml, stages/, flows/, git and DVC."""
+    with refusing():
+        from pathlib import Path
+
+        from trainorder import project
+
+        folder = Path(name)
+        if diff:
+            lines = list(project.diff(folder))
+            print("\n".join(lines) or "this version would write the same files")
+            return
+        written = project.create(folder, preset)
+    print(f"{folder.absolute()}: {len(written)} files from the preset {preset}, under git and DVC")
+    there = "" if name == "." else f"cd {name} && "
+    print(f"next: {there}trainorder check && trainorder plan && trainorder run")
 
 
 @app.command()
@@ -398,32 +428,6 @@ def _print_json(document: object) -> None:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     print(json.dumps(plain(document), indent=1, allow_nan=False))
-
-
-@contextmanager
-def refusing() -> Iterator[None]:
-    """Turn wrong input, a path that the system refuses and a full disk into one line on stderr.
-
-    Exit code 2 for what the user gave, 1 for the state of the machine.
-    """
-    from trainorder.files import disk_trouble, is_disk_full
-    from trainorder.process import StageError
-    from trainorder.reading import ParamsError
-
-    try:
-        yield
-    except StageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    except (ParamsError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except OSError as error:
-        text = disk_trouble(error)
-        if not text:
-            raise
-        print(f"error: {text}", file=sys.stderr)
-        raise typer.Exit(1 if is_disk_full(error) else 2) from None
 
 
 if __name__ == "__main__":

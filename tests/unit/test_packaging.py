@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from trainorder import project
+
 BUILD = "import setuptools.build_meta as b; b.build_wheel('dist')"
 
 
@@ -19,11 +21,11 @@ BUILD = "import setuptools.build_meta as b; b.build_wheel('dist')"
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this source tree, built without network."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", *project.template()):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name)
-    for name in ("trainorder", "stages", "flows"):
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, source / name, ignore=ignore)
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "trainorder", source / "trainorder", ignore=ignore)
     subprocess.run([sys.executable, "-c", BUILD], cwd=source, check=True, capture_output=True)
     (made,) = (source / "dist").glob("*.whl")
     return made
@@ -39,20 +41,22 @@ def test_the_wheel_installs_the_package_trainorder_and_nothing_else(wheel: Path)
     assert wanted - set(names) == set()
 
 
-def test_a_project_in_another_folder_plans_with_an_installed_wheel(wheel: Path, tmp_path: Path):
-    installed, project = tmp_path / "installed", tmp_path / "project"
+def test_an_installed_wheel_makes_a_project_that_plans(wheel: Path, tmp_path: Path):
+    installed, folder = tmp_path / "installed", tmp_path / "mine"
     zipfile.ZipFile(wheel).extractall(installed)
-    project.mkdir()
-    shutil.copy(ROOT / "configs" / "smoke.yaml", project / "params.yaml")
+    env = {**os.environ, "PYTHONPATH": str(installed)}
+    pipes = {"env": env, "text": True, "capture_output": True}
+    init = [sys.executable, "-m", "trainorder.cli", "init", str(folder), "--preset", "tiny"]
+    said = subprocess.run(init, cwd=tmp_path, **pipes)
+    assert said.stdout.startswith(f"{folder}: "), said.stderr
+    for name, text in project.wanted().items():
+        assert (folder / name).read_text() == text
     script = (
         "from trainorder import plan; print(*plan.load().fingerprints()['evaluate'].split()[::2])"
     )
-    env = {**os.environ, "PYTHONPATH": str(installed)}
-    command = [sys.executable, "-c", script]
-    pipes = {"cwd": project, "env": env, "text": True, "capture_output": True}
-    refused = subprocess.run(command, **pipes)
-    assert "has no folder stages/ and is no project: `trainorder init` makes one" in refused.stderr
-    shutil.copytree(ROOT / "stages", project / "stages")
-    found = subprocess.run(command, **pipes)
+    found = subprocess.run([sys.executable, "-c", script], cwd=folder, **pipes)
     assert "stages/evaluate.py" in found.stdout.split()
     assert "trainorder/policy.py" in found.stdout.split()
+    shutil.rmtree(folder / "stages")
+    refused = subprocess.run([sys.executable, "-c", script], cwd=folder, **pipes)
+    assert "has no folder stages/ and is no project: `trainorder init` makes one" in refused.stderr
