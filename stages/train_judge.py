@@ -34,7 +34,7 @@ def main(arguments: argparse.Namespace) -> None:
         },
         code=f"judge_{name}",
         parents=[arguments.base],
-        data=[paths.TASK_DATA / task / "train.jsonl" for task in tasks],
+        data=[paths.TASK_DATA / task for task in tasks],
     )
     base, first = paths.checkpoint(arguments.base), int(arguments.first)
     with stages.keeping(paths.judge_work(name), params, depends) as work:

@@ -137,6 +137,7 @@ def check(
         preflight.check(current.params)
         level = _sandbox(current.params)
         own = list(preflight.rows.lines(current.params))
+        own += preflight.judges.check(current.params)
     checked = current.params
     waiting = plan.pending(checked, current.resolved)
     unused = sorted(

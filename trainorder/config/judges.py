@@ -67,6 +67,9 @@ class Compared(Section):
 
     task: Name | None = None
     """The task whose answers are compared; null: the only one that the judge serves."""
+    pairs: str | None = None
+    """Your own preferences in place of the annotator's: rows with prompt, chosen and rejected (parquet, JSON lines, a folder or
+    a data set on the hub). A preference model learns from them; others are compared with them."""
     answers: int = Field(default=4, ge=2, le=64)
     """Answers per prompt; the annotator compares all of them with one another: 4 answers, 6 comparisons."""
     heldout_prompts: Count = 150
@@ -82,7 +85,7 @@ class Compared(Section):
 
 
 class PreferenceSettings(Compared):
-    """A Bradley-Terry preference model, trained on the choices of the simulated annotator."""
+    """A Bradley-Terry preference model, trained on the choices of the simulated annotator or on own `pairs`."""
 
     prompts: Count = 600
     """Prompts whose answers are compared, per judge; no prompt serves two judges."""

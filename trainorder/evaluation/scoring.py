@@ -55,8 +55,10 @@ def per_problem(
         reward = (
             grades if same else _grouped(_by_judge(judges["reward"])(sampled.texts, asked), samples)
         )
-        gold = _grouped(_by_task(exam.task)(sampled.texts, asked), samples)
-        metrics |= {"reward_judge": [*map(mean, reward)], "gold": [*map(mean, gold)]}
+        metrics |= {"reward_judge": [*map(mean, reward)]}
+        if getattr(exam.task, "has_taste", True):
+            gold = _grouped(_by_task(exam.task)(sampled.texts, asked), samples)
+            metrics |= {"gold": [*map(mean, gold)]}
         variety = [_variety(texts) for texts in _grouped(sampled.texts, samples)]
         metrics |= {name: [values[name] for values in variety] for name in variety[0]}
     return metrics

@@ -27,6 +27,7 @@ from trainorder.flow import dvc
 from trainorder.flow.progress import Display
 from trainorder.flow.schedule import Schedule
 from trainorder.flow.warm import warm_stages
+from trainorder.plan.compile import TRAIN_JUDGE
 from trainorder.process import exclusive, keep_loopback_direct
 from trainorder.reading import ParamsError, read_json
 from trainorder.report import words
@@ -113,6 +114,7 @@ def _run(wanted: plan.Plan, console: Console) -> None:
         if server is not None:
             os.environ["PREFECT_API_URL"] = f"{server.url}/api"  # Prefect reads it when imported
         state = _start(wanted)
+        preflight.judges.check(wanted.params, _judges_needed(state))
         if "stale" in state.stages.values():
             while_running.enter_context(warm_stages())
         from trainorder.flow import orders
@@ -224,6 +226,13 @@ def _passes(state: Look, pipeline: Pipeline) -> None:
     _check_clean()
     bwt = results.load()
     orders.publish(words.arms(bwt), words.summary(bwt))
+
+
+def _judges_needed(state: Look) -> list[str]:
+    """The judges that a stage with something to do is made of or asks."""
+    at_work = {stage for stage, found in state.stages.items() if found == "stale"}
+    read = at_work.union(*(state.parents.get(stage, ()) for stage in at_work))
+    return [name for name in state.plan.judges if f"{TRAIN_JUDGE}@{name}" in read]
 
 
 def _schedule(state: Look, leave_out: frozenset[str] | set[str] = frozenset()) -> Schedule:

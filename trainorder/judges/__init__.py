@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainorder.files import write_json
+from trainorder.judges.opponents import against
 from trainorder.registries import JUDGES, load
 
 CARD = "judge.json"
@@ -45,7 +46,8 @@ def load_judge(path: Path | str, device: str = "cpu") -> Any:
     """The judge in a folder, on `device` where it has weights; verdicts of one that is asked are kept (verdicts.py)."""
     card = Path(path) / CARD
     kind = json.loads(card.read_text(encoding="utf-8"))["kind"] if card.is_file() else "preference"
-    return keeping(load(JUDGES, kind, "judges").load(path).to(device))
+    judge = keeping(load(JUDGES, kind, "judges").load(path).to(device))
+    return against(judge, Path(path))
 
 
 def keeping(judge: Any) -> Any:

@@ -6,29 +6,29 @@ trained on answers to prompts of its own and from a first head of its own, so th
 
 from __future__ import annotations
 
-import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from trainorder import paths
 from trainorder.config import AnyJudgeConfig, Params
 from trainorder.device import device_of, precision
+from trainorder.files import write_json
 from trainorder.judges import Comparisons
+from trainorder.judges.opponents import keep
 from trainorder.policy import Policy
 from trainorder.process import StageError
 from trainorder.registries import JUDGE_MAKERS, load
-from trainorder.resume import NOTHING, Work
+from trainorder.resume import NOTHING, Saved, Work
 from trainorder.rollout import Engine, Request, make_engine
 from trainorder.streams import seed_of, stream
 from trainorder.tasks import load_problems, load_task
-from trainorder.tasks.base import Problem, Task
-from trainorder.tasks.creative import Creative, corrupt, flat
+from trainorder.tasks.base import SPLITS, Problem, Task
 
 TEMPERATURES = (0.7, 1.0, 1.4)
 """The base's answers are sampled at these in equal shares: RL will leave the distribution at 1."""
@@ -68,7 +68,7 @@ class Bench:
     @property
     def has_taste(self) -> bool:
         """Whether the simulated annotator can compare answers to the task."""
-        return isinstance(self.task, Creative)
+        return getattr(self.task, "has_taste", False)
 
     def problems(self) -> list[Problem]:
         """The training problems, shuffled: the same for every judge."""
@@ -78,12 +78,34 @@ class Bench:
 
     def answers(self, problems: Sequence[Problem]) -> list[list[str]]:
         """The base's answers to be compared."""
+        room, config = self.params.tasks[self.compared].max_new_tokens, self.config
+        with self._sampling() as engine:
+            return _answers(engine, self.name, problems, room, config, self.task)
+
+    def opponents(self) -> dict[str, str]:
+        """Prompt -> the base's most likely answer, for every problem of its tasks without a reference."""
+        if getattr(self.config, "rubric", None) is not None:
+            return {}
+        missing = [
+            (problem, self.params.tasks[task].max_new_tokens)
+            for task in self.tasks
+            for split in SPLITS
+            for problem in load_problems(task, split)
+            if not problem.reference
+        ]
+        if not missing:
+            return {}
+        with self._sampling() as engine:
+            asked = [Request(p, max_new_tokens=room, temperature=0.0) for p, room in missing]
+            texts = engine.generate(asked).texts
+        return {problem.text: text for (problem, _), text in zip(missing, texts, strict=True)}
+
+    @contextmanager
+    def _sampling(self) -> Iterator[Engine]:
         training = self.params.training
         policy = Policy.load(self.base).to(device_of(training.device))
-        engine = make_engine(self.params.rollout, policy, training.dtype)
-        card = json.loads((paths.TASK_DATA / self.compared / "task.json").read_text("utf-8"))
         with precision(policy.device, training.dtype):
-            return _answers(engine, self.name, problems, card["max_new_tokens"], self.config)
+            yield make_engine(self.params.rollout, policy, training.dtype)
 
     def compare(
         self, problems: Sequence[Problem], answers: Sequence[Sequence[str]]
@@ -111,10 +133,14 @@ def make_judge(bench: Bench, out: Path) -> dict[str, Any]:
         AgreementError: held-out agreement below `min_agreement`; nothing is saved.
         ParamsError: too few training problems, or a task that has no gold taste.
     """
-    from trainorder.files import write_json
-
     make: Maker = load(JUDGE_MAKERS, bench.config.kind, f"judges.{bench.name}.kind")
+    found = bench.work.part(
+        f"opponents-{bench.name}", lambda: Saved({}, {"answers": bench.opponents()})
+    )
     report = make(bench, out)
+    if found.state["answers"]:
+        keep(out, found.state["answers"])
+        report = {**report, "opponents": len(found.state["answers"])}
     write_json(out.with_suffix(".json"), report)
     return report
 
@@ -168,15 +194,19 @@ def check_agreement(name: str, found: float, least: float) -> None:
 
 
 def _answers(
-    engine: Engine, name: str, problems: Sequence[Problem], room: int, config: AnyJudgeConfig
+    engine: Engine,
+    name: str,
+    problems: Sequence[Problem],
+    room: int,
+    config: AnyJudgeConfig,
+    task: Any,
 ) -> list[list[str]]:
-    """`config.answers` texts per problem: samples of the base, some damaged, and some with flat vocabulary."""
+    """`config.answers` texts per problem: samples of the base, some damaged, and some with flat vocabulary if the task has such."""
+    share = config.flat if hasattr(task, "flat") else 0.0
     rng = stream("judge", "answers", name)
     slots = [problem for problem in problems for _ in range(config.answers)]
     texts = [""] * len(slots)
-    kinds = rng.choices(
-        ("flat", *TEMPERATURES), [config.flat, *[(1 - config.flat) / 3] * 3], k=len(slots)
-    )
+    kinds = rng.choices(("flat", *TEMPERATURES), [share, *[(1 - share) / 3] * 3], k=len(slots))
     for temperature in TEMPERATURES:
         rows = [i for i, kind in enumerate(kinds) if kind == temperature]
         sampled = engine.generate(
@@ -192,10 +222,10 @@ def _answers(
         )
         for i, text in zip(rows, sampled.texts, strict=True):
             texts[i] = text
-    damaged = config.corrupted / (1 - config.flat) if config.flat < 1 else 0.0
+    damaged = config.corrupted / (1 - share) if share < 1 else 0.0
     for i, kind in enumerate(kinds):
         if kind == "flat":
-            texts[i] = flat(slots[i], rng)
+            texts[i] = task.flat(slots[i], rng)
         elif rng.random() < damaged:
-            texts[i] = corrupt(texts[i], rng)
+            texts[i] = task.corrupt(texts[i], rng)
     return [texts[i : i + config.answers] for i in range(0, len(texts), config.answers)]

@@ -99,9 +99,7 @@ class ModelJudge:
         """Probabilities of the replies, of all that the model could say next."""
         import torch
 
-        ids = self.policy.tokenizer(
-            self._rendered(chat), add_special_tokens=self.policy.tokenizer.chat_template is None
-        )["input_ids"]
+        ids = self._encoded(chat)
         bound = self.policy.context
         if bound is not None and len(ids) + 1 > bound:
             self.failures.append(
@@ -112,7 +110,7 @@ class ModelJudge:
         with precision(self.policy.device, self.config.dtype):
             logits = next_logits(self.policy.model, ids, kernels=self._kernels)
         every = torch.log_softmax(logits.double(), 0).exp()
-        found = [every[tokens].sum().item() for tokens in self._reply_ids]
+        found = [every[tokens].sum().item() for tokens in self.reply_ids]
         if sum(found) < self.config.min_mass:
             self.failures.append(
                 f"the judge gives all of {', '.join(self.question.replies)} the probability {sum(found):.2g} "
@@ -120,6 +118,15 @@ class ModelJudge:
             )
             return None
         return found
+
+    def length(self, chat: Chat) -> int:
+        """Positions that a chat and its reply take."""
+        return len(self._encoded(chat)) + 1
+
+    def _encoded(self, chat: Chat) -> list[int]:
+        tokenizer: Any = self.policy.tokenizer
+        special = tokenizer.chat_template is None
+        return tokenizer(self._rendered(chat), add_special_tokens=special)["input_ids"]
 
     def _rendered(self, chat: Chat) -> str:
         """The chat in the model's template; without one its messages below each other."""
@@ -144,7 +151,7 @@ class ModelJudge:
         return kernels_for(self.policy.model)
 
     @cached_property
-    def _reply_ids(self) -> list[list[int]]:
+    def reply_ids(self) -> list[list[int]]:
         """The tokens that say each reply, with a space before it or without."""
         tokenizer: Any = self.policy.tokenizer
         found = []

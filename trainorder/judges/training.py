@@ -9,6 +9,7 @@ from trainorder.config import PreferenceConfig
 from trainorder.device import device_of
 from trainorder.judges import Comparisons
 from trainorder.judges.annotator import Bench, agreement, check_agreement
+from trainorder.judges.pairs import heldout, read_pairs
 from trainorder.judges.preference import Judge, fit
 from trainorder.process import fail_point
 from trainorder.reading import ParamsError
@@ -23,16 +24,25 @@ def train(bench: Bench, out: Path) -> dict[str, float]:
     torch.set_num_threads(1)
     config, training = bench.config, bench.params.training
     assert isinstance(config, PreferenceConfig)
+    judge = Judge.start(bench.base, bench.seed).to(device_of(training.device))
+    if config.pairs:
+        pairs = read_pairs(f"judges.{bench.name}.pairs", config.pairs)
+        last = heldout(len(pairs), config.heldout_prompts)
+        fit(judge, pairs[:-last], config, bench.seed, work=bench.work, dtype=training.dtype)
+        report = _agreement(judge, pairs[:-last], pairs[-last:])
+        check_agreement(bench.name, report["agreement"], config.min_agreement)
+        judge.save(out)
+        return report
     if not bench.has_taste:
         raise ParamsError(
-            f"judges: task {bench.compared!r} has no taste that a preference model could learn: name a task of kind creative"
+            f"judges: task {bench.compared!r} has no taste that a preference model could learn: name a task of kind creative, give "
+            f"own rows a `taste`, or the judge `pairs`"
         )
     problems = _prompts(bench, bench.problems(), config)
 
     def answer() -> Saved:
         return Saved({}, {"answers": bench.answers(problems)})
 
-    judge = Judge.start(bench.base, bench.seed).to(device_of(training.device))
     answers = bench.work.part(f"answers-{bench.name}", answer).state["answers"]
     fail_point("judge.answers")
     data, tastes = bench.compare(problems, answers)
@@ -60,6 +70,23 @@ def _prompts(bench: Bench, problems: list[Problem], config: PreferenceConfig) ->
             f"raise tasks.{bench.compared}.train"
         )
     return problems[bench.first : last]
+
+
+def _agreement(
+    judge: Judge, learned: Sequence[Comparisons], left: Sequence[Comparisons]
+) -> dict[str, float]:
+    """What is known about a judge of own pairs, on its held-out prompts."""
+    scores = judge.scores(
+        [d.prompt for d in left for _ in d.answers], [text for d in left for text in d.answers]
+    ).tolist()
+    starts = [sum(len(d.answers) for d in left[:i]) for i in range(len(left))]
+    wins = [(s + w, s + o) for s, d in zip(starts, left, strict=True) for w, o in d.wins]
+    return {
+        "prompts": len(learned),
+        "comparisons": sum(len(d.wins) for d in learned),
+        "heldout_comparisons": len(wins),
+        "agreement": agreement(scores, wins),
+    }
 
 
 def _facts(

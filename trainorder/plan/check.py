@@ -25,6 +25,7 @@ from trainorder.config import (
     EndpointConfig,
     MethodConfig,
     ModelFolder,
+    ModelJudgeConfig,
     Params,
     Permutations,
     PhaseConfig,
@@ -34,7 +35,7 @@ from trainorder.config import (
     RlConfig,
     Role,
 )
-from trainorder.plan.compile import appointed
+from trainorder.plan.compile import appointed, judge_files
 from trainorder.plan.orders import listed_orders, order_phases, single_phases
 from trainorder.reading import ParamsError, did_you_mean, found_at, shown
 from trainorder.registries import SLOT_OF, listed
@@ -259,7 +260,7 @@ def _check_judges(params: Params, rewarded_by: Mapping[str, str]) -> None:
         if section in params.model_fields_set:
             raise ParamsError(
                 f"{section}: every task here is graded by its verifier ({', '.join(rewarded_by)}), so no judge is trained: "
-                f"remove the section, or add a task of kind creative"
+                f"remove the section, add a task of kind creative, or let a judge grade own rows (`grader: judge`)"
             )
         return
     named = params.named_judges()
@@ -267,6 +268,10 @@ def _check_judges(params: Params, rewarded_by: Mapping[str, str]) -> None:
         where = f"judges.{name}" if params.judges else "judge"
         if isinstance(config, EndpointConfig):
             _check_endpoint(where if params.judges else "judge.endpoint", config)
+        for file in judge_files(config):
+            _check_kept(where, file)
+        if isinstance(config, ModelJudgeConfig):
+            _check_model_path(config.path, f"{where}.path")
         if config.task is None:
             continue
         _check_known(f"{where}.task", "task", config.task, params.tasks)
@@ -315,6 +320,8 @@ def _who(config: AnyJudgeConfig) -> tuple[str, ...] | None:
     match config:
         case EndpointConfig():
             return (config.kind, config.base_url, config.model)
+        case ModelJudgeConfig():
+            return (config.kind, config.path)
         case _:
             return None
 
@@ -323,7 +330,7 @@ def _check_prompts(
     params: Params, name: str, config: AnyJudgeConfig, roles: Mapping[str, Mapping[Role, str]]
 ) -> None:
     """A preference model learns from one task's training problems, and no problem teaches two of them."""
-    if not isinstance(config, PreferenceConfig):
+    if not isinstance(config, PreferenceConfig) or config.pairs:
         return
     judge = appointed(params, roles)[name]
     task = config.task or judge.tasks[0]

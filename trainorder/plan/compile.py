@@ -20,6 +20,7 @@ from trainorder.config import (
     ROLES,
     AnyJudgeConfig,
     ModelFolder,
+    ModelJudgeConfig,
     Params,
     PreferenceConfig,
     Role,
@@ -131,8 +132,26 @@ def appointed(params: Params, judged: Mapping[str, Mapping[Role, str]]) -> dict[
         before = taken.setdefault(config.task or tasks[0], [])
         found[name] = Appointed(config, tasks, len(before), sum(before))
         if isinstance(config, PreferenceConfig):
-            before.append(config.prompts + config.heldout_prompts)
+            before.append(0 if config.pairs else config.prompts + config.heldout_prompts)
     return found
+
+
+def judge_files(config: AnyJudgeConfig) -> list[str]:
+    """The user's files that a judge is made of: pairs, and a model that is no name on the hub."""
+    named = [config.pairs, getattr(config, "path", None)]
+    return [path for path in named if path and found_at(path)]
+
+
+def _judge_code(config: AnyJudgeConfig) -> set[str]:
+    """What is loaded by name where a judge is asked."""
+    form = FORMATS.get(find(config.path).kind) if isinstance(config, ModelJudgeConfig) else None
+    return {JUDGES[config.kind], *([form] if form else [])}
+
+
+def _content(config: AnyJudgeConfig) -> dict[str, str]:
+    """The content of an installed package that a judge's model lies in, which no file of the project shows."""
+    content = find(config.path).content if isinstance(config, ModelJudgeConfig) else None
+    return {} if content is None else {"content": content}
 
 
 @dataclass(frozen=True)
@@ -294,10 +313,16 @@ class Plan:
         sft = self.params.sft
         return {} if sft is None else {"sft": {**sft.results(), "tasks": self._tasks(sft.gate)}}
 
+    def _problems_of(self, task: str) -> str:
+        """What a judge reads of a task: of own rows all splits, since the base answers those without a reference."""
+        own = kind_of(task, self.params.tasks[task]) == "rows"
+        return str(paths.TASK_DATA / task / ("" if own else "train.jsonl"))
+
     def _judges(self) -> dict[str, Any]:
         return {
             name: {
                 **judge.config.results(),
+                **_content(judge.config),
                 **self.params.engine(),
                 "tasks": self._tasks(judge.tasks),
             }
@@ -311,7 +336,7 @@ class Plan:
 
     def _judge_entry(self, name: str) -> dict[str, Any]:
         judge, base = self.judges[name], self.bases()[0].id
-        files = [str(paths.TASK_DATA / task / "train.jsonl") for task in judge.tasks]
+        files = [self._problems_of(task) for task in judge.tasks]
         return {
             "base": base,
             "tasks": ",".join(judge.tasks),
@@ -319,7 +344,9 @@ class Plan:
             "first": judge.first,
             "code": judge_code(name),
             "settings": f"judges.{name}",
-            "inputs": _filled([str(paths.checkpoint(base)), *files], SLOTS["judge"]),
+            "inputs": _filled(
+                [str(paths.checkpoint(base)), *judge_files(judge.config), *files], SLOTS["judge"]
+            ),
         }
 
     def _phases(self, variant: str) -> dict[str, Any]:
@@ -382,7 +409,7 @@ class Plan:
             for stage, names in self._stage_tasks().items()
         }
         for name, judge in self.judges.items():
-            makes = {JUDGES[judge.config.kind], JUDGE_MAKERS[judge.config.kind], engine}
+            makes = {JUDGE_MAKERS[judge.config.kind], engine, *_judge_code(judge.config)}
             found[judge_code(name)] = Code(_module(TRAIN_JUDGE), self._loads(judge.tasks) | makes)
         for variant in params.variant_names():
             changed = params.variant(variant)
@@ -408,7 +435,8 @@ class Plan:
             if own
             for target in own(task, build=build)
         }
-        return frozenset(kinds | loaded | {JUDGES[self.judges[n].config.kind] for n in judges})
+        of_judges = {target for n in judges for target in _judge_code(self.judges[n].config)}
+        return frozenset(kinds | loaded | of_judges)
 
     def _entry(self, node: Node) -> dict[str, Any]:
         if node.kind == "model":

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from trainorder.config import Params
 from trainorder.machine import ram_bytes
-from trainorder.preflight import machine, model, rows
+from trainorder.preflight import judges, machine, model, rows
 
-__all__ = ["check", "rows"]
+__all__ = ["check", "judges", "rows"]
 
 MUCH = 100
 """No stage of the built-in model takes this many times the bytes of its weights."""

@@ -73,6 +73,9 @@ class Reward:
 class Task(Protocol):
     """Frozen dataclass whose fields are the task's options; `version` rises whenever a prompt or a score changes.
 
+    Of a judged task, `has_taste` says whether `grade` is a taste that the simulated annotator can judge by; then `corrupt(text, rng)`
+    damages an answer, and `flat(problem, rng)`, which is optional, makes one whose words are drawn evenly.
+
     Four members are optional: `sandboxed = True`, it runs model-written programs ("python": full Python); `recall = True`, its test asks facts that
     training taught, so that reports call its score recall; `files`, the user's files it reads;
     `reveals(problem)`, texts beside the prompt that give a problem away (its program, its steps).

@@ -34,6 +34,7 @@ class Creative:
 
     version: int = field(default=2, init=False)
     rewarded_by: Literal["verifier", "judge"] = field(default="judge", init=False)
+    has_taste = True
 
     def draw(self, rng: random.Random) -> Problem:
         """A form, a topic and two words to use; the hash is of these."""
@@ -70,6 +71,14 @@ class Creative:
     def grade(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[Reward]:
         """The hidden gold taste: for the simulated annotator and for evaluation, never a reward."""
         return [_taste(text, problem) for text, problem in zip(completions, problems, strict=True)]
+
+    def flat(self, problem: Problem, rng: random.Random) -> str:
+        """See `flat` below."""
+        return flat(problem, rng)
+
+    def corrupt(self, text: str, rng: random.Random) -> str:
+        """See `corrupt` below."""
+        return corrupt(text, rng)
 
 
 def exemplar(problem: Problem, rng: random.Random) -> str:

@@ -22,8 +22,13 @@ from trainorder.tasks.lines import Dropped
 LOADED: dict[str, str] = {
     "reader": "trainorder.tasks.rows.reader:Reader",
     "function": "trainorder.graders.function:call",
+    "verse": "trainorder.tasks.verse:Verse",
 }
 """By name, so that reading files is no part of the code that grades."""
+
+
+JUDGED = "judge"
+"""In place of a grader: the task's judges grade the rows."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +40,16 @@ class Rows:
     columns: dict[str, str] = field(default_factory=dict)
     """Ours -> theirs, where the rows have no known schema: prompt, answer, grader, choices, task, split, system, think."""
     grader: str | dict[str, str] = ""
-    """Grader of all rows, or what a name in the rows stands for: {openai/gsm8k: number}."""
+    """Grader of all rows, or what a name in the rows stands for: {openai/gsm8k: number}; `judge` leaves the grade to a judge, and
+    the row's answer, if it has one, is the reference that it compares with."""
     reward: str = ""
     """`mine.py:score`: a function in the signature of TRL or verl that grades all rows."""
     source: str = ""
     """Only the rows of this task, where the file holds several."""
     system: str = ""
     """System turn in front of prompts that have none."""
+    taste: Literal["", "verse"] = ""
+    """Of rows that a judge grades: the taste of the simulated annotator, by which judges are trained and compared."""
     max_dropped: float = 0.05
     """Share of rows that may be bad, doubled or leaked; more refuse the build."""
     found: list[str] = field(default_factory=list)
@@ -51,7 +59,16 @@ class Rows:
     name: str = ""
     """Of the task; from params.yaml."""
     version: int = field(default=1, init=False)
-    rewarded_by: Literal["verifier", "judge"] = field(default="verifier", init=False)
+
+    @property
+    def rewarded_by(self) -> Literal["verifier", "judge"]:
+        """Who pays in RL."""
+        return "judge" if self.grader == JUDGED else "verifier"
+
+    @property
+    def has_taste(self) -> bool:
+        """Whether `grade` of judged rows is a taste; without one nothing but a judge grades them."""
+        return bool(self.taste)
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_dropped < 1:
@@ -64,6 +81,8 @@ class Rows:
             raise ValueError(f"reward: write `file.py:function`, got {self.reward!r}")
         if self.reward and self.grader:
             raise ValueError("grader and reward: one of the two decides, take the other out")
+        if self.taste and self.grader != JUDGED:
+            raise ValueError("taste: only rows that a judge grades have one (`grader: judge`)")
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -87,11 +106,17 @@ class Rows:
         named = {LOADED["reader"]} if build else set()
         if self.reward:
             return named | {LOADED["function"]}
+        if self.rewarded_by == "judge":
+            return named | ({LOADED[self.taste]} if self.taste else set())
         return named | {GRADERS[name] for name in self.found or self.survey(task)["graders"]}
 
     def card(self, task: str) -> dict[str, Any]:
         """Options that the build adds."""
-        return {} if self.reward else {"found": sorted(self.survey(task)["graders"])}
+        return (
+            {}
+            if self.reward or self.rewarded_by == "judge"
+            else {"found": sorted(self.survey(task)["graders"])}
+        )
 
     def read(
         self, task: str, reserved: Sequence[str] = ()
@@ -129,10 +154,18 @@ class Rows:
     def grade(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[Reward]:
         """Mean over the row's graders, None where one of them cannot grade.
 
-        Parts: `format`, the form that the prompt asks for is kept (tags, a box, `####`); `strict`, the value if it is and 0
+        Of rows that a judge grades: their taste, None without one. Parts: `format`, the form that the prompt asks for is kept (tags, a box, `####`); `strict`, the value if it is and 0
         if not. The form never decides the value.
         """
-        return [self._grade(text, p) for text, p in zip(completions, problems, strict=True)]
+        pairs = zip(completions, problems, strict=True)
+        if self.rewarded_by == "judge":
+            taste = _loaded(self.taste).taste if self.taste else lambda *_: Reward(None)
+            return [taste(text, problem) for text, problem in pairs]
+        return [self._grade(text, problem) for text, problem in pairs]
+
+    def corrupt(self, text: str, rng: random.Random) -> str:
+        """A text damaged the way RL might damage it."""
+        return _loaded(self.taste).corrupt(text, rng)
 
     def _grade(self, completion: str, problem: Problem) -> Reward:
         answer = answer_of(completion, problem.text)

@@ -23,7 +23,7 @@ from trainorder.rewards.answers import numbers
 from trainorder.tasks.base import SPLITS, Message, Problem, Prompt, Split, content_id, split_of
 from trainorder.tasks.leaks import normal_form
 from trainorder.tasks.lines import BadRow, Dropped, Written, plain, short
-from trainorder.tasks.rows import Rows, form_of, render
+from trainorder.tasks.rows import JUDGED, Rows, form_of, render
 from trainorder.tasks.rows.files import Source, sources, split_of_name
 from trainorder.tasks.rows.schemas import ANSWERS, GUESSED, SCHEMAS, Row, messages, own
 
@@ -162,10 +162,12 @@ class Reader:
             )
         named = self.task.grader
         for ours in [named] if isinstance(named, str) else named.values():
+            if ours == JUDGED and isinstance(named, str):
+                continue
             if ours and ours not in GRADERS:
                 hint = did_you_mean(ours, list(GRADERS))
                 raise ParamsError(
-                    f"{where}.grader: no {ours!r}; there are {', '.join(sorted(GRADERS))}{hint}"
+                    f"{where}.grader: no {ours!r}; there are {', '.join(sorted([*GRADERS, JUDGED]))}{hint}"
                 )
 
     def _schema(
@@ -227,6 +229,9 @@ class Reader:
                 "columns": {k: plain(v) for k, v in given.items() if k not in skip},
             }
             facts.graders[self.task.reward] += 1
+        elif self.task.rewarded_by == "judge":
+            gold = _reference(row)
+            facts.graders[JUDGED] += 1
         else:
             checks = self._checks(row, {**given, **row.rest}, facts)
             meta["checks"] = checks
@@ -358,6 +363,13 @@ def _guess(label: Any, given: Mapping[str, Any]) -> str:
     if numbers(last):
         return "number"
     return "math" if "\\" in last or "^" in last else "text"
+
+
+def _reference(row: Row) -> str | None:
+    """What a judge compares with: the row's answer as it is written."""
+    text = row.answer[0] if isinstance(row.answer, list) and row.answer else row.answer
+    text = text if isinstance(text, str) else row.solution
+    return text if isinstance(text, str) and format.visible(text) else None
 
 
 def _gold(checks: Sequence[Sequence[Any]], form: str, row: Row, prompt: str) -> str | None:

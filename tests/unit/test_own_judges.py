@@ -1,0 +1,162 @@
+"""Own rows that a judge grades, own pairs that it learns from, and the base as opponent where a row has no reference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from trainorder import paths
+from trainorder.config import EvaluationConfig, Params, PolicyConfig, parse_params
+from trainorder.data import build
+from trainorder.evaluation import evaluate
+from trainorder.judges import load_judge
+from trainorder.judges.annotator import AgreementError, Bench, make_judge
+from trainorder.judges.opponents import Against
+from trainorder.judges.pairs import heldout, read_pairs
+from trainorder.plan import compile_plan
+from trainorder.plan.check import check
+from trainorder.policy import Policy
+from trainorder.reading import ParamsError
+from trainorder.rl.problems import TaskSet
+from trainorder.tasks import load_problems, load_task
+
+SIZES = PolicyConfig(hidden_size=16, num_layers=1, num_heads=2, mlp_size=24, max_positions=1024)
+TOPICS = ["sea", "wind", "stone", "tea", "night", "rain", "bread", "snow", "glass", "dust"]
+LETTERS = " ".join(["A", "B", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9"])
+
+
+def pairs(count: int = 40) -> list[dict[str, Any]]:
+    return [
+        {"prompt": f"write about {TOPICS[i % 10]} {i}", "chosen": f"good {TOPICS[i % 7]}", "rejected": f"bad {TOPICS[i % 3]}"}
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def jsonl(path: str, rows: list[Any]) -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """A built project of judged rows, every third with a reference, and an untrained base."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"prompt": [{"role": "system", "content": f"You write verse {LETTERS} good bad"}, {"role": "user", "content": f"write about {topic} {n}"}]}
+        | ({"answer": f"a {topic} of old"} if n == 0 else {})
+        for topic in TOPICS for n in range(3)
+    ]  # fmt: skip
+    jsonl("mine/poems.jsonl", rows)
+    jsonl("mine/pairs.jsonl", pairs())
+    task = {"data": "mine/poems.jsonl", "grader": "judge", "max_new_tokens": 6, "demonstrations": 0}
+    taste = {"kind": "preference", "pairs": "mine/pairs.jsonl", "role": "reward", "epochs": 8}
+    referee = {"kind": "model", "path": "mine/lm", "rubric": "Is it vivid?", "role": "evaluation"}  # fmt: skip
+    params = parse_params(
+        {
+            "policy": SIZES.model_dump(exclude_defaults=True),
+            "tasks": {"poems": task},
+            "judges": {
+                "taste": {**taste, "lr": 0.01, "min_agreement": 0.5},
+                "referee": referee | {"min_mass": 0.0},
+            },
+            "phases": {"poems": {"kind": "creative", "tasks": {"poems": 1}, "steps": 1}},
+            "orders": {"only": ["poems"]},
+        }
+    )
+    build(params)
+    Policy.build_tiny(SIZES, paths.TOKENIZER, seed=0).save("checkpoints/s0")
+    Policy.build_tiny(SIZES, paths.TOKENIZER, seed=1).save("mine/lm")
+    return params
+
+
+def bench(params: Params, name: str, **changes: Any) -> Bench:
+    judge = compile_plan(params).judges[name]
+    config = judge.config.model_copy(update=changes)
+    return Bench(name, config, judge.tasks, paths.checkpoint("s0"), params, judge.seed, judge.first)
+
+
+def test_own_rows_are_judged_against_their_reference_or_the_bases_answer(world: Params):
+    report = make_judge(bench(world, "taste"), paths.JUDGE / "taste")
+    problems = load_problems("poems", "train")
+    missing = [p for p in problems if p.reference is None]
+    assert 0 < len(missing) < len(problems)
+    assert report["opponents"] == sum(
+        p.reference is None for s in ("train", "dev", "test") for p in load_problems("poems", s)
+    )
+    judge = load_judge(paths.JUDGE / "taste")
+    assert isinstance(judge, Against)
+    tasks = TaskSet.load({"poems": 1.0}, judges={"poems": "taste"})
+    one = missing[0]
+    base = judge.opponents[one.text]
+    values = tasks.grade([one, one], ["good sea", base])
+    assert values == judge.judge.win_probability([one.text] * 2, ["good sea", base], [base] * 2)
+    assert values[1] == pytest.approx(0.5)
+    assert judge.win_probability(["no such prompt"], ["x"], [""]) == [None]
+    assert judge.failures == ["no reference, and no answer of the base to compare with"]
+
+
+def test_an_experiment_of_own_rows_plans_and_scores_without_a_hidden_taste(world: Params):
+    check(world)
+    plan = compile_plan(world)
+    entry = plan.data()["train_judge"]["taste"]["inputs"]
+    assert entry[:3] == ["checkpoints/s0", "mine/pairs.jsonl", "data/tasks/poems"]
+    for name in ("taste", "referee"):
+        make_judge(bench(world, name), paths.JUDGE / name)
+    assert not (paths.JUDGE / "referee/opponents.jsonl").exists()  # a rubric compares with nothing
+    roles = {"poems": world.judges_of("poems")}
+    config = EvaluationConfig(samples=2)
+    tables = [evaluate("s0", paths.checkpoint("s0"), 0, config, roles=roles) for _ in range(2)]
+    pd.testing.assert_frame_equal(*tables)  # the second from kept verdicts
+    assert len(list(paths.VERDICTS.iterdir())) == 1
+    scores = tables[0].pivot_table(index="problem", columns="metric", values="value")
+    assert "gold" not in scores
+    assert scores["score"].drop("*").between(0, 1).all()
+    assert load_task("poems").rewarded_by == "judge"
+
+
+def test_a_preference_model_learns_own_pairs(world: Params):
+    report = make_judge(bench(world, "taste", min_agreement=0.9), paths.JUDGE / "taste")
+    assert report["agreement"] > 0.9
+    assert (report["prompts"], report["heldout_comparisons"]) == (32, 8)
+    jsonl("mine/pairs.jsonl", [{**p, "chosen": p["rejected"], "rejected": p["chosen"]} if i % 2 else p for i, p in enumerate(pairs())])  # fmt: skip
+    with pytest.raises(AgreementError, match="the judge taste is too weak"):
+        make_judge(bench(world, "taste", min_agreement=0.9), paths.JUDGE / "other")
+
+
+def test_a_judge_that_is_asked_is_compared_with_own_pairs(world: Params):
+    report = make_judge(
+        bench(world, "referee", pairs="mine/pairs.jsonl", heldout_prompts=5, min_agreement=0.0),
+        paths.JUDGE / "referee",
+    )
+    assert report["heldout_comparisons"] == 5
+    assert 0 <= report["agreement"] <= 1
+
+
+def test_pairs_are_read_from_texts_and_messages_and_bad_ones_are_named(tmp_path: Path):
+    asked = [{"role": "user", "content": "write"}]
+    rows = [
+        {"prompt": "write", "chosen": "a", "rejected": "b"},
+        {"prompt": asked, "chosen": [{"role": "assistant", "content": "a"}], "rejected": "c"},
+        {"chosen": [*asked, {"role": "assistant", "content": "d"}], "rejected": [*asked, {"role": "assistant", "content": "a"}]},
+    ]  # fmt: skip
+    [found] = read_pairs("judges.x.pairs", jsonl(str(tmp_path / "x.jsonl"), rows))
+    assert found.prompt == "write"
+    wins = {(found.answers[w], found.answers[o]) for w, o in found.wins}
+    assert wins == {("a", "b"), ("a", "c"), ("d", "a")}
+    bad = [*rows, {"prompt": "p", "chosen": "same", "rejected": "same"}, {"prompt": "p", "chosen": "x"}]  # fmt: skip
+    with pytest.raises(ParamsError) as caught:
+        read_pairs("judges.x.pairs", jsonl(str(tmp_path / "y.jsonl"), bad))
+    assert "judges.x.pairs: 2 of 5 rows are no pairs" in str(caught.value)
+    assert "line 5: no 'rejected'; it has prompt, chosen" in str(caught.value)
+    assert [heldout(n, 150) for n in (1, 40, 5000)] == [1, 8, 150]
+
+
+def test_a_taste_needs_a_judge_and_grades_verse(world: Params):
+    task = {"kind": "rows", "data": "mine/poems.jsonl", "options": {"taste": "verse"}}
+    with pytest.raises(ParamsError, match="only rows that a judge grades have one"):
+        check(parse_params({**world.model_dump(exclude_defaults=True), "tasks": {"poems": task}}))
