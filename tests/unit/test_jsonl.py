@@ -71,7 +71,9 @@ def params(counts: tuple[int, int, int] = (12, 4, 4), **options: Any) -> Params:
     phase = {"kind": "structured", "tasks": {"mine": 1.0}, "steps": 1}
     judged = {"train": 9, "dev": 1, "test": 1, "demonstrations": 5}
     tasks = {"mine": task, "creative": judged}
-    return parse_params({"tasks": tasks, "phases": {"mine": phase}, "orders": {"one": ["mine"]}})
+    judge = {"prompts": 2, "heldout_prompts": 2}
+    given = {"tasks": tasks, "phases": {"mine": phase}, "orders": {"one": ["mine"]}}
+    return parse_params({**given, "judge": judge})
 
 
 def task(**options: Any) -> Jsonl:

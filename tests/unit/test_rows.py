@@ -410,7 +410,9 @@ def params(**keys: Any) -> Any:
     phase = {"kind": "structured", "tasks": {"mine": 1.0}, "steps": 1}
     judged = {"train": 9, "dev": 1, "test": 1, "demonstrations": 5}
     tasks = {"mine": own, "creative": judged}
-    return parse_params({"tasks": tasks, "phases": {"mine": phase}, "orders": {"one": ["mine"]}})
+    judge = {"prompts": 2, "heldout_prompts": 2}
+    given = {"tasks": tasks, "phases": {"mine": phase}, "orders": {"one": ["mine"]}}
+    return parse_params({**given, "judge": judge})
 
 
 def test_one_line_of_params_builds_problems_with_messages() -> None:
