@@ -26,7 +26,7 @@ def main(arguments: argparse.Namespace) -> None:
 
     node = arguments.node
     with stages.keeping(node, params, None):
-        policy = Policy.load(params.policy.path, weights=False)
+        policy = Policy.start(params.policy, weights=False)
         policy.save_as_model_node(paths.checkpoint(node), params.policy.path)
         write_manifest(
             node,

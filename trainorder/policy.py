@@ -6,8 +6,9 @@ transformers is imported only when a model is built or loaded; see `pretrained.i
 from __future__ import annotations
 
 import itertools
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -22,8 +23,13 @@ from trainorder.adapters import (
 )
 from trainorder.config import PolicyConfig
 from trainorder.files import writing_folder
-from trainorder.pretrained import import_transformers, load_model, load_tokenizer
-from trainorder.reading import ParamsError
+from trainorder.pretrained import (
+    generation_config_of,
+    import_transformers,
+    load_model,
+    load_tokenizer,
+)
+from trainorder.reading import ParamsError, read_text
 from trainorder.sources import locate
 from trainorder.streams import seed_of
 from trainorder.tasks.base import Prompt, turns
@@ -79,10 +85,40 @@ class Policy:
             ParamsError: not such a folder, weights missing or left over, or code that may not run.
         """
         folder = locate(path, weights=weights)
-        model = load_model(weights_of(folder), weights=weights)
+        place = weights_of(folder)
+        model = load_model(place, weights=weights)
+        if place != folder:  # which tokens end an answer is the node's
+            model.generation_config = generation_config_of(folder)
         if is_adapter_node(folder) and weights:
             add_to_weights(model, folder)
         return cls(model, load_tokenizer(folder))
+
+    @classmethod
+    def start(cls, config: PolicyConfig, *, weights: bool = True) -> Policy:
+        """The model of `policy.path`, asked and ended as params.yaml says; what is saved of it keeps that.
+
+        Raises:
+            ParamsError: as `load`; or there is no chat template for what params.yaml puts into it.
+        """
+        assert config.path is not None
+        policy = cls.load(config.path, weights=weights)
+        tokenizer: Any = policy.tokenizer
+        if config.chat_template is not None:
+            tokenizer.chat_template = read_text(Path(config.chat_template))
+        if config.system is not None or config.chat_template_kwargs:
+            template = tokenizer.chat_template
+            if template is None:
+                raise ParamsError(
+                    f"policy.path {config.path}: the tokenizer has no chat template for policy.system and "
+                    f"policy.chat_template_kwargs: name a file with one by policy.chat_template"
+                )
+            template = template if isinstance(template, str) else template["default"]
+            first = template_defaults(config.system, config.chat_template_kwargs)
+            tokenizer.chat_template = first + template
+        if config.generation_config == "ignore":
+            generation: Any = policy.model.generation_config
+            generation.eos_token_id = tokenizer.eos_token_id
+        return policy
 
     def to(self, device: str) -> Policy:
         """The same policy, its model moved in place."""
@@ -240,14 +276,51 @@ class Policy:
 
     @property
     def eos_id(self) -> int:
-        """The end token that training puts behind an answer."""
-        return _require(self.tokenizer.eos_token_id, "end token (eos_token)")
+        """The end token that training puts behind an answer: the tokenizer's, else the generation config's first."""
+        own: Any = self.tokenizer.eos_token_id
+        if own is not None:
+            return own
+        more = getattr(self.model.generation_config, "eos_token_id", None)
+        listed = more if isinstance(more, list) else [more]
+        return _require(listed[0], "end token (eos_token), and generation_config.json none either")
 
     @property
     def pad_id(self) -> int:
         """The filler behind a finished row; the end token where the tokenizer has no filler of its own."""
         pad: Any = self.tokenizer.pad_token_id
         return self.eos_id if pad is None else pad
+
+
+def template_defaults(system: str | None, variables: Mapping[str, Any]) -> str:
+    r"""The beginning of a chat template that sets variables nobody gave, and a system message where there is none.
+
+    >>> template_defaults(None, {"enable_thinking": False})
+    '{% if enable_thinking is not defined %}{% set enable_thinking = false %}{% endif %}'
+    """
+    parts = [
+        f"{{% if {name} is not defined %}}{{% set {name} = {_jinja(value)} %}}{{% endif %}}"
+        for name, value in variables.items()
+    ]
+    if system is not None:
+        message = _jinja({"role": "system", "content": system})
+        parts.append(
+            f"{{% if not messages or messages[0]['role'] != 'system' %}}"
+            f"{{% set messages = [{message}] + messages %}}{{% endif %}}"
+        )
+    return "".join(parts)
+
+
+def _jinja(value: Any) -> str:
+    r"""A JSON value as Jinja writes it.
+
+    >>> _jinja({"a": [None, True, 1.5, 'say "no"']})
+    '{"a": [none, true, 1.5, "say \\"no\\""]}'
+    """
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_jinja(k)}: {_jinja(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_jinja, value)) + "]"
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def tiny_config(config: PolicyConfig, vocabulary: int, **tokens: Any) -> Any:

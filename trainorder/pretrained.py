@@ -43,7 +43,7 @@ def load_model(folder: Path, *, weights: bool = True) -> PreTrainedModel:
     """
     import torch
 
-    config = _read_config(folder)
+    _check_config(folder)
     _check_weight_files(folder)
     transformers = import_transformers()
     options: dict[str, Any] = {} if weights else {"device_map": "meta"}
@@ -54,7 +54,7 @@ def load_model(folder: Path, *, weights: bool = True) -> PreTrainedModel:
             use_safetensors=True,
             trust_remote_code=_runs_own_code(folder),
             local_files_only=True,
-            generation_config=_generation_config(folder, config),
+            generation_config=generation_config_of(folder),
             ignore_mismatched_sizes=True,  # only so that the report names them; see check_report
             output_loading_info=True,
             **options,
@@ -118,8 +118,8 @@ def import_transformers() -> Any:
     return importlib.import_module("transformers")
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """config.json, if it describes a model that can be trained here."""
+def _check_config(folder: Path) -> None:
+    """Refuse a folder whose config.json does not describe a model that can be trained here."""
     names = sorted(file.name for file in folder.iterdir())
     if "adapter_config.json" in names:
         raise ParamsError(
@@ -142,7 +142,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ParamsError(
             f"{folder} holds quantized weights ({method}), which cannot be trained: take the model's unquantized version"
         )
-    return config
 
 
 def _check_weight_files(folder: Path) -> None:
@@ -229,10 +228,13 @@ def _check_kind(folder: Path, model: Any) -> None:
         )
 
 
-def _generation_config(folder: Path, config: dict[str, Any]) -> Any:
+def generation_config_of(folder: Path) -> Any:
     """The special tokens of generation_config.json, or of config.json where there is none; nothing that fails to save."""
     file = folder / "generation_config.json"
-    given = _read_json(file) if file.is_file() else {**config, "_from_model_config": True}
+    if file.is_file():
+        given = _read_json(file)
+    else:
+        given = {**_read_json(folder / "config.json"), "_from_model_config": True}
     kept = {name: given[name] for name in GENERATION_FLAGS if isinstance(given.get(name), bool)}
     for name in GENERATION:
         ids = given.get(name)

@@ -103,10 +103,14 @@ def locate(name: str | Path, *, weights: bool) -> Path:
 
 
 def section(policy: PolicyConfig) -> dict[str, Any]:
-    """The section `policy` as stages depend on it and manifests record it: with the content of what a package holds."""
+    """The section `policy` as stages depend on it and manifests record it: with the content of a package and a template."""
     found = policy.results()
     content = find(policy.path).content if policy.path else None
-    return found if content is None else {**found, "content": content}
+    if content is not None:
+        found["content"] = content
+    if policy.chat_template is not None:
+        found["template"] = content_of(Path(policy.chat_template))
+    return found
 
 
 def _in_package(text: str) -> Source:

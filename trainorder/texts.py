@@ -30,6 +30,7 @@ def log_probs(
     *,
     entropy: bool = False,
     kernels: Kernels | None = None,
+    temperature: float = 1.0,
 ) -> tuple[Float[Tensor, " target"], Float[Tensor, " target"] | None]:
     """Log p of each row's tokens from `firsts[row]` (at least 1) to its end, given all before them, row after row.
 
@@ -50,7 +51,7 @@ def log_probs(
         states = _states(model, kernels, [row[:-1] for row in rows])
         head = model.lm_head.weight
         return training.log_probs(
-            kernels, states[places], head, wanted, 1.0, entropy, CHUNK_ENTRIES
+            kernels, states[places], head, wanted, temperature, entropy, CHUNK_ENTRIES
         )
     width, before = max(map(len, rows)) - 1, min(firsts) - 1
     padded = [[*row[:-1], *[0] * (width - len(row) + 1)] for row in rows]
@@ -63,9 +64,10 @@ def log_probs(
         [first - 1 <= place < len(row) - 1 for place in range(before, width)]
         for row, first in zip(rows, firsts, strict=True)
     ]
-    logps, entropies = likelihood(
-        logits[torch.tensor(real, device=device)].float(), wanted, entropy=entropy
-    )
+    kept = logits[torch.tensor(real, device=device)].float()
+    if temperature != 1:
+        kept = kept / temperature
+    logps, entropies = likelihood(kept, wanted, entropy=entropy)
     return logps, entropies
 
 

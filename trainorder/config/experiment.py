@@ -95,11 +95,18 @@ class EvaluationConfig(Section):
     changes_nothing = frozenset({"threads"})
 
     samples: int = Field(default=4, ge=1, le=1024)
-    """Answers sampled per problem at temperature 1; their mean is the main score, pass@k uses all."""
+    """Answers sampled per problem; their mean is the main score, pass@k uses all."""
+    temperature: float = Field(default=1.0, ge=0.01, le=100)
+    """Of these answers. A small pretrained model is often far better below 1; `rl.temperature` is that of training."""
     seed: Seed = 0
     """Sampling seed; the same numbers for every checkpoint, so that differences are paired."""
     threads: Threads = 1
     """CPU threads, as in `rl.threads`."""
+
+    def results(self) -> dict[str, Any]:
+        """What can change a score; the temperature where it is not 1."""
+        plain = {"temperature"} if self.temperature == 1 else set[str]()
+        return self.model_dump(exclude=plain | self.changes_nothing)
 
 
 class MeasureConfig(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from trainorder.config.values import (
     Batch,
@@ -41,6 +41,22 @@ class PolicyConfig(Section):
     """Longest prompt plus completion the tiny model can see, tokens."""
     trust_remote_code: bool = False
     """True: run Python code that a model brings along (`auto_map` in its config.json). Recorded in the manifest."""
+    chat_template: str | None = None
+    """File with a Jinja template in place of the tokenizer's own; null keeps that."""
+    system: str | None = Field(default=None, min_length=1)
+    """System message before prompts that have none; null: what the template says without one."""
+    chat_template_kwargs: dict[str, JsonValue] = Field(default_factory=dict, max_length=32)
+    """Variables of the template, e.g. `{enable_thinking: false}`. Template, system message and these are saved in every
+    checkpoint's chat template, so that it is asked alike wherever it is loaded."""
+    generation_config: Literal["end_tokens", "ignore"] = "end_tokens"
+    """What of the model's generation_config.json counts. end_tokens: each end token that it lists ends an answer; ignore: the
+    tokenizer's alone does. Its temperature, top_p and penalties never count: see rl.temperature and evaluation.temperature."""
+
+    def results(self) -> dict[str, Any]:
+        """What can change a checkpoint; how a model of the user's is asked only where params.yaml says something of it."""
+        asked = ("chat_template", "system", "chat_template_kwargs", "generation_config")
+        plain = {name for name in asked if getattr(self, name) == getattr(PLAIN_POLICY, name)}
+        return self.model_dump(exclude=plain)
 
     def tiny_bytes(self, vocabulary: int = VOCABULARY) -> int:
         """Bytes of the tiny model's weights, in float32.
@@ -51,6 +67,9 @@ class PolicyConfig(Section):
         h = self.hidden_size
         per_layer = 4 * h * h + 3 * h * self.mlp_size + 2 * h
         return 4 * (vocabulary * h + self.num_layers * per_layer + h)
+
+
+PLAIN_POLICY = PolicyConfig()
 
 
 class SftConfig(Section):

@@ -4,10 +4,10 @@ Per problem (`k` is `evaluation.samples`):
 
 | metric | value |
 |---|---|
-| score | mean over the k samples at temperature 1: verifier value, or win rate against the reference by the evaluation judge |
+| score | mean over the k samples (at `evaluation.temperature`): verifier value, or win rate against the reference by the evaluation judge |
 | greedy | the same scorer on the most likely answer |
 | pass_at_k | chance that one of k samples succeeds; success is a full verifier value, or a win rate above one half |
-| entropy_own | nats per token on the k samples |
+| entropy_own | nats per token on the k samples, of the distributions that they were drawn from |
 | entropy_fixed | nats per token on the problem's reference text, the same text for every checkpoint |
 | length | mean tokens of the k samples |
 | unscored | share of the k samples that could not be graded; they are left out of all means (nan if none is left) |

@@ -73,7 +73,7 @@ def answer(
 
     def sampling(exam: Exam) -> Saved:
         done = sample(engine(), exam, config)
-        return _packed(_with_entropies(policy, exam, done))
+        return _packed(_with_entropies(policy, exam, done, config.temperature))
 
     def most_likely() -> Saved:
         done = engine().generate(
@@ -126,12 +126,13 @@ def engine_for(
 
 
 def sample(engine: Engine, exam: Exam, config: EvaluationConfig) -> Completions:
-    """`config.samples` answers per problem at temperature 1, drawn with the problem's own random numbers."""
+    """`config.samples` answers per problem, drawn with the problem's own random numbers."""
     return engine.generate(
         [
             Request(
                 problem,
                 samples=config.samples,
+                temperature=config.temperature,
                 max_new_tokens=exam.max_new_tokens,
                 seed=seed_of("evaluate", config.seed, exam.name, exam.split, problem.id),
             )
@@ -148,8 +149,10 @@ def forced_entropies(
     return [own.double().mean().item() for own in found]
 
 
-def _with_entropies(policy: Policy, exam: Exam, done: Completions) -> Completions:
-    """The answers to an exam, sampled at temperature 1, with entropies."""
+def _with_entropies(
+    policy: Policy, exam: Exam, done: Completions, temperature: float
+) -> Completions:
+    """The answers to an exam with the entropies of the distributions that they were drawn from."""
     if done.entropies is not None:
         return done
     lengths = done.loss_mask.sum(1).long().tolist()
@@ -158,22 +161,24 @@ def _with_entropies(policy: Policy, exam: Exam, done: Completions) -> Completion
     samples = len(rows) // len(prompts)
     pairs = [(prompts[i // samples], row) for i, row in enumerate(rows)]
     entropies = torch.zeros_like(done.logps)
-    for i, own in enumerate(_entropies(policy, pairs)):
+    for i, own in enumerate(_entropies(policy, pairs, temperature)):
         entropies[i, : len(own)] = own
     return replace(done, entropies=entropies)
 
 
 def _entropies(
-    policy: Policy, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    policy: Policy, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], temperature: float = 1.0
 ) -> list[Tensor]:
-    """Entropy (nats) at temperature 1 of each token of each (prompt, completion)'s completion, on the CPU."""
+    """Entropy (nats) of each token of each (prompt, completion)'s completion, on the CPU."""
     each, kernels = [torch.empty(0)] * len(pairs), kernels_for(policy.model)
     vocabulary = policy.model.config.get_text_config().vocab_size
     with torch.no_grad():
         for batch in _batches([(len(p), len(c)) for p, c in pairs], vocabulary):
             rows = [[*pairs[i][0], *pairs[i][1]] for i in batch]
             firsts = [len(pairs[i][0]) for i in batch]
-            _, found = log_probs(policy.model, rows, firsts, entropy=True, kernels=kernels)
+            _, found = log_probs(
+                policy.model, rows, firsts, entropy=True, kernels=kernels, temperature=temperature
+            )
             assert found is not None
             for i, own in zip(
                 batch, found.cpu().split([len(pairs[i][1]) for i in batch]), strict=True

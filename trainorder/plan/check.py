@@ -58,6 +58,7 @@ MAX_NAME = 200
 MAX_ROLLOUTS = 262_144
 """Rollouts of one step, all held in memory."""
 HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})|[0-9A-Fa-f:.]{2,45}(%\w+)?")
+VARIABLE = re.compile(r"[A-Za-z_]\w{0,63}")
 PAID_BY = {"structured": "verifier", "creative": "judge"}
 
 
@@ -118,7 +119,22 @@ def _check_policy(policy: PolicyConfig) -> None:
     if policy.path is not None:
         _check_model_path(policy.path)
         _check_kept("policy.path", policy.path)
+        template = policy.chat_template
+        if template is not None and found_at(template) != "file":
+            raise ParamsError(
+                f"policy.chat_template: no file {shown(template)}; name one with a Jinja template"
+            )
+        bad = [name for name in policy.chat_template_kwargs if not VARIABLE.fullmatch(name)]
+        if bad:
+            raise ParamsError(
+                f"policy.chat_template_kwargs: {shown(bad[0])} is no name of a template's variable; use letters, digits and _"
+            )
         return
+    for name in ("chat_template", "system", "chat_template_kwargs"):
+        if getattr(policy, name):
+            raise ParamsError(
+                f"policy.{name} is of a model named by policy.path; the built-in one has its own template: remove it"
+            )
     width, heads = policy.hidden_size, policy.num_heads
     if width % heads or (width // heads) % 2:
         raise ParamsError(

@@ -63,10 +63,10 @@ def check(params: Params) -> None:
     else:
         from trainorder.policy import Policy
 
-        policy = Policy.load(params.policy.path, weights=False)
+        policy = Policy.start(params.policy, weights=False)
         where = f"policy.path {params.policy.path}"
         _check_vocabulary(policy, where)
-        _check_template(policy, where)
+        _check_template(policy, where, samples)
         _check_saving(policy, where)
         _check_head(policy, where)
         prompts = {
@@ -111,10 +111,20 @@ def _check_vocabulary(policy: Policy, where: str) -> None:
         )
 
 
-def _check_template(policy: Policy, where: str) -> None:
+def _turns(problem: Problem) -> int:
+    return len(turns(problem.prompt))
+
+
+def _check_template(policy: Policy, where: str, samples: Mapping[str, Sample]) -> None:
     """A prompt must be a function of its text: no random numbers, addresses or ignored messages."""
     source: Any = policy.tokenizer.chat_template
     if source is None:
+        several = next((n for n, s in samples.items() if any(_turns(p) > 1 for p in s.longest)), "")
+        if several:
+            raise ParamsError(
+                f"{where}: the tokenizer has no chat template, and prompts of tasks.{several} have several turns: name a file "
+                f"with a template by policy.chat_template, or take the instruct version of the model"
+            )
         return
     found = _random_parts(source if isinstance(source, str) else "\n".join(source.values()))
     if found:

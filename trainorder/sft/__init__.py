@@ -69,7 +69,7 @@ def warm_up(
     if params.policy.path is None:
         policy = Policy.build_tiny(params.policy, paths.TOKENIZER, seed)
     else:
-        policy = Policy.load(params.policy.path)
+        policy = Policy.start(params.policy)
     policy = policy.to(device)
     drawn = batches(policy, config, seed)
     side_by_side = Workers(config.threads) if device == "cpu" else ALONE
