@@ -6,12 +6,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from rl_small import make_roll
+from rl_small import gradient, make_roll, off_policy_roll, tiny_llama
 
-from trainorder.config import Schedule
+from trainorder.config import MethodConfig, Schedule
 from trainorder.reading import ParamsError
 from trainorder.rl.pieces.advantages import dr_grpo
 from trainorder.rl.pieces.imitation import expert_rows, nll, phases_of, shift_readapt_overfit
@@ -25,6 +26,7 @@ from trainorder.rl.pieces.replay import (
     self_imitation_credit,
 )
 from trainorder.rl.pieces.steps import expert_steps, step_similarity
+from trainorder.rl.step import layer_factors
 from trainorder.rl.types import Live, Roll, State
 from trainorder.rollout import Request
 from trainorder.tasks.base import Problem
@@ -277,3 +279,28 @@ def test_four_answers_and_three_more_from_each_are_a_group_of_sixteen():
     joined = regenerate(Roll.cat([row] * 4), STATE, Asked(*SPANS))
     assert len(joined) == 16
     assert re.fullmatch("0{16}", "".join(map(str, joined.group.tolist())))
+
+
+def test_factors_per_layer_scale_the_gradient_of_one_term_only():
+    model = tiny_llama(layers=3).double()
+    names = [name for name, _ in model.named_parameters()]
+    roll = off_policy_roll(model)
+
+    def gradients(*terms: Any) -> dict[str, torch.Tensor]:
+        config = MethodConfig(advantage=["dr_grpo"], terms=list(terms))
+        return dict(zip(names, gradient(model, roll, config)[1], strict=True))
+
+    nll_of = {"source": "expert", "coef": 0.5}
+    policy = gradients({"clipped_surrogate": {"source": "policy"}})
+    expert = gradients({"nll": nll_of})
+    both = gradients(
+        {"clipped_surrogate": {"source": "policy"}}, {"nll": {**nll_of, "layers": [0.0, 2.0]}}
+    )
+    factors = layer_factors(names, [0.0, 2.0])
+    assert sorted(set(factors.values())) == [0.0, 1.0, 2.0]
+    assert factors["model.layers.1.self_attn.q_proj.weight"] == 1.0
+    assert factors["model.embed_tokens.weight"] == 0.0
+    assert factors["model.norm.weight"] == 2.0
+    for name in names:
+        torch.testing.assert_close(both[name], policy[name] + factors[name] * expert[name])
+    assert float(expert["model.norm.weight"].abs().max()) > 0

@@ -13,7 +13,8 @@ import torch
 from rl_small import make_roll
 
 from trainorder.adapters import weights_hash
-from trainorder.config import MethodConfig, PhaseConfig, Schedule
+from trainorder.config import MethodConfig, PhaseConfig, Schedule, TrainingConfig
+from trainorder.reading import ParamsError
 from trainorder.resume import Work
 from trainorder.rl.forward import forward
 from trainorder.rl.guard import under
@@ -331,3 +332,10 @@ def test_a_method_resumed_after_a_step_repeats_the_bytes_of_an_uninterrupted_run
     assert {key: line[key] for key in timeless} == timeless
     for key, weight in whole.policy.model.state_dict().items():
         assert torch.equal(weight, resumed.policy.model.state_dict()[key])
+
+
+def test_factors_per_layer_are_refused_where_gradients_are_split():
+    rl = rl_project.settings(method={"terms": [{"clipped_surrogate": {"layers": [0.0, 1.0]}}]})
+    training = TrainingConfig(backend="deepspeed")
+    with pytest.raises(ParamsError, match="`layers` needs whole gradients"):
+        make_learner(rl_project.PARENT, "math", PHASE, rl, 0, training=training)

@@ -98,6 +98,7 @@ class Schedule(Section):
 
 
 Coef = float | Schedule
+Layers = Annotated[list[float], Field(min_length=2, max_length=2)]
 ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
     "reward": {"coef": Coef},
     "terms": {
@@ -106,7 +107,9 @@ ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
         "reduction": Reduction | None,
         "denominator": Denominator | None,
         "source": Literal["policy", "expert", "replay", "teacher"] | None,
+        "layers": Layers | None,
     },
 }
 """Slot -> option that the engine gives all of its pieces -> its type. `source` are the rows that a term is of (null: all);
+`layers: [first, last]` multiplies the term's gradient by a factor that goes on a line from the first to the last layer;
 `weight` pieces multiply the method's weights for this term; null takes the method's `reduction` and `denominator`."""

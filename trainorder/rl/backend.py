@@ -62,6 +62,10 @@ class Backend(Protocol):
         """Add the gradient of each micro-batch's loss, in order; gives what `loss_of` returned beside it."""
         ...
 
+    def gradients(self) -> Mapping[str, Tensor]:
+        """Weight -> its gradient so far; not with DeepSpeed, which splits them."""
+        ...
+
     def step(self, lr: float) -> float:
         """Clip and update; the gradient's norm before clipping. One that is not finite was not applied."""
         ...
@@ -118,6 +122,10 @@ class LocalBackend:
         """See Backend."""
         for parameter in self.trained.values():
             parameter.grad = torch.zeros_like(parameter)
+
+    def gradients(self) -> Mapping[str, Tensor]:
+        """See Backend."""
+        return {name: p.grad for name, p in self.trained.items() if p.grad is not None}
 
     def map(self, function: Callable[[list[int]], R], batches: Sequence[list[int]]) -> Iterator[R]:
         """See Backend."""

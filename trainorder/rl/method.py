@@ -41,6 +41,8 @@ class Bound:
     denominator: Denominator | None = None
     source: str | None = None
     """Of a term: the rows that it is of, one of SOURCES; None: all rows."""
+    layers: list[float] | None = None
+    """Of a term: factors on its gradient in the first and in the last layer, a line between; None: 1 everywhere."""
 
     def __call__(self, *args: Any) -> Any:
         """Run the piece; `coef` and the other options of the engine are for the engine to apply."""

@@ -12,8 +12,9 @@ cannot be graded get advantage 0 and leave their group's statistics.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +35,9 @@ from trainorder.rl.reduce import reduction_shares
 from trainorder.rl.rollouts import StepRollouts, longest_row, score
 from trainorder.rl.speed import rates, timed
 from trainorder.rl.types import Roll, State
+
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+"""Where the name of a weight has the number of its layer."""
 
 
 def rl_step(learner: Learner, state: State) -> dict[str, float]:
@@ -157,16 +161,72 @@ def accumulate(
     """Add up the gradient of one update's loss; returns the loss and the logged means.
 
     The loss is a sum over tokens with shares fixed beforehand, so how rows fall into micro-batches and ranks changes
-    nothing. `factor`, [row, 1], multiplies each row's shares; `max_length` is each task's longest answer in tokens.
+    nothing. Terms with factors per layer have a pass of their own. `factor`, [row, 1], multiplies each row's shares; `max_length` is each task's longest answer in tokens.
     """
+    shares = [
+        term_shares(term, number, roll, method, max_length) * factor
+        for number, term in enumerate(method.terms)
+    ]
+    layered = [number for number, term in enumerate(method.terms) if term.layers is not None]
+    passes, held = [[number] for number in layered], list[dict[str, Tensor]]()
+    together = [number for number in range(len(method.terms)) if number not in layered]
+    log: dict[str, float] = defaultdict(float, loss=0.0)
     backend.zero_grad()
-    all_rows, kept, shares = roll, [], []
-    for number, term in enumerate(method.terms):
-        shares.append(term_shares(term, number, roll, method, max_length) * factor)
+    for numbers in [*passes, together]:
+        terms = [(method.terms[number], shares[number]) for number in numbers]
+        found = _add_terms(model, roll, terms, method, state, budget, backend, models)
+        for name, value in found.items():
+            log[name] = max(log[name], value) if name == "mismatch_max" else log[name] + value
+        if numbers in passes:
+            held.append(_by_layer(backend.gradients(), method.terms[numbers[0]].layers or [1, 1]))
+            backend.zero_grad()
+    for gradients in held:
+        for name, gradient in backend.gradients().items():
+            gradient += gradients[name]
+    return dict(log)
+
+
+def _by_layer(gradients: Mapping[str, Tensor], ends: Sequence[float]) -> dict[str, Tensor]:
+    """Copies, each times the factor of its layer."""
+    factors = layer_factors(list(gradients), ends)
+    return {name: factors[name] * gradient for name, gradient in gradients.items()}
+
+
+def layer_factors(names: Sequence[str], ends: Sequence[float]) -> dict[str, float]:
+    """Weight -> a factor on a line from the first to the last layer; what lies before and behind them has the ends'.
+
+    >>> layer_factors(["embed.w", "layers.0.w", "layers.1.w", "layers.2.w", "head.w"], [0.0, 1.0])
+    {'embed.w': 0.0, 'layers.0.w': 0.0, 'layers.1.w': 0.5, 'layers.2.w': 1.0, 'head.w': 1.0}
+    """
+    first, last = ends
+    layers = {name: int(found[1]) for name in names if (found := LAYER.search(name))}
+    deepest = max(layers.values(), default=0)
+    factors = {
+        name: first + (last - first) * (layer / deepest if deepest else 1.0)
+        for name, layer in layers.items()
+    }
+    return {n: factors.get(n, first if "embed" in n or "wte" in n else last) for n in names}
+
+
+def _add_terms(
+    model: Any,
+    roll: Roll,
+    terms: Sequence[tuple[Bound, Tensor]],
+    method: Method,
+    state: State,
+    budget: int,
+    backend: Backend,
+    models: Mapping[str, Any] | None,
+) -> dict[str, float]:
+    """Add up the gradient of some terms, each with its tokens' shares."""
+    if not terms:
+        return {"forward_tokens": 0.0}
+    all_rows, kept = roll, []
+    for term, share in terms:
         effect = roll.advantages if term.entry.scales_with_advantage else 1.0
-        kept.append((effect * shares[-1] != 0).any(1))
+        kept.append((effect * share != 0).any(1))
     learning = torch.stack(kept).any(0).nonzero().flatten().tolist()
-    roll, shares = roll.rows(learning), [share[learning] for share in shares]
+    roll, terms = roll.rows(learning), [(term, share[learning]) for term, share in terms]
     idle = longest_row(all_rows)
     sums, tokens, gap = defaultdict[str, float](float), float(roll.loss_mask.sum()), 0.0
 
@@ -178,7 +238,7 @@ def accumulate(
             return 0.0 * live.logps.sum(), ({}, 0.0)
         losses = [
             term.coef_at(state) * (term(live, batch, state) * share[rows]).sum()
-            for term, share in zip(method.terms, shares, strict=True)
+            for term, share in terms
         ]
         loss, logps = torch.stack(losses).sum(), live.logps.detach()
         sampled = batch.loss_mask * batch.is_from("policy")[:, None]
@@ -199,7 +259,7 @@ def accumulate(
     log = {name: sum(found.get(name, 0.0) for found, _ in ranks) for name in names}
     if "mismatch_mean" in log:
         log["mismatch_max"] = max(gap for _, gap in ranks)
-    return {"loss": 0.0, **log, "forward_tokens": float(computed_tokens(roll))}
+    return {**log, "forward_tokens": float(computed_tokens(roll))}
 
 
 def term_shares(

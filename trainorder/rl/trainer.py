@@ -164,6 +164,11 @@ def make_learner(
             another vocabulary.
     """
     method = Method.from_config(rl.method)
+    if any(term.layers for term in method.terms) and training.backend != "local":
+        raise ParamsError(
+            f"rl.method.terms: `layers` needs whole gradients, and training.backend: {training.backend} splits them; leave it "
+            "out or train with the backend `local`"
+        )
     if "teacher" in method.models and teacher is None:
         raise ParamsError(NO_TEACHER)
     if rl.updates_per_batch > rl.prompts_per_step:

@@ -44,6 +44,23 @@ PRESETS = [
         reduces_to={"terms": [OWN]},
     ),
     Preset(
+        name="chord_layers",
+        summary="CHORD-mu whose expert moves the upper layers more than the lower ones",
+        papers=("2508.11408",),
+        method={
+            "edit": ["expert_rows"],
+            "advantage": ["grpo"],
+            "terms": [
+                {"clipped_surrogate": {"source": "policy", "coef": RISE}},
+                {"nll": {"source": "expert", "coef": FALL, "layers": [0.5, 1.5]}},
+            ],
+        },
+        basis="ours",
+        not_grounded="that layers differ, and their factors: the paper has one weight for all of them",
+        neutral={"terms": [OWN, {"nll": {"source": "expert", "coef": 0.5, "layers": [1.0, 1.0]}}]},
+        reduces_to={"terms": [OWN, {"nll": {"source": "expert", "coef": 0.5}}]},
+    ),
+    Preset(
         name="srl",
         summary="one step of an expert's solution at a time, paid by its likeness; RLVR is the next phase",
         papers=("2510.25992",),
