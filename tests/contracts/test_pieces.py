@@ -135,9 +135,27 @@ def test_a_permuted_group_gets_permuted_credit(name):
     torch.testing.assert_close(ADVANTAGES[name](roll.rows(order), State(total=1)), credit[order])
 
 
+def lopsided_roll() -> Roll:
+    """A sure group of 80 tokens, one of them an outlier that is punished, and one of high entropy beside it."""
+    rewards = [1, 0, 0, 1, 0, 0, 0, 1] * 2
+    roll = make_roll(rewards, group=[0] * 8 + [1] * 8, lengths=[10] * 16)
+    noise = torch.Generator().manual_seed(2)
+    old = torch.rand(roll.loss_mask.shape, generator=noise, dtype=torch.float64) * -3
+    entropy = old.abs() + 3
+    old[:8], entropy[:8] = -0.01, 0.01
+    old[1, 3], entropy[1, 3] = -1.0, 0.0
+    known = {**needed_of(roll), "old_logps": old, "sampler_logps": old, "ref_logps": old}
+    known |= {"entropy": entropy, "expected_discriminator": torch.zeros_like(old)}
+    advantages = torch.tensor([[1.0 if r else -1.0] * 10 for r in rewards], dtype=torch.float64)
+    return replace(roll, advantages=advantages, token_facts=known)
+
+
 def sees_other_groups(entry: Entry) -> bool:
     """Whether some row's advantage or weight is another one without the other groups of the batch."""
-    roll = some_roll()
+    return any(differs_alone(entry, roll) for roll in (some_roll(), lopsided_roll()))
+
+
+def differs_alone(entry: Entry, roll: Roll) -> bool:
     whole = spread(entry(roll, State(total=1)), roll)
     alone = torch.zeros_like(whole)
     for group in roll.group.unique():

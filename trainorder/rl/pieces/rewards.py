@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trainorder.rewards import format
 from trainorder.rl.helpers import equal_in_group, gstd
 from trainorder.rl.registry import metric, reward
 from trainorder.rl.types import Roll, State
@@ -23,3 +26,20 @@ def reward_spread(roll: Roll, state: State) -> dict[str, float]:
     spread = gstd(roll.rewards, roll.group, roll.scored)
     spread = torch.where(equal_in_group(roll.rewards, roll.group, roll.scored), 0.0, spread)
     return {"reward_spread": float(spread.mean())}
+
+
+@reward
+def majority(roll: Roll, state: State) -> Float[Tensor, " row"]:
+    """1 where the answer is the one that most answers of the group give, else 0: reward without labels (SPINE, arXiv:2511.17938).
+
+    Answers are compared as texts, without case and surrounding space (`trainorder.rewards.format.answer`; the whole text
+    where it presents none). Of answers given equally often all count; a group without two equal answers earns nothing.
+    """
+    said = [(format.answer(text) or text).strip().casefold() for text in roll.text]
+    voters = list(zip(roll.group.tolist(), said, strict=True))
+    votes = Counter(voters)
+    most: dict[int, int] = {}
+    for (group, _), count in votes.items():
+        most[group] = max(most.get(group, 0), count)
+    won = [votes[voter] == most[voter[0]] > 1 for voter in voters]
+    return roll.rewards.new_tensor([float(value) for value in won])
