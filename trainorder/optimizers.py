@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from trainorder.config import OptimizerName, PreferenceSettings, RlConfig, SftConfig
 from trainorder.device import has_fused_adamw
+
+STACK_ENTRIES = 2**20
+"""Entries that Muon orthogonalises together; matrices as large as that gain nothing from it."""
 
 OptimizerConfig = SftConfig | PreferenceSettings | RlConfig
 """The sections of params.yaml that name an optimizer."""
@@ -45,7 +49,7 @@ def muon(model: Any, config: OptimizerConfig, fused: bool) -> torch.optim.Optimi
 
     AdamW takes embeddings, the output head, norms and biases; a model without other matrices gets AdamW alone.
     Muon's step is lr * sqrt(max(1, rows / columns)) times the momentum made orthogonal (torch's `original`), its
-    orthogonalisation in bfloat16; weights decay by lr * weight_decay.
+    orthogonalisation in bfloat16, matrices of equal shape together; weights decay by lr * weight_decay.
     """
     outer = _outer(model)
     weights = _trained(model)
@@ -54,7 +58,7 @@ def muon(model: Any, config: OptimizerConfig, fused: bool) -> torch.optim.Optimi
     rest = _adamw([p for p in weights if id(p) not in chosen], config, fused)
     if not matrices:
         return rest
-    hidden = torch.optim.Muon(
+    hidden = StackedMuon(
         [{"params": matrices, "lr_ratio": config.muon_lr / config.lr}],
         lr=config.muon_lr,
         weight_decay=config.weight_decay,
@@ -67,6 +71,66 @@ OPTIMIZERS: dict[OptimizerName, Callable[[Any, OptimizerConfig, bool], torch.opt
     "muon": muon,
 }
 """`optimizer` of sft, judge and rl -> what makes it."""
+
+
+class StackedMuon(torch.optim.Muon):
+    """torch's Muon, with matrices of equal shape orthogonalised by batched products.
+
+    The same numbers and the same state; most of the time of a small matrix by itself is the calls. Stacks have at most
+    STACK_ENTRIES entries (or one matrix).
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update of all weights that have a gradient."""
+        assert closure is None, "no closure is evaluated"
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[Tensor]] = {}
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    shapes.setdefault(weight.shape, []).append(weight)
+            for shape, weights in shapes.items():
+                size = max(1, STACK_ENTRIES // shape.numel())
+                for i in range(0, len(weights), size):
+                    self._update(weights[i : i + size], group)
+
+    def _update(self, weights: Sequence[Tensor], group: dict[str, Any]) -> None:
+        updates = []
+        for weight in weights:
+            state, grad = self.state[weight], weight.grad
+            assert grad is not None
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(grad)
+            momentum = state["momentum_buffer"].lerp_(grad, 1 - group["momentum"])
+            updates.append(
+                grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+            )
+        rows, columns = weights[0].shape
+        lr = group["lr"] * max(1.0, rows / columns) ** 0.5
+        made = orthogonal(
+            torch.stack(updates), group["ns_coefficients"], group["ns_steps"], group["eps"]
+        )
+        for weight, update in zip(weights, made, strict=True):
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            weight.add_(update, alpha=-lr)
+
+
+def orthogonal(
+    stack: Float[Tensor, "matrix row column"],
+    coefficients: tuple[float, float, float],
+    steps: int,
+    eps: float,
+) -> Float[Tensor, "matrix row column"]:
+    """Newton-Schulz iterations x <- a x + (b x x^T + c (x x^T)^2) x in bfloat16: singular values go to about 1."""
+    a, b, c = coefficients
+    x = stack.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 class Joined(torch.optim.Optimizer):

@@ -11,7 +11,7 @@ import torch
 from trainorder.config import JudgeConfig, PolicyConfig, RlConfig, SftConfig
 from trainorder.data import write_tokenizer
 from trainorder.judges.preference import Judge
-from trainorder.optimizers import OPTIMIZERS, make_optimizer, set_lr
+from trainorder.optimizers import OPTIMIZERS, StackedMuon, make_optimizer, set_lr
 from trainorder.policy import Policy
 from trainorder.resume import optimizer_tensors, restore_optimizer
 
@@ -123,3 +123,24 @@ def test_adamw_is_torchs_own_for_all_weights(policy: Policy):
             each.step()
     for mine, own in zip(weights(ours), weights(theirs), strict=True):
         assert torch.equal(mine, own)
+
+
+def test_matrices_stacked_by_shape_are_updated_as_by_torchs_muon(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("trainorder.optimizers.STACK_ENTRIES", 2 * 8 * 12)  # stacks of two
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 12), (12, 8), (8, 12), (8, 8), (8, 12), (12, 8)]
+    first = [torch.randn(shape, generator=generator) for shape in shapes]
+    stacked, single = ([torch.nn.Parameter(w.clone()) for w in first] for _ in range(2))
+    ours = StackedMuon(stacked, lr=0.5, weight_decay=0.1)
+    torchs = torch.optim.Muon(single, lr=0.5, weight_decay=0.1)
+    for _ in range(3):
+        for weights in (stacked, single):
+            generator.manual_seed(1)
+            for weight in weights[:-1]:  # the last has no gradient
+                weight.grad = torch.randn(weight.shape, generator=generator)
+        ours.step()
+        torchs.step()
+    torch.testing.assert_close(stacked, single, rtol=0, atol=0.5 * 2**-8)
+    torch.testing.assert_close(stacked[-1].data, first[-1])
+    assert (stacked[0] - first[0]).abs().max() > 0.1
+    torch.testing.assert_close(ours.state_dict(), torchs.state_dict())
