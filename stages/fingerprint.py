@@ -20,8 +20,8 @@ RECORDS = ("manifest.json", "metrics.jsonl", "run.json")
 
 def main(arguments: argparse.Namespace) -> None:
     current = plan.load()
-    if not paths.PLAN.is_file() or paths.PLAN.read_text(encoding="utf-8") != current.text():
-        raise ParamsError("plan.yaml does not match params.yaml; run: trainorder plan")
+    for file in plan.stale_files(current):
+        raise ParamsError(f"{file} does not match params.yaml; run: trainorder plan")
     fingerprint.write(current.fingerprints())
     for file in storage.restorable(leftovers(set(current.nodes))):
         file.unlink()

@@ -44,7 +44,9 @@ def read_evaluations(files: list[Path]) -> pd.DataFrame:
 
     for file in files:
         if not file.is_file():
-            raise ParamsError(f"{file} not found: run `dvc repro evaluate@{file.stem}`")
+            raise ParamsError(
+                f"{file} not found: run `dvc repro plan/dvc.yaml:evaluate-{file.stem}`"
+            )
     return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
 
 

@@ -1,4 +1,4 @@
-"""DVC stage merge@<node>: checkpoints of several nodes -> one checkpoint, without training."""
+"""DVC stage <seed>--<merge>: checkpoints of several nodes -> one checkpoint, without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DVC stages structured_rl@, creative_rl@, joint_rl@<node>: a parent and a phase -> checkpoint."""
+"""DVC stage <node> of plan/dvc.yaml: a parent and a phase -> checkpoint."""
 
 from __future__ import annotations
 

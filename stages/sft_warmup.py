@@ -1,4 +1,4 @@
-"""DVC stage sft_warmup@<node>: data/sft, data/tokenizer and the gate's dev problems -> checkpoints/<node>, runs/<node>."""
+"""DVC stage <seed> (s0): data/sft, data/tokenizer and the gate's dev problems -> checkpoints/<node>, runs/<node>."""
 
 from __future__ import annotations
 

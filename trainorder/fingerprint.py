@@ -3,7 +3,7 @@
 DVC stages depend on these hashes instead of on source files, so a reworded comment retrains nothing and a changed
 formula always does. Identity follows names: of the task kinds, engines, backends and judges, and of the pieces of the RL
 step, a stage's fingerprint covers those that its params name and no others. Sections of config/ are left out: their
-values, defaults included, are in params.json.
+values, defaults included, stand beside the fingerprint, in <name>.json.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from trainorder.registries import listed
 PACKAGES = ("trainorder", "stages")
 PIECES = "trainorder.rl.pieces"
 """The package of the families of pieces. Nothing imports a family by name: the pieces that params name say which are run."""
-PHASE, JUDGE = "phase_", "judge_"
-"""Begin the names of the fingerprints of phases and judges; the others are the same in every plan."""
+PHASE, JUDGE, MERGE = "phase_", "judge_", "merge_"
+"""Begin the names of the fingerprints of phases, judges and merges; the others are the same in every plan."""
 LAZY = re.compile(r"(?:trainorder|stages)(?:\.\w+)+:\w+")
 """An entry of a registry that is imported by name: covered by `Code.targets`, not by the registry's hash."""
 RECORDERS = frozenset(
@@ -149,9 +149,9 @@ def of_files(files: Sequence[Path]) -> str:
 
 
 def write(texts: Mapping[str, str], folder: Path = paths.FINGERPRINTS) -> None:
-    """One file per fingerprint; unchanged ones are not touched, those of phases and judges of other plans are removed."""
+    """One file per fingerprint; unchanged ones are not touched, those of phases, judges and merges of other plans are removed."""
     folder.mkdir(exist_ok=True)
-    for old in [*folder.glob(f"{PHASE}*"), *folder.glob(f"{JUDGE}*")]:
+    for old in [file for begin in (PHASE, JUDGE, MERGE) for file in folder.glob(f"{begin}*")]:
         if old.name not in texts and old.is_file():
             old.unlink()
     for name, text in texts.items():

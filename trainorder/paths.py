@@ -6,6 +6,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 PLAN = Path("plan.yaml")
+PIPELINE = Path("plan/dvc.yaml")
+"""The stages of the plan, compiled like plan.yaml."""
 TASK_DATA = Path("data/tasks")
 SFT_DATA = Path("data/sft")
 TOKENIZER = Path("data/tokenizer")
@@ -30,6 +32,7 @@ OF_NODES = ("checkpoints", "runs")
 """Folders that DVC and the stages empty, and those in which they do so with every folder named like a node."""
 FLOW_LOCK = Path(".prefect/flow.lock")
 DVC_LOCK = Path("dvc.lock")
+PIPELINE_LOCK = PIPELINE.with_name("dvc.lock")
 
 
 def checkpoint(node: str) -> Path:

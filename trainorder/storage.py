@@ -39,7 +39,9 @@ OPTIMIZER_COPIES = 3
 _MD5 = re.compile(r"\b([0-9a-f]{32}(?:\.dir)?)\b")
 _IN_PLAN = re.compile(rf"^  ({paths.NODE.pattern}):", re.MULTILINE)
 _OF_NODE = re.compile(r"--node (\S+)")
-_IN_GIT = (":(top,glob)**/*.dvc", ":(top,glob)**/dvc.lock", f":(top,glob)**/{paths.PLAN}")
+_IN_GIT = tuple(
+    f":(top,glob)**/{name}" for name in ("*.dvc", "dvc.lock", paths.PLAN, paths.PIPELINE)
+)
 _CHANGE = re.compile(rb":\d+ \d+ [0-9a-f]+ ([0-9a-f]{40,}) [A-Z]\d*\0([^\0]+)")
 _STAGED = re.compile(rb"\d+ ([0-9a-f]{40,}) \d\t([^\0]+)")
 
@@ -167,7 +169,7 @@ def candidates(*, uncommitted: bool = False) -> list[Item]:
     if uncommitted and not used.nodes:
         raise ParamsError(
             "no commit holds a plan.yaml, so every result would count as uncommitted: "
-            "`git add params.yaml plan.yaml dvc.lock` and commit what you want to keep first"
+            "`git add params.yaml plan.yaml plan dvc.lock` and commit what you want to keep first"
         )
     judges = map(paths.judge_work, current.judges)
     items = list(_remains({*current.nodes, *judges}))
@@ -267,7 +269,9 @@ def _remains(nodes: set[str]) -> Iterator[Item]:
     homes = [paths.checkpoint("x").parent, paths.JUDGE, paths.evaluation("x").parent]
     homes += [paths.BWT.parent, *sorted(paths.run("x").parent.glob("*/"))]
     broken = [f for home in homes for f in sorted(home.glob(".*.tmp"))]
-    ours = [file.with_name(f".{file.name}.tmp") for file in (paths.PLAN, params_file())]
+    ours = [
+        file.with_name(f".{file.name}.tmp") for file in (paths.PLAN, paths.PIPELINE, params_file())
+    ]
     broken += [file for file in ours if file.exists()]
     if broken:
         yield _item(f"{len(broken)} half-written files of killed runs", broken)
@@ -306,7 +310,7 @@ class _Used:
 
     def read(self, name: str, text: str) -> None:
         """Note what one file names; more than it means is harmless, less is not, so any hash in it counts."""
-        if name == paths.PLAN.name:
+        if name in (paths.PLAN.name, paths.PIPELINE.name):
             self.nodes |= set(_IN_PLAN.findall(text))
             return
         self.objects |= set(_MD5.findall(text))

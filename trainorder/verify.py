@@ -20,7 +20,7 @@ from trainorder import paths, plan
 from trainorder.adapters import weights_hash, weights_of
 from trainorder.config import DEFAULT, Params, Section
 from trainorder.lineage import content_hash, manifest_hash, read_manifest
-from trainorder.plan.state import SETTINGS
+from trainorder.plan.names import address, evaluation
 from trainorder.reading import ParamsError, did_you_mean, found_at, read_yaml, shaped
 from trainorder.sources import section
 
@@ -44,20 +44,22 @@ def verify(node: str | None = None) -> list[str]:
         raise ParamsError(
             f"no node {node!r} in the plan; there are {', '.join(names)}{did_you_mean(node, names)}"
         )
-    if not paths.DVC_LOCK.is_file():
+    if not paths.PIPELINE_LOCK.is_file():
         raise ParamsError(
-            f"{paths.DVC_LOCK} not found: nothing was made here yet; run `trainorder run`"
+            f"{paths.PIPELINE_LOCK} not found: nothing was made here yet; run `trainorder run`"
         )
-    locked = _locked()
+    locked = _locked(paths.DVC_LOCK) | {
+        address(name): entry for name, entry in _locked(paths.PIPELINE_LOCK).items()
+    }
     fingerprints = current.fingerprints()
     wanted = [node] if node is not None else list(current.nodes)
     found: list[str] = []
     for name in wanted:
         found += [f"{name}: {text}" for text in _node(name, current.params, fingerprints)]
-    stages = [s for name in wanted for s in (current.nodes[name].stage, f"evaluate@{name}")]
+    stages = [s for name in wanted for s in (current.nodes[name].stage, evaluation(name))]
     stages += [*SHARED, *current.judge_stages] if node is None else []
     if node is None:
-        found += _compiled(current.text(), fingerprints)
+        found += _compiled(current, fingerprints)
     for stage in stages:
         found += [f"{stage}: {text}" for text in _outputs(stage, locked.get(stage))]
     return found
@@ -77,21 +79,24 @@ class _Lock(TypedDict):
     stages: dict[str, _Stage]
 
 
-def _locked() -> Mapping[str, _Stage]:
-    """The stages of dvc.lock."""
+def _locked(lock: Path) -> dict[str, _Stage]:
+    """The stages of one dvc.lock."""
+    if not lock.is_file():
+        return {}
     repair = (
         "`trainorder run` sets a damaged one aside and restores every result from DVC's run cache"
     )
     try:
-        return shaped(read_yaml(paths.DVC_LOCK), _Lock, paths.DVC_LOCK, repair)["stages"]
+        return dict(shaped(read_yaml(lock), _Lock, lock, repair)["stages"])
     except ParamsError as error:
         text = str(error)
     raise ParamsError(text if repair in text else f"{text}; {repair}")
 
 
-def _compiled(plan_text: str, fingerprints: Mapping[str, str]) -> Iterator[str]:
+def _compiled(current: plan.Plan, fingerprints: Mapping[str, str]) -> Iterator[str]:
     """What was compiled from params.yaml and is not what that says now."""
-    texts = {paths.PLAN: plan_text, SETTINGS: fingerprints[SETTINGS.name]}
+    values = {n: text for n, text in fingerprints.items() if n.endswith(".json")}
+    texts = current.texts() | {paths.FINGERPRINTS / name: text for name, text in values.items()}
     for file, text in texts.items():
         if found_at(file) and file.read_bytes() != text.encode():
             yield f"{file} is not what params.yaml says; `trainorder run` writes it again"
@@ -226,11 +231,12 @@ def _code(name: str, then: str | None, text: str | None) -> Iterator[str]:
 
 def _outputs(stage: str, entry: _Stage | None) -> Iterator[str]:
     if entry is None:
-        yield f"{paths.DVC_LOCK} has no entry: the stage did not run here"
+        yield "dvc.lock has no entry: the stage did not run here"
         return
     for dep in entry.get("deps", []):
         path = Path(dep["path"])
-        if path.parent == SETTINGS.parent and path.is_file() and md5(path) != dep.get("md5"):
+        code = path.parent == paths.FINGERPRINTS and path.suffix != ".json"
+        if code and path.is_file() and md5(path) != dep.get("md5"):
             yield f"{path} is not the code it was made with"
     for out in entry.get("outs", []):
         path = Path(out["path"])

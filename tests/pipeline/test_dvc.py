@@ -20,10 +20,7 @@ from trainorder import paths
 from trainorder.reading import read_yaml
 
 pytestmark = pytest.mark.long("DVC writes its lock file after every stage of a whole plan")
-MODULES = {
-    stage.get("do", stage)["cmd"].split()[2].removeprefix("stages.")
-    for stage in read_yaml(ROOT / "dvc.yaml")["stages"].values()
-} - {"fingerprint"}
+MODULES = {file.stem for file in (ROOT / "stages").glob("*.py")} - {"__init__", "fingerprint"}
 
 TOY = """
 import argparse
@@ -38,7 +35,8 @@ def put(path, text):
 def record(node, phase=None):
     import json
 
-    empty = {"files": {}, "parents": {}, "params": {}, "data": {}, "code": {}, "hash": ""}
+    params = json.loads(Path(".fingerprints/sft_warmup.json").read_text())
+    empty = {"files": {}, "parents": {}, "data": {}, "code": {}, "hash": "", "params": params}
     facts = {"node": node, "seed": 0, "phase": phase, "steps": 2, "seconds": 60.0, **empty}
     put(f"runs/{node}/manifest.json", json.dumps(facts))
 
@@ -49,7 +47,8 @@ def main(stage):
         parser.add_argument(f"--{option}")
     a = parser.parse_args()
     with open("log", "a") as log:
-        log.write(f"{stage}@{a.node}\\n" if a.node else f"{stage}\\n")
+        name = f"judge-{a.judge}" if a.judge else a.node or stage
+        log.write(f"evaluate-{name}\\n" if stage == "evaluate" else f"{name}\\n")
     if stage == "build_data":
         from trainorder.config import load_params
 
@@ -112,7 +111,7 @@ def ran(project: Project) -> list[str]:
 
 def states(project: Project) -> dict[str, str]:
     """`plan.status` of a project, in a process of its own: it looks at the working directory and its code."""
-    script = "import json; from trainorder import plan; p = plan.load(); plan.write(p); print(json.dumps(plan.status(p)))"
+    script = "import json; from trainorder import plan; p = plan.load(); plan.write(p); print(json.dumps(plan.status(p)).replace('plan/dvc.yaml:', ''))"
     (project.root / "states.py").write_text(script)
     return json.loads(project.run(sys.executable, "-m", "states").stdout)
 
@@ -126,16 +125,8 @@ def test_each_stage_runs_once_and_then_none(toy: Project):
     nodes = ["s0", *structured, "s0--creative", "s0--qa", "s0--ties"]
     log = (toy.root / "log").read_text().split()
     assert sorted(log) == sorted(
-        [
-            "build_data",
-            *["train_judge"] * 2,
-            "measure_bwt",
-            "report",
-            "sft_warmup@s0",
-            "merge@s0--ties",
-        ]
-        + [f"rl@{node}" for node in nodes if node not in ("s0", "s0--ties")]
-        + [f"evaluate@{node}" for node in nodes]
+        ["build_data", "judge-reward", "judge-evaluation", "measure_bwt", "report", *nodes]
+        + [f"evaluate-{node}" for node in nodes]
     )
     assert set(states(toy).values()) == {"cached"}
     toy.dvc("repro")
@@ -145,22 +136,14 @@ def test_each_stage_runs_once_and_then_none(toy: Project):
 
 OLD, NEW = "structured_first: [math, qa, creative]", "structured_first: [math, creative, qa]"
 TRIED = "structured_first: [qa, math, creative]"
-SUFFIX = ["creative_rl@s0--math--creative", "structured_rl@s0--math--creative--qa"]
+SUFFIX = ["s0--math--creative", "s0--math--creative--qa"]
 
 
 def test_a_reorder_trains_the_changed_suffix_and_undoing_it_nothing(copy: Project):
-    evaluations = [f"evaluate@{stage.partition('@')[2]}" for stage in SUFFIX]
+    evaluations = [f"evaluate-{node}" for node in SUFFIX]
     copy.edit("params.yaml", OLD, NEW)
     assert only(copy, "stale") == sorted([*SUFFIX, *evaluations, "measure_bwt", "report"])
-    assert ran(copy) == sorted(
-        [
-            "rl@s0--math--creative",
-            "rl@s0--math--creative--qa",
-            *evaluations,
-            "measure_bwt",
-            "report",
-        ]
-    )
+    assert ran(copy) == sorted([*SUFFIX, *evaluations, "measure_bwt", "report"])
     assert set(states(copy).values()) == {"cached"}
     left = "s0--math--qa"  # gone from the plan: gone from the table, the records in the cache only
     assert left not in (copy.root / paths.BWT).read_text().split()
@@ -176,13 +159,14 @@ def test_everything_lost_but_the_cache_is_restorable_and_restored(copy: Project)
     for name in ("checkpoints", "runs", "evaluations", "reports", "data", ".fingerprints"):
         shutil.rmtree(copy.root / name)
     (copy.root / "dvc.lock").unlink()
+    (copy.root / "plan/dvc.lock").unlink()
     assert set(states(copy).values()) == {"restorable"}
     assert ran(copy) == []
     assert set(states(copy).values()) == {"cached"}
 
 
 def test_what_a_killed_dvc_left_half_written_is_repaired(copy: Project):
-    lock, table = copy.root / "dvc.lock", copy.root / ".dvc/tmp/rwlock"
+    lock, table = copy.root / "plan/dvc.lock", copy.root / ".dvc/tmp/rwlock"
     text = lock.read_text()
     lock.write_text(text[: text.index("md5:", len(text) // 2) + 2])  # inside the name of a key
     table.write_text('{"read": {"/a')
@@ -197,35 +181,31 @@ def test_what_a_killed_dvc_left_half_written_is_repaired(copy: Project):
 
 def test_a_checkpoint_lost_from_folder_and_cache_is_stale_with_all_that_grew_from_it(copy: Project):
     shutil.rmtree(copy.root / "checkpoints" / "s0--math--qa")
-    lost = copy.root / "dvc.lock"
+    lost = copy.root / "plan/dvc.lock"
     out = next(
         o
-        for o in read_yaml(lost)["stages"]["structured_rl@s0--math--qa"]["outs"]
+        for o in read_yaml(lost)["stages"]["s0--math--qa"]["outs"]
         if o["path"].startswith("check")
     )
     (copy.root / ".dvc/cache/files/md5" / out["md5"][:2] / out["md5"][2:]).unlink()
     assert only(copy, "stale") == [
-        "creative_rl@s0--math--qa--creative",
-        "evaluate@s0--math--qa",
-        "evaluate@s0--math--qa--creative",
+        "evaluate-s0--math--qa",
+        "evaluate-s0--math--qa--creative",
         "measure_bwt",
         "report",
-        "structured_rl@s0--math--qa",
+        "s0--math--qa",
+        "s0--math--qa--creative",
     ]
     # its bytes come back equal, so that nothing above them runs
-    assert ran(copy) == ["rl@s0--math--qa"]
+    assert ran(copy) == ["s0--math--qa"]
 
 
 def test_a_changed_phase_is_stale_wherever_it_stands_and_below(copy: Project):
     copy.edit(
         "params.yaml", "tasks: {qa: 1}, steps: 2}", "tasks: {qa: 1}, steps: 2, rl: {lr: 1.0e-5}}"
     )
-    nodes = [stage for stage in only(copy, "stale") if "_rl@" in stage]
-    assert nodes == [
-        "creative_rl@s0--math--qa--creative",
-        "structured_rl@s0--math--qa",
-        "structured_rl@s0--qa",
-    ]
+    nodes = [stage for stage in only(copy, "stale") if stage.startswith("s0--")]
+    assert nodes == ["s0--math--qa", "s0--math--qa--creative", "s0--qa", "s0--ties"]
 
 
 def test_a_variant_shares_the_base_and_follows_its_own_settings_only(copy: Project):
@@ -236,13 +216,13 @@ def test_a_variant_shares_the_base_and_follows_its_own_settings_only(copy: Proje
     branch = ["math", "math--qa", "qa"]
     copy.cli("plan")
     log = ran(copy)
-    assert [s for s in log if s.startswith("rl")] == sorted(f"rl@s0--slow--{p}" for p in branch)
-    assert [s for s in log if s.startswith(("sft", "train", "build"))] == []
+    assert [s for s in log if s.startswith("s0")] == sorted(f"s0--slow--{p}" for p in branch)
+    assert [s for s in log if s.startswith(("judge", "build"))] == []
     copy.edit("params.yaml", "lr: 1.0e-5", "lr: 2.0e-5")
-    stale = [s.partition("@")[2] for s in only(copy, "stale") if "_rl@" in s]
+    stale = [s for s in only(copy, "stale") if s.startswith("s0--")]
     assert sorted(stale) == sorted(f"s0--slow--{p}" for p in branch)
     copy.edit("params.yaml", "{qa: 1}, steps: 2}", "{qa: 1}, steps: 2, rl: {temperature: 0.9}}")
-    stale = [s.partition("@")[2] for s in only(copy, "stale") if "_rl@" in s]
+    stale = [s for s in only(copy, "stale") if s.startswith("s0--")]
     assert "s0--math--qa" in stale
     assert "s0--math" not in stale
 
@@ -254,7 +234,7 @@ def test_more_test_problems_retrain_nothing_and_reevaluate_everything(copy: Proj
         "qa:       {train: 64, dev: 16, test: 17,",
     )
     log = ran(copy)
-    assert [stage for stage in log if stage.startswith(("rl", "sft", "merge", "train"))] == []
+    assert [stage for stage in log if stage.startswith(("s0", "judge"))] == []
     assert len([stage for stage in log if stage.startswith("evaluate")]) == 7
 
 
@@ -263,8 +243,7 @@ def test_changed_code_is_stale_where_it_runs_and_below_and_a_comment_nowhere(cop
     stage.write_text(stage.read_text() + "# a comment\n")
     assert set(states(copy).values()) == {"cached"}
     copy.edit("stages/rl.py", "toy.main", "1 + 1\ntoy.main")
-    judges = ["train_judge@evaluation", "train_judge@reward"]
-    current = ["build_data", "evaluate@s0", "sft_warmup@s0", *judges]
+    current = ["build_data", "evaluate-s0", "judge-evaluation", "judge-reward", "s0"]
     assert only(copy, "cached") == current
     assert set(states(copy).values()) == {"cached", "stale"}
 
@@ -297,7 +276,7 @@ def git(project: Project, *arguments: str) -> str:
 
 
 def commit(project: Project) -> None:
-    git(project, "add", "params.yaml", "plan.yaml", "dvc.lock")
+    git(project, "add", "params.yaml", "plan.yaml", "plan", "dvc.lock")
     git(project, "commit", "-q", "-m", "a plan")
 
 
@@ -306,7 +285,7 @@ def test_gc_shows_first_and_never_breaks_the_undo_of_a_reorder(copy: Project):
     copy.edit("params.yaml", OLD, NEW)
     copy.cli("plan")
     trained = ran(copy)
-    assert "rl@s0--math--creative" in trained
+    assert "s0--math--creative" in trained
     copy.edit("params.yaml", NEW, OLD)
     copy.cli("plan")
     ran(copy)
@@ -337,12 +316,12 @@ def test_gc_of_uncommitted_results_names_them_and_keeps_every_committed_plan(cop
     commit(copy)
     copy.edit("params.yaml", NEW, TRIED)
     copy.cli("plan")
-    tried = {line for line in ran(copy) if line.startswith("rl@")}
-    assert tried == {"rl@s0--qa--math", "rl@s0--qa--math--creative"}
+    tried = {line for line in ran(copy) if line.startswith("s0--")}
+    assert tried == {"s0--qa--math", "s0--qa--math--creative"}
     copy.edit("params.yaml", TRIED, NEW)
     copy.cli("plan")
     ran(copy)
-    git(copy, "checkout", "-q", "dvc.lock", "plan.yaml", "params.yaml")
+    git(copy, "checkout", "-q", ".")
     named = [
         line
         for line in copy.cli("gc", "--uncommitted", "--yes").stdout.splitlines()
@@ -353,11 +332,11 @@ def test_gc_of_uncommitted_results_names_them_and_keeps_every_committed_plan(cop
         "s0--qa--math--creative",
     }
     assert ran(copy) == []  # the last commit
-    git(copy, "checkout", "-q", "HEAD~1", "--", "params.yaml", "plan.yaml", "dvc.lock")
+    git(copy, "checkout", "-q", "HEAD~1", "--", "params.yaml", "plan.yaml", "plan", "dvc.lock")
     assert ran(copy) == []  # the one before
     copy.edit("params.yaml", OLD, TRIED)
     copy.cli("plan")
-    assert {line for line in ran(copy) if line.startswith("rl@")} == tried
+    assert {line for line in ran(copy) if line.startswith("s0--")} == tried
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Project, make_project
 
+from trainorder.paths import NODE
+from trainorder.plan.names import parts
 from trainorder.reading import read_yaml
 
 pytestmark = pytest.mark.long(
@@ -82,7 +84,7 @@ def hashes(project: Project, *patterns: str) -> dict[str, str]:
 
 def nodes(project: Project) -> list[str]:
     """The nodes of the plan."""
-    return list(read_yaml(project.root / "plan.yaml")["evaluate"])
+    return [n for n in read_yaml(project.root / "plan/dvc.yaml")["stages"] if NODE.fullmatch(n)]
 
 
 def stages_run(output: str) -> set[str]:
@@ -98,7 +100,7 @@ def test_the_flow_killed_five_times_leaves_the_bytes_of_dvc(soak: tuple[Project,
 
 def test_stages_in_processes_of_their_own_leave_the_same_bytes(trained: Project):
     before = hashes(trained, "checkpoints/**/*", "evaluations/*")
-    again = ("creative_rl@s0--creative", "evaluate@s0--creative")
+    again = ("plan/dvc.yaml:s0--creative", "plan/dvc.yaml:evaluate-s0--creative")
     alone = Project(trained.root).dvc("repro", "--force", "--single-item", *again)
     assert stages_run(alone.stdout) == set(again)
     assert hashes(trained, "checkpoints/**/*", "evaluations/*") == before
@@ -128,11 +130,11 @@ def test_reordering_the_last_two_phases_trains_two_nodes_and_undo_none(trained: 
     assert trained.cli("plan").stdout.count("to train") == 2
     ran = stages_run(trained.dvc("repro").stdout)
     grown = {f"s0--{a}--{c}", f"s0--{a}--{c}--{b}"}
-    assert {stage.partition("@")[2] for stage in ran if "_rl@" in stage} == grown
-    assert {stage.partition("@")[2] for stage in ran if stage.startswith("evaluate@")} == grown
+    assert {name for does, name in map(parts, ran) if does == "train"} == grown
+    assert {name for does, name in map(parts, ran) if does == "evaluate"} == grown
     trained.edit("params.yaml", new, old)
     trained.cli("plan")
-    assert not {stage for stage in stages_run(trained.dvc("repro").stdout) if "@" in stage}
+    assert not {stage for stage in stages_run(trained.dvc("repro").stdout) if ":" in stage}
 
 
 def test_a_lost_checkpoint_is_restored_not_trained(trained: Project):
@@ -243,10 +245,10 @@ KINDS_OF_FILE = {
     "checkpoints/s0/model.safetensors": "s0--math: parent s0: the weights",
     "data/tasks/math/train.jsonl": "s0--math: data: {file} is not what it was trained on",
     "runs/s0--math/manifest.json": "s0--math: {file} was changed",
-    "runs/s0--math/metrics.jsonl": "structured_rl@s0--math: {file} was changed",
-    "runs/s0--math/run.json": "structured_rl@s0--math: {file} was changed",
-    "evaluations/s0--math.parquet": "evaluate@s0--math: {file} was changed",
-    "checkpoints/judge/reward/model.safetensors": "train_judge@reward: checkpoints/judge/reward was changed",
+    "runs/s0--math/metrics.jsonl": "plan/dvc.yaml:s0--math: {file} was changed",
+    "runs/s0--math/run.json": "plan/dvc.yaml:s0--math: {file} was changed",
+    "evaluations/s0--math.parquet": "plan/dvc.yaml:evaluate-s0--math: {file} was changed",
+    "checkpoints/judge/reward/model.safetensors": "plan/dvc.yaml:judge-reward: checkpoints/judge/reward was changed",
     "reports/bwt.json": "measure_bwt: {file} was changed",
     "reports/report.html": "report: {file} was changed",
     "data/sft/demonstrations.jsonl": "build_data: data/sft was changed",

@@ -66,9 +66,9 @@ def test_a_damaged_plan_is_compiled_again_and_says_so(
 def test_a_damaged_dvc_lock_is_refused_with_the_way_to_repair_it(
     content: str | bytes, capsys: pytest.CaptureFixture[str]
 ):
-    write("dvc.lock", content)
+    write("plan/dvc.lock", content)
     said = refused(capsys, "verify")
-    assert "dvc.lock" in said
+    assert "plan/dvc.lock" in said
     assert "`trainorder run` sets a damaged one aside and restores" in said
 
 
@@ -129,7 +129,7 @@ def hashed(**content: Any) -> str:
 
 @pytest.mark.parametrize("content", [*TORN, "{}", '{"hash": 1}', hashed(a=1), hashed(node="s0", files=[])])  # fmt: skip
 def test_a_damaged_manifest_is_named_with_the_way_to_repair_it(content: str | bytes):
-    write("dvc.lock", "schema: '2.0'\nstages: {}\n")
+    write("plan/dvc.lock", "schema: '2.0'\nstages: {}\n")
     write("runs/s0/manifest.json", content)
     (said,) = [text for text in verify("s0") if "manifest" in text]
     assert said.startswith("s0: runs/s0/manifest.json was changed: ")
@@ -138,7 +138,7 @@ def test_a_damaged_manifest_is_named_with_the_way_to_repair_it(content: str | by
 
 
 def test_a_plan_that_was_changed_by_hand_is_a_difference():
-    write("dvc.lock", "schema: '2.0'\nstages: {}\n")
+    write("plan/dvc.lock", "schema: '2.0'\nstages: {}\n")
     plan.write(plan.load())
     assert not [text for text in verify() if text.startswith("plan.yaml")]
     Path("plan.yaml").write_text(Path("plan.yaml").read_text().replace("seed: 0", "seed: 1"))
@@ -186,6 +186,6 @@ def test_damaged_durations_are_measured_again(content: str | bytes):
     from trainorder.flow import run
 
     write(str(run.DURATIONS), content)
-    assert run._estimates(["report"]) == {"report": run.FIRST_GUESS["report"]}
+    assert run._estimates({"report": "report"}) == {"report": run.FIRST_GUESS["report"]}
     run._remember({"report": 3.0})
-    assert run._estimates(["report"]) == {"report": 3.0}
+    assert run._estimates({"report": "report"}) == {"report": 3.0}

@@ -284,7 +284,7 @@ def test_a_failed_node_is_named_and_stops_only_what_needs_it(project):
     in_the_way.rmdir()
     (project.root / "fail_at").unlink()
     assert (done.returncode, done.stderr) == (1, "")
-    assert "structured_rl@s0--qa--math failed" in done.stdout
+    assert "plan/dvc.yaml:s0--qa--math failed" in done.stdout
     assert "the last words of s0--qa--math" in done.stdout
     assert executions(project) == Counter({"rl s0--qa--math": 1})
     state, tasks = last_flow_run(project)
@@ -349,7 +349,7 @@ def test_wrong_params_end_at_once_with_code_2_and_start_no_server(tmp_path):
 @long
 def test_durations_of_the_last_run_are_the_next_estimate(project):
     known = json.loads((project.root / ".prefect" / "durations.json").read_text())
-    assert known.keys() >= {"build_data", "sft_warmup@s0", "structured_rl@s0--math", "measure_bwt"}
+    assert known.keys() >= {"build_data", "plan/dvc.yaml:s0--math", "measure_bwt"}
 
 
 # In a terminal, and beside a user's own servers and settings

@@ -175,7 +175,9 @@ def test_saved_and_loaded_judge_is_equal_to_the_bit_and_saves_the_same_bytes(
 
 
 def test_a_folder_without_judge_names_the_stage(base: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"holds no judge .*run `dvc repro train_judge@nothing`"):
+    with pytest.raises(
+        ValueError, match=r"holds no judge .*run `dvc repro plan/dvc.yaml:judge-nothing`"
+    ):
         Judge.load(tmp_path / "nothing")
 
 

@@ -53,12 +53,12 @@ def refusal(judges: dict[str, Any], **tasks: dict[str, Any]) -> str:
 def test_a_phase_reads_the_judge_that_rewards_and_an_evaluation_both():
     plan = compile_plan(params({"taste": TASTE, "referee": REFEREE}))
     check(plan.params)
-    assert plan.judge_stages == ["train_judge@taste", "train_judge@referee"]
+    assert plan.judge_stages == ["plan/dvc.yaml:judge-taste", "plan/dvc.yaml:judge-referee"]
     creative = next(n for n in plan.nodes.values() if n.phase == "creative")
-    files = plan.data()["creative"][creative.id]["inputs"]
+    files = plan.stages()[creative.id]["deps"]
     assert [f for f in files if "judge" in f] == ["checkpoints/judge/taste"]
     exams = ["data/tasks", "checkpoints/judge/taste", "checkpoints/judge/referee"]
-    assert plan.data()["exams"][:3] == exams
+    assert plan.stages()["evaluate-s0"]["deps"][3:] == exams
     code = {name: entry.targets for name, entry in plan.code().items()}
     endpoint = "trainorder.judges.endpoint:EndpointJudge"
     assert endpoint in code["judge_referee"] & code["evaluate"]
@@ -71,8 +71,8 @@ def test_the_short_form_is_two_preference_models_named_after_their_roles():
     long = compile_plan(params(named))
     assert long.data() == short.data()
     assert long.settings() == short.settings()
-    entries = short.data()["train_judge"]
-    assert [(entries[n]["seed"], entries[n]["first"]) for n in entries] == [(0, 0), (1, 100)]
+    commands = [short.stages()[f"judge-{role}"]["cmd"] for role in named]
+    assert [c.partition("--seed ")[2] for c in commands] == ["0 --first 0", "1 --first 100"]
 
 
 def test_roles_that_change_hands_are_in_the_settings_of_phases_and_evaluations_only():

@@ -399,7 +399,7 @@ def test_a_missing_node_is_named_with_the_command_that_evaluates_it():
     without = table[table["node"] != "s0--math--code"]
     with pytest.raises(
         ParamsError,
-        match=r"s0--math--code.parquet has no scores: run `dvc repro evaluate@s0--math--code`",
+        match=r"s0--math--code.parquet has no scores: run `dvc repro plan/dvc.yaml:evaluate-s0--math--code`",
     ):
         run(world, without)
 
@@ -466,7 +466,10 @@ def test_the_stage_writes_what_the_library_measures_and_names_a_missing_file(tmp
     (tmp_path / "evaluations" / "s0.parquet").unlink()
     done = stage(tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "error: evaluations/s0.parquet not found: run `dvc repro evaluate@s0`\n"
+    assert (
+        done.stderr
+        == "error: evaluations/s0.parquet not found: run `dvc repro plan/dvc.yaml:evaluate-s0`\n"
+    )
     assert (tmp_path / "reports" / "bwt.json").read_text() == expected
 
 

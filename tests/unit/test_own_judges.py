@@ -103,8 +103,8 @@ def test_own_rows_are_judged_against_their_reference_or_the_bases_answer(world: 
 def test_an_experiment_of_own_rows_plans_and_scores_without_a_hidden_taste(world: Params):
     check(world)
     plan = compile_plan(world)
-    entry = plan.data()["train_judge"]["taste"]["inputs"]
-    assert entry[:3] == ["checkpoints/s0", "mine/pairs.jsonl", "data/tasks/poems"]
+    entry = plan.stages()["judge-taste"]["deps"]
+    assert entry[2:] == ["checkpoints/s0", "mine/pairs.jsonl", "data/tasks/poems"]
     for name in ("taste", "referee"):
         make_judge(bench(world, name), paths.JUDGE / name)
     assert not (paths.JUDGE / "referee/opponents.jsonl").exists()  # a rubric compares with nothing

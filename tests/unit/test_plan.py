@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from fractions import Fraction
@@ -15,9 +16,9 @@ from timing import cost
 
 from trainorder.config import Params, parse_params
 from trainorder.files import write_text
-from trainorder.plan import compile_plan, pending
+from trainorder.paths import PLAN
+from trainorder.plan import Plan, compile_plan, names, pending
 from trainorder.plan.check import MAX_NAME, budget, check, pieces
-from trainorder.plan.compile import SLOTS
 from trainorder.plan.orders import single_phases
 from trainorder.reading import ParamsError, read_yaml
 from trainorder.tasks import TASKS
@@ -71,15 +72,15 @@ def test_a_merge_has_the_base_and_the_singles_of_its_seed_as_parents():
     plan = compile_plan(params())
     ties = plan.nodes["s0--ties"]
     assert ties.parents == ("s0", "s0--math", "s0--qa", "s0--creative")
-    assert ties.stage == "merge@s0--ties"
+    assert ties.stage == "plan/dvc.yaml:s0--ties"
     assert plan.data()["merges"]["s0--ties"]["parents"] == ["s0--math", "s0--qa", "s0--creative"]
 
 
-def test_the_kind_of_a_phase_chooses_the_stage():
+def test_a_stage_is_named_like_its_node():
     plan = compile_plan(params())
-    assert plan.nodes["s0--joint"].stage == "joint_rl@s0--joint"
-    assert plan.nodes["s0--math--qa--creative"].stage == "creative_rl@s0--math--qa--creative"
-    assert plan.nodes["s0"].stage == "sft_warmup@s0"
+    assert plan.nodes["s0--joint"].stage == "plan/dvc.yaml:s0--joint"
+    assert {n.stage for n in plan.nodes.values()} < {names.address(s) for s in plan.stages()}
+    assert len(plan.stages()) == 2 * len(plan.nodes) + len(plan.judges)
     data = plan.data()
     assert list(data["joint"]) == ["s0--joint"]
     assert list(data["creative"]) == ["s0--math--qa--creative", "s0--creative"]
@@ -116,8 +117,8 @@ def test_plan_yaml_describes_the_arms_of_a_variant_as_it_does_the_default_ones()
     laid_over = data["variants"]["half_lr"]
     assert laid_over["orders"] == {"x": {"0": ["s0--half_lr--math", "s0--half_lr--math--qa"]}}
     assert laid_over["merges"]["s0--half_lr--ties"]["variant"] == "half_lr"
-    assert data["evaluate"]["s0--half_lr--qa"] == {"seed": 0, "variant": "half_lr"}
-    assert data["evaluate"]["s0--qa"] == {"seed": 0}
+    assert data["structured"]["s0--half_lr--qa"]["variant"] == "half_lr"
+    assert "variant" not in data["structured"]["s0--qa"]
     assert "evaluations/s0--half_lr--ties.parquet" in data["evaluations"]
 
 
@@ -128,18 +129,22 @@ def test_the_settings_of_a_node_are_those_of_its_variant():
     assert settings["variants"]["half_lr"]["math"]["rl"]["lr"] == 1.5e-4
     assert settings["variants"]["long"]["math"]["steps"] == 9
     assert settings["variants"]["long"]["qa"] == settings["phases"]["qa"]
-    entry = plan.data()["structured"]["s0--long--math"]
-    assert (entry["settings"], entry["code"]) == ("variants.long.math", "phase_math.long")
-    assert plan.data()["structured"]["s0--math"]["settings"] == "phases.math"
+    prints = [f".fingerprints/phase_math.long{end}" for end in ("", ".json")]
+    assert plan.stages()["s0--long--math"]["deps"][:2] == prints
+    assert plan.stages()["s0--math"]["deps"][:2] == [p.replace(".long", "") for p in prints]
+    files = plan.fingerprints()
+    assert json.loads(files["phase_math.long.json"]) == {
+        "phases": settings["variants"]["long"]["math"]
+    }
 
 
 def test_a_variant_may_change_what_a_phase_trains_and_then_reads_that():
     variants = {"no_qa": {"phases": {"joint": {"tasks": {"math": 1, "creative": 1}}}}}
     plan = compile_plan(params(variants=variants, merges={}))
-    files = plan.data()["joint"]["s0--no_qa--joint"]["inputs"]
-    assert set(files) == {"checkpoints/judge/reward"} | {
-        f"data/tasks/{task}/train.jsonl" for task in ("math", "creative")
-    }
+    assert reads(plan, "s0--no_qa--joint") == {
+        "checkpoints/s0",
+        "checkpoints/judge/reward",
+    } | {f"data/tasks/{task}/train.jsonl" for task in ("math", "creative")}
     kinds = plan.code()["phase_joint.no_qa"].targets & set(TASKS.values())
     assert kinds == {TASKS["creative"], TASKS["math"]}
 
@@ -208,46 +213,41 @@ def test_a_mixed_phase_may_stand_among_others_and_a_phase_may_come_twice():
 def test_plan_yaml_reads_back_and_compiles_to_the_same_text(tmp_path: Path):
     plan = compile_plan(params(), {"recommended": ["qa", "creative", "math"]})
     file = tmp_path / "plan.yaml"
-    file.write_text(plan.text())
+    file.write_text(plan.texts()[PLAN])
     assert read_yaml(file) == plan.data()
-    assert compile_plan(params(), read_yaml(file)["resolved"]).text() == plan.text()
+    assert compile_plan(params(), read_yaml(file)["resolved"]).texts()[PLAN] == plan.texts()[PLAN]
+
+
+def reads(plan: Plan, node: str) -> set[str]:
+    """What the stage of a node reads beside its two fingerprints."""
+    return set(plan.stages()[node]["deps"][2:])
 
 
 def test_a_phase_reads_its_own_tasks_problems_and_a_creative_one_the_judge():
-    data = compile_plan(params()).data()
-    assert set(data["structured"]["s0--math"]["inputs"]) == {"data/tasks/math/train.jsonl"}
-    assert set(data["creative"]["s0--creative"]["inputs"]) == {
-        "checkpoints/judge/reward", "data/tasks/creative/train.jsonl",
+    plan = compile_plan(params())
+    assert reads(plan, "s0--math") == {"checkpoints/s0", "data/tasks/math/train.jsonl"}
+    judge = "checkpoints/judge/reward"
+    assert reads(plan, "s0--creative") == {
+        "checkpoints/s0", judge, "data/tasks/creative/train.jsonl"
     }  # fmt: skip
-    assert set(data["joint"]["s0--joint"]["inputs"]) == {
-        "checkpoints/judge/reward",
-        *(f"data/tasks/{task}/train.jsonl" for task in ("math", "qa", "creative")),
-    }
-    for group, kind in {
-        "bases": "base",
-        "structured": "structured",
-        "joint": "mixed",
-        "merge": "merge",
-    }.items():
-        assert {len(entry["inputs"]) for entry in data[group].values()} == {SLOTS[kind]}
+    tasks = {f"data/tasks/{task}/train.jsonl" for task in ("math", "qa", "creative")}
+    assert reads(plan, "s0--joint") == {"checkpoints/s0", judge, *tasks}
 
 
-def test_a_phase_of_more_tasks_than_slots_depends_on_all_data():
+def test_a_stage_lists_each_file_once_however_many_it_reads():
+    many = [f"p{i}" for i in range(13)]
+    phases = {name: {"kind": "structured", "tasks": {"math": 1}, "steps": 1} for name in many}
+    plan = compile_plan(params(phases=phases, orders={"x": many}))
+    assert reads(plan, "s0--ties") == {"checkpoints/s0", *(f"checkpoints/s0--{p}" for p in many)}
+    for stage in plan.stages().values():
+        assert len(stage["deps"]) == len(set(stage["deps"]))
     tasks = {f"math{i}": {"kind": "math", "train": 9} for i in range(5)} | {"creative": {}}
-    many = {"kind": "structured", "tasks": {f"math{i}": 1 for i in range(5)}, "steps": 1}
+    mixed = {"kind": "structured", "tasks": {f"math{i}": 1 for i in range(5)}, "steps": 1}
     plan = compile_plan(
-        params(tasks=tasks, phases={"many": many}, orders={"x": ["many"]}, merges={}, sft__gate={})
+        params(tasks=tasks, phases={"many": mixed}, orders={"x": ["many"]}, merges={}, sft__gate={})
     )
-    assert set(plan.data()["structured"]["s0--many"]["inputs"]) == {"data/tasks"}
-
-
-def test_a_merge_of_more_checkpoints_than_slots_is_refused():
-    phases = {f"p{i}": {"kind": "structured", "tasks": {"math": 1}, "steps": 1} for i in range(13)}
-    plan = compile_plan(params(phases=phases, orders={"x": list(phases)}))
-    with pytest.raises(
-        ParamsError, match=r"s0--ties merges 13 checkpoints, and dvc\.yaml has room for 12"
-    ):
-        plan.text()
+    files = {f"data/tasks/math{i}/train.jsonl" for i in range(5)}
+    assert reads(plan, "s0--many") == {"checkpoints/s0", *files}
 
 
 def test_settings_hold_defaults_and_each_phase_its_own_rl():
@@ -455,12 +455,12 @@ def test_an_unknown_sampler_option_and_an_order_of_other_tasks_are_refused():
 
 def test_a_merge_whose_scale_is_tuned_reads_the_dev_problems_and_the_judges():
     tuned = {"best": {"method": "ties", "scale": [0.5, 1.0]}, "fixed": {"method": "ties"}}
-    nodes = compile_plan(params(merges=tuned)).data()["merge"]
+    plan = compile_plan(params(merges=tuned))
     extra = {f"data/tasks/{t}/dev.jsonl" for t in FOUR} | {
         f"checkpoints/judge/{judge}" for judge in ("reward", "evaluation")
     }
-    assert set(nodes["s0--best"]["inputs"]) - set(nodes["s0--fixed"]["inputs"]) == extra
-    assert nodes["s0--best"]["tasks"] == "math,qa,creative"
+    assert reads(plan, "s0--best") - reads(plan, "s0--fixed") == extra
+    assert "--tasks math,qa,creative " in plan.stages()["s0--best"]["cmd"]
 
 
 def method(**changes: Any) -> Change:
@@ -680,14 +680,14 @@ def test_where_every_task_is_verified_no_judge_is_trained_and_nothing_depends_on
     verified = parse_params(data)
     check(verified)
     plan = compile_plan(verified)
-    assert (plan.judged, plan.judge_stages, plan.data()["train_judge"]) == ({}, [], {})
-    assert set(plan.data()["exams"]) == {"data/tasks"}
-    assert "checkpoints/judge" not in plan.text()
+    assert (plan.judged, plan.judge_stages) == ({}, [])
+    assert reads(plan, "evaluate-s0") == {"checkpoints/s0", "data/tasks"}
+    assert "checkpoints/judge" not in "".join(plan.texts().values())
     assert plan.settings()["judges"] == {}
     assert not [name for name in plan.code() if name.startswith("judge")]
     judged = compile_plan(params())
-    assert judged.judge_stages == ["train_judge@reward", "train_judge@evaluation"]
-    assert "checkpoints/judge/evaluation" in judged.data()["exams"]
+    assert judged.judge_stages == ["plan/dvc.yaml:judge-reward", "plan/dvc.yaml:judge-evaluation"]
+    assert "checkpoints/judge/evaluation" in reads(judged, "evaluate-s0")
 
 
 def test_settings_of_a_judge_that_has_nothing_to_judge_are_refused():

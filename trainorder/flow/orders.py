@@ -28,15 +28,13 @@ from trainorder.flow.dvc import Runner, StageFailed
 from trainorder.flow.progress import Display
 from trainorder.flow.schedule import Schedule, topological
 from trainorder.paths import judge_work
-from trainorder.plan.compile import STAGE_OF, TRAIN_JUDGE
+from trainorder.plan import names
 from trainorder.resume import finished
 
 NAME = "trainorder"
 STATES = {"ran": "Completed", "restored": "Restored", "unchanged": "Unchanged"}
 PATIENCE = {"timeout": 20.0}
 """Seconds for the first answer of a server that the user named."""
-MAKERS = {*STAGE_OF.values(), TRAIN_JUDGE}
-"""Stages that write step checkpoints which their evaluation would drop otherwise."""
 IDLE_THREADS = 8  # beside the workers: tasks of stages that are up to date
 
 
@@ -118,9 +116,9 @@ class Pipeline:
                 self.outcomes[name] = "failed"
                 self.failures[name] = str(error)
                 raise
-            kind, _, node = name.partition("@")
-            if kind in MAKERS:  # DVC has the result: nothing will resume from its step checkpoints
-                finished(judge_work(node) if kind == TRAIN_JUDGE else node)
+            does, made = names.parts(name)
+            if does in ("train", "judge"):  # DVC has the result: nothing will resume from its parts
+                finished(judge_work(made) if does == "judge" else made)
             self.outcomes[name] = outcome
             return Completed(name=STATES[outcome])
 

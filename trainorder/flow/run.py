@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from trainorder.flow import dvc
 from trainorder.flow.progress import Display
 from trainorder.flow.schedule import Schedule
 from trainorder.flow.warm import warm_stages
-from trainorder.plan.compile import TRAIN_JUDGE
+from trainorder.plan import names
 from trainorder.process import exclusive, keep_loopback_direct
 from trainorder.reading import ParamsError, read_json
 from trainorder.report import words
@@ -42,18 +42,18 @@ DURATIONS = HOME / "durations.json"
 FINGERPRINT, REPORT = "fingerprint", "report"
 FIRST_GUESS = {
     "build_data": 6.0,
-    "base_model": 6.0,
-    "sft_warmup": 85.0,
-    "train_judge": 20.0,
-    "structured_rl": 19.0,
-    "creative_rl": 21.0,
-    "joint_rl": 45.0,
+    "model": 6.0,
+    "base": 85.0,
+    "judge": 20.0,
+    "structured": 19.0,
+    "creative": 21.0,
+    "mixed": 45.0,
     "merge": 4.0,
     "evaluate": 17.0,
     "measure_bwt": 3.0,
     "report": 7.0,
 }
-"""Seconds of a stage of the default experiment on two cores, until it has run here once."""
+"""Kind of a stage -> its seconds in the default experiment on two cores, until it has run here once."""
 RESTORE_SECONDS = 1.5
 
 
@@ -232,36 +232,43 @@ def _judges_needed(state: Look) -> list[str]:
     """The judges that a stage with something to do is made of or asks."""
     at_work = {stage for stage, found in state.stages.items() if found == "stale"}
     read = at_work.union(*(state.parents.get(stage, ()) for stage in at_work))
-    return [name for name in state.plan.judges if f"{TRAIN_JUDGE}@{name}" in read]
+    return [name for name in state.plan.judges if names.judge(name) in read]
 
 
 def _schedule(state: Look, leave_out: frozenset[str] | set[str] = frozenset()) -> Schedule:
     parents = {s: above for s, above in state.parents.items() if s not in leave_out}
     params = state.plan.params
     threads = {
-        "sft_warmup": params.sft.threads if params.sft else 1,
+        "base": params.sft.threads if params.sft else 1,
         "evaluate": params.evaluation.threads,
     }
-    slots = {stage: threads.get(stage.partition("@")[0], 1) for stage in parents}
+    kinds = {stage: _kind(stage, state.plan) for stage in parents}
+    slots = {stage: threads.get(kind, 1) for stage, kind in kinds.items()}
     slots |= {
         n.stage: params.variant(n.variant).phase_rl(n.phase).threads
         for n in state.plan.nodes.values()
         if n.phase
     }
-    seconds = _estimates(parents)
+    seconds = _estimates(kinds)
     seconds |= {s: RESTORE_SECONDS for s, found in state.stages.items() if found == "restorable"}
     done = parents.keys() - state.stale
     return Schedule(parents, seconds, slots, params.flow.workers, set(done))
 
 
-def _estimates(stages: Iterable[str]) -> dict[str, float]:
+def _kind(stage: str, current: plan.Plan) -> str:
+    """What a stage makes: the kind of its node, or what `names.parts` says."""
+    does, name = names.parts(stage)
+    return current.nodes[name].kind if does == "train" and name in current.nodes else does
+
+
+def _estimates(kinds: Mapping[str, str]) -> dict[str, float]:
     """Seconds a stage took last time; else the mean of its kind; else the table's."""
     known = _durations()
     of_kind: dict[str, list[float]] = {}
-    for stage, seconds in known.items():
-        of_kind.setdefault(stage.partition("@")[0], []).append(seconds)
-    kinds = FIRST_GUESS | {kind: sum(s) / len(s) for kind, s in of_kind.items()}
-    return {stage: known.get(stage, kinds.get(stage.partition("@")[0], 5.0)) for stage in stages}
+    for stage in kinds.keys() & known.keys():
+        of_kind.setdefault(kinds[stage], []).append(known[stage])
+    guess = FIRST_GUESS | {kind: sum(s) / len(s) for kind, s in of_kind.items()}
+    return {stage: known.get(stage, guess.get(kind, 5.0)) for stage, kind in kinds.items()}
 
 
 def _remember(seconds: Mapping[str, float]) -> None:

@@ -68,13 +68,13 @@ class Judge:
         """
         if not (Path(path) / "model.safetensors").is_file():
             raise ValueError(
-                f"{path} holds no judge (no model.safetensors): run `dvc repro train_judge@{Path(path).name}`"
+                f"{path} holds no judge (no model.safetensors): run `dvc repro plan/dvc.yaml:judge-{Path(path).name}`"
             )
         judge, info = cls._open(path)
         [kind] = judge.model.config.architectures
         if not kind.endswith("ForSequenceClassification"):
             raise ValueError(
-                f"{path} is a {kind}, not a judge: run `dvc repro train_judge@{Path(path).name}`, which saves one there"
+                f"{path} is a {kind}, not a judge: run `dvc repro plan/dvc.yaml:judge-{Path(path).name}`, which saves one there"
             )
         check_report(Path(path), info)
         return judge

@@ -1,6 +1,6 @@
-"""Orders -> prefix tree of nodes -> plan.yaml, which dvc.yaml unrolls into stages.
+"""Orders -> prefix tree of nodes -> plan.yaml, which says what is compared, and plan/dvc.yaml, the stages that make it.
 
-    params.yaml --compile_plan--> Plan --write--> plan.yaml --dvc.yaml--> stages
+    params.yaml --compile_plan--> Plan --write--> plan.yaml, plan/dvc.yaml
 
 `trainorder.plan.check` finds what params.yaml gets wrong across sections; `status` says what is
 cached, what the DVC cache can restore and what must run; `repair` what a killed dvc left half-written; `trainorder.plan.show` prints it.
@@ -13,6 +13,7 @@ from trainorder.plan.compile import (
     compile_plan,
     load,
     measured,
+    stale_files,
     stored,
     write,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "measured",
     "pending",
     "repair",
+    "stale_files",
     "status",
     "stored",
     "write",

@@ -35,8 +35,9 @@ from trainorder.config import (
     RlConfig,
     Role,
 )
-from trainorder.plan.compile import appointed, judge_files
+from trainorder.plan.compile import appointed
 from trainorder.plan.orders import listed_orders, order_phases, single_phases
+from trainorder.plan.pipeline import judge_files
 from trainorder.reading import ParamsError, did_you_mean, found_at, shown
 from trainorder.registries import SLOT_OF, listed
 from trainorder.sources import GGUF, find

@@ -1,12 +1,11 @@
-"""The plan: which checkpoints the orders need, each exactly once, and what every DVC stage reads."""
+"""The plan: which checkpoints the orders need, each exactly once."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,6 @@ from trainorder.config import (
     DEFAULT,
     ROLES,
     AnyJudgeConfig,
-    ModelFolder,
     ModelJudgeConfig,
     Params,
     PreferenceConfig,
@@ -28,6 +26,8 @@ from trainorder.config import (
 )
 from trainorder.files import write_text
 from trainorder.fingerprint import Code
+from trainorder.plan import names, pipeline
+from trainorder.plan.names import judge_code, phase_code
 from trainorder.plan.orders import Resolved, order_phases, single_phases, usable
 from trainorder.reading import ParamsError, did_you_mean, found_at, read_yaml, shaped
 from trainorder.registries import BACKENDS, ENGINES, FORMATS, JUDGE_MAKERS, JUDGES
@@ -36,31 +36,8 @@ from trainorder.tasks import TASKS, kind_of, make_task, options_of
 
 Kind = Literal["model", "base", "structured", "creative", "mixed", "merge"]
 
-TRAIN_JUDGE = "train_judge"
-STAGE_OF = {
-    "model": "base_model",
-    "base": "sft_warmup",
-    "structured": "structured_rl",
-    "creative": "creative_rl",
-    "mixed": "joint_rl",
-    "merge": "merge",
-}
-"""Kind of a node -> the DVC stage that makes it."""
-
 SAMPLING = ("merge", "evaluate")
 """Stages that sample with the engine of `rollout.backend`, beside judges and RL phases; the gate of SFT uses torch's."""
-
-SLOTS = {
-    "model": 1,
-    "base": 6,
-    "judge": 4,
-    "structured": 4,
-    "creative": 4,
-    "mixed": 8,
-    "merge": 12,
-    "exams": 6,
-}
-"""Length of a node's `inputs`, and of `exams`, in plan.yaml, as many as dvc.yaml lists: DVC cannot unroll a list of unknown length."""
 
 SMALL_FILES = 8 << 20
 """Bytes of what the node of a user's model holds, config and tokenizer; about."""
@@ -73,7 +50,7 @@ class Node:
     """A checkpoint of the plan.
 
     >>> Node("s0--math", "structured", 0, ("s0",), phase="math").stage
-    'structured_rl@s0--math'
+    'plan/dvc.yaml:s0--math'
     """
 
     id: str
@@ -91,7 +68,7 @@ class Node:
     @property
     def stage(self) -> str:
         """The DVC stage that makes the node."""
-        return f"{STAGE_OF[self.kind]}@{self.id}"
+        return names.address(self.id)
 
 
 @dataclass(frozen=True)
@@ -134,12 +111,6 @@ def appointed(params: Params, judged: Mapping[str, Mapping[Role, str]]) -> dict[
         if isinstance(config, PreferenceConfig):
             before.append(0 if config.pairs else config.prompts + config.heldout_prompts)
     return found
-
-
-def judge_files(config: AnyJudgeConfig) -> list[str]:
-    """The user's files that a judge is made of: pairs, and a model that is no name on the hub."""
-    named = [config.pairs, getattr(config, "path", None)]
-    return [path for path in named if path and found_at(path)]
 
 
 def _judge_code(config: AnyJudgeConfig) -> set[str]:
@@ -188,34 +159,30 @@ class Plan:
     @property
     def judge_stages(self) -> list[str]:
         """The DVC stages that make the judges."""
-        return [f"{TRAIN_JUDGE}@{name}" for name in self.judges]
+        return [names.judge(name) for name in self.judges]
 
-    def text(self) -> str:
-        """plan.yaml."""
-        from ruamel.yaml import YAML
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """The stages of plan/dvc.yaml: name -> command, dependencies, outputs."""
+        return pipeline.content(self)["stages"]
 
-        yaml = YAML(typ="safe", pure=True)
-        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-        yaml.default_flow_style = None
-        yaml.width = 4096
-        stream = io.StringIO()
-        yaml.dump(self.data(), stream)
-        return HEADER + stream.getvalue()
+    def texts(self) -> dict[Path, str]:
+        """The compiled files: plan.yaml and plan/dvc.yaml."""
+        return {
+            paths.PLAN: HEADER + _yaml(self.data()),
+            paths.PIPELINE: HEADER + _yaml(pipeline.content(self)),
+        }
 
     def data(self) -> dict[str, Any]:
         """The content of plan.yaml."""
         groups = {
-            name: {n.id: self._entry(n) for n in self.nodes.values() if n.kind == kind}
+            name: {
+                n.id: _entry(n, self.params.seeds) for n in self.nodes.values() if n.kind == kind
+            }
             for name, kind in GROUPS.items()
         }
         return {
             "resolved": {name: list(phases) for name, phases in self.resolved.items()},
-            TRAIN_JUDGE: {name: self._judge_entry(name) for name in self.judges},
             **groups,
-            "exams": self._exams(),
-            "evaluate": {
-                node.id: {"seed": node.seed} | _tag(node.variant) for node in self.nodes.values()
-            },
             **self.variant_data(DEFAULT),
             "variants": {name: self.variant_data(name) for name in self.variants},
             "recall": [
@@ -258,8 +225,7 @@ class Plan:
         return (self.orders, self.singles) if variant == DEFAULT else self.variants[variant]
 
     def fingerprints(self) -> dict[str, str]:
-        """Files of .fingerprints: what the code of every stage means, and params.json with the values it reads."""
-        settings = json.dumps(self.settings(), indent=1) + "\n"
+        """Files of .fingerprints: what the code of every stage means, and the values of params.yaml that it reads."""
         texts = fingerprint.compute(self.code())
         for (
             name,
@@ -270,7 +236,7 @@ class Plan:
         for name, tasks in self._graded().items():  # and so does the code of theirs that grades
             own = [getattr(make_task(task, self.params.tasks[task]), "code", ()) for task in tasks]
             texts[name] += fingerprint.of_files(sorted({file for code in own for file in code}))
-        return {**texts, "params.json": settings}
+        return {**texts, **pipeline.settings(self)}
 
     def settings(self) -> dict[str, Any]:
         """What of params.yaml can change a result, with defaults filled in: stages depend on values, however written.
@@ -313,11 +279,6 @@ class Plan:
         sft = self.params.sft
         return {} if sft is None else {"sft": {**sft.results(), "tasks": self._tasks(sft.gate)}}
 
-    def _problems_of(self, task: str) -> str:
-        """What a judge reads of a task: of own rows all splits, since the base answers those without a reference."""
-        own = kind_of(task, self.params.tasks[task]) == "rows"
-        return str(paths.TASK_DATA / task / ("" if own else "train.jsonl"))
-
     def _judges(self) -> dict[str, Any]:
         return {
             name: {
@@ -333,21 +294,6 @@ class Plan:
         """`judges`: who judges those of the tasks that are judged; nothing where none is."""
         found = {task: self.judged[task] for task in tasks if task in self.judged}
         return {"judges": found} if found else {}
-
-    def _judge_entry(self, name: str) -> dict[str, Any]:
-        judge, base = self.judges[name], self.bases()[0].id
-        files = [self._problems_of(task) for task in judge.tasks]
-        return {
-            "base": base,
-            "tasks": ",".join(judge.tasks),
-            "seed": judge.seed,
-            "first": judge.first,
-            "code": judge_code(name),
-            "settings": f"judges.{name}",
-            "inputs": _filled(
-                [str(paths.checkpoint(base)), *judge_files(judge.config), *files], SLOTS["judge"]
-            ),
-        }
 
     def _phases(self, variant: str) -> dict[str, Any]:
         params = self.params.variant(variant)
@@ -410,7 +356,7 @@ class Plan:
         }
         for name, judge in self.judges.items():
             makes = {JUDGE_MAKERS[judge.config.kind], engine, *_judge_code(judge.config)}
-            found[judge_code(name)] = Code(_module(TRAIN_JUDGE), self._loads(judge.tasks) | makes)
+            found[judge_code(name)] = Code(_module("train_judge"), self._loads(judge.tasks) | makes)
         for variant in params.variant_names():
             changed = params.variant(variant)
             for name, phase in changed.phases.items():
@@ -438,88 +384,6 @@ class Plan:
         of_judges = {target for n in judges for target in _judge_code(self.judges[n].config)}
         return frozenset(kinds | loaded | of_judges)
 
-    def _entry(self, node: Node) -> dict[str, Any]:
-        if node.kind == "model":
-            entry: dict[str, Any] = {"seeds": list(self.params.seeds)}
-        elif node.kind == "base":
-            entry = {"seed": node.seed}
-        elif node.kind == "merge":
-            base, *parents = node.parents
-            entry = {
-                "base": base,
-                "merge": node.merge,
-                "parents": ",".join(parents),
-                "tasks": ",".join(self._merged_tasks(node)),
-                "seed": node.seed,
-            } | _tag(node.variant)
-        else:
-            assert node.phase is not None
-            section = "phases" if node.variant == DEFAULT else f"variants.{node.variant}"
-            entry = {
-                "parent": node.parents[0],
-                "phase": node.phase,
-                "variant": node.variant,
-                "seed": node.seed,
-                "code": phase_code(node.phase, node.variant),
-                "settings": f"{section}.{node.phase}",
-            }
-        return {**entry, "inputs": self._inputs(node)}
-
-    def _inputs(self, node: Node) -> list[str]:
-        """What the node's stage reads beside what dvc.yaml spells out; the last one fills the spare slots."""
-        slots = SLOTS[node.kind]
-        files = list(self._reads(node))
-        others = [file for file in files if not file.startswith(f"{paths.TASK_DATA}/")]
-        if len(files) > slots and len(others) < len(files):  # coarser, but nothing is missed
-            files = [*others, str(paths.TASK_DATA)]
-        if len(files) > slots:
-            raise ParamsError(
-                f"{node.id} merges {len(files)} checkpoints, and dvc.yaml has room for {slots}: use fewer phases, or "
-                f"add lines to `deps` of `merge` in dvc.yaml and raise SLOTS in trainorder/plan/compile.py"
-            )
-        return _filled(files, slots)
-
-    def _exams(self) -> list[str]:
-        """What every evaluation reads: all problems, and the judges where there are some."""
-        return _filled([str(paths.TASK_DATA), *self._judge_folders(self.judged)], SLOTS["exams"])
-
-    def _judge_folders(self, tasks: Iterable[str], roles: Sequence[Role] = ROLES) -> list[str]:
-        """The judges that have these roles in these tasks."""
-        names = [self.judged[t][role] for t in tasks if t in self.judged for role in roles]
-        return [str(paths.JUDGE / name) for name in dict.fromkeys(names)]
-
-    def _merged_tasks(self, node: Node) -> list[str]:
-        """What the merged nodes were trained on."""
-        params = self.params.variant(node.variant)
-        phases = [self.nodes[parent].phase for parent in node.parents[1:]]
-        return list(
-            dict.fromkeys(t for phase in phases if phase for t in params.phases[phase].tasks)
-        )
-
-    def _reads(self, node: Node) -> Iterator[str]:
-        if node.kind == "merge":
-            yield from (str(paths.checkpoint(parent)) for parent in node.parents[1:])
-            assert node.merge is not None
-            if isinstance(self.params.merges[node.merge].scale, list):
-                tasks = self._merged_tasks(node)
-                yield from (str(paths.TASK_DATA / task / "dev.jsonl") for task in tasks)
-                yield from self._judge_folders(tasks)
-        elif node.phase is None:
-            path, sft = self.params.policy.path, self.params.sft
-            other = paths.FINGERPRINTS / "base_model" if sft is None else paths.TOKENIZER
-            yield path if path is not None and found_at(path) else str(other)
-            gate = () if sft is None else sft.gate
-            yield from (str(paths.TASK_DATA / task / "dev.jsonl") for task in gate)
-        else:
-            params = self.params.variant(node.variant)
-            tasks, teacher = params.phases[node.phase].tasks, params.phase_rl(node.phase).teacher
-            if node.teacher is not None:
-                yield str(paths.checkpoint(node.teacher))
-            elif isinstance(teacher, ModelFolder) and found_at(teacher.path):
-                yield teacher.path
-            yield from self._judge_folders(tasks, ["reward"])
-            yield from (str(paths.TASK_DATA / task / "train.jsonl") for task in tasks)
-
 
 GROUPS: dict[str, Kind] = {
     "model": "model",
@@ -527,19 +391,34 @@ GROUPS: dict[str, Kind] = {
     "structured": "structured",
     "creative": "creative",
     "joint": "mixed",
-    "merge": "merge",
 }
-"""Key of plan.yaml that a DVC stage unrolls -> its nodes. DVC reads params.yaml into the same namespace, so that none of
-these may be a key there."""
+"""Key of plan.yaml -> the nodes under it."""
+
+
+def _entry(node: Node, seeds: Sequence[int]) -> dict[str, Any]:
+    if node.kind == "model":
+        return {"seeds": list(seeds)}
+    if node.phase is None:
+        return {"seed": node.seed}
+    return {"parent": node.parents[0], "phase": node.phase, "seed": node.seed} | _tag(node.variant)
+
+
+def _yaml(content: dict[str, Any]) -> str:
+    """Block mappings, lists on one line."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.default_flow_style = None
+    yaml.width = 4096
+    stream = io.StringIO()
+    yaml.dump(content, stream)
+    return stream.getvalue()
 
 
 def _module(stage: str) -> str:
     """The stage's module, put together here: a whole name in the source would be an import of this module (fingerprint.py)."""
     return f"stages.{stage}"
-
-
-def _filled(files: list[str], slots: int) -> list[str]:
-    return files + files[-1:] * (slots - len(files))
 
 
 def _hash(file: Path) -> str:
@@ -557,20 +436,6 @@ Arms = tuple[dict[str, dict[int, tuple[str, ...]]], dict[int, dict[str, str]]]
 
 def _tag(variant: str) -> dict[str, str]:
     return {} if variant == DEFAULT else {"variant": variant}
-
-
-def judge_code(judge: str) -> str:
-    """Name of a judge's fingerprint."""
-    return f"{fingerprint.JUDGE}{judge}"
-
-
-def phase_code(phase: str, variant: str = DEFAULT) -> str:
-    """Name of a phase's fingerprint; a variant has its own, as it may train other tasks.
-
-    >>> phase_code("math"), phase_code("math", "half_lr")
-    ('phase_math', 'phase_math.half_lr')
-    """
-    return f"{fingerprint.PHASE}{phase}" + ("" if variant == DEFAULT else f".{variant}")
 
 
 def compile_plan(params: Params, resolved: Resolved | None = None) -> Plan:
@@ -771,9 +636,18 @@ def measured() -> dict[str, list[str]]:
 
 
 def write(plan: Plan) -> bool:
-    """Write plan.yaml, whole and then renamed; returns whether it changed."""
-    text = plan.text()
-    if paths.PLAN.is_file() and paths.PLAN.read_bytes() == text.encode():
-        return False
-    write_text(paths.PLAN, text)
-    return True
+    """Write plan.yaml and plan/dvc.yaml, each whole and then renamed; returns whether either changed."""
+    changed = stale_files(plan)
+    for file, text in changed.items():
+        file.parent.mkdir(exist_ok=True)
+        write_text(file, text)
+    return bool(changed)
+
+
+def stale_files(plan: Plan) -> dict[Path, str]:
+    """The compiled files that are not what this plan says, with what it says."""
+    return {
+        file: text
+        for file, text in plan.texts().items()
+        if not file.is_file() or file.read_bytes() != text.encode()
+    }

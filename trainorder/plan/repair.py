@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainorder.paths import DVC_LOCK
+from trainorder.paths import DVC_LOCK, PIPELINE_LOCK
 
 TEMPORARY = Path(".dvc/tmp")
-DAMAGED = Path("dvc.lock.damaged")
+DAMAGED = ".damaged"
 
 
 def repair() -> None:
@@ -30,13 +30,14 @@ def repair() -> None:
                 f"warning: {table} was left half-written by a killed dvc: removed", file=sys.stderr
             )
     with _unused(TEMPORARY / "lock") as free:
-        if free and DVC_LOCK.is_file() and not _is_lockfile(DVC_LOCK):
-            DVC_LOCK.replace(DAMAGED)
-            print(
-                f"warning: {DVC_LOCK} was left half-written by a killed dvc: moved to {DAMAGED}; results come back from "
-                f"dvc's run cache",
-                file=sys.stderr,
-            )
+        for lock in (DVC_LOCK, PIPELINE_LOCK) if free else ():
+            if lock.is_file() and not _is_lockfile(lock):
+                aside = lock.replace(lock.with_name(lock.name + DAMAGED))
+                print(
+                    f"warning: {lock} was left half-written by a killed dvc: moved to {aside}; results come back from "
+                    f"dvc's run cache",
+                    file=sys.stderr,
+                )
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from trainorder import lineage
 from trainorder.config import DEFAULT, Params, PreferenceConfig, SftConfig
-from trainorder.plan.compile import TRAIN_JUDGE, Node, Plan, Sizes
+from trainorder.plan import names
+from trainorder.plan.compile import Node, Plan, Sizes
 from trainorder.plan.orders import pending
 from trainorder.plan.state import State
 from trainorder.sources import section
@@ -209,11 +210,11 @@ def _wall(plan: Plan, states: Mapping[str, State], sizes: Sizes | None) -> float
     first = sum(times[n.id] or 0 for n in stale if not n.parents)
     rest = sum(times[n.id] or 0 for n in stale if n.parents)
     for name, judge in plan.judges.items():
-        config, stale_judge = judge.config, states[f"{TRAIN_JUDGE}@{name}"] == "stale"
+        config, stale_judge = judge.config, states[names.judge(name)] == "stale"
         if stale_judge and isinstance(config, PreferenceConfig):
             answers = config.prompts * config.answers
             first += STARTUP_SECONDS + answers * config.epochs * speed.pair()
-    evaluations = sum(states[f"evaluate@{node}"] == "stale" for node in plan.nodes)
+    evaluations = sum(states[names.evaluation(node)] == "stale" for node in plan.nodes)
     rest += evaluations * (STARTUP_SECONDS + speed.answers())
     return first + rest / plan.params.flow.workers
 

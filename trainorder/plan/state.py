@@ -17,7 +17,7 @@ from trainorder import paths
 from trainorder.reading import ParamsError
 
 if TYPE_CHECKING:
-    from dvc.dependency import Dependency, ParamsDependency
+    from dvc.dependency import Dependency
     from dvc.repo import Repo
     from dvc.stage import Stage
     from dvc_data.hashfile.hash_info import HashInfo
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from trainorder.plan.compile import Plan
 
-SETTINGS = paths.FINGERPRINTS / "params.json"
 State = Literal["cached", "restorable", "stale"]
 """cached: up to date; restorable: DVC's cache has it; stale: its command must run."""
 
@@ -76,7 +75,6 @@ class _World:
         self.repo = repo
         self.outs: dict[str, tuple[HashInfo, Meta] | None] = {}
         """Output path -> its hash; None: its stage must run first."""
-        self.settings = json.loads(fingerprints[SETTINGS.name])
         self.fingerprints = {
             str(paths.FINGERPRINTS / name): text for name, text in fingerprints.items()
         }
@@ -98,7 +96,7 @@ class _World:
         matches_lock = not stage.changed_stage()
         for dep in stage.deps:
             if isinstance(dep, ParamsDependency):
-                now = self._values(dep)
+                now = dep.get_hash()
                 matches_lock &= dep.hash_info.value == now.value
                 dep.hash_info = now
                 continue
@@ -132,16 +130,6 @@ class _World:
                     return "restorable", made
         return "stale", None
 
-    def _values(self, dep: ParamsDependency) -> HashInfo:
-        """The values a stage reads from .fingerprints/params.json, which is written later, or from another file."""
-        import dpath
-        from dvc_data.hashfile.hash_info import HashInfo
-
-        if dep.def_path != str(SETTINGS):
-            return dep.get_hash()
-        values = {key: dpath.get(self.settings, key, separator=".") for key in dep.params}
-        return HashInfo("params", values)  # type: ignore[arg-type]
-
     def _expected(self, dep: Dependency) -> tuple[HashInfo, Meta] | None:
         """The hash a dependency will have; None: not known before another stage ran, or missing."""
         path = dep.def_path
@@ -155,7 +143,7 @@ class _World:
         above = [out for out in self.outs if PurePosixPath(path).is_relative_to(out)]
         if above:
             return self._of_member(path, above[0])
-        return (dep.get_hash(), dep.meta) if dep.exists else None
+        return (dep.get_hash(), dep.get_meta()) if dep.exists else None
 
     @staticmethod
     def _of_text(text: str) -> tuple[HashInfo, Meta]:

@@ -1,0 +1,175 @@
+"""plan/dvc.yaml: one DVC stage per checkpoint, judge and evaluation, each with exactly the files that it reads.
+
+What every plan has (data, measurement, report) stands in dvc.yaml; DVC cannot unroll lists of unknown length there, so these
+stages are compiled. A stage is named like its node (`dvc repro plan/dvc.yaml:s0--math`), an evaluation
+`evaluate-<node>`, a judge `judge-<name>`. Each depends on two files of .fingerprints: what its code means, and the values of
+params.yaml that it reads. Children depend on their parent's checkpoint only: manifest, metrics and MLflow run id are outputs
+of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from trainorder import paths
+from trainorder.config import ROLES, ModelFolder
+from trainorder.plan.names import EVALUATE, JUDGE, judge_code, merge_values, phase_code
+from trainorder.reading import found_at
+from trainorder.tasks import kind_of
+
+if TYPE_CHECKING:
+    from trainorder.config import AnyJudgeConfig, Role
+    from trainorder.plan.compile import Node, Plan
+
+RECORDS = ("manifest.json", "metrics.jsonl", "run.json")
+"""What a trained node leaves in runs/<node>; a merge and a model as it is leave the manifest only."""
+
+
+def content(plan: Plan) -> dict[str, Any]:
+    """The content of plan/dvc.yaml."""
+    stages: dict[str, Any] = {}
+    for name in plan.judges:
+        stages[f"{JUDGE}-{name}"] = _judge(plan, name)
+    for node in plan.nodes.values():
+        stages[node.id] = _node(plan, node)
+        stages[f"{EVALUATE}-{node.id}"] = _evaluation(plan, node)
+    return {"stages": stages}
+
+
+def settings(plan: Plan) -> dict[str, str]:
+    """File of .fingerprints -> the sections of params.yaml that stages with this fingerprint read, as text."""
+    every = plan.settings()
+    sections = {
+        "build_data": ("tasks", "data", "policy"),
+        **({"sft_warmup": ("policy", "sft", "training")} if plan.params.sft else {}),
+        **({} if plan.params.sft else {"base_model": ("policy",)}),
+        "evaluate": ("evaluation", "training"),
+        "measure_bwt": ("measure",),
+    }
+    found = {name: {key: every[key] for key in keys} for name, keys in sections.items()}
+    training = {"training": every["training"]}
+    for name, judge in every["judges"].items():
+        found[judge_code(name)] = {"judges": judge, **training}
+    for name, merge in every["merges"].items():
+        found[merge_values(name)] = {"merges": merge, **training}
+    for name, phase in every["phases"].items():
+        found[phase_code(name)] = {"phases": phase}
+    for variant, phases in every["variants"].items():
+        for name, phase in phases.items():
+            found[phase_code(name, variant)] = {"phases": phase}
+    return {f"{name}.json": json.dumps(value, indent=1) + "\n" for name, value in found.items()}
+
+
+def _node(plan: Plan, node: Node) -> dict[str, Any]:
+    if node.kind == "model":
+        command = f"base_model --node {node.id}"
+        code = values = "base_model"
+    elif node.kind == "base":
+        command = f"sft_warmup --node {node.id} --seed {node.seed}"
+        code = values = "sft_warmup"
+    elif node.merge is not None:
+        base, *merged = node.parents
+        command = (
+            f"merge --node {node.id} --base {base} --merge {node.merge} --parents {','.join(merged)} "
+            f"--tasks {','.join(merged_tasks(plan, node))} --seed {node.seed}"
+        )
+        code, values = "merge", merge_values(node.merge)
+    else:
+        assert node.phase is not None
+        command = (
+            f"rl --node {node.id} --parent {node.parents[0]} --phase {node.phase} --variant {node.variant} "
+            f"--seed {node.seed}"
+        )
+        code = values = phase_code(node.phase, node.variant)
+    records = RECORDS[:1] if node.kind in ("merge", "model") else RECORDS
+    outs = [paths.checkpoint(node.id), *(paths.run(node.id) / name for name in records)]
+    return _stage(command, code, values, _reads(plan, node), outs)
+
+
+def _judge(plan: Plan, name: str) -> dict[str, Any]:
+    judge, base = plan.judges[name], plan.bases()[0].id
+    command = (
+        f"train_judge --judge {name} --base {base} --tasks {','.join(judge.tasks)} --seed {judge.seed} "
+        f"--first {judge.first}"
+    )
+    reads: list[object] = [paths.checkpoint(base), *judge_files(judge.config)]
+    reads += [_problems(plan, task) for task in judge.tasks]
+    outs = [paths.JUDGE / name, paths.JUDGE / f"{name}.json"]
+    return _stage(command, judge_code(name), judge_code(name), reads, outs)
+
+
+def judge_files(config: AnyJudgeConfig) -> list[str]:
+    """The user's files that a judge is made of: pairs, and a model that is no name on the hub."""
+    named = [config.pairs, getattr(config, "path", None)]
+    return [path for path in named if path and found_at(path)]
+
+
+def _problems(plan: Plan, task: str) -> str:
+    """What a judge reads of a task: of own rows all splits, since the base answers those without a reference."""
+    own = kind_of(task, plan.params.tasks[task]) == "rows"
+    return str(paths.TASK_DATA / task / ("" if own else "train.jsonl"))
+
+
+def _evaluation(plan: Plan, node: Node) -> dict[str, Any]:
+    command = f"evaluate --node {node.id} --seed {node.seed}"
+    reads = [paths.checkpoint(node.id), paths.TASK_DATA, *_judges(plan, plan.judged)]
+    return _stage(command, EVALUATE, EVALUATE, reads, [paths.evaluation(node.id)])
+
+
+def _stage(
+    command: str, code: str, values: str, reads: Iterable[object], outs: Iterable[object]
+) -> dict[str, Any]:
+    prints = [paths.FINGERPRINTS / code, paths.FINGERPRINTS / f"{values}.json"]
+    return {
+        "wdir": "..",
+        "cmd": f"python -m stages.{command}",
+        "deps": list(dict.fromkeys(map(str, [*prints, *reads]))),
+        "outs": [str(out) for out in outs],
+    }
+
+
+def _reads(plan: Plan, node: Node) -> Iterator[object]:
+    """What a node's stage reads beside its two fingerprints."""
+    yield from (paths.checkpoint(parent) for parent in node.parents)
+    if node.merge is not None:
+        if isinstance(plan.params.merges[node.merge].scale, list):
+            tasks = merged_tasks(plan, node)
+            yield from (paths.TASK_DATA / task / "dev.jsonl" for task in tasks)
+            yield from _judges(plan, tasks)
+    elif node.kind == "base":
+        sft = plan.params.sft
+        yield from (paths.SFT_DATA, paths.TOKENIZER, *_model(plan))
+        yield from (paths.TASK_DATA / task / "dev.jsonl" for task in (sft.gate if sft else ()))
+    elif node.phase is None:
+        yield from _model(plan)
+    else:
+        params = plan.params.variant(node.variant)
+        tasks, teacher = params.phases[node.phase].tasks, params.phase_rl(node.phase).teacher
+        if node.teacher is not None:
+            yield paths.checkpoint(node.teacher)
+        elif isinstance(teacher, ModelFolder) and found_at(teacher.path):
+            yield teacher.path
+        yield from _judges(plan, tasks, ["reward"])
+        yield from (paths.TASK_DATA / task / "train.jsonl" for task in tasks)
+
+
+def _model(plan: Plan) -> Iterator[str]:
+    """The user's model, where it lies in a file or folder."""
+    path = plan.params.policy.path
+    if path is not None and found_at(path):
+        yield path
+
+
+def _judges(plan: Plan, tasks: Iterable[str], roles: Sequence[Role] = ROLES) -> Iterator[object]:
+    """The judges that have these roles in these tasks."""
+    names = [plan.judged[t][role] for t in tasks if t in plan.judged for role in roles]
+    yield from (paths.JUDGE / name for name in dict.fromkeys(names))
+
+
+def merged_tasks(plan: Plan, node: Node) -> list[str]:
+    """What the nodes that a merge joins were trained on."""
+    params = plan.params.variant(node.variant)
+    phases = [plan.nodes[parent].phase for parent in node.parents[1:]]
+    return list(dict.fromkeys(t for phase in phases if phase for t in params.phases[phase].tasks))
