@@ -425,7 +425,10 @@ def _write_task(
     card = {
         "kind": kind_of(name, config),
         "version": task.version,
-        "options": {**options_of(config), **(own(name) if own else {})},
+        "options": {
+            **options_of(config),
+            **(own(p for found in splits.values() for p in found) if own else {}),
+        },
         "rewarded_by": task.rewarded_by,
         "max_new_tokens": config.max_new_tokens,
     }

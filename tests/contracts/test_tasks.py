@@ -23,7 +23,8 @@ from trainorder.tasks import TASKS as KINDS
 from trainorder.tasks import make_task
 from trainorder.tasks.base import SPLITS, Problem, Reward, Task, split_of
 
-TASKS = tuple(kind for kind in KINDS if kind not in ("jsonl", "rows"))  # these read files
+OTHERS = {"jsonl", "rows", "reasoning_gym", "verifiers"}  # files and packages of the user
+TASKS = tuple(kind for kind in KINDS if kind not in OTHERS)
 HOSTILE = [
     " ",
     "\n",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from trainorder.reading import did_you_mean
@@ -79,6 +80,7 @@ class Grader:
     """Takes more than about a millisecond: only some rows' right answers are tried before training."""
 
 
+@cache
 def grader(name: str) -> Grader:
     """The grader of this name, which GRADERS lists."""
     module, _, attribute = GRADERS[name].partition(":")

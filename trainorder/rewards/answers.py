@@ -11,6 +11,7 @@ import re
 import unicodedata
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from fractions import Fraction
+from functools import lru_cache
 
 Number = Decimal | Fraction
 
@@ -107,6 +108,7 @@ def same_expression(given: str, wanted: str) -> bool:
     return _verify(answer, right)
 
 
+@lru_cache(maxsize=1 << 14)
 def numbers(text: str) -> tuple[Number, ...]:
     r"""The readings of one literal number: none for any other text, two for a percentage.
 

@@ -24,6 +24,8 @@ TASKS: dict[str, str] = {
     "creative": "trainorder.tasks.creative:Creative",
     "jsonl": "trainorder.tasks.jsonl:Jsonl",
     "rows": "trainorder.tasks.rows:Rows",
+    "reasoning_gym": "trainorder.tasks.reasoning_gym:ReasoningGym",
+    "verifiers": "trainorder.tasks.verifiers:Verifiers",
 }
 """Kind -> class. By name, so that one task's code is no dependency of another task's phases."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -110,13 +110,9 @@ class Rows:
             return named | ({LOADED[self.taste]} if self.taste else set())
         return named | {GRADERS[name] for name in self.found or self.survey(task)["graders"]}
 
-    def card(self, task: str) -> dict[str, Any]:
-        """Options that the build adds."""
-        return (
-            {}
-            if self.reward or self.rewarded_by == "judge"
-            else {"found": sorted(self.survey(task)["graders"])}
-        )
+    def card(self, problems: Iterable[Problem]) -> dict[str, Any]:
+        """Options that the build adds: the graders of these problems."""
+        return {"found": sorted({name for p in problems for name, _ in p.meta.get("checks", ())})}
 
     def read(
         self, task: str, reserved: Sequence[str] = ()
