@@ -192,6 +192,13 @@ def plan_command(
 
 @app.command()
 def run(
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Build the data, try one problem of each task and judge, print costs; train nothing.",
+        ),
+    ] = False,
     params: ParamsFile = None,
 ) -> None:
     """Bring everything params.yaml asks for up to date, then print which order won and how sure that is."""
@@ -201,7 +208,8 @@ def run(
         level = _sandbox(plan.load().params)
     if level:
         print(f"model-written programs run at isolation {level}", flush=True)
-    os.execv(sys.executable, [sys.executable, "-m", "trainorder.flow.run"])
+    module = "trainorder.flow.dry" if dry_run else "trainorder.flow.run"
+    os.execv(sys.executable, [sys.executable, "-m", module])
 
 
 @app.command()

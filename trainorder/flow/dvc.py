@@ -51,13 +51,14 @@ class Runner:
         self._lock = threading.Lock()
         self._stopped = False
 
-    def repro(self, stage: str, say: Callable[[str], None]) -> Outcome:
-        """Bring one stage up to date; its output goes to `say` line by line.
+    def repro(self, stage: str, say: Callable[[str], None], *, parents: bool = False) -> Outcome:
+        """Bring one stage up to date, with `parents` those that it needs too; its output goes to `say` line by line.
 
         Raises:
             StageFailed: the stage did not end well.
         """
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", stage]
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"]
+        command += [stage] if parents else ["-s", stage]
         with self._lock:
             if self._stopped:
                 raise StageFailed(f"{stage} was not started: the flow is stopping")
