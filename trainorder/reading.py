@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import itertools
 import json
 import math
 import re
@@ -251,10 +252,17 @@ def _nodes(root: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _check_keys(root: Any) -> None:
-    """Refuse a key that is no single text, or that its mapping has already."""
-    from yaml import MappingNode, ScalarNode
+    """Refuse a key that is no single text, or that its mapping has already; and what DVC's parser takes for no text."""
+    from yaml import CollectionNode, MappingNode, ScalarNode
 
     for where, node in _nodes(root):
+        inline = isinstance(node, CollectionNode) and node.flow_style
+        for part in itertools.chain(*node.value) if isinstance(node, MappingNode) else node.value:
+            if inline and isinstance(part, ScalarNode) and not part.style and ":" in part.value:
+                raise ParamsError(
+                    f" is not valid YAML for DVC: line {part.start_mark.line + 1}: between brackets a text with a colon "
+                    f'needs quotes: "..."'
+                )
         seen: dict[tuple[str, str], int] = {}
         for key, _ in node.value if isinstance(node, MappingNode) else ():
             line, inside = key.start_mark.line + 1, f" in {where}" if where else ""

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
 from ruamel.yaml import YAML
 from timing import cost
 
@@ -333,15 +334,24 @@ def test_dozens_in_processes_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [
-    BASE, BASE.replace("train: 240", "train: &n 240, dev: *n"), "a: {u: http://h:1/v1, x: b:c, y: [b:c]}",
+    BASE, BASE.replace("train: 240", "train: &n 240, dev: *n"), "a:\n  u: http://h:1/v1\n  x: b:c\n  y:\n  - b:c\n",
     "a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: {<<: [*a, {z: 3}], x: 4}", "\ufeffa: [1,]",
-    "a: [010, 0o10, 0x1F, 0b11, 1_000, +5, 3e-4, 3E4, .5, 5., 1__0, 08, -0o7, 1.5e+3, -.5, 12:30:45]",
+    "a: [010, 0o10, 0x1F, 0b11, 1_000, +5, 3e-4, 3E4, .5, 5., 1__0, 08, -0o7, 1.5e+3, -.5]\nt: 12:30:45",
     "a: [yes, on, True, ~, Null, .inf, -.INF, 2001-01-01, '', |-\n]".replace(", |-\n", ""), "a: |\n  b\n\n  c\n", "", "# x\n",
     "a: !!int 0x1_0\nb: !!float 3\nc: !!str 5\nd: !!bool 'true'\ne: !!set {x}\nf: !!binary aGk=",
 ])  # fmt: skip
 def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path, text: str) -> None:
     (tmp_path / "file.yaml").write_text(text, encoding="utf-8")
     assert repr(read_yaml(tmp_path / "file.yaml")) == repr(YAML(typ="safe", pure=True).load(text))
+
+
+@pytest.mark.parametrize("text", ["a: {b: http://x/v1}", "a: [package:x]", "a: [[1, {b:c: 2}]]"])
+def test_a_colon_that_dvc_refuses_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(YAMLFileCorruptedError):  # libyaml as ruamel.yaml.clib has it
+        parse_yaml(text, "file.yaml")
+    (tmp_path / "file.yaml").write_text(text)
+    with pytest.raises(ParamsError, match="line 1: between brackets a text with a colon needs"):
+        read_yaml(tmp_path / "file.yaml")
 
 
 def test_256_kib_are_checked_at_once(tmp_path: Path, ordinary: float) -> None:

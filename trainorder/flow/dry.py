@@ -1,19 +1,19 @@
 """`trainorder run --dry-run`: every part of a run on one problem of each task, and what the run would cost; nothing is trained.
 
 The data are built by their DVC stage, so that the run finds them. The model has shapes alone (torch's meta device). A problem
-of each task goes through template, tokenizer, room for the answer and grader; a judge that is not trained here is asked once.
+of each task goes through template, tokenizer, room for the answer and grader; a judge that is not trained here is asked about one pair.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from typer import Exit
 
 from trainorder import paths, plan, preflight
-from trainorder.config import EndpointJudgeConfig, ModelJudgeConfig, Params
+from trainorder.config import Params, PreferenceConfig
 from trainorder.flow import dvc
 from trainorder.plan import show
 from trainorder.process import exclusive, keep_loopback_direct
@@ -23,9 +23,6 @@ from trainorder.refusing import refusing
 if TYPE_CHECKING:
     from trainorder.policy import Policy
     from trainorder.tasks.base import Problem, Task
-
-PATIENCE = 10.0
-"""Seconds for a judge's endpoint to answer its one question."""
 
 
 def main() -> int:
@@ -76,9 +73,9 @@ def report(wanted: plan.Plan) -> Iterator[str]:
         problems = load_problems(name, "train") or load_problems(name, "test")
         yield f"{name:<7} {_through(params, policy, name, load_task(name), problems[0])}"
     for name, judge in wanted.judges.items():
-        served = judge.tasks[0]
-        problem = (load_problems(served, "train") or load_problems(served, "test"))[0]
-        yield f"judge   {name}: {_judged(params, name, problem)}"
+        if isinstance(config := judge.config, PreferenceConfig):
+            yield f"judge   {name}: trained by the run, on {config.prompts} prompts with {config.answers} answers each"
+    yield from (f"judge   {line}" for line in preflight.judges.check(params))
     yield from _costs(wanted)
     yield "nothing was trained; data/ is built, `trainorder run` goes on from there"
 
@@ -89,7 +86,7 @@ def _model(params: Params) -> Policy:
     from trainorder.policy import Policy
 
     if params.policy.path is not None:
-        return Policy.load(params.policy.path, weights=False)
+        return Policy.start(params.policy, weights=False)
     with torch.device("meta"):
         return Policy.build_tiny(params.policy, paths.TOKENIZER, 0)
 
@@ -125,30 +122,6 @@ def _through(params: Params, policy: Policy, name: str, task: Task, problem: Pro
             f"tasks.{name}: a right answer scores {right}, an empty one {empty}; the grader sees {policy.decode(ids)[:200]!r}"
         )
     return f"{said} and scores {right:g}, an empty one {empty:g}"
-
-
-def _judged(params: Params, name: str, problem: Problem) -> str:
-    """What became of a judge's one question, or when it will be trained."""
-    from trainorder.registries import JUDGES, load
-
-    config: Any = params.named_judges()[name]
-    if isinstance(config, ModelJudgeConfig):
-        from trainorder.policy import Policy
-
-        judge = Policy.load(config.path or params.policy.path or "", weights=False)
-        count = sum(parameter.numel() for parameter in judge.model.parameters())
-        return f"a model of {count:,} weights"
-    if not isinstance(config, EndpointJudgeConfig):
-        return f"trained by the run, on {config.prompts} prompts with {config.answers} answers each"
-    words = (problem.reference or problem.gold or problem.text).split()
-    short = config.model_copy(update={"outage_seconds": min(config.outage_seconds, PATIENCE)})
-    judge = load(JUDGES, "endpoint", "judges")(short)
-    (verdict,) = judge.win_probability(
-        [problem.text], [" ".join(reversed(words))], [" ".join(words)]
-    )
-    if verdict is None:
-        raise ParamsError(f"judges.{name}: no verdict: {judge.failures[0]}")
-    return f"answers; a text with its words reversed wins with {verdict:g} against the text"
 
 
 def _costs(wanted: plan.Plan) -> Iterator[str]:
