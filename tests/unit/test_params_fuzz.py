@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
 from ruamel.yaml import YAML
 from timing import cost
 
