@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import string
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +31,7 @@ from trainorder.judges.endpoint import EndpointJudge
 from trainorder.judges.model import ModelJudge
 from trainorder.judges.questions import Pairwise, Rubric
 from trainorder.judges.verdicts import Kept, Verdicts
-from trainorder.plan import compile_plan
+from trainorder.plan import compile_plan, judging, names
 from trainorder.plan.check import check
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError, read_yaml
@@ -120,6 +124,41 @@ def test_a_task_names_judges_that_exist_and_only_if_it_is_judged():
     check(params({"referee": REFEREE | {"same_in_both_roles": True, "role": None}}))
 
 
+def test_the_plan_counts_the_calls_of_judges_that_are_asked():
+    referee = {**REFEREE, "requests_per_minute": 60.0}
+    plan = compile_plan(params({"taste": TASTE, "referee": referee}))
+    stages = [*plan.judge_stages, *(n.stage for n in plan.nodes.values())]
+    stages += [names.evaluation(node) for node in plan.nodes]
+    stale = dict.fromkeys(stages, "stale")
+    task, samples = plan.params.tasks["creative"], plan.params.evaluation.samples
+    evaluated = len(plan.nodes) * (task.dev + task.test) * (samples + 1)
+    agreement = 32 * 6
+    assert judging.calls(plan, stale) == {"referee": 2 * (evaluated + agreement)}
+    [line] = judging.lines(plan, stale)
+    assert line.startswith(
+        f"judge referee: at most {2 * (evaluated + agreement)} calls, each of about 246 tokens"
+    )
+    assert "h at 60 a minute" in line
+    swapped = {
+        "taste": {**TASTE, "role": "evaluation"},
+        "referee": {**referee, "role": "reward", "rubric": "x"},
+    }
+    plan = compile_plan(params(swapped))
+    phases = [
+        n
+        for n in plan.nodes.values()
+        if n.phase and "creative" in plan.params.phases[n.phase].tasks
+    ]
+    rollouts = 0.0
+    for node in phases:
+        phase, rl = plan.params.phases[node.phase], plan.params.phase_rl(node.phase)
+        share = phase.tasks["creative"] / sum(phase.tasks.values())
+        rollouts += phase.steps * rl.prompts_per_step * rl.group_size * share
+    rewarded = len(plan.nodes) * (task.dev + task.test) * samples
+    assert judging.calls(plan, stale) == {"referee": math.ceil(rollouts + rewarded + 2 * agreement)}
+    assert judging.calls(plan, dict.fromkeys(stages, "cached")) == {"referee": 0}
+
+
 def test_the_short_form_beside_the_long_one_is_refused():
     data = {**SMOKE, "judges": {"taste": TASTE}}
     with pytest.raises(ParamsError, match="the short form of `judges`, which is given too"):
@@ -179,6 +218,27 @@ def test_a_torn_line_is_no_verdict_and_spoils_none(tmp_path: Path):
         assert ask(again, "a", "bb") == values
         assert Kept(Counting(), tmp_path).win_probability(["p"], ["bb"], ["r"]) == values[1:]
         assert ask(Kept(Counting(), tmp_path), "a", "bb") == values
+
+
+def test_verdicts_outlive_a_kill_while_they_are_appended(tmp_path: Path):
+    source = """
+from pathlib import Path
+from trainorder.judges.verdicts import Verdicts
+verdicts = Verdicts(Path("x"))
+for number in range(100):
+    verdicts.add({number.to_bytes(16, "big"): number / 100})
+"""
+    for passed in (3, 40):
+        settings = {**os.environ, "TRAINORDER_FAIL_AT": f"verdicts.added:{passed}"}
+        done = subprocess.run(
+            [sys.executable, "-c", source], cwd=tmp_path, env=settings, check=False
+        )
+        assert done.returncode == -9
+        verdicts = Verdicts(tmp_path / "x")
+        verdicts.refresh()
+        found = [verdicts.get(number.to_bytes(16, "big")) for number in range(100)]
+        assert found == [*(n / 100 for n in range(passed)), *[None] * (100 - passed)]
+        (tmp_path / "x").unlink()
 
 
 def test_a_file_of_verdicts_stops_growing_at_its_bound(tmp_path: Path):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from trainorder import lineage
 from trainorder.config import DEFAULT, Params, PreferenceConfig, SftConfig
-from trainorder.plan import names
+from trainorder.plan import judging, names
 from trainorder.plan.compile import Node, Plan, Sizes
 from trainorder.plan.orders import pending
 from trainorder.plan.state import State
@@ -92,6 +92,7 @@ def summary(plan: Plan, states: Mapping[str, State], sizes: Sizes | None = None)
         workers = plan.params.flow.workers
         time = duration(_wall(plan, states, sizes))
         lines.append(f"about {time} with {workers} workers, {_disk(plan, states, sizes)}")
+    lines += judging.lines(plan, states)
     waiting = pending(plan.params, plan.resolved)
     if waiting:
         longest = len(next(iter(plan.singles.values())))

@@ -74,8 +74,13 @@ def along(bwt: Bwt, metric: str, label: str) -> str | None:
 def judges(bwt: Bwt) -> str | None:
     """Judged tasks: what the training judge says, what a judge that trained nothing says (where there is one), and the hidden taste."""
     apart = [("score", "held-out judge")] if set(bwt["judged"]) - set(bwt["same_judge"]) else []
-    lines = [("reward_judge", "training judge"), *apart, ("gold", "hidden gold taste")]
-    orders = {n: o for n, o in words.shown(bwt).items() if o["along"].get("gold")}
+    orders = {n: o for n, o in words.shown(bwt).items() if o["along"].get("reward_judge")}
+    taste = (
+        [("gold", "hidden gold taste")]
+        if any(o["along"].get("gold") for o in orders.values())
+        else []
+    )
+    lines = [("reward_judge", "training judge"), *apart, *taste]
     if not orders or not bwt["judged"]:
         return None
     with _panels(len(orders), 2.3, share=True) as (figure, panels):

@@ -271,7 +271,9 @@ def over_optimisation(bwt: Bwt) -> str:
     """
     base = next((row["metrics"] for row in bwt["ranking"] if row["kind"] == "base"), {})
     found = []
-    for task in bwt["judged"] if "gold" in base else []:
+    for task in bwt["judged"]:
+        if task not in base.get("gold", {}):
+            continue
         arms = []
         for row in bwt["ranking"]:
             gold, judge = (row["metrics"][m][task] for m in ("gold", "score"))
