@@ -14,6 +14,7 @@ DAPO: dict[str, Any] = {
 }
 """Without its penalty of overlong answers, whose lengths are those of the paper's models."""
 WIDE = {"clipped_surrogate": {"clip_low": 1.0, "clip_high": 1.0}}
+CEEH_CLIP = {"clipped_surrogate": {"clip_low": 0.2, "clip_high": 0.28}}
 SIREN_CLIP = {"clipped_surrogate": {"clip_low": 0.28, "clip_high": 0.28}}
 
 
@@ -175,5 +176,86 @@ PRESETS = [
             "terms": [WIDE, {"entropy_bonus": {"coef": 0.0, "weight": ["covariance_softmax"]}}]
         },
         reduces_to={"terms": [WIDE]},
+    ),
+    Preset(
+        name="aepo",
+        summary="right answers sampled hotter or colder, to a target entropy",
+        papers=("2510.08141",),
+        method={
+            "edit": ["arbitrary_entropy"],
+            "advantage": ["grpo", "arbitrary_entropy_credit"],
+            "terms": ["clipped_surrogate"],
+        },
+        not_grounded="rows are added to the batch, as the paper's objective; the authors' code overwrites its first rows",
+        neutral={"edit": [{"arbitrary_entropy": {"share": 0.0}}]},
+        reduces_to={"edit": [], "advantage": ["grpo"]},
+    ),
+    Preset(
+        name="pear",
+        summary="a right answer pays for a thought of higher entropy than what follows it",
+        papers=("2510.08026",),
+        method={"reward": ["pear"], "advantage": ["grpo"], "terms": ["clipped_surrogate"]},
+        basis="notes",
+    ),
+    Preset(
+        name="ceeh_ea",
+        summary="shorter right answers on easy prompts, an advantage of entropy on hard ones",
+        papers=("2602.22642",),
+        method={
+            "reward": ["graded", "ceeh_length"],
+            "advantage": ["dr_grpo", "ceeh"],
+            "terms": [CEEH_CLIP],
+            "reduction": "constant",
+        },
+        not_grounded="prompts that were not seen do not count as easy, as they do in the authors' code",
+        neutral={"reward": ["graded"], "advantage": ["dr_grpo", {"ceeh": {"alpha": 0.0}}]},
+        reduces_to={"reward": ["graded"], "advantage": ["dr_grpo"]},
+    ),
+    Preset(
+        name="ceeh_me",
+        summary="shorter right answers on easy prompts, an entropy bonus five times as high on hard ones",
+        papers=("2602.22642",),
+        method={
+            "reward": ["graded", "ceeh_length"],
+            "advantage": ["dr_grpo"],
+            "terms": [
+                CEEH_CLIP,
+                {"entropy_bonus": {"coef": 0.001, "weight": ["ceeh_exploration"]}},
+            ],
+            "reduction": "constant",
+        },
+        not_grounded="prompts that were not seen do not count as easy, as they do in the authors' code",
+        neutral={"reward": ["graded"], "terms": [CEEH_CLIP, {"entropy_bonus": {"coef": 0.0}}]},
+        reduces_to={"reward": ["graded"], "terms": [CEEH_CLIP]},
+    ),
+    Preset(
+        name="ares",
+        summary="pays for as many explorations as a prompt's difficulty asks for",
+        papers=("2510.08457",),
+        method={
+            "reward": ["graded", "ares"],
+            "advantage": ["grpo"],
+            "terms": ["clipped_surrogate"],
+        },
+        not_grounded="the list of words; the number aimed at; adaptive strength and KL are left out",
+        neutral={"reward": ["graded", {"ares": {"strength": 0.0}}]},
+        reduces_to={"reward": ["graded"]},
+    ),
+    Preset(
+        name="rmt",
+        summary="reinforcement mid-training: falling budgets of tokens beside plain prediction of worked answers",
+        papers=("2509.24375",),
+        method={
+            "plan": ["falling_budget"],
+            "reward": [{"graded": {"coef": 0.8}}, {"length_triangle": {"coef": 0.2}}],
+            "edit": ["expert_rows"],
+            "advantage": ["grpo"],
+            "terms": [
+                {"clipped_surrogate": {"source": "policy"}},
+                {"nll": {"coef": 0.1, "source": "expert"}},
+            ],
+        },
+        basis="notes",
+        not_grounded="the weight of length; tiers of difficulty; a corpus, for which worked answers stand here",
     ),
 ]

@@ -96,4 +96,39 @@ PRESETS = [
         settings={"updates_per_batch": 4},
         not_grounded="its number of updates per batch; the supervised loss on right answers is left out",
     ),
+    *(
+        Preset(
+            name=f"canon_{by}",
+            summary=f"answers compete across halves of the group, sorted by {what}",
+            papers=("2509.23962",),
+            method={
+                "advantage": [{"canon": {"by": by, "mu": 1.0}}],
+                "terms": [{"clipped_surrogate": CLIP}],
+                "reduction": "constant",
+            },
+            not_grounded="mu fixed at 1; the paper also moves it with accuracy or on a cosine",
+            neutral={"advantage": [{"canon": {"by": by, "mu": 0.5}}]},
+            reduces_to={"advantage": ["dr_grpo"]},
+        )
+        for by, what in (("entropy", "mean entropy"), ("length", "length"))
+    ),
+    Preset(
+        name="lead",
+        summary="correctness and nearness to the usual right length, mixed by how unstable each is",
+        papers=("2605.09806",),
+        method={"advantage": ["lead"], "terms": [{"clipped_surrogate": CLIP}]},
+        not_grounded="the CV of efficiency is of its value mapped to [0, 1]; clip bounds",
+    ),
+    Preset(
+        name="drpo",
+        summary="right answers share positive credit by length, wrong ones negative credit by likelihood",
+        papers=("2510.04474",),
+        method={
+            "advantage": ["drpo"],
+            "terms": ["policy_gradient", "trust_region"],
+            "reduction": "sequence",
+        },
+        settings={"updates_per_batch": 4},
+        not_grounded="its number of updates per batch; the trust region is an answer's instead of the batch's",
+    ),
 ]

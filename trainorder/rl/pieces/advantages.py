@@ -49,7 +49,7 @@ def reinforce_plus_plus(
     """
     places = torch.arange(roll.loss_mask.shape[1])
     left = (roll.lengths()[:, None] - 1 - places).clamp(min=0)
-    return _whitened(roll.rewards.double()[:, None] * gamma ** left.double(), roll, eps)
+    return whitened(roll.rewards.double()[:, None] * gamma ** left.double(), roll, eps)
 
 
 @advantage(scope="batch")
@@ -62,10 +62,10 @@ def reinforce_plus_plus_baseline(
     answers of a batch differ in length, so does their weight in the mean that whitening subtracts.
     """
     credit = centred(roll.rewards, roll.group, roll.scored)
-    return _whitened(credit[:, None].expand_as(roll.loss_mask), roll, eps)
+    return whitened(credit[:, None].expand_as(roll.loss_mask), roll, eps)
 
 
-def _whitened(
+def whitened(
     values: Float[Tensor, "row token"], roll: Roll, eps: float
 ) -> Float[Tensor, "row token"]:
     """(x - mean) / sqrt(variance + eps) over the learning tokens of scored rows, variance unbiased.

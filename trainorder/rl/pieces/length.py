@@ -55,11 +55,37 @@ def length_budget(
     Raises:
         ParamsError: `text` has no `{prompt}`.
     """
+    return _asked_for(
+        requests, text, max(1.0, start * decay ** (state.step // every)), "length_budget"
+    )
+
+
+@plan
+def falling_budget(
+    requests: list[Request],
+    state: State,
+    *,
+    start: float = 800.0,
+    end: float = 0.2,
+    text: str = "{prompt} Use exactly {budget} tokens.",
+) -> list[Request]:
+    """Ask for answers of B(t) = max(1, floor(start * end^(t / T))) tokens at step t of T (RMT, arXiv:2509.24375).
+
+    From a detailed note on the paper, which does not give its sentence; `text` and the reward are as in `length_budget`.
+
+    Raises:
+        ParamsError: `text` has no `{prompt}`.
+    """
+    share = min(1.0, state.step / max(1, state.total))
+    return _asked_for(requests, text, float(max(1, int(start * end**share))), "falling_budget")
+
+
+def _asked_for(requests: list[Request], text: str, budget: float, piece: str) -> list[Request]:
+    """The requests with `text` around their prompts and the budget among their facts."""
     if "{prompt}" not in text:
         raise ParamsError(
-            f"method.plan.length_budget.text: {text!r} has no {{prompt}}, where the problem is put: add it"
+            f"method.plan.{piece}.text: {text!r} has no {{prompt}}, where the problem is put: add it"
         )
-    budget = max(1.0, start * decay ** (state.step // every))
     asked = []
     for request in requests:
         prompt = request.prompt or (request.problem.prompt if request.problem else "")
