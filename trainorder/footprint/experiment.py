@@ -190,7 +190,11 @@ def _phases(
         parts.append(Part("activations of a micro-batch", side * size, "training", change, False))
         if side > 1:
             parts.append(Part("gradients of each thread", side * shapes.trained, "training"))
-    host = [Part("rollouts of the step", rollout_bytes(rl, prompt, answer), sure=False)]
+    reads = "hidden" in Method.from_config(rl.method).needs
+    states = shapes.model.get_output_embeddings().weight.shape[1] if reads else 0
+    size = rollout_bytes(rl, prompt, answer, states)
+    change = "leave pieces that need hidden states out of rl.method" if reads else ""
+    host = [Part("rollouts of the step", size, change=change, sure=False)]
     if world > 1 or training.backend == "deepspeed":
         state = step_bytes(shapes, rl)
         host.append(Part("a step checkpoint, whole on the first rank", state // ranks, "saving"))
@@ -335,10 +339,17 @@ def _evaluation(
     return Stage("the evaluation of a node", tuple(parts), _loading(machine, shapes.weights))
 
 
-def rollout_bytes(rl: RlConfig, prompt: int, answer: int) -> int:
-    """Bytes of a step's rows, which every rank holds twice: as sampled, and with credit."""
+def rollout_bytes(rl: RlConfig, prompt: int, answer: int, states: int = 0) -> int:
+    """Bytes of a step's rows, which every rank holds twice: as sampled, and with credit.
+
+    `states` is the size of a token's hidden states, where a piece needs them.
+
+    >>> few = RlConfig(prompts_per_step=2, group_size=4)
+    >>> rollout_bytes(few, 10, 100, 64) - rollout_bytes(few, 10, 100) == 2 * 8 * 100 * 64 * 4
+    True
+    """
     rows = rl.prompts_per_step * rl.group_size
-    return 2 * rows * (answer * (8 + 3 * 4 + 4 * FACTS) + 8 * prompt)
+    return 2 * rows * (answer * (8 + 3 * 4 + 4 * (FACTS + states)) + 8 * prompt)
 
 
 def _process(machine: Machine) -> list[Part]:
