@@ -90,13 +90,15 @@ PRESETS = [
                         "clip_low": 0.2,
                         "clip_high": 0.28,
                         "coef": {"shape": "cosine", "start": 0.0, "end": 1.0, "steps": 200},
+                        "weight": [{"clip_cov": {"share": 0.02, "low": 1.0, "high": 40.0}}],
                     }
                 },
             ],
             "metric": ["self_imitation_buffer"],
             "reduction": "constant",
         },
-        not_grounded="Clip-Cov on replayed rows and the rewards of tool calls are left out",
+        not_grounded="the largest coefficient of replayed rows; Clip-Cov's covariance is over all rows of the step; rewards of "
+        "tool calls are left out",
         neutral={"terms": [OWN, {"clipped_surrogate": {"source": "replay", "coef": 0.0}}]},
         reduces_to={"terms": [OWN]},
     ),

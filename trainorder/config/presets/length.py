@@ -33,11 +33,14 @@ PRESETS = [
         method={
             "edit": ["truncate_outliers"],
             "advantage": ["grpo"],
-            "terms": PPO,
+            "terms": [
+                "unclipped_surrogate",
+                {"log_ratio_size": {"coef": 1.0, "weight": [{"top_covariance": {"share": 0.002}}]}},
+            ],
             "reduction": "sequence",
         },
         settings={"group_size": 32},
-        not_grounded="the authors add KL-Cov and oversample prompts by prediction, which is left out",
+        not_grounded="the authors also oversample prompts by prediction, which is left out",
     ),
     Preset(
         name="surrogate_format_length",
