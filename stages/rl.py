@@ -102,6 +102,7 @@ def train(node: str, parent: str, phase_name: str, seed: int, params: Params, va
             tokens=summary["tokens"],
             seconds=time.monotonic() - start + work.earlier,
             alarms=summary["alarms"],
+            rollouts=summary["rollouts"],
         )
 
 

@@ -68,12 +68,14 @@ def write_manifest(
     seconds: float = 0.0,
     alarms: Mapping[str, Any] | None = None,
     measured: Mapping[str, Any] | None = None,
+    rollouts: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write runs/<node>/manifest.json, whole and then renamed; the node's checkpoint must be complete.
 
     `params` are the sections that were read, `data` the files and folders, `code` the name of the fingerprint
     (`merge`, `phase_math`), `tokens` what was trained on, `seconds` the wall time of the stage, `alarms` what sounded
-    (trainorder/rl/guard.py), `measured` what a choice within the stage was made by (a merge's scale).
+    (trainorder/rl/guard.py), `measured` what a choice within the stage was made by (a merge's scale), `rollouts` some answers of the
+    training to be read (trainorder/rl/records.py).
     """
     manifest = {
         "node": node,
@@ -93,6 +95,7 @@ def write_manifest(
         "seconds": round(seconds, 3),
         "alarms": dict(alarms or {}),
         "measured": dict(measured or {}),
+        "rollouts": [dict(row) for row in rollouts],
         "machine": _machine(),
     }
     path = paths.run(node) / "manifest.json"

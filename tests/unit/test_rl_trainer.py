@@ -326,6 +326,20 @@ def test_every_step_logs_what_the_report_reads():
     assert lines[0]["reward/mean"] == pytest.approx(sum(means) / 2)
 
 
+def test_a_phase_keeps_answers_of_five_steps_to_be_read_without_repeating_a_prompt():
+    phase = PhaseConfig(kind="structured", tasks={"math": 1.0}, steps=9)
+    learner, state = make_learner(PARENT, "math", phase, settings(), 0), State(total=9)
+    for _ in range(9):
+        rl_step(learner, state)
+    kept, each = state.mem["rollouts"], min(4, settings().prompts_per_step)
+    assert [row["step"] for row in kept] == [step for step in (0, 2, 4, 6, 8) for _ in range(each)]
+    for step in (0, 8):
+        own = [row["problem"] for row in kept if row["step"] == step]
+        assert len(set(own)) == each
+    assert {type(row["reward"]) for row in kept} <= {float, type(None)}
+    assert all(row["tokens"] > 0 and row["prompt"] for row in kept)
+
+
 def test_nothing_but_state_and_weights_carries_over_between_steps():
     phase = PhaseConfig(kind="structured", tasks={"math": 1.0}, steps=4)
     through, resumed = (make_learner(PARENT, "math", phase, settings(), 0) for _ in range(2))

@@ -166,7 +166,10 @@ def make_node(node: str, parents: list[str], **facts: object) -> None:
 
 def test_a_nodes_run_gets_its_checkpoint_as_a_model_what_it_read_and_what_it_scored_once():
     make_node("s0", [])
-    make_node("s0--math", ["s0"], data={"data/tasks/math/train.jsonl": "0f0f5d0788c0ffff"})
+    rollout = {"step": 0, "task": "math", "problem": "math/1", "prompt": "1 + 1?", "answer": "2"}
+    rollout |= {"reward": 1.0, "advantage": 0.5, "tokens": 2}
+    read = {"data/tasks/math/train.jsonl": "0f0f5d0788c0ffff"}
+    make_node("s0--math", ["s0"], data=read, rollouts=[rollout])
     make_node("s0--ties", ["s0", "s0--math", "s0--qa"])
     scores = {"s0": {}, "s0--math": {"test/score/math": 0.25}, "s0--ties": {"test/score/math": 0.5}}
     records = [tracking.read_node(node, values) for node, values in scores.items()]
@@ -186,6 +189,12 @@ def test_a_nodes_run_gets_its_checkpoint_as_a_model_what_it_read_and_what_it_sco
     model = client.get_logged_model(math.data.tags["model_id"])
     assert (model.name, model.tags["weights"]) == ("s0--math", "s0--math-weights")
     assert [(m.key, m.value) for m in model.metrics] == [("test/score/math", 0.25)]
+    (trace,) = client.search_traces(locations=[math.info.experiment_id], run_id=math.info.run_id)
+    (span,) = trace.data.spans
+    assert span.inputs == {"messages": [{"role": "user", "content": "1 + 1?"}]}
+    assert span.outputs == "2"
+    assert span.attributes["reward"] == 1.0
+    assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
 def test_the_best_node_is_a_registered_model_whose_alias_moves():

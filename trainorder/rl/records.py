@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainorder.rl.helpers import equal_in_group, k3, log_ratio, mmean
-from trainorder.rl.types import Roll
+from trainorder.rl.types import Roll, State
 
 
 def describe(roll: Roll) -> dict[str, float]:
@@ -24,6 +24,33 @@ def describe(roll: Roll) -> dict[str, float]:
         log[f"reward/unscored/{task}"] = float((~own.scored).sum())
         log[f"rollout/entropy/{task}"] = float(mmean(own.entropy, own.loss_mask))
     return log
+
+
+STEPS, PER_STEP = 5, 4
+"""Of these many steps, evenly spread over the phase, the first answers of so many prompts are kept to be read."""
+
+
+def keep_some(roll: Roll, state: State) -> None:
+    """Keep some answers in `state.mem["rollouts"]`: prompt, answer, reward (None: not graded), its parts in `advantage`."""
+    last = max(state.total - 1, 0)
+    if state.step not in {round(i * last / (STEPS - 1)) for i in range(STEPS)}:
+        return
+    firsts = {int(group): row for row, group in reversed(list(enumerate(roll.group.tolist())))}
+    kept = state.mem.setdefault("rollouts", [])
+    for row in sorted(firsts.values())[:PER_STEP]:
+        problem, own = roll.problem[row], roll.loss_mask[row] > 0
+        kept.append(
+            {
+                "step": state.step,
+                "task": problem.task,
+                "problem": problem.id,
+                "prompt": problem.prompt,
+                "answer": roll.text[row],
+                "reward": float(roll.rewards[row]) if roll.scored[row] else None,
+                "advantage": float(roll.advantages[row][own].mean()) if own.any() else 0.0,
+                "tokens": int(own.sum()),
+            }
+        )
 
 
 def mismatch(roll: Roll) -> dict[str, float]:

@@ -30,7 +30,7 @@ from trainorder.rl.helpers import k3, log_ratio
 from trainorder.rl.learner import Learner
 from trainorder.rl.method import Bound, Method
 from trainorder.rl.problems import split_by_prompt, split_by_task
-from trainorder.rl.records import describe
+from trainorder.rl.records import describe, keep_some
 from trainorder.rl.reduce import reduction_shares
 from trainorder.rl.rollouts import StepRollouts, longest_row, score
 from trainorder.rl.speed import rates, timed
@@ -56,6 +56,7 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
         with timed(clock, "train"):
             roll = add_reference(roll, learner)
         roll = give_credit(roll, method, state)
+        keep_some(roll, state)
         credited = ((roll.advantages * roll.weights) != 0).any(1)
         log["rl/credited"] = float(credited.sum()) / max(1, len(roll))
         task_set.observe(rollouts.sampled, roll, state)

@@ -86,7 +86,7 @@ def train_phase(
 
     Returns:
         `steps`, `tokens` sampled, `seconds`, `tasks`, whether any was `judged`, `last`, the
-        metrics of the last step, and the `alarms` that sounded (trainorder/rl/guard.py).
+        metrics of the last step, the `alarms` that sounded (trainorder/rl/guard.py), and some `rollouts` to read (records.py).
 
     Raises:
         ParamsError: an unknown piece or option, or more updates than prompts.
@@ -140,6 +140,7 @@ def train_phase(
         "judged": bool(learner.task_set.judges),
         "last": metrics,
         "alarms": state.mem.get("alarms", {}),
+        "rollouts": state.mem.get("rollouts", []),
     }
 
 

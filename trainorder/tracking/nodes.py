@@ -22,6 +22,7 @@ from trainorder.tracking.store import (
     log_data,
     log_metrics,
     log_params,
+    log_traces,
     own_runs,
     share_view,
 )
@@ -214,6 +215,7 @@ def _model(
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, record.manifest["steps"] or 0)])
     log_data(client, run_id, record.manifest.get("data", {}))
     client.set_tag(run_id, MODEL, model.model_id)
+    log_traces(experiment, run_id, record.name, record.manifest.get("rollouts", []))
     return model.model_id, True
 
 

@@ -138,6 +138,55 @@ def _dataset(file: str) -> str:
     return "/".join(Path(file).with_suffix("").parts[-2:])
 
 
+def log_traces(
+    experiment: str, run_id: str, node: str, rollouts: Sequence[Mapping[str, Any]]
+) -> None:
+    """Rollouts as traces of a run: prompt, answer, and reward, advantage, tokens and step as attributes."""
+    if not rollouts:
+        return
+    import mlflow
+
+    with _default_store():
+        for row in rollouts:
+            prompt = row["prompt"]
+            asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            span = mlflow.start_span_no_context(
+                f"{row['task']}, step {row['step']}",
+                inputs={"messages": asked},
+                attributes={key: row[key] for key in ("reward", "advantage", "tokens", "step")},
+                tags={"node": node, "task": row["task"], "problem": row["problem"]},
+                metadata={"mlflow.sourceRun": run_id},
+                experiment_id=experiment,
+            )
+            span.set_outputs(row["answer"])
+            span.end()
+        mlflow.flush_trace_async_logging()
+
+
+@contextmanager
+def _default_store() -> Iterator[None]:
+    """Our store as MLflow's default, which traces go to; its variable in the environment stays as it was.
+
+    Spans go into the store itself. That their copy among the files has no server to go through is no news.
+    """
+    import mlflow
+
+    name, logger = "MLFLOW_TRACKING_URI", logging.getLogger("mlflow.tracing")
+    before, level = os.environ.get(name), logger.level
+    mlflow.set_tracking_uri(store_uri())
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about type hints of its own
+            yield
+    finally:
+        logger.setLevel(level)
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
+
+
 def attach(client: MlflowClient, run_id: str, files: Mapping[str, bytes]) -> None:
     """Store files with a run, name -> content.
 
