@@ -1,9 +1,10 @@
-"""Write docs/methods.md and configs/methods/ from the registry of methods."""
+"""Write docs/methods.md, configs/methods/ and configs/entropy_controls.yaml from the registry of methods."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks import entropy_controls
 from trainorder.config.presets import presets
 from trainorder.files import write_text
 from trainorder.rl import catalog
@@ -17,7 +18,11 @@ def files() -> dict[str, str]:
         f"{catalog.CONFIGS}/{name}.yaml": catalog.params_file(chosen)
         for name, chosen in presets().items()
     }
-    return {catalog.PAGE: catalog.page(), **configs}
+    return {
+        catalog.PAGE: catalog.page(),
+        entropy_controls.PARAMS: entropy_controls.params_text(),
+        **configs,
+    }
 
 
 def main() -> None:

@@ -1,0 +1,212 @@
+"""What every method that controls entropy does on the embedded testbed, against GRPO on the same problems.
+
+    python -m benchmarks.entropy_controls            # trains what is missing, then prints the table
+    python -m benchmarks.entropy_controls --table    # the table of what is there; trains nothing
+    python -m benchmarks.entropy_controls --write    # also puts it into docs/findings.md
+
+Each method is a variant of configs/entropy_controls.yaml with a math and a creative phase, each trained from the same base
+under three seeds: an ordinary run (`trainorder run --params`), which goes on where it was ended. Creative answers are scored
+by the judge that did not give their rewards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import pandas as pd
+
+from trainorder import paths
+from trainorder.config.presets import Preset, presets
+from trainorder.files import read_jsonl, write_text
+
+PARAMS = "configs/entropy_controls.yaml"
+PAGE = Path("docs/findings.md")
+BEGIN, END = "<!-- entropy controls -->", "<!-- end of entropy controls -->"
+PHASES = ("math", "creative")
+SEEDS = (0, 1, 2)
+REFERENCE = "grpo"
+LEFT_OUT = {"entropy_law": "changes nothing", "rmt": "creative problems have no worked answer"}
+"""Methods of the family that are not in the table, and why."""
+
+
+def methods() -> list[Preset]:
+    """The methods of the table, GRPO first."""
+    own = [p for p in presets().values() if p.family == "entropy" and p.name not in LEFT_OUT]
+    return [presets()[REFERENCE], *own]
+
+
+def params_text() -> str:
+    """configs/entropy_controls.yaml."""
+    variants = [
+        f"  {chosen.name}: {{rl: {{method: {{preset: {chosen.name}}}}}}}"
+        for chosen in methods()[1:]
+    ]
+    return "\n".join(
+        [
+            "# Every method that controls entropy beside GRPO: a math and a creative phase from the same bases, three seeds.",
+            "# Written by `python -m benchmarks.methods_page`; run and tabulated by `python -m benchmarks.entropy_controls`.",
+            "policy: {hidden_size: 64, num_layers: 3, num_heads: 2, mlp_size: 192, max_positions: 192}",
+            "tasks:",
+            "  math:     {train: 3000, dev: 64, test: 128, max_new_tokens: 48, demonstrations: 10000, drills: 8000}",
+            "  code:     {train: 3000, dev: 64, test: 128, max_new_tokens: 48, demonstrations: 5000}",
+            "  qa:       {train: 1500, dev: 64, test: 128, max_new_tokens: 48, demonstrations: 3500, drills: 2000, options: {distractors: 4}}",
+            "  creative: {train: 3000, dev: 64, test: 128, max_new_tokens: 48, demonstrations: 2500}",
+            "sft: {steps: 750, gate: {math: 0.9, code: 0.85, qa: 0.7}}",
+            "judge: {task: creative, prompts: 600, answers: 4}",
+            "rl: {prompts_per_step: 8, group_size: 8, lr: 3.0e-4, method: {preset: grpo}}",
+            "phases:",
+            "  math:     {kind: structured, tasks: {math: 1}, steps: 40}",
+            "  creative: {kind: creative, tasks: {creative: 1}, steps: 40}",
+            "orders: {math: [math], creative: [creative]}",
+            "variants:",
+            *variants,
+            f"seeds: {list(SEEDS)}",
+            "allow_unequal_budgets: true",
+            "evaluation: {samples: 4}",
+            "measure: {bootstrap: 200}",
+            "flow: {workers: 2}",
+            "",
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One trained checkpoint."""
+
+    score: float
+    """Mean test score of the task that was trained."""
+    slope: float
+    """Change of the rollouts' entropy, nats per 100 steps, by least squares over the steps."""
+    others: float
+    """Mean over the other tasks of test score minus that of the base."""
+    seconds: float
+    """Median seconds of a step."""
+
+
+def node_of(method: str, phase: str, seed: int) -> str:
+    """The plan's name of the checkpoint.
+
+    >>> node_of("grpo", "math", 0), node_of("siren", "math", 1)
+    ('s0--math', 's1--siren--math')
+    """
+    return f"s{seed}--{phase}" if method == REFERENCE else f"s{seed}--{method}--{phase}"
+
+
+def outcome(method: str, phase: str, seed: int) -> Outcome | None:
+    """What evaluation and records of a checkpoint say; None where one is missing."""
+    node, base = node_of(method, phase, seed), f"s{seed}"
+    log = paths.run(node) / "metrics.jsonl"
+    if not (log.is_file() and all(paths.evaluation(n).is_file() for n in (node, base))):
+        return None
+    after, before = scores(node), scores(base)
+    steps = [row for row in read_jsonl(log) if row.get("rollout/entropy") is not None]
+    at = np.array([[row["step"], row["rollout/entropy"]] for row in steps])
+    slope = float(np.polyfit(at[:, 0], at[:, 1], 1)[0]) if len(at) > 1 else 0.0
+    return Outcome(
+        after[phase],
+        100 * slope,
+        mean(after[task] - before[task] for task in after if task != phase),
+        float(np.median([row["time/step_seconds"] for row in steps])),
+    )
+
+
+def scores(node: str) -> dict[str, float]:
+    """Task -> mean test score."""
+    table = pd.read_parquet(paths.evaluation(node))
+    mine = table[(table["metric"] == "score") & (table["split"] == "test")]
+    return {str(task): float(value) for task, value in mine.groupby("task")["value"].mean().items()}
+
+
+def table(phase: str, found: Mapping[str, Mapping[int, Outcome]]) -> list[str]:
+    """Markdown rows of one phase: each method's means, and its differences to GRPO, paired by seed."""
+    lines = [
+        f"**{phase}**",
+        "",
+        "| method | score | minus GRPO | entropy, nats per 100 steps | minus GRPO | other tasks | minus GRPO | cost of a step |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    reference = found.get(REFERENCE, {})
+    for name, by_seed in found.items():
+        cells = [f"`{name}`"]
+        for key in ("score", "slope", "others"):
+            own = [getattr(o, key) for o in by_seed.values()]
+            pairs = [
+                getattr(o, key) - getattr(reference[seed], key)
+                for seed, o in by_seed.items()
+                if seed in reference
+            ]
+            cells += [f"{mean(own):+.3f}" if key != "score" else f"{mean(own):.3f}"]
+            cells += ["" if name == REFERENCE or not pairs else _with_spread(pairs)]
+        costs = [
+            o.seconds / reference[seed].seconds for seed, o in by_seed.items() if seed in reference
+        ]
+        lines.append(f"| {' | '.join([*cells, f'{mean(costs):.2f} x' if costs else ''])} |")
+    return [*lines, ""]
+
+
+def _with_spread(values: Sequence[float]) -> str:
+    """Mean, and the standard error over seeds.
+
+    >>> _with_spread([0.1, 0.2, 0.3])
+    '+0.200 (se 0.058)'
+    """
+    error = f" (se {stdev(values) / len(values) ** 0.5:.3f})" if len(values) > 1 else ""
+    return f"{mean(values):+.3f}{error}"
+
+
+def report() -> str:
+    """The Markdown of all that is there."""
+    lines, missing = [], []
+    for phase in PHASES:
+        found: dict[str, dict[int, Outcome]] = {}
+        for chosen in methods():
+            for seed in SEEDS:
+                one = outcome(chosen.name, phase, seed)
+                if one is None:
+                    missing.append(node_of(chosen.name, phase, seed))
+                else:
+                    found.setdefault(chosen.name, {})[seed] = one
+        lines += table(phase, found)
+    left_out = ", ".join(f"`{name}` ({why})" for name, why in LEFT_OUT.items())
+    lines += [
+        f"Differences are paired by seed, with their standard error over seeds. Left out: {left_out}."
+    ]
+    if missing:
+        lines += [f"Not trained yet: {len(missing)} checkpoints, the first {missing[0]}."]
+    return "\n".join([*lines, ""])
+
+
+def written(page: str, text: str) -> str:
+    """The page with the text between its markers."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def main() -> int:
+    """Train what is missing, print the table; the exit code of the run."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE}")
+    arguments = parser.parse_args()
+    code = 0
+    if not arguments.table:
+        command = [sys.executable, "-m", "trainorder.cli", "run", "--params", PARAMS]
+        code = subprocess.run(command, check=False).returncode
+    text = report()
+    print(text)
+    if arguments.write:
+        write_text(PAGE, written(PAGE.read_text(encoding="utf-8"), text))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

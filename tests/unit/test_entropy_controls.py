@@ -1,0 +1,70 @@
+"""The table of entropy controls, from evaluations and records whose numbers are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmarks import entropy_controls
+from trainorder import paths
+from trainorder.config import load_params
+from trainorder.plan import compile_plan
+
+ROOT = Path(__file__).parents[2]
+
+
+def leave(node: str, scores: dict[str, float], *, slope: float = 0.0, seconds: float = 1.0) -> None:
+    """An evaluation with these test scores, and the records of ten steps."""
+    rows = [
+        {"node": node, "seed": 0, "split": split, "task": task, "problem": f"{task}/{i}"}
+        | {"metric": "score", "value": value + (0.1 if i else -0.1) + (split == "dev")}
+        for task, value in scores.items()
+        for split in ("dev", "test")
+        for i in range(2)
+    ]
+    paths.evaluation(node).parent.mkdir(exist_ok=True)
+    pd.DataFrame(rows).to_parquet(paths.evaluation(node))
+    paths.run(node).mkdir(parents=True, exist_ok=True)
+    lines = [
+        {"step": i, "rollout/entropy": 1 + slope * i, "time/step_seconds": seconds}
+        for i in range(10)
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (paths.run(node) / "metrics.jsonl").write_text(text)
+
+
+def test_a_method_is_compared_with_grpo_of_the_same_seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed, lead in ((0, 0.1), (1, 0.3)):
+        leave(f"s{seed}", {"math": 0.2, "qa": 0.5})
+        leave(f"s{seed}--math", {"math": 0.5, "qa": 0.4}, slope=-0.01, seconds=2.0)
+        leave(f"s{seed}--siren--math", {"math": 0.5 + lead, "qa": 0.6}, slope=-0.002, seconds=3.0)
+    found = entropy_controls.outcome("siren", "math", 1)
+    assert found is not None
+    assert (found.score, found.slope, found.others, found.seconds) == pytest.approx(
+        (0.8, -0.2, 0.1, 3.0)
+    )
+    text = entropy_controls.report()
+    assert "| `grpo` | 0.500 |  | -1.000 |  | -0.100 |  | 1.00 x |" in text
+    row = "| `siren` | 0.700 | +0.200 (se 0.100) | -0.200 | +0.800 (se 0.000) | +0.100 | +0.200 (se 0.000) | 1.50 x |"
+    assert row in text
+    assert "Not trained yet" in text
+
+
+def test_its_params_are_one_variant_per_method_on_shared_bases():
+    params = load_params(ROOT / entropy_controls.PARAMS)
+    names = [chosen.name for chosen in entropy_controls.methods()]
+    assert list(params.variants) == names[1:]
+    nodes = compile_plan(params).nodes
+    for name in names:
+        for phase in entropy_controls.PHASES:
+            assert {entropy_controls.node_of(name, phase, seed) for seed in (0, 1, 2)} <= set(nodes)
+    assert sum("--" not in node for node in nodes) == 3
+
+
+def test_the_page_has_the_markers_that_the_table_goes_between():
+    page = (ROOT / entropy_controls.PAGE).read_text(encoding="utf-8")
+    assert page.count(entropy_controls.BEGIN) == page.count(entropy_controls.END) == 1
