@@ -15,8 +15,10 @@ import torch
 from trainorder.config import PhaseConfig, PolicyConfig, RlConfig, TrainingConfig, parse_params
 from trainorder.data import build
 from trainorder.policy import Policy
+from trainorder.resume import Work
 from trainorder.rl.learner import Learner
 from trainorder.rl.registry import REWARDS, TERMS, Entry
+from trainorder.rl.shards import Shards
 from trainorder.rl.step import rl_step
 from trainorder.rl.trainer import make_learner, save
 from trainorder.rl.types import Live, Roll, State
@@ -97,7 +99,11 @@ def steps(learner: Learner, state: State, count: int) -> list[dict[str, float]]:
 
 
 def run_job(job: dict[str, Any]) -> Learner:
-    """Train some steps from the start or from a saved state, then write `<out>.json`, `<out>.pt` and the checkpoint."""
+    """Train some steps from the start or from a saved state, then write `<out>.json`, `<out>.pt` and the checkpoint.
+
+    With `shards`, a folder of step checkpoints, `steps` is the step to reach; `damage` cuts the newest part of the last
+    rank first.
+    """
     training = TrainingConfig.model_validate(job["training"])
     learner = learner_of(rl=settings(**job.get("rl", {})), training=training)
     out = Path(job["out"])
@@ -107,7 +113,22 @@ def run_job(job: dict[str, Any]) -> Learner:
         found = torch.load(f"{begin}.pt", weights_only=True)
         learner.backend.restore(found["tensors"])
         state = State.from_state_dict(found["state"])
-    log = steps(learner, state, job["steps"])
+    shards = Shards(learner.backend, Work(Path(job["shards"]), 0.0)) if "shards" in job else None
+    if (
+        shards is not None
+        and job.get("damage")
+        and learner.backend.rank == learner.backend.world - 1
+    ):
+        newest = max((Path(job["shards"]) / shards.name).glob("*/tensors.safetensors"))
+        newest.write_bytes(newest.read_bytes()[:-1])
+    if shards is not None and (known := shards.latest()) is not None:
+        learner.restore(known.tensors)
+        state = State.from_state_dict(known.state["state"])
+    log = []
+    while state.step < job["steps"] if shards else len(log) < job["steps"]:
+        log += steps(learner, state, 1)
+        if shards is not None:
+            shards.save(state.step, learner.tensors(), {"state": state.state_dict()})
     tensors = learner.backend.tensors()
     if learner.backend.rank == 0:
         out.with_suffix(".json").write_text(json.dumps(log))

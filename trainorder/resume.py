@@ -78,7 +78,7 @@ class Work:
         return now - self._last.setdefault(name, now) >= max(self.seconds, least)
 
     def save(self, name: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Write a checkpoint of `name` whole, then drop all but the newest KEPT.
+        """Drop all but the newest KEPT - 1, then write a checkpoint of `name` whole: the disk never holds more than KEPT.
 
         Raises:
             ValueError: `state` is not what JSON gives back (integer keys, tuples, nan): it could not be restored.
@@ -94,6 +94,8 @@ class Work:
         text = json.dumps(state)
         old = _numbers(self.folder / name)
         target = self.folder / name / f"{max(old, default=0) + 1:06d}"
+        for number in old[: max(0, len(old) - KEPT + 1)]:
+            shutil.rmtree(self.folder / name / f"{number:06d}", ignore_errors=True)
         with writing_folder(target) as new:
             plain = {key: value.detach().contiguous() for key, value in tensors.items()}
             save_file(_unshared(plain), new / TENSORS)
@@ -107,8 +109,6 @@ class Work:
             }
             write_json(new / STATE, {**body, "hash": _digest(body)}, indent=None)
         fail_point("resume.saved")
-        for number in old[: max(0, len(old) - KEPT + 1)]:
-            shutil.rmtree(self.folder / name / f"{number:06d}", ignore_errors=True)
         self._last[name] = time.monotonic()
         self._cost[name] = self._last[name] - start
 
@@ -116,22 +116,40 @@ class Work:
         """The newest whole checkpoint of `name`, its tensors in fresh memory on the CPU."""
         if self.folder is None:
             return None
-        self._last[name] = time.monotonic()
-        for number in reversed(_numbers(self.folder / name)):
-            place = self.folder / name / f"{number:06d}"
-            try:
-                found, spent = _load(place)
-                self.earlier = max(self.earlier, spent)
+        for number in reversed(self.numbers(name)):
+            found = self.load(name, number)
+            if found is not None:
                 return found
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                warnings.warn(
-                    f"step checkpoint {place} is damaged ({error}); going on from the one before",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-                if not isinstance(error, OSError):  # else it would outlive good ones
-                    shutil.rmtree(place, ignore_errors=True)
         return None
+
+    def numbers(self, name: str) -> list[int]:
+        """The numbers of the checkpoints of `name`, oldest first, whole or not."""
+        self._last[name] = time.monotonic()
+        return [] if self.folder is None else _numbers(self.folder / name)
+
+    def load(self, name: str, number: int) -> Saved | None:
+        """One checkpoint, its tensors in fresh memory on the CPU; None, with a warning, where it is damaged."""
+        assert self.folder is not None
+        place = self.folder / name / f"{number:06d}"
+        try:
+            found, spent = _load(place)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            warnings.warn(
+                f"step checkpoint {place} is damaged ({error}); going on from the one before",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            if not isinstance(error, OSError):  # else it would outlive good ones
+                shutil.rmtree(place, ignore_errors=True)
+            return None
+        self.earlier = max(self.earlier, spent)
+        return found
+
+    def drop(self, name: str, after: int) -> None:
+        """Remove the checkpoints of `name` with larger numbers than `after`."""
+        for number in self.numbers(name):
+            if number > after and self.folder is not None:
+                shutil.rmtree(self.folder / name / f"{number:06d}", ignore_errors=True)
 
     def part(self, name: str, make: Callable[[], Saved]) -> Saved:
         """A finished part of the work: loaded if it was saved before, else made; saved when `seconds` of work are due."""

@@ -165,6 +165,13 @@ def test_two_ranks_of_a_hostfile_train_like_one_process_and_go_on_from_its_state
         {"out": f"zero{stage}", "steps": 1, "rl": rl(), "training": zero(stage), "resume": "start"}
         for stage in STAGES
     ]
+    for stage in (2, 3):  # whole; in parts from its step checkpoints, the newest one damaged
+        job = {"rl": rl(), "training": zero(stage)}
+        parts = {**job, "shards": f"shards{stage}"}
+        jobs.append({**job, "out": f"whole{stage}", "steps": 3})
+        jobs.append({**parts, "out": f"begun{stage}", "steps": 2})
+        jobs.append({**parts, "out": f"again{stage}", "steps": 2})
+        jobs.append({**parts, "out": f"resumed{stage}", "steps": 3, "damage": True})
     jobs.append({"out": "refused", "steps": 2, "rl": rl(**ONE_REFUSED), "training": zero(3)})
     training = TrainingConfig.model_validate(zero(3, hostfile=str(project.root / "hosts")))
     done = subprocess.run(
@@ -184,6 +191,24 @@ def test_two_ranks_of_a_hostfile_train_like_one_process_and_go_on_from_its_state
     assert plain[1]["rl/loss"] != pytest.approx(plain[2]["rl/loss"], abs=1e-3)  # there is a curve
     for stage in STAGES:
         assert_same_curve(read(project.root / f"zero{stage}.json"), plain[2:3])
+    for stage in (2, 3):
+        assert len(read(project.root / f"again{stage}.json")) == 0  # all was done
+        assert (
+            len(read(project.root / f"resumed{stage}.json")) == 2
+        )  # from the one before the damaged
+        whole, resumed = (torch.load(f"{name}{stage}.pt") for name in ("whole", "resumed"))
+        assert whole["state"] == resumed["state"]
+        assert whole["tensors"].keys() == resumed["tensors"].keys()
+        for name, tensor in whole["tensors"].items():
+            assert torch.equal(tensor, resumed["tensors"][name]), name
+        folders = sorted((project.root / f"shards{stage}").iterdir())
+        assert [folder.name for folder in folders] == ["rl-0000-of-0002", "rl-0001-of-0002"]
+        assert [sorted(p.name for p in folder.iterdir()) for folder in folders] == [
+            ["000002", "000003"]
+        ] * 2
+        sizes = [bytes_of(folder / "000003") for folder in folders]
+        assert sum(sizes) == pytest.approx(bytes_of_tensors(whole["tensors"]), rel=0.05)
+        assert max(sizes) < 0.6 * sum(sizes)
     assert_same_curve(read(project.root / "refused.json"), project.curve(ONE_REFUSED)[:2])
     dumps = sorted((project.root / "dumps" / "refused").iterdir())
     assert [replay(place)["again"] for place in dumps] == [["grad_norm"]]
@@ -193,6 +218,14 @@ def test_two_ranks_of_a_hostfile_train_like_one_process_and_go_on_from_its_state
     state = State.from_state_dict(made["state"])
     assert (state.step, state.updates) == (3, 3)
     assert_same_curve([rl_step(ours, state)], plain[3:])
+
+
+def bytes_of(folder: Path) -> int:
+    return (folder / "tensors.safetensors").stat().st_size
+
+
+def bytes_of_tensors(tensors: dict[str, torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def read(file: Path) -> list[dict[str, float]]:

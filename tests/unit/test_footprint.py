@@ -49,6 +49,12 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     "gpt-neox with adapters": ("neox", LORA, 4096),
     "qwen2, bf16, checkpointing, adapters": ("qwen", {**HALF, **LORA}, 4096),
 }
+TESTED = (
+    "llama, our kernels",
+    "gpt-neox with adapters",
+    "qwen2, bf16, checkpointing, adapters",
+)
+"""One of each way of attention, of weights and of precision; `python tests/unit/test_footprint.py` measures all CASES."""
 ROLL = 16, 8, 64, 96
 """Prompts, answers of each, their tokens."""
 
@@ -155,7 +161,7 @@ def measured() -> dict[str, int]:
     # freed memory goes back to the system at once, so that the process holds what lives
     trimmed = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(
-        [sys.executable, __file__],
+        [sys.executable, __file__, *TESTED],
         env={**os.environ, **trimmed, "MALLOC_ARENA_MAX": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -166,7 +172,7 @@ def measured() -> dict[str, int]:
 
 
 @pytest.mark.long("a process for each case trains a model of some ten million weights")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", TESTED)
 def test_activations_are_within_a_quarter_of_what_a_process_takes(
     measured: dict[str, int], name: str
 ):
@@ -319,9 +325,9 @@ def _status(key: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def measure_all() -> None:
-    """Print the cases, each measured in a fork of this process, whose imports they share."""
-    for name in CASES:
+def measure_all(names: list[str]) -> None:
+    """Print these cases, each measured in a fork of this process, whose imports they share."""
+    for name in names:
         child = os.fork()
         if not child:
             print(json.dumps([name, measure(name)]), flush=True)
@@ -335,4 +341,4 @@ if __name__ == "__main__":
     import transformers.models.llama.modeling_llama
     import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 
-    measure_all()
+    measure_all(sys.argv[1:] or list(CASES))

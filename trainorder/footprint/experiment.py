@@ -197,7 +197,7 @@ def _phases(
     host = [Part("rollouts of the step", size, change=change, sure=False)]
     if world > 1 or training.backend == "deepspeed":
         state = step_bytes(shapes, rl)
-        host.append(Part("a step checkpoint, whole on the first rank", state // ranks, "saving"))
+        host.append(Part("a rank's part of a step checkpoint", state // world, "saving"))
     host += _loading(machine, shapes.base)
     return Stage(shown, tuple(parts), tuple(host), ranks)
 

@@ -79,9 +79,21 @@ class Backend(Protocol):
         ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and optimiser state, whole: what resuming needs. The same names for every backend and any world.
+        """Weights and optimiser state, whole. The same names for every backend and any world.
 
         Of several ranks only the first has them.
+        """
+        ...
+
+    def shard(self) -> dict[str, Tensor]:
+        """What this rank holds of them: all that it needs to go on among as many ranks."""
+        ...
+
+    def restore_shard(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `shard` gave.
+
+        Raises:
+            ParamsError: they belong to another model or another number of ranks.
         """
         ...
 
@@ -182,6 +194,14 @@ class LocalBackend:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 found[f"optimizer/{name}/{key}"] = value
         return found
+
+    def shard(self) -> dict[str, Tensor]:
+        """See Backend."""
+        return self.tensors()
+
+    def restore_shard(self, tensors: Mapping[str, Tensor]) -> None:
+        """See Backend."""
+        self.restore(tensors)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """See Backend."""

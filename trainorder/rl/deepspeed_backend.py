@@ -179,6 +179,35 @@ class DeepSpeedBackend:
                 safe_set_full_optimizer_state(parameter, tensors[f"optimizer/{name}/{key}"], key)
             for state in self._inner().state.values():
                 state["step"] = tensors[f"optimizer/{name}/step"].clone()
+        self._spread()
+
+    def shard(self) -> dict[str, Tensor]:
+        """See Backend. Flat parts of weights in float32, each with its moments, as ZeRO splits them."""
+        found = dict[str, Tensor]()
+        for i, flat in enumerate(self._flats()):
+            found[f"shard/{i}/weights"] = flat.detach()
+            for key, value in self._inner().state.get(flat, {}).items():
+                found[f"shard/{i}/{key}"] = torch.as_tensor(value)
+        return found
+
+    def restore_shard(self, tensors: Mapping[str, Tensor]) -> None:
+        """See Backend."""
+        flats = self._flats()
+        known = [tensors.get(f"shard/{i}/weights") for i in range(len(flats))]
+        if not all(k is not None and k.shape == f.shape for k, f in zip(known, flats, strict=True)):
+            raise ParamsError(
+                "the step checkpoint is of another model or another number of ranks: remove its folder under .resume"
+            )
+        if f"shard/0/{STATE[0]}" in tensors:  # an update was made
+            self._make_moments()
+        for i, flat in enumerate(flats):
+            flat.data.copy_(tensors[f"shard/{i}/weights"])
+            for key, value in self._inner().state.get(flat, {}).items():
+                value.copy_(tensors[f"shard/{i}/{key}"])
+        self._spread()
+
+    def _spread(self) -> None:
+        """Give the model's weights what the flat parts of all ranks hold."""
         if self.training.zero_stage < 3:
             self.optimizer.update_lp_params()
         else:
@@ -188,13 +217,18 @@ class DeepSpeedBackend:
             if held:
                 held[0].all_gather(held)
 
+    def _flats(self) -> list[Tensor]:
+        """This rank's parts of the weights."""
+        zero = self.optimizer
+        if self.training.zero_stage == 3:
+            return list(zero.fp32_partitioned_groups_flat)
+        return list(zero.single_partition_of_fp32_groups)
+
     def _make_moments(self) -> None:
         """Let AdamW's moments exist before the first step."""
         zero = self.optimizer
         split = self.training.zero_stage == 3
-        for flat in (
-            zero.fp32_partitioned_groups_flat if split else zero.single_partition_of_fp32_groups
-        ):
+        for flat in self._flats():
             moments = {key: torch.zeros_like(flat) for key in STATE}
             self._inner().state[flat] = {"step": torch.tensor(0.0), **moments}
         if not split:

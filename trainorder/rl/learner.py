@@ -44,15 +44,18 @@ class Learner:
     """Where refused updates are left for replay; None: nowhere. The same on all ranks."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors that steps change: weights, optimiser, averages. The reference comes from the parent again."""
-        found = self.backend.tensors()
+        """All tensors that steps change, as far as this rank holds them: weights, optimiser, averages.
+
+        The reference comes from the parent again.
+        """
+        found = self.backend.shard()
         if "ema" in self.models:
             found |= model_tensors("ema", self.models["ema"])
         return found
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `tensors` took; settings stay those of this learner."""
-        self.backend.restore(tensors)
+        self.backend.restore_shard(tensors)
         if "ema" in self.models:
             restore_model("ema", self.models["ema"], tensors)
 

@@ -31,6 +31,7 @@ from trainorder.rl.learner import Learner
 from trainorder.rl.method import Method
 from trainorder.rl.problems import TaskSet
 from trainorder.rl.scheduler import Scheduler
+from trainorder.rl.shards import SHARED, Shards
 from trainorder.rl.speed import Trace
 from trainorder.rl.step import rl_step
 from trainorder.rl.types import State
@@ -108,10 +109,11 @@ def train_phase(
     state = State(total=phase.steps, key=(seed, phase_name))
     tokens, metrics = 0.0, dict[str, float]()
     backend = learner.backend
-    saved = backend.gather(work.latest("rl"))[0]  # the first rank's, for all
+    shards = Shards(backend, work)
+    saved = shards.latest()
     if saved is not None:
         learner.restore(saved.tensors)
-        state = State.from_state_dict(saved.state["state"], under("state/", saved.tensors))
+        state = State.from_state_dict(saved.state["state"], under(SHARED, saved.tensors))
         tokens, metrics = saved.state["tokens"], saved.state["metrics"]
         tracker.restore(saved.state["log"])
     trace = Trace(out.name)
@@ -123,14 +125,13 @@ def train_phase(
         tokens += metrics["rollout/tokens"]
         tracker.log(step, metrics)
         fail_point("rl.step")
-        if backend.gather(work.due("rl"))[0]:
+        if shards.due():
             facts = {"state": state.state_dict(), "tokens": tokens, "metrics": metrics}
-            kept = {f"state/{name}": values for name, values in state.tensors.items()}
-            tensors = learner.tensors() | kept
-            if backend.rank == 0:
-                work.save("rl", tensors, {**facts, "log": tracker.state()})
+            kept = {f"{SHARED}{name}": values for name, values in state.tensors.items()}
+            shards.save(state.step, learner.tensors() | kept, {**facts, "log": tracker.state()})
     fail_point("rl.end")
     save(learner, out, parent)
+    shards.done()
     seconds = time.perf_counter() - start + work.earlier
     return {
         "steps": phase.steps,
