@@ -499,3 +499,12 @@ def test_only_rows_of_one_source_are_taken() -> None:
     shutil.copy(ROWS / "verl.parquet", "rows.parquet")
     assert len(problems(task("rows.parquet", {"source": "openai/gsm8k"}))) == 2
     assert "no row of task 'gsm8k'; there are" in refused(task("rows.parquet", {"source": "gsm8k"}))
+
+
+def test_a_function_that_fails_is_refused_before_anything_trains() -> None:
+    Path("mine.py").write_text("def score(completions, **columns):\n    return [1 / 0]\n")
+    made = params(data=write("rows.jsonl", *sums(range(60))), reward="mine.py:score")
+    with pytest.raises(
+        ParamsError, match=r"mine\.py:score grades no answer to '.*': ZeroDivisionError"
+    ):
+        preflight.rows.check(made)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 from trainorder.config import Role
@@ -32,9 +33,14 @@ def per_problem(
     sampled, problems = answers.sampled, exam.problems
     asked = [problem for problem in problems for _ in range(samples)]
     judged = exam.task.rewarded_by == "judge"
-    main = main_scorer(exam, judges)
+    given = [*sampled.texts, *answers.greedy], [*asked, *problems]
     # one call for all: a judge reads each reference once
-    values = main([*sampled.texts, *answers.greedy], [*asked, *problems])
+    if judged:
+        values, strict = _by_judge(judges["evaluation"])(*given), []
+    else:
+        rewards = _each_once(partial(grading.grade, exam.task))(*given)
+        values = [reward.value for reward in rewards]
+        strict = [reward.parts.get("strict") for reward in rewards[: len(asked)]]
     grades, greedy = _grouped(values[: len(asked)], samples), values[len(asked) :]
     lengths = sampled.loss_mask.double().sum(1).view(-1, samples)
     assert sampled.entropies is not None  # the torch engine sees them
@@ -50,6 +56,8 @@ def per_problem(
         "length": lengths.mean(1).tolist(),
         "unscored": [values.count(None) / samples for values in grades],
     }
+    if any(value is not None for value in strict):  # the score of answers in the asked form only
+        metrics["strict"] = [mean(values) for values in _grouped(strict, samples)]
     if judged:
         same = judges["reward"] is judges["evaluation"]
         reward = (
@@ -96,10 +104,12 @@ def _by_judge(judge: AnyJudge) -> Scorer:
     return _each_once(score)
 
 
-def _each_once(scorer: Scorer) -> Scorer:
+def _each_once(
+    scorer: Callable[[Sequence[str], Sequence[Problem]], Sequence[T]],
+) -> Callable[[Sequence[str], Sequence[Problem]], Sequence[T]]:
     """Score an answer that was given several times to a problem once."""
 
-    def score(answers: Sequence[str], problems: Sequence[Problem]) -> Sequence[float | None]:
+    def score(answers: Sequence[str], problems: Sequence[Problem]) -> Sequence[T]:
         keys = [(problem.id, text) for text, problem in zip(answers, problems, strict=True)]
         different = dict(zip(keys, problems, strict=True))
         values = scorer([text for _, text in different], list(different.values()))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from trainorder.config import Params
 from trainorder.data import reserved_tokens, taken_rows
+from trainorder.reading import ParamsError
+from trainorder.rewards import grading
 from trainorder.tasks import make_task
 from trainorder.tasks.base import OwnRows
 from trainorder.tasks.rows import Rows
@@ -21,9 +24,26 @@ def check(params: Params) -> None:
         task = make_task(name, config)
         if isinstance(task, Rows):
             taken_rows(name, config, task.survey(name)["counts"])
+            if task.reward:
+                _check_reward(params, name, task)
         elif isinstance(task, OwnRows):
             found, _ = task.read(name, reserved_tokens(params.policy))
             taken_rows(name, config, {split: len(own) for split, own in found.items()})
+
+
+def _check_reward(params: Params, name: str, task: Rows) -> None:
+    """The user's function grades two answers to the first problem: the row's own, as text, and an empty one."""
+    grading.configure(params.grading)
+    problem = task.few(name, {})[0]
+    label = problem.meta["label"]
+    made: Any = task
+    grades = grading.grade(made, ["" if label is None else str(label), ""], [problem] * 2)
+    reasons = grading.shared().unscored.reasons.get(name)
+    grading.configure(params.grading)
+    if reasons and all(grade.value is None for grade in grades):
+        raise ParamsError(
+            f"tasks.{name}.reward: {task.reward} grades no answer to {problem.text[:80]!r}: {next(iter(reasons))}"
+        )
 
 
 def lines(params: Params) -> Iterator[str]:

@@ -84,7 +84,7 @@ def scores(name: str) -> dict[str, dict[str, float]]:
     return found
 
 
-METRICS = ("score", "greedy", "pass_at_k", "entropy_own", "length", "unscored", "gold")
+METRICS = ("score", "strict", "greedy", "pass_at_k", "entropy_own", "length", "unscored", "gold")
 
 
 def lines(found: dict[str, Any]) -> Iterator[RenderableType]:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -101,7 +102,7 @@ class Reader:
         kept = paths.cache_folder() / "rows" / f"{key}.json"
         if key:
             with suppress(OSError, ValueError):
-                return json.loads(kept.read_text(encoding="utf-8"))
+                return _kept(kept, kept.stat().st_mtime_ns)
         found, dropped, facts = self._read(name, ())
         survey = {
             **vars(facts),
@@ -466,9 +467,21 @@ def _key(task: Rows, name: str, files: Sequence[Path]) -> str:
     options = json.dumps([name, asdict(task)], sort_keys=True)
     code.update(options.encode())
     for file in files:
-        with file.open("rb") as stream:
-            code.update(f"{file}\0".encode() + hashlib.file_digest(stream, "sha256").digest())
+        stat = file.stat()
+        code.update(f"{file}\0".encode() + _digest(file.resolve(), stat.st_mtime_ns, stat.st_size))
     return code.hexdigest()[:32]
+
+
+@lru_cache(maxsize=64)
+def _digest(file: Path, changed: int, size: int) -> bytes:
+    """Hash of the file's bytes, once in this process while it does not change."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+@lru_cache(maxsize=64)
+def _kept(file: Path, changed: int) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _explain(where: str, bad: Sequence[Dropped], facts: Facts, most: float) -> str:
