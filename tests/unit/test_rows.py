@@ -18,6 +18,7 @@ from trainorder.data import build
 from trainorder.plan import compile_plan
 from trainorder.plan.check import check
 from trainorder.reading import ParamsError
+from trainorder.rewards import grading
 from trainorder.tasks import load_problems, load_task, make_task
 from trainorder.tasks.base import Problem, Prompt
 from trainorder.tasks.rows import Rows
@@ -504,6 +505,7 @@ def test_only_rows_of_one_source_are_taken() -> None:
 def test_a_function_that_fails_is_refused_before_anything_trains() -> None:
     Path("mine.py").write_text("def score(completions, **columns):\n    return [1 / 0]\n")
     made = params(data=write("rows.jsonl", *sums(range(60))), reward="mine.py:score")
+    grading.shared().close()  # its process runs in the folder of an earlier test
     with pytest.raises(
         ParamsError, match=r"mine\.py:score grades no answer to '.*': ZeroDivisionError"
     ):

@@ -10,6 +10,7 @@ Per problem (`k` is `evaluation.samples`):
 | entropy_own | nats per token on the k samples, of the distributions that they were drawn from |
 | entropy_fixed | nats per token on the problem's reference text, the same text for every checkpoint |
 | length | mean tokens of the k samples |
+| strict | of own rows: the score of answers in the form that the prompt asks for; 0 for the others |
 | unscored | share of the k samples that could not be graded; they are left out of all means (nan if none is left) |
 | reward_judge, gold | judged tasks: win rate by the judge that gives the rewards in RL (`score` again where that is the evaluation judge), and the hidden taste that both imitate |
 | distinct_2, compression_ratio, vendi | judged tasks: variety among the k samples |

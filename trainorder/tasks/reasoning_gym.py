@@ -21,7 +21,7 @@ from trainorder.rewards import format
 from trainorder.tasks.base import Problem, Prompt, Reward, content_id
 
 SEED = 0
-NONSENSE = ("xyzzy", "-987654321", "[]", "the answer is unknown", "True")
+NONSENSE = ("xyzzy", "-7", "[]", "the answer is unknown", "True")
 """Answers that a family must not give full marks, but for one of its own right answers."""
 TRIED = 12
 """Problems of a family on which the contract is tried."""

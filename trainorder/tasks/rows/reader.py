@@ -244,7 +244,9 @@ class Reader:
             [prompt] if isinstance(prompt, str) else [f"{m['role']} {m['content']}" for m in prompt]
         )
         key = content_id(name, normal_form(problem.question), variant=turns)
-        return Problem(key, name, prompt, gold, gold, meta)
+        label = _unwritten(meta.get("label"))
+        reference = gold if gold or not isinstance(label, str) else label
+        return Problem(key, name, prompt, gold, reference, meta)
 
     def _checks(self, row: Row, given: Mapping[str, Any], facts: Facts) -> list[list[Any]]:
         """[grader, label] of each of the row's graders."""
