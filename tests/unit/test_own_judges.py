@@ -119,6 +119,29 @@ def test_an_experiment_of_own_rows_plans_and_scores_without_a_hidden_taste(world
     assert load_task("poems").rewarded_by == "judge"
 
 
+def test_the_page_says_how_often_judges_were_asked(world: Params):
+    from trainorder.report.records import judge_calls
+
+    rows = [{"step": n, "perf/judge_asked": 600.0, "perf/judge_kept": 5.0} for n in range(2)]
+    jsonl("runs/s0--poems/metrics.jsonl", rows)
+    text = "Judges were asked 1,200 times in training; 10 verdicts were known."
+    assert judge_calls(["s0", "s0--poems"]) == text
+    assert judge_calls(["s0"]) == ""
+
+
+def test_a_step_logs_what_its_judge_was_asked(world: Params):
+    make_judge(bench(world, "referee"), paths.JUDGE / "referee")
+    problems = load_problems("poems", "train")[:2]
+    for asked, kept in ((3, 0), (1, 3)):  # the second process finds what the first one kept
+        tasks = TaskSet.load({"poems": 1.0}, judges={"poems": "referee"})
+        tasks.grade([problems[0], *problems], ["good sea", "bad sea", "good sea"])
+        if asked == 1:
+            tasks.grade(problems[:1], ["new"])
+        found = tasks.judge_calls()
+        assert (found["perf/judge_asked"], found["perf/judge_kept"]) == (asked, kept)
+        assert set(tasks.judge_calls().values()) == {0.0}
+
+
 def test_a_preference_model_learns_own_pairs(world: Params):
     report = make_judge(bench(world, "taste", min_agreement=0.9), paths.JUDGE / "taste")
     assert report["agreement"] > 0.9

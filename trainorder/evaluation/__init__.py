@@ -99,6 +99,8 @@ def evaluate(
     policy = Policy.load(checkpoint).to(device)
     judges = _load_judges(exams, roles, device)
     found = list(examine(policy, exams, judges, config, work, training.dtype, rollout))
+    for line in _calls(judges):
+        print(line)
     table = tabulate(node, seed, found)
     table.attrs["answers"] = [row for one in found for row in answers_shown(one)]
     if rollout.backend != "torch":
@@ -226,6 +228,15 @@ def _load_exam(name: str, split: Split) -> Exam:
     return Exam(
         name, split, load_task(name), load_problems(name, split), int(card["max_new_tokens"])
     )
+
+
+def _calls(judges: Judges) -> Iterator[str]:
+    """What judges that are asked cost."""
+    each = {id(judge): judge for found in judges.values() for judge in found.values()}
+    for judge in each.values():
+        counts = getattr(judge, "counts", {})
+        if counts:
+            yield f"judge: asked {counts['asked']} times, {counts['kept']} verdicts were known"
 
 
 def _load_judges(exams: Sequence[Exam], roles: Roles, device: str) -> Judges:

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainorder.config import (
     DEFAULT,
+    ModelJudgeConfig,
     Params,
     PreferenceConfig,
     RlConfig,
@@ -27,6 +28,7 @@ from trainorder.footprint.shapes import (
     text_peak,
 )
 from trainorder.plan.compile import Appointed, Sizes, appointed
+from trainorder.policy import Policy
 from trainorder.rl.backend import holds_whole_weights, splits_weights, trained
 from trainorder.rl.method import Method
 from trainorder.rl.ranks import slots
@@ -316,11 +318,18 @@ def frozen_models(shapes: Shapes, rl: RlConfig, training: TrainingConfig) -> lis
 
 def _judge_weights(params: Params, shapes: Shapes, names: set[str]) -> list[Part]:
     judges, change = params.named_judges(), "ask a model behind an endpoint (`kind: endpoint`)"
-    return [
-        Part(f"the judge {name}", shapes.base, change=change)
-        for name in sorted(names)
-        if isinstance(judges[name], PreferenceConfig)
-    ]
+    parts = []
+    for name in sorted(names):
+        config = judges[name]
+        if isinstance(config, PreferenceConfig):
+            parts.append(Part(f"the judge {name}", shapes.base, change=change))
+        elif isinstance(config, ModelJudgeConfig):
+            model = Policy.load(config.path, weights=False).model
+            size = 4 * sum(weight.numel() for weight in model.parameters())
+            parts.append(
+                Part(f"the judge {name}", size, change=f"{change}, or take a smaller model")
+            )
+    return parts
 
 
 def _evaluation(

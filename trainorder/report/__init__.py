@@ -81,6 +81,7 @@ def content(bwt: Bwt) -> dict[str, Any]:
         "training_entropy": plots.learning(bwt, "rollout/entropy", "entropy, nats per token"),
         "alarms": records.alarms(found),
         "costs": tables.costs(found),
+        "judge_calls": records.judge_calls(names),
         "provenance": tables.provenance(names, found),
         "versions": next(iter(found.values()), {}).get("versions", {}),
         "bwt_hash": records.digest(paths.BWT) or "-",

@@ -62,6 +62,18 @@ def curves(node: str) -> dict[str, list[tuple[int, float]]]:
     return result
 
 
+def judge_calls(names: Iterable[str]) -> str:
+    """What judges that are asked cost: `Judges were asked 1,200 times in training; 300 verdicts were known`."""
+    asked = kept = 0.0
+    for name in names:
+        logged = curves(name)
+        asked += sum(value for _, value in logged.get("perf/judge_asked", ()))
+        kept += sum(value for _, value in logged.get("perf/judge_kept", ()))
+    if not asked + kept:
+        return ""
+    return f"Judges were asked {asked:,.0f} times in training; {kept:,.0f} verdicts were known."
+
+
 def answers(node: str) -> dict[tuple[str, str], dict[str, Any]]:
     """(task, problem) -> prompt, greedy answer and score, of the problems whose answers an evaluation keeps."""
     import pyarrow.parquet
