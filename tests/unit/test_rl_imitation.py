@@ -245,6 +245,8 @@ def test_the_groups_of_largest_spread_are_kept():
     roll = make_roll([1, 0, 1, 1, 0.5, 0, 0, 0.2], group=[0, 0, 1, 1, 2, 2, 3, 3])
     assert highest_spread(roll, STATE, None).group.tolist() == [0, 0, 2, 2, 3, 3]
     assert highest_spread(roll, STATE, None, share=0.01).group.tolist() == [0, 0]
+    lone = make_roll([1, None, 0.5, 0.4], group=[0, 0, 1, 1])
+    assert highest_spread(lone, STATE, None, share=0.5).group.tolist() == [1, 1]
 
 
 def four_tokens() -> Roll:

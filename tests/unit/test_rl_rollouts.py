@@ -339,3 +339,23 @@ def test_factors_per_layer_are_refused_where_gradients_are_split():
     training = TrainingConfig(backend="deepspeed")
     with pytest.raises(ParamsError, match="`layers` needs whole gradients"):
         make_learner(rl_project.PARENT, "math", PHASE, rl, 0, training=training)
+
+
+def test_a_given_answer_that_the_model_has_no_positions_for_is_refused():
+    learner = learner_of()
+    rollouts = StepRollouts(learner, State(total=4), defaultdict(float))
+    problem = learner.task_set.problems["math"][0]
+    with pytest.raises(ParamsError, match="the model has 96"):
+        rollouts.given([Request(problem)], [" ".join(["7"] * 200)], "expert")
+
+
+def test_expert_rows_teach_where_the_policy_itself_solves_nothing():
+    learner = learner_of(
+        reward=["graded"],
+        edit=[{"expert_rows": {"share": 0.2}}],
+        terms=[{"clipped_surrogate": {"source": "policy"}}, {"nll": {"source": "expert"}}],
+    )
+    lines = rl_project.steps(learner, State(total=8), 6)
+    assert all(line["reward/mean"] == 0 for line in lines)
+    # the policy's rows have no credit: the loss is the mean -log p of the expert's tokens, which falls on fresh problems
+    assert lines[-1]["rl/loss"] < lines[0]["rl/loss"] - 0.5

@@ -110,6 +110,8 @@ class StepRollouts:
             for request, answer in zip(requests, answers, strict=True)
         ]
         mine = self._share(whole)
+        for request in mine:
+            policy.check_fits(len(request.prompt_ids), len(request.prefix_ids))
         return self._finish(_foreign(mine, policy.decode_batch, source) if mine else None)
 
     def cut(self, roll: Roll, lengths: Int[Tensor, " row"]) -> Roll:

@@ -213,6 +213,9 @@ class Rollouts(Protocol):
 
         Without `texts` a request's `prefix_ids` are the whole answer. They are graded as others are; `old_logps` are what
         the policy gives them now. `source` is one of SOURCES.
+
+        Raises:
+            ParamsError: a prompt and its answer are longer than the model's context.
         """
         ...
 
