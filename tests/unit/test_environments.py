@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,3 +141,74 @@ def test_a_package_that_is_missing_is_named_with_its_extra() -> None:
         task.draw(random.Random(0))
     with pytest.raises(ParamsError, match="name an installed taskset"):
         make_task("mine", TaskConfig(kind="verifiers"))
+
+
+TASKSET = """
+import verifiers.v1 as vf
+class Data(vf.TaskData):
+    answer: str
+class Words(vf.Task[Data]):
+    @vf.reward(weight=2.0)
+    async def right(self, task, trace{runtime}) -> float:
+        return float(trace.last_reply.strip() == task.answer)
+    @vf.reward(weight=0.5)
+    async def short(self, trace) -> float:
+        return float({short})
+class Taskset(vf.Taskset[Words, vf.TasksetConfig]):
+    def load(self):
+        words = ["lamp", "dog", "cat", "tree", "moon", "star", "door", "seat"] * 2
+        return [
+            Words(Data(idx=i, prompt={prompt}, system_prompt="Be brief.", answer=w[::-1]), self.config.task)
+            for i, w in enumerate(words)
+        ]
+__all__ = ["Taskset"]
+"""
+
+
+def taskset(folder: Path, name: str, **parts: str) -> Task:
+    known = {"runtime": "", "short": "len(trace.last_reply) < 10", "prompt": "f'Reverse: {w}'"}
+    text = TASKSET
+    for key, value in {**known, **parts}.items():
+        text = text.replace(f"{{{key}}}", value)
+    (folder / f"{name}.py").write_text(text)
+    return make_task("mine", TaskConfig(kind="verifiers", options={"taskset": name}))
+
+
+def test_single_turn_tasksets_are_read_once_each_and_scored_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("verifiers.v1")
+    monkeypatch.syspath_prepend(tmp_path)
+    task: Any = taskset(tmp_path, "tiny_words_good")
+    found, _ = task.read("mine")
+    problems = [problem for own in found.values() for problem in own]
+    assert len(problems) == 8
+    problem = next(p for p in problems if p.text.endswith("Reverse: lamp"))
+    assert problem.prompt == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Reverse: lamp"},
+    ]
+    grades = task.grade(["pmal", "lamp", "not at all lamp", ""], [problem] * 4)
+    assert [grade.value for grade in grades] == [1.0, 0.2, 0.0, 0.0]
+    assert grades[1].parts == {"right": 0.0, "short": 1.0}
+
+
+def test_tasksets_that_cannot_be_scored_offline_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("verifiers.v1")
+    monkeypatch.syspath_prepend(tmp_path)
+    refusals = {
+        "tiny_words_runtime": ({"runtime": ", runtime"}, "rewards that need a runtime (right)"),
+        "tiny_words_prompt": ({"prompt": "None"}, "task 0 has no prompt"),
+        "tiny_words_paid": ({"short": "5.0"}, "gives full marks to 'xyzzy'"),
+    }
+    for name, (parts, reason) in refusals.items():
+        task: Any = taskset(tmp_path, name, **parts)
+        with pytest.raises(ParamsError) as caught:
+            task.read("mine")
+        assert reason in str(caught.value)
+        assert name in str(caught.value)
+    missing: Any = make_task("mine", TaskConfig(kind="verifiers", options={"taskset": "no_words"}))
+    with pytest.raises(ParamsError, match="taskset 'no_words' cannot be loaded"):
+        missing.read("mine")

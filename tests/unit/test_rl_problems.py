@@ -188,3 +188,24 @@ def test_each_task_is_graded_by_whoever_pays_it_and_rows_keep_their_place():
     ]
     assert both.grade(asked, ["long verse", "3", "x", "?"]) == [1.0, 1.0, 0.0, None]
     assert judge.seen == [("poem 0", "long verse", "ref_logps"), ("poem 1", "x", "ref_logps")]
+
+
+@dataclass(frozen=True)
+class Boxed(Echo):
+    """A right answer also has the asked form if it is in brackets."""
+
+    def grade(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[Reward]:
+        rewards = super().grade([c.strip("[]") for c in completions], problems)
+        return [
+            Reward(r.value, {"strict": (r.value or 0.0) * c.startswith("[")})
+            for r, c in zip(rewards, completions, strict=True)
+        ]
+
+
+def test_the_score_in_the_asked_form_is_logged_beside_the_reward_and_starts_afresh() -> None:
+    tasks = task_set({"a": 1.0, "b": 1.0}, tasks={"a": Boxed()})
+    asked = [*tasks.problems["a"][:4], *tasks.problems["b"][:1]]
+    grades = tasks.grade(asked, ["[0]", "1", "7", "?", "0"])
+    assert grades == [1.0, 1.0, 0.0, None, 1.0]
+    assert tasks.strict() == {"reward/strict/a": 1 / 3}
+    assert tasks.strict() == {}

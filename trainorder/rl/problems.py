@@ -33,6 +33,7 @@ class TaskSet:
     """Whose turn it is."""
     _order: dict[tuple[int, str, int], list[int]] = field(default_factory=dict, repr=False)
     _counted: Counter[str] = field(default_factory=Counter, repr=False)
+    _strict: dict[str, list[float]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(
@@ -105,12 +106,27 @@ class TaskSet:
     ) -> Sequence[float | None]:
         task = self.tasks[name]
         if not self.is_judged(name):
-            return [reward.value for reward in grading.grade(task, answers, problems)]
+            rewards = grading.grade(task, answers, problems)
+            known = [
+                r.parts["strict"] for r in rewards if r.value is not None and "strict" in r.parts
+            ]
+            self._strict.setdefault(name, []).extend(known)
+            return [reward.value for reward in rewards]
         judge = self.judges[name]
         references = [p.reference or "" for p in problems]
         grades = judge.win_probability([p.text for p in problems], answers, references)
         grading.shared().unscored.note(name, grades, getattr(judge, "failures", ()))
         return grades
+
+    def strict(self) -> dict[str, float]:
+        """`reward/strict/<task>` of the answers graded here since the last call: the mean if only the asked form counted."""
+        found = {
+            f"reward/strict/{name}": math.fsum(values) / len(values)
+            for name, values in self._strict.items()
+            if values
+        }
+        self._strict.clear()
+        return found
 
     def judge_calls(self) -> dict[str, float]:
         """What the judges that are asked counted since the last call: `perf/judge_asked`, `perf/judge_kept`, ..."""
