@@ -22,12 +22,14 @@ def on_files(files: Any, config: Any) -> Any:
 def params() -> Iterator[str]:
     """Every key of params.yaml with its type, default and meaning, section by section."""
     from trainorder.config import Params
+    from trainorder.config.judges import KINDS
 
     yield "# params.yaml"
     yield ""
     yield "Every key, with its default. A key that is not listed is refused with the nearest match. Stages depend on the keys that they read."
     seen: set[type[BaseModel]] = set()
     waiting: list[tuple[str, type[BaseModel]]] = [("", Params)]
+    waiting += [(f"judges.NAME with kind: {kind}", section) for kind, section in KINDS.items()]
     while waiting:
         path, section = waiting.pop(0)
         if section in seen:

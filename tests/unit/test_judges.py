@@ -101,6 +101,9 @@ REFUSED = {
     "nothing to judge": ({"taste": TASTE, "referee": REFEREE, "spare": REFEREE | {"role": None}}, "judges.spare: it judges nothing"),
     "few problems": ({"taste": TASTE | {"prompts": 5000}, "referee": REFEREE}, "judges.taste: prompts 5000 + heldout_prompts 20 need 5020 training problems"),
     "a key in clear": ({"taste": TASTE, "referee": REFEREE | {"base_url": "http://far.example/v1", "api_key_env": "KEY"}}, "judges.referee.base_url: http to far.example would send the key of KEY unencrypted"),
+    "a scale": ({"taste": TASTE, "referee": REFEREE | {"rubric": "x", "scale": [5, 1]}}, "judges.referee.scale: the lowest score comes first, got [5, 1]"),
+    "no digit": ({"taste": TASTE, "referee": REFEREE | {"rubric": "x", "scale": [1, 10]}}, "judges.referee: scale.1: input should be less than or equal to 9"),
+    "no model": ({"taste": TASTE, "referee": {"kind": "model", "path": "./nowhere/lm", "role": "evaluation"}}, "judges.referee.path: "),
     "a task": ({"taste": TASTE | {"task": "math"}, "referee": REFEREE}, "judges.taste.task: 'math' is graded by its verifier"),
 }  # fmt: skip
 

@@ -140,14 +140,14 @@ class QuestionConfig(Section):
 
 
 class PreferenceConfig(Named, PreferenceSettings):
-    """`kind: preference`."""
+    """A preference model that is trained here (Bradley-Terry)."""
 
     kind: Literal["preference"] = "preference"
     """A preference model trained here."""
 
 
 class EndpointJudgeConfig(Named, QuestionConfig, Compared, EndpointConfig):
-    """`kind: endpoint`."""
+    """A model behind an OpenAI-compatible endpoint."""
 
     kind: Literal["endpoint"] = "endpoint"
     """A model behind an OpenAI-compatible endpoint."""
@@ -158,7 +158,7 @@ class EndpointJudgeConfig(Named, QuestionConfig, Compared, EndpointConfig):
 
 
 class ModelJudgeConfig(Named, QuestionConfig, Compared):
-    """`kind: model`."""
+    """A language model on this machine."""
 
     kind: Literal["model"] = "model"
     """A language model that judges here: by its probabilities of A and B in both positions, or of the rubric's digits."""

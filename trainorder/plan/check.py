@@ -32,6 +32,7 @@ from trainorder.config import (
     Piece,
     PolicyConfig,
     PreferenceConfig,
+    QuestionConfig,
     RlConfig,
     Role,
 )
@@ -287,6 +288,10 @@ def _check_judges(params: Params, rewarded_by: Mapping[str, str]) -> None:
             _check_endpoint(where if params.judges else "judge.endpoint", config)
         for file in judge_files(config):
             _check_kept(where, file)
+        if isinstance(config, QuestionConfig) and config.scale[0] >= config.scale[1]:
+            raise ParamsError(
+                f"{where}.scale: the lowest score comes first, got {config.scale}; write e.g. [1, 5]"
+            )
         if isinstance(config, ModelJudgeConfig):
             _check_model_path(config.path, f"{where}.path")
         if config.task is None:
