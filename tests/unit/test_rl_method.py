@@ -39,7 +39,7 @@ def test_kl_to_the_old_policy_needs_no_reference():
         (
             "advantage",
             "grop",
-            r"method.advantage: no piece 'grop'; there are .*dr_grpo, grpo, .*rloo.* \(did you mean 'grpo'",
+            r"method.advantage: no piece 'grop'; there are .*dr_grpo, .*grpo, .*rloo.* \(did you mean 'grpo'",
         ),
         (
             "terms",

@@ -21,6 +21,7 @@ COST = {
     "ref_logps": "a forward of the phase's parent",
     "hidden": "the last hidden states of every token in memory",
     "spans": "one pass over the text",
+    "attention_entropy": "a forward per row",
     "answers:teacher": "the teacher's sampling instead of the policy's",
     "forward_kl:MODEL": "and whatever else names a model a forward of that model",
 }

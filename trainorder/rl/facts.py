@@ -13,8 +13,8 @@ the union of what the pieces of a method need, once, and nothing else:
 first: `forward_kl:reference`, `capped_forward_kl:teacher:0.05`; `reference+gold` is that model after a prompt that holds the
 problem's gold text. Beside the functions listed
 here there are `ref_logps` (log p under the phase's parent, always in the roll), `hidden` (states after the last norm,
-[row, token, size]: use them at once, they are large), `spans` (`char_start` and `char_end` of each token in roll.text), and
-`answers:teacher`, which is no fact: the piece has the phase's teacher answer some requests (Request.teacher).
+[row, token, size]: use them at once, they are large), `spans` (`char_start` and `char_end` of each token in roll.text),
+`attention_entropy:DEPTH` (attention.py, of the policy before the update only), and `answers:teacher`, which is no fact: the piece has the phase's teacher answer some requests (Request.teacher).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ PerToken = Float[Tensor, " token"]
 REFERENCE = "ref_logps"
 HIDDEN = "hidden"
 SPANS = "spans"
+ATTENTION = "attention_entropy"
 ANSWERS = "answers:teacher"
 NOT_OF_THE_HEAD = frozenset({REFERENCE, SPANS, ANSWERS})
 OLD = "old."
@@ -182,8 +183,11 @@ def check(needs: Iterable[str], allowed_models: Collection[str]) -> None:
         if need in (*NOT_OF_THE_HEAD, HIDDEN):
             continue
         name, model, argument = _parts(need)
+        if of_attention([need]):
+            _check_depth(need)
+            continue
         if name not in HEAD_FACTS:
-            known = [*HEAD_FACTS, REFERENCE, HIDDEN, SPANS, ANSWERS]
+            known = [*HEAD_FACTS, REFERENCE, HIDDEN, SPANS, ANSWERS, ATTENTION]
             raise ParamsError(
                 f"a piece needs {need!r}; the engine knows {', '.join(known)}{did_you_mean(name, known)}"
             )
@@ -208,6 +212,27 @@ def check(needs: Iterable[str], allowed_models: Collection[str]) -> None:
                 f"a piece needs {need!r}: there is no model {model!r}; there are {', '.join(sorted(allowed_models))}, each also "
                 f"with {GOLD}"
             )
+
+
+def _check_depth(need: str) -> None:
+    try:
+        fine = 0 <= depth_of(need) <= 1
+    except ValueError:
+        fine = False
+    if not fine:
+        raise ParamsError(
+            f"a piece needs {need!r}: {ATTENTION} takes a depth from 0, the first layer, to 1, the last"
+        )
+
+
+def depth_of(need: str) -> float:
+    """The depth that a need of attention names."""
+    return float(need.partition(":")[2])
+
+
+def of_attention(needs: Iterable[str]) -> list[str]:
+    """Those needs that are entropies of attention."""
+    return [need for need in needs if need.partition(":")[0] == ATTENTION]
 
 
 def of_head(need: str) -> Callable[..., Tensor]:

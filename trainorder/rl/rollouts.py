@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trainorder.config import SOURCES
 from trainorder.rl import facts
+from trainorder.rl.attention import attention_entropy
 from trainorder.rl.backend import in_order, slice_of
 from trainorder.rl.forward import forward
 from trainorder.rl.helpers import levelled
@@ -318,11 +319,16 @@ def score(
     """`logps` of all tokens under `model`, and the needed facts of its head; each rank computes its share."""
     backend = learner.backend
 
+    looked = facts.of_attention(needs)
+    needs = set(needs) - set(looked)
+
     def score_rows(rows: list[int]) -> tuple[list[int], dict[str, Tensor]]:
         part = roll.rows(rows or longest_row(roll))
         with backend.computing():
             live = forward(model, part, needs, learner.models)
-        return rows, {name: v.float() for name, v in {"logps": live.logps, **live.facts}.items()}
+            found = {need: attention_entropy(model, part, facts.depth_of(need)) for need in looked}
+        found |= {"logps": live.logps, **live.facts}
+        return rows, {name: v.float() for name, v in found.items()}
 
     batches = backend.micro_batches(roll, learner.config.micro_batch_tokens)
     mine = [part for part in backend.map(score_rows, batches) if part[0]]

@@ -178,6 +178,19 @@ PRESETS = [
         reduces_to={"terms": [WIDE]},
     ),
     Preset(
+        name="attention_ranks",
+        summary="tokens that look at few others weigh more at first, those that look widely later",
+        papers=("2605.07660",),
+        method={
+            **DAPO,
+            "weight": ["attention_ranks"],
+        },
+        basis="abstract",
+        not_grounded="the formula of the weight, its layer and its schedule",
+        neutral={"weight": [{"attention_ranks": {"start": 0.0, "end": 0.0}}]},
+        reduces_to={"weight": []},
+    ),
+    Preset(
         name="aepo",
         summary="right answers sampled hotter or colder, to a target entropy",
         papers=("2510.08141",),
