@@ -11,9 +11,12 @@ import yaml
 from conftest import Project, make_project
 from foreign_model import write_gguf
 
+from trainorder.paths import PIPELINE_LOCK
 from trainorder.reading import read_yaml
 
-pytestmark = pytest.mark.long("two seeds of two phases from a GGUF model in a package, by DVC")
+pytestmark = pytest.mark.long(
+    "two seeds of two phases (RL, then SFT on rows) from a GGUF model in a package, by DVC"
+)
 TASK = {"kind": "math", "train": 8, "dev": 2, "test": 2, "max_new_tokens": 120}
 PARAMS = {
     "policy": {"path": "package:llm_tiny"},
@@ -23,7 +26,7 @@ PARAMS = {
     "training": {"lora": {"rank": 2}},
     "phases": {
         "sums": {"kind": "structured", "tasks": {"sums": 1.0}, "steps": 1},
-        "more": {"kind": "structured", "tasks": {"more": 1.0}, "steps": 1},
+        "more": {"kind": "sft", "tasks": {"more": 1.0}, "steps": 2, "data": "rows.jsonl"},
     },
     "orders": {"first": ["sums", "more"]},
     "merges": {"mean": {"method": "average"}},
@@ -41,6 +44,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]) -> Proj
     package.mkdir()
     (package / "__init__.py").touch()
     write_gguf(tmp_path_factory.mktemp("made") / "tiny.gguf").rename(package / "tiny.gguf")
+    (project.root / "rows.jsonl").write_text('{"prompt": "2 + 2 = ?", "completion": "4"}\n')
     (project.root / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     project = replace(project, settings=warm)
     project.cli("plan")
@@ -53,6 +57,7 @@ def nodes(project: Project) -> list[str]:
 
 
 def test_seeds_begin_at_one_base_that_is_evaluated_once(done: Project):
+    assert "stages.sft_phase --node s1--sums--more" in (done.root / PIPELINE_LOCK).read_text()
     singles = [f"s{seed}--{rest}" for seed in (0, 1) for rest in ("mean", "more", "sums", "sums--more")]  # fmt: skip
     assert nodes(done) == ["base", *singles]
     assert not list((done.root / "checkpoints" / "base").glob("*.safetensors"))
@@ -73,9 +78,9 @@ def test_all_of_it_is_current_and_as_recorded(done: Project):
     assert "base  package:llm_tiny as it is  cached" in shown
     assert "s1 sums  structured  cached" in shown
     assert "converted" not in done.cli("gc").stdout  # what params.yaml names is in use
-    locked = read_yaml(done.root / "dvc.lock")["stages"]
-    assert not [name for name in locked if name.startswith("sft_warmup")]
-    assert "llm_tiny" not in json.dumps(locked["base_model@base"]["deps"])
+    locked = read_yaml(done.root / PIPELINE_LOCK)["stages"]
+    assert not [stage for stage in locked.values() if "sft_warmup" in stage["cmd"]]
+    assert "llm_tiny" not in json.dumps(locked["base"]["deps"])
 
 
 def test_a_node_is_exported_whole_and_another_model_stales_the_base(done: Project, tmp_path: Path):

@@ -295,3 +295,16 @@ def test_a_folder_that_is_not_there_is_refused():
 def test_all_families_that_train_pass():
     for kind in ("Qwen2", "GPTNeoX", "Mistral"):
         preflight.check(params(write_model(Path(kind).absolute(), kind)))
+
+
+def test_rows_of_an_sft_phase_are_tried_on_the_model(good: Path):
+    rows = {"kind": "sft", "tasks": {"sums": 1.0}, "steps": 1, "data": "learned.jsonl"}
+    checked = params(good, phases={"learned": rows}, orders={"one": ["learned"]})
+    Path("learned.jsonl").write_text('{"prompt": "x", "completion": "y"}\n')
+    preflight.check(checked)
+    Path("learned.jsonl").write_text(json.dumps({"prompt": "x" * 600, "completion": "y"}))
+    with pytest.raises(ParamsError, match=r"longest row has 6\d\d tokens, and .* 512 positions"):
+        preflight.check(checked)
+    Path("learned.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(ParamsError, match=r"learned\.jsonl, line 1: `messages`, or `prompt`"):
+        preflight.check(checked)

@@ -165,7 +165,7 @@ def test_every_line_comes_once_per_epoch_in_an_order_of_seed_and_epoch():
     made = [Line([i], [0.0]) for i in range(20)]
 
     def order(seed: int, name: str = "demonstrations") -> list[int]:
-        return [line.ids[0] for line in islice(lines_of._shuffled(made, name, seed), 40)]
+        return [line.ids[0] for line in islice(lines_of.shuffled(made, name, seed), 40)]
 
     first, second = order(0)[:20], order(0)[20:]
     assert sorted(first) == sorted(second) == list(range(20))

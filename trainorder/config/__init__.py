@@ -30,6 +30,7 @@ from trainorder.config.model import (
     PolicyConfig,
     RolloutConfig,
     SftConfig,
+    SftPhaseConfig,
     TrainingConfig,
 )
 from trainorder.config.params import (
@@ -93,6 +94,7 @@ __all__ = [
     "Schedule",
     "Section",
     "SftConfig",
+    "SftPhaseConfig",
     "TaskConfig",
     "TrainingConfig",
     "load_params",

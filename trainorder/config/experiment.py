@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from trainorder.config.model import SftPhaseConfig
 from trainorder.config.rl import expanded
 from trainorder.config.values import (
     Name,
@@ -23,14 +24,30 @@ Overrides = Annotated[dict[str, Any], BeforeValidator(expanded)]
 class PhaseConfig(Section):
     """One named stretch of training on a weighted set of tasks."""
 
-    kind: Literal["structured", "creative", "mixed"]
-    """structured: all tasks have verifiers; creative: all are judged; mixed: any."""
+    kind: Literal["structured", "creative", "mixed", "sft"]
+    """RL: structured: all tasks have verifiers; creative: all are judged; mixed: any. sft: supervised updates on rows."""
     tasks: dict[Name, Positive] = Field(min_length=1)
-    """Task -> weight; each step's prompts are split in proportion."""
+    """Task -> weight; each step's prompts are split in proportion. Of `kind: sft`: the tasks that its rows teach."""
     steps: Steps
-    """RL steps."""
+    """RL steps, or supervised updates."""
     rl: Overrides = Field(default_factory=dict)
     """Overrides of the `rl` section for this phase, e.g. `{lr: 1.5e-4}`; nested sections merge key by key."""
+    data: str | None = None
+    """Rows of `kind: sft`: a file (JSONL, JSON, parquet), a folder or a data set on the hub, with `messages` of which the last
+    one is learned, or with `prompt` and `completion`."""
+    sft: SftPhaseConfig | None = None
+    """Settings of the updates of `kind: sft`; null: the defaults."""
+
+    @property
+    def supervised(self) -> SftPhaseConfig:
+        """The settings of `kind: sft`."""
+        return self.sft or SftPhaseConfig()
+
+    def results(self) -> dict[str, Any]:
+        """What can change a checkpoint; of rows and their updates only where the kind is sft."""
+        if self.kind != "sft":
+            return self.model_dump(exclude={"data", "sft"})
+        return {**self.model_dump(exclude={"rl"}), "sft": self.supervised.results()}
 
 
 class PhaseOverride(Section):

@@ -115,6 +115,43 @@ class SftConfig(Section):
     """Micro-batches computed side by side; changes the time, never the checkpoint."""
 
 
+class SftPhaseConfig(Section):
+    """Updates of a phase of `kind: sft`; the optimizer is fresh, the learning rate warms up and decays within the phase."""
+
+    changes_nothing = frozenset({"threads"})
+
+    batch_size: Batch = 16
+    """Rows per update."""
+    optimizer: OptimizerName = "adamw"
+    """adamw, or muon for the weight matrices of the layers and AdamW for the rest."""
+    lr: Rate = 1e-5
+    """Peak learning rate of AdamW; adapters (training.lora) take about ten times as much."""
+    muon_lr: Rate = 1e-3
+    """Peak learning rate of Muon. Unused by adamw."""
+    final_lr_fraction: Share = 0.1
+    """The cosine decay ends at this share of lr."""
+    warmup_steps: int = Field(default=5, ge=0, le=10_000_000)
+    """Updates of linear warm-up."""
+    betas: Betas = Field(default=[0.9, 0.95])
+    """AdamW betas."""
+    weight_decay: float = Field(default=0.0, ge=0, le=10)
+    """AdamW weight decay."""
+    max_grad_norm: Positive = 1.0
+    """Gradient norm bound."""
+    prompt_weight: float = Field(default=0.0, ge=0, le=1)
+    """Weight of prompt tokens in the loss, against 1 for the completion."""
+    micro_batches: Batch = 4
+    """Parts of a batch, by length; more of them take less memory. Part of the result (rounding)."""
+    threads: Threads = 1
+    """Micro-batches computed side by side; changes the time, never the checkpoint."""
+
+    def settings(self, steps: int) -> SftConfig:
+        """The same as those of a warm-up of so many steps, without drills and without a gate."""
+        return SftConfig(
+            **self.model_dump(), steps=steps, max_steps=steps, drill_batch_size=0, gate={}
+        )
+
+
 class RolloutConfig(Section):
     """The engine that samples in RL phases, for judges and in evaluations. The gate of SFT uses the torch engine."""
 

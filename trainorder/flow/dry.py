@@ -137,7 +137,7 @@ def _costs(wanted: plan.Plan) -> Iterator[str]:
         yield f"memory  {stage.name}: {f'{size_text(gpu)} of a GPU, ' if gpu else ''}{size_text(host)} of RAM at least"
     asked = 0
     for node in wanted.nodes.values():
-        if node.phase is not None:
+        if node.phase is not None and node.kind != "sft":
             changed = params.variant(node.variant)
             phase, rl = changed.phases[node.phase], changed.phase_rl(node.phase)
             judged = sum(w for task, w in phase.tasks.items() if task in wanted.judged)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from trainorder import owner, paths, plan, preflight, results, tracking
+from trainorder.config import Params
 from trainorder.files import disk_trouble, is_disk_full, write_json
 from trainorder.flow import dvc
 from trainorder.flow.progress import Display
@@ -48,6 +49,7 @@ FIRST_GUESS = {
     "structured": 19.0,
     "creative": 21.0,
     "mixed": 45.0,
+    "sft": 15.0,
     "merge": 4.0,
     "evaluate": 17.0,
     "measure_bwt": 3.0,
@@ -245,7 +247,7 @@ def _schedule(state: Look, leave_out: frozenset[str] | set[str] = frozenset()) -
     kinds = {stage: _kind(stage, state.plan) for stage in parents}
     slots = {stage: threads.get(kind, 1) for stage, kind in kinds.items()}
     slots |= {
-        n.stage: params.variant(n.variant).phase_rl(n.phase).threads
+        n.stage: _threads(params.variant(n.variant), n.phase)
         for n in state.plan.nodes.values()
         if n.phase
     }
@@ -259,6 +261,11 @@ def _kind(stage: str, current: plan.Plan) -> str:
     """What a stage makes: the kind of its node, or what `names.parts` says."""
     does, name = names.parts(stage)
     return current.nodes[name].kind if does == "train" and name in current.nodes else does
+
+
+def _threads(params: Params, phase: str) -> int:
+    config = params.phases[phase]
+    return config.supervised.threads if config.kind == "sft" else params.phase_rl(phase).threads
 
 
 def _estimates(kinds: Mapping[str, str]) -> dict[str, float]:

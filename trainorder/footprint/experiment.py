@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,11 @@ def stages(
     for variant in params.variant_names():
         changed = params.variant(variant)
         for name, phase in changed.phases.items():
+            if phase.kind == "sft":
+                settings = phase.supervised.settings(phase.steps)
+                stage = _sft(params, settings, machine, adapted, prompts, activations)
+                yield replace(stage, name=f"the SFT phase {name}")
+                continue
             rl = changed.phase_rl(name)
             found = next((known for known in alike if known[0] == rl), None)
             if found is None:
@@ -393,6 +399,12 @@ def disk(params: Params, config: Any) -> Sizes:
     steps = [
         step_bytes(shapes, params.variant(variant).phase_rl(name))
         for variant in params.variant_names()
-        for name in params.phases
+        for name, phase in params.phases.items()
+        if phase.kind != "sft"
     ]
-    return Sizes(full, shapes.trained, max(sft, *steps))
+    supervised = [
+        shapes.trained + state_bytes(shapes, phase.supervised.settings(1))
+        for phase in params.phases.values()
+        if phase.kind == "sft"
+    ]
+    return Sizes(full, shapes.trained, max([sft, *steps, *supervised]))

@@ -131,7 +131,7 @@ def from_plan(plan: Mapping[str, Any]) -> dict[str, Design]:
 
 
 def _design(plan: Mapping[str, Any]) -> Design:
-    groups = [plan.get(name) or {} for name in ("structured", "creative", "joint")]
+    groups = [plan.get(name) or {} for name in ("structured", "creative", "joint", "supervised")]
     phase_of = {node: entry["phase"] for group in groups for node, entry in group.items()}
     bases = {int(entry["seed"]): node for node, entry in plan["bases"].items()}
     for node, entry in (plan.get("model") or {}).items():  # one that all seeds begin at

@@ -375,6 +375,8 @@ def _check_prompts(
 def _check_phase(
     params: Params, where: str, name: str, phase: PhaseConfig, rewarded_by: Mapping[str, str]
 ) -> None:
+    if (phase.data is not None or phase.sft is not None) and phase.kind != "sft":
+        raise ParamsError(f"{where}: `data` and `sft` are of `kind: sft`, and this is {phase.kind}")
     for task, weight in phase.tasks.items():
         _check_known(f"{where}.tasks", "task", task, params.tasks)
         if not weight > 0:
@@ -391,6 +393,9 @@ def _check_phase(
             raise ParamsError(
                 f"{where}: the judge is trained for {params.judge.task!r} (judge.task), not for {task!r}"
             )
+    if phase.kind == "sft":
+        _check_supervised(params, where, phase)
+        return
     rl = params.phase_rl(name)
     _check_piece(f"{where}.rl.sampler", "sampler", rl.sampler)
     _check_piece(f"{where}.rl.curriculum", "curriculum", rl.curriculum)
@@ -462,6 +467,23 @@ def asking_teachers() -> frozenset[tuple[str, str]]:
             if answers or defaults.get("model") == "'teacher'":
                 found.add((slot, function.name))
     return frozenset(found)
+
+
+def _check_supervised(params: Params, where: str, phase: PhaseConfig) -> None:
+    if phase.data is None:
+        raise ParamsError(
+            f"{where}: `kind: sft` learns rows: name a file by data (rows with messages, or prompt and completion)"
+        )
+    if found_at(phase.data):
+        _check_kept(f"{where}.data", phase.data)
+    if phase.rl:
+        raise ParamsError(
+            f"{where}.rl: `kind: sft` makes no RL updates; its settings are under sft"
+        )
+    if params.training.backend == "deepspeed":
+        raise ParamsError(
+            f"{where}: `kind: sft` trains in one process, and training.backend is deepspeed: set it to local"
+        )
 
 
 def _check_orders(params: Params) -> None:
@@ -564,6 +586,11 @@ def budget(params: Params, phases: Sequence[str]) -> dict[str, float]:
     spent: dict[str, float] = {"updates": 0, "rollouts": 0}
     for name in phases:
         phase, rl = params.phases[name], params.phase_rl(name)
+        if phase.kind == "sft":
+            rows = phase.steps * phase.supervised.batch_size
+            for quantity, count in {"supervised updates": phase.steps, "rows": rows}.items():
+                spent[quantity] = spent.get(quantity, 0) + count
+            continue
         prompts = phase.steps * rl.prompts_per_step
         spent["updates"] += phase.steps * (
             len(phase.tasks) if rl.serial_tasks else rl.updates_per_batch

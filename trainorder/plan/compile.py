@@ -34,7 +34,7 @@ from trainorder.registries import BACKENDS, ENGINES, FORMATS, JUDGE_MAKERS, JUDG
 from trainorder.sources import find, section
 from trainorder.tasks import TASKS, kind_of, make_task, options_of
 
-Kind = Literal["model", "base", "structured", "creative", "mixed", "merge"]
+Kind = Literal["model", "base", "structured", "creative", "mixed", "sft", "merge"]
 
 SAMPLING = ("merge", "evaluate")
 """Stages that sample with the engine of `rollout.backend`, beside judges and RL phases; the gate of SFT uses torch's."""
@@ -297,16 +297,23 @@ class Plan:
 
     def _phases(self, variant: str) -> dict[str, Any]:
         params = self.params.variant(variant)
-        return {
+        training = params.training.results()
+        supervised = {
+            name: {**phase.results(), "training": training}
+            for name, phase in params.phases.items()
+            if phase.kind == "sft"
+        }
+        return supervised | {
             name: {
                 **phase.results(),
                 "rl": params.phase_rl(name).results(),
                 "rollout": params.rollout.results(),
-                "training": params.training.results(),
+                "training": training,
                 "of": self._tasks(phase.tasks),
                 **self._roles(phase.tasks),
             }
             for name, phase in params.phases.items()
+            if phase.kind != "sft"
         }
 
     def _tasks(self, names: Iterable[str]) -> dict[str, Any]:
@@ -360,6 +367,11 @@ class Plan:
         for variant in params.variant_names():
             changed = params.variant(variant)
             for name, phase in changed.phases.items():
+                if phase.kind == "sft":
+                    found[phase_code(name, variant)] = Code(
+                        _module("sft_phase"), self._loads(params.tasks)
+                    )
+                    continue
                 backends = {engine, BACKENDS[params.training.backend]}
                 found[phase_code(name, variant)] = Code(
                     _module("rl"),
@@ -391,6 +403,7 @@ GROUPS: dict[str, Kind] = {
     "structured": "structured",
     "creative": "creative",
     "joint": "mixed",
+    "supervised": "sft",
 }
 """Key of plan.yaml -> the nodes under it."""
 
@@ -472,7 +485,11 @@ def _with_teachers(nodes: dict[str, Node], params: Params) -> dict[str, Node]:
     """
     found = dict(nodes)
     for node in nodes.values():
-        rl = None if node.phase is None else params.variant(node.variant).phase_rl(node.phase)
+        rl = (
+            None
+            if node.phase is None or node.kind == "sft"
+            else params.variant(node.variant).phase_rl(node.phase)
+        )
         teacher = None if rl is None else rl.teacher_node(node.seed)
         if teacher is None:
             continue
@@ -602,6 +619,7 @@ class _Stored(_Arms):
     structured: dict[str, _Phase]
     creative: dict[str, _Phase]
     joint: dict[str, _Phase]
+    supervised: NotRequired[dict[str, _Phase]]
     variants: dict[str, _Arms]
     recall: list[str]
     evaluations: list[str]

@@ -71,6 +71,8 @@ def _in_training(plan: Plan, node: Node, name: str) -> float:
     params = plan.params.variant(node.variant)
     assert node.phase is not None
     phase, rl = params.phases[node.phase], params.phase_rl(node.phase)
+    if phase.kind == "sft":
+        return 0
     own = [task for task in phase.tasks if plan.judged.get(task, {}).get("reward") == name]
     share = sum(phase.tasks[task] for task in own) / sum(phase.tasks.values())
     return phase.steps * rl.prompts_per_step * rl.group_size * share

@@ -78,8 +78,9 @@ def _node(plan: Plan, node: Node) -> dict[str, Any]:
         code, values = "merge", merge_values(node.merge)
     else:
         assert node.phase is not None
+        stage = "sft_phase" if node.kind == "sft" else "rl"
         command = (
-            f"rl --node {node.id} --parent {node.parents[0]} --phase {node.phase} --variant {node.variant} "
+            f"{stage} --node {node.id} --parent {node.parents[0]} --phase {node.phase} --variant {node.variant} "
             f"--seed {node.seed}"
         )
         code = values = phase_code(node.phase, node.variant)
@@ -144,6 +145,10 @@ def _reads(plan: Plan, node: Node) -> Iterator[object]:
         yield from (paths.TASK_DATA / task / "dev.jsonl" for task in (sft.gate if sft else ()))
     elif node.phase is None:
         yield from _model(plan)
+    elif node.kind == "sft":
+        rows = plan.params.phases[node.phase].data or ""
+        yield from [rows] if found_at(rows) else []
+        yield paths.TASK_DATA  # no row may be a dev or test problem
     else:
         params = plan.params.variant(node.variant)
         tasks, teacher = params.phases[node.phase].tasks, params.phase_rl(node.phase).teacher

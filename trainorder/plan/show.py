@@ -199,6 +199,9 @@ def _node_seconds(
     if node.phase is None:
         lines = sft.batch_size + sft.drill_batch_size
         return STARTUP_SECONDS + steps * lines * speed.line()
+    phase = params.phases[node.phase]
+    if phase.kind == "sft":
+        return STARTUP_SECONDS + steps * phase.supervised.batch_size * speed.line()
     return STARTUP_SECONDS + steps * speed.rollouts(node.phase, params)
 
 

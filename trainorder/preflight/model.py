@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainorder import supervised
 from trainorder.config import Params
 from trainorder.data import few_problems, pieces
 from trainorder.reading import ParamsError
@@ -52,6 +53,11 @@ def check(params: Params) -> None:
         ParamsError: names model or task, what was found, and what to do.
     """
     samples = {name: _sample(params, name) for name in params.tasks}
+    learned = {
+        name: supervised.read(name, phase)
+        for name, phase in params.phases.items()
+        if phase.kind == "sft"
+    }
     if params.policy.path is None:
         prompts = {
             name: max(sum(len(pieces(t)) + FRAME for t in turns(p.prompt)) for p in sample.longest)
@@ -76,6 +82,8 @@ def check(params: Params) -> None:
         if params.rollout.backend == "vllm" and params.rollout.max_model_len:
             limit = min(params.rollout.max_model_len, limit or params.rollout.max_model_len)
         _check_lengths(params, prompts, limit, where)
+        for name, rows in learned.items():
+            _check_rows(policy, where, name, rows)
         golds = {
             name: [_through_tokenizer(policy, where, name, sample, p) for p in sample.first]
             for name, sample in samples.items()
@@ -108,6 +116,28 @@ def _check_vocabulary(policy: Policy, where: str) -> None:
         raise ParamsError(
             f"{where}: generation_config.json names the end token {beyond[0]}, the model has {rows} embeddings: "
             f"take the file that belongs to the model"
+        )
+
+
+def _check_rows(policy: Policy, where: str, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The longest rows of an SFT phase have to fit, and a prompt of several turns needs a chat template."""
+
+    def length(row: Mapping[str, Any]) -> int:
+        return sum(map(len, turns(row["prompt"]))) + len(row["completion"])
+
+    longest = sorted(rows, key=length, reverse=True)[:LONGEST]
+    if policy.tokenizer.chat_template is None and any(len(turns(r["prompt"])) > 1 for r in rows):
+        raise ParamsError(
+            f"{where}: the tokenizer has no chat template, and rows of phases.{name} have several turns: name a file with a "
+            f"template by policy.chat_template"
+        )
+    prompts = policy.encode_prompts([row["prompt"] for row in longest])
+    answers = policy.encode_completions([row["completion"] for row in longest])
+    most = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+    if policy.context is not None and most > policy.context:
+        raise ParamsError(
+            f"phases.{name}.data: the longest row has {most} tokens, and {where} has {policy.context} positions: shorten the "
+            f"row, or take a model with a longer context"
         )
 
 

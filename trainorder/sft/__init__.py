@@ -103,7 +103,7 @@ def _train_to_gate(
 ) -> dict[str, Any]:
     config = run.config
     while True:
-        _train_leg(run, drawn, tracker, work)
+        train_leg(run, drawn, tracker, work)
         fail_point("sft.gate")
         reached = greedy_accuracies(run.policy, config.gate, run.workers, run.dtype)
         tracker.log(run.steps, {f"sft/greedy/{task}": value for task, value in reached.items()})
@@ -116,14 +116,16 @@ def _train_to_gate(
         run.start_leg(leg, config.extension_lr_fraction)
 
 
-def _train_leg(run: Run, drawn: Iterator[list[Line]], tracker: Log, work: Work) -> None:
+def train_leg(
+    run: Run, drawn: Iterator[list[Line]], tracker: Log, work: Work, name: str = "sft"
+) -> None:
     """The updates left of the run's leg: one schedule that begins at `lr_share` of the peaks."""
     from tqdm import tqdm
 
     run.model.train()
     first, steps = run.steps - run.leg_start, run.leg
     left = range(first, steps)
-    bar = tqdm(left, "sft", steps, leave=False, unit="step", disable=None, initial=first)
+    bar = tqdm(left, name, steps, leave=False, unit="step", disable=None, initial=first)
     for step in bar:
         run.update(next(drawn), run.lr_share * lr_fraction(step, steps, run.config))
         if run.steps % LOG_EVERY == 0 or step == steps - 1:

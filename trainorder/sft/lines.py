@@ -37,17 +37,17 @@ def batches(policy: Policy, config: SftConfig, seed: int) -> Iterator[list[Line]
         raise ParamsError(
             "data/sft/demonstrations.jsonl is empty: set tasks.<task>.demonstrations above 0"
         )
-    shown = _shuffled(
+    shown = shuffled(
         demonstration_lines(policy, demonstrations, config.prompt_weight), "demonstrations", seed
     )
-    drilled = _shuffled(drill_lines(policy, drills), "drills", seed) if drills else iter(())
+    drilled = shuffled(drill_lines(policy, drills), "drills", seed) if drills else iter(())
     while True:
         batch = [next(shown) for _ in range(config.batch_size)]
         yield batch + [next(drilled) for _ in range(config.drill_batch_size if drills else 0)]
 
 
 def demonstration_lines(
-    policy: Policy, rows: Sequence[Mapping[str, str]], prompt_weight: float
+    policy: Policy, rows: Sequence[Mapping[str, Any]], prompt_weight: float
 ) -> list[Line]:
     """Prompt and answer as one line each; the prompt's tokens count `prompt_weight`, the answer's 1."""
     pairs = list(
@@ -71,7 +71,7 @@ def drill_lines(policy: Policy, rows: Sequence[Mapping[str, str]]) -> list[Line]
     return [Line(ids, [0.0] + [1.0] * (len(ids) - 1)) for ids in texts if len(ids) > 1]
 
 
-def _shuffled(lines: Sequence[Line], name: str, seed: int) -> Iterator[Line]:
+def shuffled(lines: Sequence[Line], name: str, seed: int) -> Iterator[Line]:
     """All lines once per epoch, in an order that is a function of (seed, epoch)."""
     import torch
 

@@ -116,14 +116,29 @@ class Run:
         return {name: getattr(self, name) for name in self.COUNTS}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and optimizer."""
-        return model_tensors("model", self.model) | optimizer_tensors("optimizer", self.optimizer)
+        """Weights, of adapters these alone, and optimizer."""
+        own = self._adapters()
+        weights = {f"model.{n}": p.detach() for n, p in own.items()} or model_tensors(
+            "model", self.model
+        )
+        return weights | optimizer_tensors("optimizer", self.optimizer)
+
+    def _adapters(self) -> dict[str, Tensor]:
+        """What is trained where something is not; else nothing."""
+        named = dict(self.model.named_parameters())
+        trained: dict[str, Tensor] = {name: p for name, p in named.items() if p.requires_grad}
+        return trained if len(trained) < len(named) else {}
 
     def restore(self, saved: Saved) -> None:
         """Put back what `state` and `tensors` took."""
         for name in self.COUNTS:
             setattr(self, name, saved.state[name])
-        restore_model("model", self.model, saved.tensors)
+        own = self._adapters()
+        with torch.no_grad():
+            for name, weight in own.items():
+                weight.copy_(saved.tensors[f"model.{name}"])
+        if not own:
+            restore_model("model", self.model, saved.tensors)
         restore_optimizer("optimizer", self.optimizer, saved.tensors)
 
     def update(self, lines: Sequence[Line], lr_share: float) -> None:

