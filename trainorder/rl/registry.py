@@ -7,7 +7,7 @@ the engine runs them (methods are rows of piece names in params.yaml):
 |---|---|---|
 | plan | (list[Request], State) -> list[Request] | samples these instead; runs on every batch of newly drawn problems |
 | reward | (Roll, State) -> [row] | adds them up, each times its `coef`, into roll.rewards |
-| edit | (Roll, State, Rollouts) -> Roll | continues with these rows; Rollouts samples more |
+| edit | (Roll, State, Rollouts) -> Roll | continues with these rows; Rollouts samples more, cuts answers, or takes given ones |
 | advantage | (Roll, State) -> [row] or [row, token] | replaces roll.advantages; the first estimates, later ones reshape |
 | weight | (Roll, State) -> [row] or [row, token] | multiplies it into roll.weights |
 | metric | (Roll, State) -> {name: number} | logs it as rl/<name> |
