@@ -1,7 +1,7 @@
 """ifeval: constraints on the form of an answer (arXiv 2311.07911), by the checkers of lm-eval (extra `eval`).
 
 All of a row's constraints must hold. The checkers are loaded without lm-eval itself, which would import torch and ask the
-network for nltk's data; where that is not on this machine, the constraints that count sentences or words cannot be graded.
+network for nltk's data; where that is not on this machine, rows whose constraints count sentences or words are refused.
 """
 
 from __future__ import annotations
@@ -88,6 +88,10 @@ def _read(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
             checkers()[name](name).build_description(**_counts(own))
         except Exception as error:  # each checker validates in its own way
             raise BadLabel(f"constraint {name}: {type(error).__name__}: {error}") from None
+        if follows("One. Two.", "", name, own) is None:
+            raise BadLabel(
+                f"constraint {name} needs nltk's data: python -m nltk.downloader punkt punkt_tab"
+            )
     return label
 
 

@@ -21,12 +21,14 @@ from trainorder.graders.names import resolve
 from trainorder.reading import ParamsError, did_you_mean
 from trainorder.rewards import format
 from trainorder.rewards.answers import numbers
-from trainorder.tasks.base import SPLITS, Message, Problem, Prompt, Split, content_id, split_of
+from trainorder.tasks.base import Problem, Split, content_id
 from trainorder.tasks.leaks import normal_form
 from trainorder.tasks.lines import BadRow, Dropped, Written, plain, short
 from trainorder.tasks.rows import JUDGED, Rows, form_of, render
 from trainorder.tasks.rows.files import Source, sources, split_of_name
-from trainorder.tasks.rows.schemas import ANSWERS, GUESSED, SCHEMAS, Row, messages, own
+from trainorder.tasks.rows.prompts import prompt_of
+from trainorder.tasks.rows.schemas import ANSWERS, GUESSED, SCHEMAS, Row, own
+from trainorder.tasks.rows.splits import in_splits, without_leaks
 
 LOOKED_AT = 1000
 """Rows of a file whose columns decide the schema."""
@@ -34,19 +36,10 @@ SHOWN = 5
 """Bad rows that an error names."""
 FIRST, LONGEST = 4, 20
 """Problems that a survey keeps: of each split the first, of all the longest."""
-MAX_CHARS = 1_000_000
-"""Of one prompt."""
 SHORT_ANSWER = 200
 """Characters of an answer that is compared as text where no grader is named."""
 REMEMBERED = 64
 """Surveys in the user's cache folder."""
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-}
 COLUMNS = ("prompt", "answer", "grader", "choices", "task", "split", "system", "think")
 OWN_CODE = (
     "tasks/rows",
@@ -149,7 +142,7 @@ class Reader:
             known = ", ".join(facts.tasks) or "none"
             missing = f"no row of task {self.task.source!r}; there are {known}{did_you_mean(self.task.source, list(facts.tasks))}"
             raise ParamsError(f"{where}.data: {missing if self.task.source else 'no row'}")
-        found = _without_leaks(_in_splits(where, by_split), bad)
+        found = without_leaks(in_splits(where, by_split), bad)
         if len(bad) > self.task.max_dropped * facts.rows:
             raise ParamsError(_explain(where, bad, facts, self.task.max_dropped))
         return found, bad, facts
@@ -212,7 +205,7 @@ class Reader:
     def _problem(
         self, name: str, row: Row, given: Mapping[str, Any], reserved: Sequence[str], facts: Facts
     ) -> Problem:
-        prompt = self._prompt(row.prompt)
+        prompt = prompt_of(row.prompt, self.task.system)
         problem = Problem("", name, prompt, None, None)
         text = problem.text
         token = next((token for token in reserved if token in text), None)
@@ -281,60 +274,10 @@ class Reader:
         facts.guessed += 1
         return _guess(label, given)
 
-    def _prompt(self, given: Any) -> Prompt:
-        """Text, or messages that end with the user's turn; one turn of the user is a text."""
-        given = messages(given)
-        if isinstance(given, str):
-            return self._with_system([{"role": "user", "content": _text(given)}])
-        if not isinstance(given, list) or not given:
-            raise BadRow(f"prompt: a text or a list of messages is needed, got {short(given)}")
-        return self._with_system([_message(message) for message in given])
-
-    def _with_system(self, turns: list[Message]) -> Prompt:
-        turns = [
-            turn for turn in turns if turn["role"] != "system" or format.visible(turn["content"])
-        ]
-        if not turns or turns[-1]["role"] != "user":
-            raise BadRow("prompt: the last message must be the user's")
-        if self.task.system and turns[0]["role"] != "system":
-            turns = [{"role": "system", "content": self.task.system}, *turns]
-        return turns[0]["content"] if len(turns) == 1 else turns
-
 
 def name_of(where: str) -> str:
     """The task in `tasks.NAME`."""
     return where.partition(".")[2]
-
-
-def _message(given: Any) -> Message:
-    role = given.get("role", given.get("from")) if isinstance(given, dict) else None
-    if role not in ROLES:
-        raise BadRow(
-            f"prompt: a message of {', '.join(dict.fromkeys(ROLES.values()))} is needed, got {short(given)}"
-        )
-    content = given.get("content", given.get("value"))
-    if isinstance(content, list):  # parts
-        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        if not all(isinstance(text, str) for text in texts):
-            raise BadRow(f"prompt: only text can be read, got {short(content)}")
-        content = "".join(map(str, texts))
-    return {"role": ROLES[role], "content": _text(content, empty=role in ("system", "developer"))}
-
-
-def _text(text: Any, *, empty: bool = False) -> str:
-    if not isinstance(text, str) or isinstance(text, Written):
-        raise BadRow(f"prompt: must be text, got {short(text)}")
-    if len(text) > MAX_CHARS:
-        raise BadRow(f"prompt: {len(text)} characters, at most {MAX_CHARS}")
-    if not text.isascii():
-        bad = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
-        if bad is not None:
-            raise BadRow(f"prompt: character U+{ord(bad):04X} is not allowed")
-    if "\0" in text:
-        raise BadRow("prompt: character U+0000 is not allowed")
-    if not empty and not format.visible(text):
-        raise BadRow("prompt: must not be empty")
-    return text
 
 
 def _unwritten(label: Any) -> Any:
@@ -391,63 +334,6 @@ def _gold(checks: Sequence[Sequence[Any]], form: str, row: Row, prompt: str) -> 
     if not made.costly and made.grade(answer_of(gold, prompt), label) != 1.0:
         raise BadRow(f"answer: grader {name}: no completion could give it, got {short(right)}")
     return gold
-
-
-Placed = tuple[Problem, str, int]
-
-
-def _in_splits(
-    where: str, by_split: Mapping[Split | None, list[Placed]]
-) -> dict[Split, list[Placed]]:
-    """Every row in its split: as the file says, else by the hash of its content, which also fills a split that is missing."""
-    named = {split: list(by_split.get(split, [])) for split in SPLITS}
-    unnamed = list(by_split.get(None, []))
-    if unnamed and any(named.values()):
-        raise ParamsError(
-            f"{where}.data: {len(unnamed)} rows name no split and others do; name one in every row, or in none"
-        )
-    missing = {split for split in SPLITS if not named[split]}
-    if not unnamed and not named["train"] and any(named.values()):
-        raise ParamsError(
-            f"{where}.data: no row of split train; name a training file: data: {{train: ...}}"
-        )
-    pool = unnamed or named["train"]
-    if missing:
-        named["train"] = []
-        for placed in pool:
-            split = split_of(placed[0].id)
-            named[split if split in missing else "train"].append(placed)
-    return named
-
-
-def _without_leaks(
-    splits: Mapping[Split, Sequence[Placed]], bad: list[Dropped]
-) -> dict[Split, list[Problem]]:
-    """What test holds, dev and train may not, in any spelling; within a split only equal prompts are doubled."""
-    found: dict[Split, list[Problem]] = {}
-    seen: dict[str, tuple[str, int]] = {}
-    for split in reversed(SPLITS):
-        own: dict[str, tuple[str, int]] = {}
-        known: dict[str, int] = {}
-        found[split] = []
-        for problem, file, number in splits[split]:
-            key = normal_form(problem.question)
-            if problem.id in known:
-                bad.append(
-                    Dropped(
-                        file, number, f"duplicate: the prompt of line {known[problem.id]} again"
-                    )
-                )
-            elif key in seen:
-                bad.append(
-                    Dropped(file, number, "leakage: the prompt of {}, line {}".format(*seen[key]))
-                )
-            else:
-                known[problem.id] = number
-                own.setdefault(key, (file, number))
-                found[split].append(problem)
-        seen |= own
-    return {split: found[split] for split in SPLITS}
 
 
 def _few(found: Mapping[Split, Sequence[Problem]], taken: Mapping[str, int]) -> Iterator[Problem]:
