@@ -20,9 +20,10 @@ from trainorder.judges.pairs import heldout, read_pairs
 from trainorder.plan import compile_plan
 from trainorder.plan.check import check
 from trainorder.policy import Policy
+from trainorder.preflight import rows
 from trainorder.reading import ParamsError
 from trainorder.rl.problems import TaskSet
-from trainorder.tasks import load_problems, load_task
+from trainorder.tasks import load_problems, load_task, make_task
 
 SIZES = PolicyConfig(hidden_size=16, num_layers=1, num_heads=2, mlp_size=24, max_positions=1024)
 TOPICS = ["sea", "wind", "stone", "tea", "night", "rain", "bread", "snow", "glass", "dust"]
@@ -116,7 +117,9 @@ def test_an_experiment_of_own_rows_plans_and_scores_without_a_hidden_taste(world
     scores = tables[0].pivot_table(index="problem", columns="metric", values="value")
     assert "gold" not in scores
     assert scores["score"].drop("*").between(0, 1).all()
-    assert load_task("poems").rewarded_by == "judge"
+    for task in (load_task("poems"), make_task("poems", world.tasks["poems"])):
+        assert (task.rewarded_by, getattr(task, "sandboxed", None)) == ("judge", False)
+    assert [line for line in rows.lines(world) if "graded by judge 30" in line]
 
 
 def test_the_page_says_how_often_judges_were_asked(world: Params):

@@ -97,6 +97,8 @@ class Rows:
     @property
     def sandboxed(self) -> Literal["python", False]:
         """Whether a grader of the rows runs model-written programs."""
+        if self.rewarded_by == "judge":
+            return False
         known = self.reward or self.found or not self.name
         graders = self.found if known else self.survey(self.name)["graders"]
         return "python" if any(grader(name).sandboxed for name in graders) else False
