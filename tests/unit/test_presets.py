@@ -110,6 +110,8 @@ def test_the_lines_that_are_printed_read_back_as_the_preset():
 
 
 def test_a_name_that_is_neither_method_nor_piece_is_refused_with_the_nearest_one():
-    with pytest.raises(ParamsError, match=r"no method or piece 'cispoo' \(did you mean 'cispo'\?\)"):
+    with pytest.raises(
+        ParamsError, match=r"no method or piece 'cispoo' \(did you mean 'cispo'\?\)"
+    ):
         catalog.describe("cispoo")
     assert CliRunner().invoke(app, ["methods", "cispoo"]).exit_code == 2
