@@ -32,7 +32,11 @@ BEGIN, END = "<!-- entropy controls -->", "<!-- end of entropy controls -->"
 PHASES = ("math", "creative")
 SEEDS = (0, 1, 2)
 REFERENCE = "grpo"
-LEFT_OUT = {"entropy_law": "changes nothing", "rmt": "creative problems have no worked answer"}
+LEFT_OUT = {
+    "entropy_law": "changes nothing",
+    "rmt": "creative problems have no worked answer",
+    "entropy_sft": "creative problems have no worked answer",
+}
 """Methods of the family that are not in the table, and why."""
 
 

@@ -147,7 +147,9 @@ def lopsided_roll() -> Roll:
     known = {**needed_of(roll), "old_logps": old, "sampler_logps": old, "ref_logps": old}
     known |= {"entropy": entropy, "expected_discriminator": torch.zeros_like(old)}
     advantages = torch.tensor([[1.0 if r else -1.0] * 10 for r in rewards], dtype=torch.float64)
-    return replace(roll, advantages=advantages, token_facts=known)
+    sources = torch.arange(16, dtype=torch.float64) % 2  # every second row is an expert's
+    kinds = {**roll.row_facts, "source": sources}
+    return replace(roll, advantages=advantages, token_facts=known, row_facts=kinds)
 
 
 def sees_other_groups(entry: Entry) -> bool:
@@ -200,6 +202,19 @@ def test_rewards_and_weights_are_finite_per_row_or_token(name, listed):
     assert values.shape in (roll.rewards.shape, roll.loss_mask.shape)
     assert values.isfinite().all()
     assert listed is REWARDS or (values >= 0).all()
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_advantages_are_blind_to_padding_and_finite_at_extreme_log_probabilities(name):
+    roll = some_roll()
+    whole = spread(ADVANTAGES[name](roll, State(total=1)), roll)
+    padded = pad_more(roll, 2)
+    wide = spread(ADVANTAGES[name](padded, State(total=1)), padded)
+    torch.testing.assert_close(wide[:, : whole.shape[1]], whole)
+    for logp in (-1e4, -1e-9):
+        ends = {"old_logps": torch.full_like(roll.loss_mask, logp)}
+        extreme = replace(roll, token_facts={**roll.token_facts, **ends})
+        assert ADVANTAGES[name](extreme, State(total=1)).isfinite().all()
 
 
 @pytest.mark.parametrize("name", WEIGHTS)

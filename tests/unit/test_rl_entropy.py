@@ -25,6 +25,7 @@ from trainorder.rl.pieces.entropy_tokens import (
     forking_tokens,
     forking_tokens_of_row,
     siren,
+    surprising_tokens,
 )
 from trainorder.rl.pieces.rewards import majority
 from trainorder.rl.reduce import reduction_shares
@@ -210,6 +211,16 @@ def test_the_law_is_fitted_by_least_squares():
     assert found["law_ceiling"] == pytest.approx(0.6)
     assert found["law_error"] == pytest.approx(0, abs=1e-9)
     assert fitted_law([[0.1, 1.0], [0.1, 0.5]]) == {}
+
+
+def test_entropy_sft_drops_the_token_that_surprises_least():
+    # CE - .8 H = [1.2, .2, .1, .02, 2.6]: the fourth goes, the others' mean CE is 1.625
+    ce = tensor(2, 1, 0.5, 0.1, 3)
+    roll = tokens_roll(old_logps=-ce, entropy=tensor(1, 1, 0.5, 0.1, 0.5))
+    kept = surprising_tokens(roll, State(total=1), source="policy")
+    assert kept.tolist() == [[1, 1, 1, 0, 1]]
+    assert float((kept[0] * ce).sum() / kept.sum()) == pytest.approx(1.625)
+    assert surprising_tokens(roll, State(total=1)).tolist() == [[0] * 5]
 
 
 def test_the_majority_pays_whoever_agrees_with_it():

@@ -23,6 +23,11 @@ def _siren(coef: float) -> dict[str, Any]:
     return {"siren": {"coef": coef, **own}}
 
 
+def _entropy_sft(keep: float) -> dict[str, Any]:
+    own = {"weight": [{"surprising_tokens": {"keep": keep}}], "denominator": "weight"}
+    return {"nll": {"source": "expert", **own}}
+
+
 def _kl_cov(coef: float) -> dict[str, Any]:
     return {"log_ratio_size": {"coef": coef, "weight": ["top_covariance"]}}
 
@@ -189,6 +194,19 @@ PRESETS = [
         not_grounded="the formula of the weight, its layer and its schedule",
         neutral={"weight": [{"attention_ranks": {"start": 0.0, "end": 0.0}}]},
         reduces_to={"weight": []},
+    ),
+    Preset(
+        name="entropy_sft",
+        summary="supervised learning of the tokens that a sure policy finds unlikely (cold start of Light-IF)",
+        papers=("2508.03178",),
+        method={
+            "edit": ["expert_rows"],
+            "advantage": ["grpo"],
+            "terms": [_entropy_sft(0.8)],
+        },
+        not_grounded="as a term of the RL step on expert rows; the paper's is a stage before it",
+        neutral={"terms": [_entropy_sft(1.0)]},
+        reduces_to={"terms": [{"nll": {"source": "expert"}}]},
     ),
     Preset(
         name="aepo",

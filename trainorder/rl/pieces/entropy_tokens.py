@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -145,3 +145,25 @@ def clip_v(
     if int(bad.sum()) > number:
         bad &= found >= found[bad].topk(number).values[-1]
     return (~bad).to(roll.loss_mask.dtype)
+
+
+@weight(scope="batch", needs=ENTROPY)
+def surprising_tokens(
+    roll: Roll,
+    state: State,
+    *,
+    keep: float = 0.8,
+    discount: float = 0.8,
+    source: Literal["policy", "expert", "replay", "teacher"] = "expert",
+) -> Float[Tensor, "row token"]:
+    """1 for the share `keep` of the source's tokens of largest -log p - discount * H, else 0 (Entropy-SFT of Light-IF, arXiv:2508.03178).
+
+    Tokens that the policy finds unlikely though it is sure of itself are learned first. Over all tokens of the batch, under
+    the policy before the update. A weight of the term `nll` on expert rows, with `denominator: weight`. .8 and .8 are
+    those of the authors' cold start; the defaults of their function are .2 and 1.
+    """
+    mask = counted(roll) & roll.is_from(source)[:, None]
+    if not mask.any():
+        return torch.zeros_like(roll.loss_mask)
+    found = -roll.old_logps - discount * roll.entropy
+    return ((found >= quantile(found[mask], 1 - keep)) & mask).to(roll.loss_mask.dtype)
