@@ -241,6 +241,15 @@ def test_what_is_kept_for_replay_survives_saving_and_ages_out():
     assert self_imitation_buffer(roll, state)["replay_kept"] == 1
 
 
+def test_a_buffer_too_large_to_be_filled_is_warned_of_once(capsys):
+    state = State(total=9)
+    for step in range(6):
+        state.step = step
+        self_imitation(make_roll([1, 0]), state, Asked(), size=9, max_age=3)
+    said = capsys.readouterr().out
+    assert said.count("4 rows were kept in 3 steps, and nothing is replayed below size 9") == 1
+
+
 def test_the_groups_of_largest_spread_are_kept():
     roll = make_roll([1, 0, 1, 1, 0.5, 0, 0, 0.2], group=[0, 0, 1, 1, 2, 2, 3, 3])
     assert highest_spread(roll, STATE, None).group.tolist() == [0, 0, 2, 2, 3, 3]

@@ -143,8 +143,18 @@ def truncate_outliers(
     In groups whose mean grade is at least `success`, answers longer than T = floor(mean + sigmas * std of the group's
     lengths), std unbiased, lose all tokens after T where that are at least `min_cut`; the cut answer is usually wrong, so
     that the group has spread again. Defaults of the authors' code, with groups of 32: in a group of G no answer is more
-    than (G - 1) / sqrt(G) std above the mean, so 3 never cuts in groups of 10 or fewer; lower it there (2 for 8).
+    than (G - 1) / sqrt(G) std above the mean, so 3 never cuts in groups of 10 or fewer; lower it there (2 for 8). A step whose
+    groups are too small warns once.
     """
+    largest = int(roll.group.unique(return_counts=True)[1].max())
+    reach = (largest - 1) / largest**0.5
+    if reach <= sigmas and not state.mem.get("truncate_outliers"):
+        state.mem["truncate_outliers"] = "warned"
+        print(
+            f"warning: method.edit.truncate_outliers never cuts: in groups of {largest} no answer is {sigmas:g} standard deviations "
+            f"above the mean, {reach:.2f} is the most; lower sigmas or raise rl.group_size",
+            flush=True,
+        )
     group, scored = roll.group, torch.ones_like(roll.scored)
     lengths = roll.lengths()
     whole = lengths.double()

@@ -35,7 +35,8 @@ def self_imitation(
     buffer holds `size` rows they all join the step, and it starts empty again. Their credit (`self_imitation_credit`) is
     A = r - the median of the last `baselines` group means, and rows with A <= 0 stay out, so that what was good early is not
     imitated late. `old_logps` of a replayed row are those under which it was sampled. Values are those of the authors'
-    code, which waits for 1.5 size rows: choose `size` below what max_age steps can keep, or nothing is ever replayed. Its
+    code, which waits for 1.5 size rows: choose `size` below what max_age steps can keep, or nothing is ever replayed (a
+    warning says so at step max_age). Its
     agents' condition of a tool call does not exist here, nor its reward of tool calls.
     """
     kept = _Kept.of(state)
@@ -56,6 +57,14 @@ def self_imitation(
         kept.rows = []
         if better:
             again = _replayed(better, baseline, state.step, rollouts)
+    elif state.step == max_age and KEY + "/used" not in state.mem:
+        print(
+            f"warning: method.edit.self_imitation: {len(kept.rows)} rows were kept in {max_age} steps, and nothing is replayed "
+            f"below size {size}: lower size, or raise max_age or the prompts of a step",
+            flush=True,
+        )
+    if again is not None:
+        state.mem[KEY + "/used"] = True
     kept.store(state)
     return roll if again is None else Roll.cat([roll, again])
 
