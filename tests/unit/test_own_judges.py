@@ -17,7 +17,7 @@ from trainorder.judges import load_judge
 from trainorder.judges.annotator import AgreementError, Bench, make_judge
 from trainorder.judges.opponents import Against
 from trainorder.judges.pairs import heldout, read_pairs
-from trainorder.plan import compile_plan
+from trainorder.plan import compile_plan, judging, names
 from trainorder.plan.check import check
 from trainorder.policy import Policy
 from trainorder.preflight import rows
@@ -119,6 +119,12 @@ def test_an_experiment_of_own_rows_plans_and_scores_without_a_hidden_taste(world
     assert scores["score"].drop("*").between(0, 1).all()
     for task in (load_task("poems"), make_task("poems", world.tasks["poems"])):
         assert (task.rewarded_by, getattr(task, "sandboxed", None)) == ("judge", False)
+    stages = [*plan.judge_stages, *(n.stage for n in plan.nodes.values())]
+    stages += [names.evaluation(node) for node in plan.nodes]
+    exam = sum(len(load_problems("poems", split)) for split in ("dev", "test"))
+    each = exam * (world.evaluation.samples + 1)
+    calls = judging.calls(plan, dict.fromkeys(stages, "stale"))
+    assert calls == {"referee": len(plan.nodes) * each}  # the rows there are, not 256
     assert [line for line in rows.lines(world) if "graded by judge 30" in line]
 
 
@@ -180,6 +186,17 @@ def test_pairs_are_read_from_texts_and_messages_and_bad_ones_are_named(tmp_path:
     assert "judges.x.pairs: 2 of 5 rows are no pairs" in str(caught.value)
     assert "line 5: no 'rejected'; it has prompt, chosen" in str(caught.value)
     assert [heldout(n, 150) for n in (1, 40, 5000)] == [1, 8, 150]
+
+
+def test_a_preference_model_without_pairs_or_taste_is_refused_before_anything_is_built(
+    world: Params,
+):
+    given = world.model_dump(exclude_defaults=True)
+    given["judges"]["taste"] |= {"pairs": None, "prompts": 5, "heldout_prompts": 2}
+    with pytest.raises(ParamsError, match=r"judges\.taste: nothing says which answers to 'poems'"):
+        check(parse_params(given))
+    given["tasks"]["poems"]["options"] = {"taste": "verse"}
+    check(parse_params(given))
 
 
 def test_a_taste_needs_a_judge_and_grades_verse(world: Params):

@@ -362,6 +362,11 @@ def _check_prompts(
             f"judges.{name}: a preference model is trained for one task, here {task!r}, and it would judge {', '.join(others)} "
             f"too: add a judge for each task and name it in tasks.{others[0]}.judges"
         )
+    if not getattr(make_task(task, params.tasks[task]), "has_taste", False):
+        raise ParamsError(
+            f"{f'judges.{name}' if params.judges else 'judge'}: nothing says which answers to {task!r} are better: give the judge own "
+            f"`pairs`, give the rows a taste (tasks.{task}.options: {{taste: verse}}), or take a judge of kind model or endpoint"
+        )
     needed, has = judge.first + config.prompts + config.heldout_prompts, params.tasks[task].train
     if needed > has:
         before = f", after {judge.first} of the judges before it," if judge.first else ""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import ceil, comb
+from typing import Any
 
 from trainorder.config import PreferenceConfig
 from trainorder.plan import names
 from trainorder.plan.compile import Appointed, Node, Plan
 from trainorder.plan.state import State
 from trainorder.tasks import make_task
+from trainorder.tasks.base import OwnRows
 
 FRAME = 150
 """Tokens around request and answers: system message, marks, question; about."""
@@ -81,8 +83,17 @@ def _in_training(plan: Plan, node: Node, name: str) -> float:
 def _in_evaluation(plan: Plan, name: str) -> float:
     samples, found = plan.params.evaluation.samples, 0
     for task, roles in plan.judged.items():
-        config = plan.params.tasks[task]
         each = (samples + 1) * (roles["evaluation"] == name)
         each += samples * (roles["reward"] == name != roles["evaluation"])
-        found += (config.dev + config.test) * each
+        found += each and each * _exam_problems(plan, task)
     return found
+
+
+def _exam_problems(plan: Plan, task: str) -> int:
+    """Problems of dev and test; of own rows no more than there are."""
+    config = plan.params.tasks[task]
+    made: Any = make_task(task, config)
+    if not isinstance(made, OwnRows) or not hasattr(made, "survey"):
+        return config.dev + config.test
+    counts = made.survey(task)["counts"]
+    return min(config.dev, counts["dev"]) + min(config.test, counts["test"])
