@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -157,3 +158,9 @@ def test_check_is_fast_and_imports_nothing_heavy(project: Project):
 def test_the_module_and_the_command_are_the_same():
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert 'trainorder = "trainorder.cli:app"' in text
+
+
+def test_check_imports_no_torch_before_a_model_of_the_users_is_read() -> None:
+    code = "import sys, trainorder.plan, trainorder.preflight; print(*{'torch', 'transformers', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainorder import supervised
-from trainorder.config import Params
+from trainorder.config import Params, PhaseConfig
 from trainorder.data import few_problems, pieces
 from trainorder.reading import ParamsError
 from trainorder.rewards import grading
@@ -54,9 +53,7 @@ def check(params: Params) -> None:
     """
     samples = {name: _sample(params, name) for name in params.tasks}
     learned = {
-        name: supervised.read(name, phase)
-        for name, phase in params.phases.items()
-        if phase.kind == "sft"
+        name: _examples(name, phase) for name, phase in params.phases.items() if phase.kind == "sft"
     }
     if params.policy.path is None:
         prompts = {
@@ -90,6 +87,13 @@ def check(params: Params) -> None:
         }
     if golds:
         _check_grades(params, samples, golds)
+
+
+def _examples(name: str, phase: PhaseConfig) -> Sequence[Mapping[str, Any]]:
+    """The rows of a supervised phase; only such a phase costs the import of torch here."""
+    from trainorder import supervised
+
+    return supervised.read(name, phase)
 
 
 def _sample(params: Params, name: str) -> Sample:
