@@ -21,6 +21,7 @@ from trainorder.config import Params, PolicyConfig, TaskConfig
 from trainorder.files import write_json, write_jsonl, write_text
 from trainorder.reading import ParamsError
 from trainorder.rewards import format
+from trainorder.sources import find, locate
 from trainorder.streams import stream
 from trainorder.tasks import kind_of, make_task, options_of
 from trainorder.tasks.base import (
@@ -208,8 +209,11 @@ def reserved_tokens(policy: PolicyConfig) -> list[str]:
     """The special tokens of the tokenizer in use, which no text may hold; none for a model named on the hub."""
     if policy.path is None:
         return list(SPECIALS.values())
+    if find(policy.path).kind == "hub":
+        return []
     try:
-        text = (Path(policy.path) / "tokenizer.json").read_text(encoding="utf-8")
+        folder = locate(policy.path, weights=False)
+        text = (folder / "tokenizer.json").read_text(encoding="utf-8")
         return [token["content"] for token in json.loads(text)["added_tokens"] if token["special"]]
     except (OSError, ValueError, KeyError, TypeError):  # the preflight says what a folder lacks
         return []

@@ -7,13 +7,14 @@ lock, so that stages side by side convert once and a kill leaves nothing half-wr
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from trainorder import paths
-from trainorder.files import writing_folder
+from trainorder.files import write_json, write_text, writing_folder
 from trainorder.pretrained import (
     check_report,
     explained,
@@ -84,6 +85,20 @@ def _convert(file: Path, folder: Path) -> None:
     with writing_folder(folder) as new:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
+        _drop_foreign_tokens(new, model.get_input_embeddings().weight.shape[0])
+
+
+def _drop_foreign_tokens(folder: Path, embeddings: int) -> None:
+    """Take out the tokens that transformers adds by default (an unknown token) where the model has no embedding for them."""
+    file, names = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    foreign = {t["content"] for t in content["added_tokens"] if t["id"] >= embeddings}
+    if not foreign:
+        return
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] not in foreign]
+    write_text(file, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+    named = json.loads(names.read_text(encoding="utf-8"))
+    write_json(names, {k: v for k, v in named.items() if not (isinstance(v, str) and v in foreign)})
 
 
 def _make_plain(model: Any) -> None:

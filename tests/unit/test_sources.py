@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 from trainorder import sources
 from trainorder.adapters import weights_hash
-from trainorder.config import parse_params
+from trainorder.config import PolicyConfig, parse_params
+from trainorder.data import reserved_tokens
 from trainorder.files import sha256
 from trainorder.fingerprint import Code
 from trainorder.plan.check import check
@@ -78,6 +79,7 @@ def test_a_gguf_file_becomes_the_folder_of_its_dequantized_weights(tiny_gguf: Pa
     assert policy.stop_ids == {2}
     assert policy.context == 512
     assert policy.decode(policy.encode_completion("7 apples")) == "7 apples"
+    assert max(policy.known_ids) == 259  # no token without an embedding
     assert policy.render("hello") == "<s>[user] hello\n[assistant] "
 
 
@@ -159,7 +161,10 @@ def test_only_a_gguf_model_brings_its_reader_into_a_fingerprint(tiny_gguf: Path,
 
     folder = reads(str(write_model(tmp_path / "folder")))
     assert not any(folder.values())
-    assert [stage for stage, found in reads(str(tiny_gguf)).items() if found] == ["sft_warmup"]
+    assert [stage for stage, found in reads(str(tiny_gguf)).items() if found] == [
+        "build_data",
+        "sft_warmup",
+    ]
 
 
 def test_a_gguf_file_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path):
@@ -213,3 +218,10 @@ def test_a_folder_that_holds_only_a_gguf_file_is_told_to_name_the_file(tiny_gguf
         ParamsError, match=r"holds no config\.json; name the file folder/model\.gguf"
     ):
         check(params("folder"))
+
+
+def test_rows_may_not_hold_the_control_tokens_of_the_models_own_tokenizer(tiny_gguf: Path):
+    named = package("llm_reserved", tiny_gguf)
+    for path in (str(tiny_gguf), named):
+        assert reserved_tokens(PolicyConfig(path=path)) == ["<pad>", "<s>", "</s>"]
+    assert reserved_tokens(PolicyConfig(path="owner/model")) == []

@@ -357,7 +357,11 @@ class Plan:
                 _module(stage),
                 self._loads(names, ROLES, build=stage == "build_data")
                 | ({engine} if stage in SAMPLING else set())
-                | ({form} if form and stage in ("base_model", "sft_warmup") else set()),
+                | (
+                    {form}
+                    if form and stage in ("build_data", "base_model", "sft_warmup")
+                    else set()
+                ),
             )
             for stage, names in self._stage_tasks().items()
         }
