@@ -14,6 +14,7 @@ from torch import Tensor
 from trainorder.rl.pieces.comparisons import canon, drpo, lead, policy_gradient, trust_region
 from trainorder.rl.pieces.difficulty import ceeh, ceeh_exploration, ceeh_length
 from trainorder.rl.pieces.length import falling_budget
+from trainorder.rl.pieces.losses import clipped_surrogate
 from trainorder.rl.pieces.temperatures import arbitrary_entropy, arbitrary_entropy_credit
 from trainorder.rl.pieces.thoughts import ares, exploration_bonus, pear
 from trainorder.rl.types import Live, Roll, State
@@ -210,3 +211,29 @@ def test_rmts_budget_falls_to_a_fifth():
         for step in (0, 50, 100)
     ]
     assert asked == [800, 357, 160]
+
+
+def pulled(temperature: float, seed: int) -> float:
+    """Entropy of a policy of two arms after 30 steps on answers of this temperature, all of credit 1."""
+    logits, noise = tensor(1.0, 0.0).requires_grad_(True), torch.Generator().manual_seed(seed)
+    for _ in range(30):
+        logps = logits.log_softmax(0)
+        hot = (logits.detach() / temperature).softmax(0)
+        arms = torch.multinomial(hot, 256, replacement=True, generator=noise)
+        roll = make_roll([1] * 256, group=list(range(256)))
+        roll.token_facts["old_logps"] = logps.detach()[arms][:, None]
+        roll.row_facts["asked/arbitrary_entropy"] = torch.ones(256, dtype=torch.float64)
+        roll = replace(roll, advantages=arbitrary_entropy_credit(roll, STATE))
+        loss = clipped_surrogate(Live(logps[arms][:, None]), roll, STATE).mean()
+        (slope,) = torch.autograd.grad(loss, logits)
+        with torch.no_grad():
+            logits -= 0.5 * slope
+    logps = logits.detach().log_softmax(0)
+    return float(-(logps.exp() * logps).sum())
+
+
+def test_hot_answers_raise_entropy_and_cold_ones_lower_it():
+    before = 0.5823
+    for seed in range(3):
+        assert pulled(1.2, seed) > before + 0.01
+        assert pulled(0.8, seed) < before - 0.01

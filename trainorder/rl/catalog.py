@@ -193,7 +193,7 @@ def page() -> str:
         "What a step costs beside GRPO's: a need of the policy before the update (`entropy` is free where the engine measures it)",
         "one forward; `live` needs are computed in the forward that is trained; "
         + "; ".join(f"`{need}` {cost}" for need, cost in COST.items())
-        + ".",
+        + "; docs/performance.md has the measured prices.",
         "",
     ]
     for family in dict.fromkeys(row["family"] for row in rows):
