@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainorder import paths
@@ -18,6 +19,7 @@ from trainorder.config import ROLES, ModelFolder
 from trainorder.plan.names import EVALUATE, JUDGE, judge_code, merge_values, phase_code
 from trainorder.reading import found_at
 from trainorder.tasks import kind_of
+from trainorder.tasks.base import SPLITS
 
 if TYPE_CHECKING:
     from trainorder.config import AnyJudgeConfig, Role
@@ -96,7 +98,7 @@ def _judge(plan: Plan, name: str) -> dict[str, Any]:
         f"--first {judge.first}"
     )
     reads: list[object] = [paths.checkpoint(base), *judge_files(judge.config)]
-    reads += [_problems(plan, task) for task in judge.tasks]
+    reads += [file for task in judge.tasks for file in _problems(plan, task)]
     outs = [paths.JUDGE / name, paths.JUDGE / f"{name}.json"]
     return _stage(command, judge_code(name), judge_code(name), reads, outs)
 
@@ -107,10 +109,10 @@ def judge_files(config: AnyJudgeConfig) -> list[str]:
     return [path for path in named if path and found_at(path)]
 
 
-def _problems(plan: Plan, task: str) -> str:
+def _problems(plan: Plan, task: str) -> list[Path]:
     """What a judge reads of a task: of own rows all splits, since the base answers those without a reference."""
     own = kind_of(task, plan.params.tasks[task]) == "rows"
-    return str(paths.TASK_DATA / task / ("" if own else "train.jsonl"))
+    return [paths.TASK_DATA / task / f"{split}.jsonl" for split in (SPLITS if own else ["train"])]
 
 
 def _evaluation(plan: Plan, node: Node) -> dict[str, Any]:
