@@ -240,6 +240,7 @@ def copy_project(root: Path, params: Path, checkpoint_seconds: float) -> Path:
             shutil.copy(ROOT / name, root / name)
     (root / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc" / "config", root / ".dvc" / "config")
+    shutil.copytree(ROOT / ".dvc" / "plots", root / ".dvc" / "plots")
     yaml = YAML()
     content = yaml.load(params.read_text(encoding="utf-8"))
     content.setdefault("flow", {})["checkpoint_seconds"] = checkpoint_seconds

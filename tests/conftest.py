@@ -107,6 +107,7 @@ def make_project(root: Path, params: str = "configs/smoke.yaml") -> Project:
             shutil.copy(source, root / name)
     (root / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc" / "config", root / ".dvc" / "config")
+    shutil.copytree(ROOT / ".dvc" / "plots", root / ".dvc" / "plots")
     shutil.copy(ROOT / params, root / "params.yaml")
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
     return Project(root)

@@ -199,6 +199,18 @@ def run(
             help="Build the data, try one problem of each task and judge, print costs; train nothing.",
         ),
     ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change params.yaml first: orders.mine='[math, qa]', rl.lr=1e-3. Given twice, a key is swept.",
+        ),
+    ] = None,
+    exp: Annotated[
+        str | None,
+        typer.Option("--exp", metavar="NAME", help="Save the run as a DVC experiment."),
+    ] = None,
     params: ParamsFile = None,
 ) -> None:
     """Bring everything params.yaml asks for up to date, then print which order won and how sure that is."""
@@ -208,6 +220,15 @@ def run(
         level = _sandbox(plan.load().params)
     if level:
         print(f"model-written programs run at isolation {level}", flush=True)
+    if settings or exp:
+        with refusing():
+            from trainorder import sweep
+            from trainorder.reading import ParamsError
+
+            if dry_run:
+                raise ParamsError("--dry-run trains nothing to save: leave --set and --exp out")
+            code = sweep.run(settings or [], exp)
+        raise typer.Exit(code)
     module = "trainorder.flow.dry" if dry_run else "trainorder.flow.run"
     os.execv(sys.executable, [sys.executable, "-m", module])
 

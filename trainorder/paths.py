@@ -15,6 +15,8 @@ FINGERPRINTS = Path(".fingerprints")
 JUDGE = Path("checkpoints/judge")
 BWT = Path("reports/bwt.json")
 REPORT = Path("reports/report.html")
+METRICS, PLOTS = Path("reports/metrics"), Path("reports/plots")
+"""What `dvc metrics` and `dvc plots` show."""
 RESUME = Path(".resume")
 """Step checkpoints of stages that did not finish; outside DVC's outputs, which DVC deletes before it runs a stage."""
 MODELS = Path(".models")

@@ -21,6 +21,7 @@ FILES = (
     ".dvcignore",
     ".gitignore",
     ".dvc/config",
+    ".dvc/plots/*.json",
     "stages/*.py",
     "flows/*.py",
     "data/README.md",

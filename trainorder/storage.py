@@ -22,6 +22,7 @@ from trainorder.config import load_params, params_file
 from trainorder.files import size_text
 from trainorder.gguf_model import folder_of
 from trainorder.plan.compile import Node, Plan, Sizes
+from trainorder.plan.pipeline import RECORDS
 from trainorder.plan.state import State
 from trainorder.process import Busy, StageError, exclusive, is_held
 from trainorder.reading import ParamsError
@@ -224,19 +225,6 @@ def free(items: Iterable[Item]) -> None:
                 path.parent.rmdir()
 
 
-def restorable(files: Iterable[Path]) -> Iterator[Path]:
-    """Those of the files whose content DVC's cache holds."""
-    cache: Path | None = None
-    for file in files:
-        if cache is None:
-            from dvc.repo import Repo
-
-            with Repo(".") as repo:
-                cache = Path(repo.cache.local.path)
-        if _object(cache, file_md5(file)).is_file():
-            yield file
-
-
 def _cache_folders() -> tuple[Path, Path, Path]:
     """DVC's objects, its run cache, and the folder of the git repository (of the project, where there is none)."""
     from dvc.exceptions import NotDvcRepoError
@@ -296,6 +284,21 @@ def _left_the_plan(nodes: set[str], restorable: set[str], cache: Path) -> Iterat
             yield _item(
                 f"{folder}: not in the plan, restored from DVC's cache when it is again", [folder]
             )
+    records = [file for file in _records(nodes) if file_md5(file) in restorable]
+    kept = [file for file in records if _object(cache, file_md5(file)).is_file()]
+    if kept:
+        yield _item(f"{len(kept)} evaluations and records of nodes that left the plan", kept)
+
+
+def _records(nodes: set[str]) -> Iterator[Path]:
+    """Files where evaluations and records of nodes lie that are not among these."""
+    for file in sorted(paths.evaluation("x").parent.glob("*.parquet")):
+        if paths.NODE.fullmatch(file.stem) and file.stem not in nodes:
+            yield file
+    for record in RECORDS:
+        for file in sorted(paths.run("x").parent.glob(f"*/{record}")):
+            if paths.NODE.fullmatch(file.parent.name) and file.parent.name not in nodes:
+                yield file
 
 
 @dataclass

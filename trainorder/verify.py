@@ -20,7 +20,7 @@ from trainorder import paths, plan
 from trainorder.adapters import weights_hash, weights_of
 from trainorder.config import DEFAULT, Params, Section
 from trainorder.lineage import content_hash, manifest_hash, read_manifest
-from trainorder.plan.names import address, evaluation
+from trainorder.plan.names import MEASURE, METRICS, REPORT, address, evaluation
 from trainorder.reading import ParamsError, did_you_mean, found_at, read_yaml, shaped
 from trainorder.sources import section
 
@@ -28,7 +28,7 @@ REPAIR = (
     "To repair: delete the files named as changed, then `trainorder run` restores them from DVC's cache (checked by "
     "`trainorder verify --cache`) or makes them again; where params or code differ, it trains with today's"
 )
-SHARED = ("build_data", "measure_bwt", "report")
+SHARED = ("build_data", address(MEASURE), address(REPORT), address(METRICS))
 """Stages that belong to no single node, the judges' aside."""
 
 

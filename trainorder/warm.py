@@ -18,7 +18,17 @@ from typing import Any
 from trainorder.process import die_with_parent
 
 VARIABLE = "TRAINORDER_WARM"
-HEAVY = ("sft_warmup", "train_judge", "rl", "merge", "evaluate", "measure_bwt", "report")
+HEAVY = (
+    "sft_warmup",
+    "train_judge",
+    "rl",
+    "merge",
+    "evaluate",
+    "measure_bwt",
+    "report",
+    "metrics",
+    "mirror",
+)
 LOST = 70
 """Exit code where the child ended without giving one (killed, out of memory)."""
 

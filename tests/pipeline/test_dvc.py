@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Project, make_toy_project
+from dvc.repo import Repo
 
 from trainorder import paths
 from trainorder.reading import read_yaml
@@ -24,6 +25,7 @@ MODULES = {file.stem for file in (ROOT / "stages").glob("*.py")} - {"__init__", 
 
 TOY = """
 import argparse
+import json
 from pathlib import Path
 
 
@@ -33,8 +35,6 @@ def put(path, text):
 
 
 def record(node, phase=None):
-    import json
-
     params = json.loads(Path(".fingerprints/sft_warmup.json").read_text())
     empty = {"files": {}, "parents": {}, "data": {}, "code": {}, "hash": "", "params": params}
     facts = {"node": node, "seed": 0, "phase": phase, "steps": 2, "seconds": 60.0, **empty}
@@ -68,9 +68,21 @@ def main(stage):
             put(f"runs/{a.node}/{file}", "{}")
     elif stage == "evaluate":
         put(f"evaluations/{a.node}.parquet", Path(f"checkpoints/{a.node}/weights").read_text())
-    else:
-        text = " ".join(sorted(p.stem for p in Path("evaluations").iterdir()))
-        put({"measure_bwt": "reports/bwt.json", "report": "reports/report.html"}[stage], text)
+    elif stage == "measure_bwt":
+        from trainorder.reading import read_yaml
+
+        put("reports/bwt.json", " ".join(read_yaml(Path("plan.yaml"))["evaluations"]))
+    elif stage == "report":
+        put("reports/report.html", Path("reports/bwt.json").read_text())
+    elif stage == "metrics":
+        table = "order,position,phase,task,variant,score,entropy\\n"
+        arms = Path("reports/bwt.json").read_text().split()
+        for arm in arms:
+            put(f"reports/metrics/{Path(arm).stem}.json", json.dumps({"mean": len(arm) / 100, "math": 0.5}))
+            table += "".join(f"{Path(arm).stem},{i},math,math,default,0.{i},0.{i}\\n" for i in (1, 2))
+        put("reports/plots/orders.csv", table)
+        put("reports/plots/rewards.csv", "node,phase,step,reward,entropy\\ns0,math,1,0.5,0.1\\n")
+        put("reports/plots/transfer.csv", "phase,task,change,low,high\\nmath,qa,0.1,0.0,0.2\\n")
 """
 
 
@@ -102,18 +114,23 @@ def copy(toy: Project, tmp_path: Path) -> Project:
     return project
 
 
+AGAIN = {"metrics", "mirror"}
+"""Stages that DVC never restores: what they write is in git, or in MLflow."""
+
+
 def ran(project: Project) -> list[str]:
-    """What `dvc repro` runs now."""
+    """What `dvc repro` runs now, AGAIN aside."""
     (project.root / "log").write_text("")
     project.dvc("repro")
-    return sorted((project.root / "log").read_text().split())
+    return sorted(set((project.root / "log").read_text().split()) - AGAIN)
 
 
 def states(project: Project) -> dict[str, str]:
     """`plan.status` of a project, in a process of its own: it looks at the working directory and its code."""
     script = "import json; from trainorder import plan; p = plan.load(); plan.write(p); print(json.dumps(plan.status(p)).replace('plan/dvc.yaml:', ''))"
     (project.root / "states.py").write_text(script)
-    return json.loads(project.run(sys.executable, "-m", "states").stdout)
+    found = json.loads(project.run(sys.executable, "-m", "states").stdout)
+    return {stage: state for stage, state in found.items() if stage not in AGAIN}
 
 
 def only(project: Project, state: str) -> list[str]:
@@ -125,7 +142,16 @@ def test_each_stage_runs_once_and_then_none(toy: Project):
     nodes = ["s0", *structured, "s0--creative", "s0--qa", "s0--ties"]
     log = (toy.root / "log").read_text().split()
     assert sorted(log) == sorted(
-        ["build_data", "judge-reward", "judge-evaluation", "measure_bwt", "report", *nodes]
+        [
+            "build_data",
+            "judge-reward",
+            "judge-evaluation",
+            "measure_bwt",
+            "report",
+            "metrics",
+            "mirror",
+            *nodes,
+        ]
         + [f"evaluate-{node}" for node in nodes]
     )
     assert set(states(toy).values()) == {"cached"}
@@ -145,13 +171,14 @@ def test_a_reorder_trains_the_changed_suffix_and_undoing_it_nothing(copy: Projec
     assert only(copy, "stale") == sorted([*SUFFIX, *evaluations, "measure_bwt", "report"])
     assert ran(copy) == sorted([*SUFFIX, *evaluations, "measure_bwt", "report"])
     assert set(states(copy).values()) == {"cached"}
-    left = "s0--math--qa"  # gone from the plan: gone from the table, the records in the cache only
-    assert left not in (copy.root / paths.BWT).read_text().split()
-    assert not (copy.root / paths.run(left)).exists()
+    left = "s0--math--qa"  # gone from the plan: gone from the table
+    assert left not in (copy.root / paths.BWT).read_text()
     copy.edit("params.yaml", NEW, OLD)
     assert only(copy, "stale") == []
     assert ran(copy) == []
-    assert (copy.root / paths.run(left) / "metrics.jsonl").exists()
+    assert (
+        "mirror" in (copy.root / "log").read_text()
+    )  # MLflow shows the orders that are measured now
     assert set(states(copy).values()) == {"cached"}
 
 
@@ -270,13 +297,77 @@ def test_the_plan_estimates_from_what_the_same_phase_took(copy: Project):
     assert "qa  structured  cached" in out
 
 
+def test_metrics_and_plots_are_shown_and_compared_with_a_commit(copy: Project):
+    git(copy, "add", ".")
+    commit(copy)
+    copy.edit("params.yaml", OLD, NEW)
+    copy.cli("plan")
+    ran(copy)
+    shown = json.loads(copy.dvc("metrics", "show", "--json").stdout)[""]["data"]
+    arms = {Path(file).stem: found["data"] for file, found in shown.items()}
+    assert arms["s0--math--creative--qa"] == {"mean": 0.42, "math": 0.5}
+    changed = json.loads(copy.dvc("metrics", "diff", "--json").stdout)
+    gone = changed["reports/metrics/s0--math--qa--creative.json"]["mean"]
+    assert (gone["old"], gone.get("new")) == (0.42, None)
+    asked = json.loads(copy.dvc("params", "diff", "--json").stdout)
+    assert asked["params.yaml"]["orders.structured_first"]["new"] == "['math', 'creative', 'qa']"
+    assert list(asked) == ["params.yaml"]  # neither plan.yaml nor .fingerprints
+    drawn = json.loads(copy.dvc("plots", "diff", "HEAD", "--json").stdout)["data"]
+    assert drawn.keys() == {
+        "score along each order",
+        "entropy along each order",
+        "reward while training",
+        "what each phase does to each task",
+    }
+    (score,) = drawn["score along each order"]
+    assert set(score["revisions"]) == {"HEAD", "workspace"}
+    assert '"field": "order"' in json.dumps(score["content"])
+    table = copy.dvc("exp", "show", "--csv").stdout.splitlines()
+    head = table[0].split(",")
+    assert {"rl.warmup_steps", "phases.math.steps"} <= set(head)
+    assert any("s0--creative.json:mean" in column for column in head)
+    assert "!" not in table[1].split(",")
+
+
+def test_exp_run_changes_values_and_refuses_an_order_in_one_line(copy: Project):
+    git(copy, "add", ".")
+    commit(copy)
+    done = copy.dvc("exp", "run", "-S", "rl.warmup_steps=2", "-n", "warm")
+    assert "warm" in done.stdout
+    assert "s0--math" in (copy.root / "log").read_text().split()
+    refused = copy.dvc("exp", "run", "-S", "orders.structured_first=[math,creative,qa]", ok=False)
+    assert refused.returncode != 0
+    (line,) = [x for x in (refused.stdout + refused.stderr).splitlines() if "-S changes which" in x]
+    assert "trainorder run --set KEY=VALUE --exp NAME can" in line
+
+
+def test_a_clone_that_pulls_makes_nothing_again(copy: Project, tmp_path: Path):
+    commit(copy)
+    git(copy, "add", ".")
+    git(copy, "commit", "-q", "-m", "all")
+    copy.dvc("remote", "add", "-q", "-d", "shelf", str(tmp_path / "shelf"))
+    git(copy, "commit", "-q", "-am", "a remote")
+    copy.dvc("push", "-q", "--run-cache")
+    git(copy, "clone", "-q", str(copy.root), str(tmp_path / "second"))
+    second = replace(copy, root=tmp_path / "second")
+    (second.root / "log").write_text("")
+    second.dvc("repro", "--pull")
+    assert (second.root / "log").read_text().split() in ([], ["metrics", "mirror"])
+    assert json.loads(second.dvc("status", "--json").stdout) == {"fingerprint": ["always changed"]}
+    assert set(states(second).values()) == {"cached"}
+    second.edit("params.yaml", OLD, NEW)
+    second.cli("plan")
+    trained = ran(second)
+    assert [name for name in trained if name.startswith("s0")] == SUFFIX
+
+
 def git(project: Project, *arguments: str) -> str:
     name = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     return project.run("git", *name, *arguments).stdout
 
 
 def commit(project: Project) -> None:
-    git(project, "add", "params.yaml", "plan.yaml", "plan", "dvc.lock")
+    git(project, "add", "params.yaml", "plan.yaml", "plan", "dvc.lock", "reports")
     git(project, "commit", "-q", "-m", "a plan")
 
 
@@ -295,6 +386,7 @@ def test_gc_shows_first_and_never_breaks_the_undo_of_a_reorder(copy: Project):
     before = sorted(p for p in cache.rglob("*") if p.is_file())
     shown = copy.cli("gc").stdout
     assert "checkpoints/s0--math--creative: not in the plan, restored from DVC's cache" in shown
+    assert "8 evaluations and records of nodes that left the plan" in shown
     assert "1 half-written files of killed runs" in shown
     assert "would be freed; add --yes" in shown
     assert (copy.root / "checkpoints" / ".s0.tmp").exists()
@@ -306,6 +398,14 @@ def test_gc_shows_first_and_never_breaks_the_undo_of_a_reorder(copy: Project):
     copy.edit("params.yaml", OLD, NEW)
     copy.cli("plan")
     assert ran(copy) == []  # and so is the reorder, though it was never committed
+
+
+def used_by_dvc(project: Project) -> set[str]:
+    """Objects of the cache that DVC's own `gc` would keep for the work tree, all commits and all experiments."""
+    with Repo(str(project.root)) as repo:
+        found = repo.used_objs(all_commits=True, all_experiments=True).values()
+        odb = repo.cache.local
+        return {h.value for objects in found for h in objects if odb.exists(h.value)}
 
 
 def test_gc_of_uncommitted_results_names_them_and_keeps_every_committed_plan(copy: Project):
@@ -322,6 +422,8 @@ def test_gc_of_uncommitted_results_names_them_and_keeps_every_committed_plan(cop
     copy.cli("plan")
     ran(copy)
     git(copy, "checkout", "-q", ".")
+    used = used_by_dvc(copy)
+    assert len(used) > 20
     named = [
         line
         for line in copy.cli("gc", "--uncommitted", "--yes").stdout.splitlines()
@@ -331,6 +433,7 @@ def test_gc_of_uncommitted_results_names_them_and_keeps_every_committed_plan(cop
         "s0--qa--math",
         "s0--qa--math--creative",
     }
+    assert used_by_dvc(copy) == used
     assert ran(copy) == []  # the last commit
     git(copy, "checkout", "-q", "HEAD~1", "--", "params.yaml", "plan.yaml", "plan", "dvc.lock")
     assert ran(copy) == []  # the one before

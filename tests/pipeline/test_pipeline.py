@@ -249,8 +249,8 @@ KINDS_OF_FILE = {
     "runs/s0--math/run.json": "plan/dvc.yaml:s0--math: {file} was changed",
     "evaluations/s0--math.parquet": "plan/dvc.yaml:evaluate-s0--math: {file} was changed",
     "checkpoints/judge/reward/model.safetensors": "plan/dvc.yaml:judge-reward: checkpoints/judge/reward was changed",
-    "reports/bwt.json": "measure_bwt: {file} was changed",
-    "reports/report.html": "report: {file} was changed",
+    "reports/bwt.json": "plan/dvc.yaml:measure_bwt: {file} was changed",
+    "reports/report.html": "plan/dvc.yaml:report: {file} was changed",
     "data/sft/demonstrations.jsonl": "build_data: data/sft was changed",
 }
 

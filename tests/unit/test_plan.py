@@ -80,7 +80,7 @@ def test_a_stage_is_named_like_its_node():
     plan = compile_plan(params())
     assert plan.nodes["s0--joint"].stage == "plan/dvc.yaml:s0--joint"
     assert {n.stage for n in plan.nodes.values()} < {names.address(s) for s in plan.stages()}
-    assert len(plan.stages()) == 2 * len(plan.nodes) + len(plan.judges)
+    assert len(plan.stages()) == 2 * len(plan.nodes) + len(plan.judges) + 3
     data = plan.data()
     assert list(data["joint"]) == ["s0--joint"]
     assert list(data["creative"]) == ["s0--math--qa--creative", "s0--creative"]

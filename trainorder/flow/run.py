@@ -40,7 +40,10 @@ if TYPE_CHECKING:
 
 HOME = Path(".prefect")
 DURATIONS = HOME / "durations.json"
-FINGERPRINT, REPORT = "fingerprint", "report"
+FINGERPRINT, LAST = (
+    "fingerprint",
+    frozenset({names.address(names.REPORT), names.address(names.METRICS), "mirror"}),
+)
 FIRST_GUESS = {
     "build_data": 6.0,
     "model": 6.0,
@@ -53,7 +56,9 @@ FIRST_GUESS = {
     "merge": 4.0,
     "evaluate": 17.0,
     "measure_bwt": 3.0,
-    "report": 7.0,
+    "report": 5.0,
+    "metrics": 2.0,
+    "mirror": 3.0,
 }
 """Kind of a stage -> its seconds in the default experiment on two cores, until it has run here once."""
 RESTORE_SECONDS = 1.5
@@ -216,7 +221,7 @@ def _passes(state: Look, pipeline: Pipeline) -> None:
         pipeline.display.say(
             f"{', '.join(waiting)}: known after the first pass has measured transfer"
         )
-    pipeline.bring_up_to_date(_schedule(state, leave_out={REPORT} if waiting else set()))
+    pipeline.bring_up_to_date(_schedule(state, leave_out=LAST if waiting else frozenset()))
     best = _recommended()
     asked = any(isinstance(order, str) for order in params.orders.values())
     if asked and best is not None and best != state.plan.resolved.get("recommended"):
@@ -237,7 +242,7 @@ def _judges_needed(state: Look) -> list[str]:
     return [name for name in state.plan.judges if names.judge(name) in read]
 
 
-def _schedule(state: Look, leave_out: frozenset[str] | set[str] = frozenset()) -> Schedule:
+def _schedule(state: Look, leave_out: frozenset[str] = frozenset()) -> Schedule:
     parents = {s: above for s, above in state.parents.items() if s not in leave_out}
     params = state.plan.params
     threads = {

@@ -337,6 +337,7 @@ class Plan:
             "evaluate": list(self.params.tasks),
             "measure_bwt": [],
             "report": [],
+            "metrics": [],
         }
 
     def _graded(self) -> dict[str, list[str]]:

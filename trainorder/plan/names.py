@@ -6,6 +6,7 @@ from trainorder import fingerprint, paths
 from trainorder.config import DEFAULT
 
 EVALUATE, JUDGE = "evaluate", "judge"
+MEASURE, REPORT, METRICS = "measure_bwt", "report", "metrics"
 
 
 def address(name: str) -> str:
@@ -28,14 +29,16 @@ def judge(name: str) -> str:
 
 
 def parts(stage: str) -> tuple[str, str]:
-    """What a stage does, and to what: `train` a node, make a `judge`, `evaluate` a node; a stage of dvc.yaml is a kind of its own.
+    """What a stage does, and to what: `train` a node, make a `judge`, `evaluate` a node; any other stage is a kind of its own.
 
-    >>> parts("plan/dvc.yaml:evaluate-s0--math"), parts("plan/dvc.yaml:s0--math"), parts("report")
-    (('evaluate', 's0--math'), ('train', 's0--math'), ('report', ''))
+    >>> parts("plan/dvc.yaml:evaluate-s0--math"), parts("plan/dvc.yaml:s0--math"), parts("build_data")
+    (('evaluate', 's0--math'), ('train', 's0--math'), ('build_data', ''))
     """
     file, colon, name = stage.rpartition(":")
     if not colon or file != paths.PIPELINE.as_posix():
         return stage, ""
+    if name in (MEASURE, REPORT, METRICS):
+        return name, ""
     kind, dash, rest = name.partition("-")
     return (kind, rest) if dash and kind in (EVALUATE, JUDGE) else ("train", name)
 

@@ -1,8 +1,7 @@
 """plan/dvc.yaml: one DVC stage per checkpoint, judge and evaluation, each with exactly the files that it reads.
 
-What every plan has (data, measurement, report) stands in dvc.yaml; DVC cannot unroll lists of unknown length there, so these
-stages are compiled. A stage is named like its node (`dvc repro plan/dvc.yaml:s0--math`), an evaluation
-`evaluate-<node>`, a judge `judge-<name>`. Each depends on two files of .fingerprints: what its code means, and the values of
+DVC cannot unroll lists of unknown length in dvc.yaml, so these stages are compiled. A stage is named like its node (`dvc repro plan/dvc.yaml:s0--math`), an evaluation
+`evaluate-<node>`, a judge `judge-<name>`; `measure_bwt`, `report` and `metrics` read what all nodes left. Each depends on two files of .fingerprints: what its code means, and the values of
 params.yaml that it reads. Children depend on their parent's checkpoint only: manifest, metrics and MLflow run id are outputs
 of their own.
 """
@@ -16,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from trainorder import paths
 from trainorder.config import ROLES, ModelFolder
-from trainorder.plan.names import EVALUATE, JUDGE, judge_code, merge_values, phase_code
+from trainorder.plan.names import (
+    EVALUATE,
+    JUDGE,
+    MEASURE,
+    METRICS,
+    REPORT,
+    judge_code,
+    merge_values,
+    phase_code,
+)
 from trainorder.reading import found_at
 from trainorder.tasks import kind_of
 from trainorder.tasks.base import SPLITS
@@ -37,6 +45,23 @@ def content(plan: Plan) -> dict[str, Any]:
     for node in plan.nodes.values():
         stages[node.id] = _node(plan, node)
         stages[f"{EVALUATE}-{node.id}"] = _evaluation(plan, node)
+    evaluations = [paths.evaluation(node) for node in plan.nodes]
+    records = [
+        paths.run(node.id) / name
+        for node in plan.nodes.values()
+        for name in _records(node)
+        if name != "run.json"
+    ]
+    stages[MEASURE] = _stage(MEASURE, MEASURE, MEASURE, [paths.PLAN, *evaluations], [paths.BWT])
+    stages[REPORT] = _stage(
+        REPORT, REPORT, None, [paths.BWT, *evaluations, *records], [paths.REPORT]
+    )
+    curves = [record for record in records if record.name == "metrics.jsonl"]
+    stages[METRICS] = _stage(METRICS, METRICS, None, [paths.BWT, *curves], [])
+    # small and in git: DVC's experiments put the files of plots there, and its run cache keeps no stage that has such outputs
+    stages[METRICS]["outs"] = [
+        {str(made): {"cache": False}} for made in (paths.METRICS, paths.PLOTS)
+    ]
     return {"stages": stages}
 
 
@@ -86,9 +111,12 @@ def _node(plan: Plan, node: Node) -> dict[str, Any]:
             f"--seed {node.seed}"
         )
         code = values = phase_code(node.phase, node.variant)
-    records = RECORDS[:1] if node.kind in ("merge", "model") else RECORDS
-    outs = [paths.checkpoint(node.id), *(paths.run(node.id) / name for name in records)]
+    outs = [paths.checkpoint(node.id), *(paths.run(node.id) / name for name in _records(node))]
     return _stage(command, code, values, _reads(plan, node), outs)
+
+
+def _records(node: Node) -> Sequence[str]:
+    return RECORDS[:1] if node.kind in ("merge", "model") else RECORDS
 
 
 def _judge(plan: Plan, name: str) -> dict[str, Any]:
@@ -122,9 +150,11 @@ def _evaluation(plan: Plan, node: Node) -> dict[str, Any]:
 
 
 def _stage(
-    command: str, code: str, values: str, reads: Iterable[object], outs: Iterable[object]
+    command: str, code: str, values: str | None, reads: Iterable[object], outs: Iterable[object]
 ) -> dict[str, Any]:
-    prints = [paths.FINGERPRINTS / code, paths.FINGERPRINTS / f"{values}.json"]
+    prints = [paths.FINGERPRINTS / code]
+    if values is not None:
+        prints.append(paths.FINGERPRINTS / f"{values}.json")
     return {
         "wdir": "..",
         "cmd": f"python -m stages.{command}",
