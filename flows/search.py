@@ -1,8 +1,17 @@
-"""`python -m flows.search --budget 30`: look for the best order within a budget of trained phases."""
+"""`python -m flows.search --budget 30`: look for the best order within a budget of trained phases; each round is a subflow."""
 
-import sys
+from prefect import flow
 
-from trainorder.flow.search import main
+from flows.pipeline import trainorder_flow
+from trainorder.flow.run import command
+from trainorder.flow.search import Search
+
+
+@flow(name="trainorder-search", retries=0, persist_result=False)
+def search_flow(budget: int = 30, minutes: float | None = None, params: str = "params.yaml") -> str:
+    """Singles first, then the order that they predict and its reverse, then what all measured steps predict."""
+    return Search.of(params, budget, minutes, train=trainorder_flow).run()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command("trainorder.flow.search")

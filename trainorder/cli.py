@@ -234,6 +234,20 @@ def run(
 
 
 @app.command()
+def deploy(
+    name: Annotated[str, typer.Option(help="Name of the deployment.")] = "orders",
+    cron: Annotated[str | None, typer.Option(help="When it runs by itself, `0 3 * * *`.")] = None,
+    port: Annotated[
+        int, typer.Option(help="Of Prefect's server, where the user has none; another if busy.")
+    ] = 4200,
+    params: ParamsFile = None,
+) -> None:
+    """Serve the flow: its run form in Prefect's UI has the orders, and a run trains only what is new. Ctrl-C ends it."""
+    given = ["--name", name, "--port", str(port), *(["--cron", cron] if cron else [])]
+    os.execv(sys.executable, [sys.executable, "-m", "trainorder.flow.deploy", *given])
+
+
+@app.command()
 def compare(
     a: Annotated[str, typer.Argument(help="An order, a merge, a phase trained alone, or base.")],
     b: Annotated[str, typer.Argument(help="What A is compared with.")],

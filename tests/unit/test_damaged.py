@@ -183,9 +183,9 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.parametrize("content", [*TORN, '{"a": "b"}', '{"a": null}', '{"a": []}'])
 def test_damaged_durations_are_measured_again(content: str | bytes):
-    from trainorder.flow import run
+    from trainorder.flow import look
 
-    write(str(run.DURATIONS), content)
-    assert run._estimates({"report": "report"}) == {"report": run.FIRST_GUESS["report"]}
-    run._remember({"report": 3.0})
-    assert run._estimates({"report": "report"}) == {"report": 3.0}
+    write(str(look.DURATIONS), content)
+    assert look.estimates({"report": "report"}) == {"report": look.FIRST_GUESS["report"]}
+    look.remember({"report": 3.0})
+    assert look.estimates({"report": "report"}) == {"report": 3.0}

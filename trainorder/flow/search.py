@@ -15,17 +15,19 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from trainorder import paths, plan, results
-from trainorder.config import PARAMS_VARIABLE, Params, load_params, params_file, parse_params
+from trainorder.config import Params, load_params, params_file, parse_params
+from trainorder.flow.experiment import write_params
+from trainorder.flow.run import guarded, start
 from trainorder.plan.check import check
 from trainorder.plan.orders import listed_orders, single_phases
 from trainorder.process import make_surroundings_usual
@@ -45,22 +47,18 @@ def main() -> int:
     parser.add_argument(
         "--budget", type=int, default=30, help="phases to train at most, all seeds together"
     )
-    parser.add_argument("--minutes", type=float, default=math.inf, help="start no round after this")
-    parser.add_argument("--params", type=Path, default=None, help="another file than params.yaml")
+    parser.add_argument("--minutes", type=float, default=None, help="start no round after this")
+    parser.add_argument(
+        "--params", default=str(params_file()), help="another file than params.yaml"
+    )
     arguments = parser.parse_args()
     make_surroundings_usual()
-    try:
-        source = arguments.params or params_file()
-        params = load_params(source)
-        check(params)
-        search = Search(source, params, arguments.budget, time.monotonic() + 60 * arguments.minutes)
-        return search.run()
-    except ParamsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+
+    def work() -> None:
+        Search.of(arguments.params, arguments.budget, arguments.minutes).first_round()
+        start("flows.search:search_flow", lambda: None, **vars(arguments))
+
+    return guarded(work, Console(highlight=False))
 
 
 @dataclass
@@ -71,12 +69,32 @@ class Search:
     params: Params
     budget: int
     end: float
+    train: Callable[[str], Any] = print
+    """Runs a params file."""
     orders: dict[str, list[str]] = field(default_factory=dict)
     errors: list[float] = field(default_factory=list)
     """Measured minus predicted, of every order tried after the first round."""
 
-    def run(self) -> int:
-        """All rounds."""
+    @classmethod
+    def of(
+        cls, file: str, budget: int, minutes: float | None, train: Callable[[str], Any] = print
+    ) -> Search:
+        """The search that a params file allows.
+
+        Raises:
+            ParamsError: the params cannot work.
+        """
+        params = load_params(Path(file))
+        check(params)
+        end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        return cls(Path(file), params, budget, end, train)
+
+    def first_round(self) -> list[str]:
+        """The phases to be ordered; the first round's orders are noted.
+
+        Raises:
+            ParamsError: there is nothing to order, or the budget does not allow the first round.
+        """
         phases = single_phases(self.params)
         if len(phases) < 2:
             raise ParamsError("orders: the search needs one order that lists two or more phases")
@@ -89,6 +107,11 @@ class Search:
             raise ParamsError(
                 f"--budget {self.budget}: the first round alone trains {need} phases; give it more"
             )
+        return list(phases)
+
+    def run(self) -> str:
+        """All rounds; returns why it ended."""
+        phases = self.first_round()
         known = self._measure()
         first = known.ranked(phases)[0][1]
         tried = [first, first[::-1]]
@@ -143,29 +166,14 @@ class Search:
     def _measure(self) -> Known:
         """Run the plan of the orders so far; returns what its evaluations say."""
         self._write()
-        environment = {**os.environ, PARAMS_VARIABLE: str(FILE)}
-        current = plan.compile_plan(self._with(self.orders))
-        os.environ[PARAMS_VARIABLE] = str(FILE)
-        plan.write(current)
-        if any(state != "cached" for state in plan.status(current).values()):
-            command = [sys.executable, "-m", "trainorder.flow.run"]
-            if subprocess.run(command, env=environment, check=False).returncode:
-                raise RuntimeError(
-                    f"the run of {FILE} failed; `trainorder run --params {FILE}` repeats it"
-                )
-        return self._known(current)
+        self.train(str(FILE))
+        return self._known(plan.compile_plan(self._with(self.orders)))
 
     def _write(self) -> None:
-        from ruamel.yaml import YAML
-
-        FILE.parent.mkdir(exist_ok=True)
-        temporary = FILE.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(
-                f"# Written by `python -m flows.search` from {self.source}; the next round overwrites it.\n"
-            )
-            YAML(typ="safe", pure=True).dump(self._data(self.orders), stream)
-        temporary.replace(FILE)
+        about = (
+            f"Written by `python -m flows.search` from {self.source}; the next round overwrites it."
+        )
+        write_params(FILE, self._data(self.orders), about)
 
     def _known(self, current: plan.Plan) -> Known:
         import pandas as pd
@@ -188,7 +196,7 @@ class Search:
         }
         return Known(mean, trains)
 
-    def _finish(self, known: Known, why: str) -> int:
+    def _finish(self, known: Known, why: str) -> str:
         size = len(single_phases(self.params))
         ranking = sorted((o for o in known.scores if len(o) == size), key=known.mean, reverse=True)
         print(f"\nsearch ended: {why}; {self._trained(self.orders)} phases trained")
@@ -201,7 +209,7 @@ class Search:
         print("these are dev scores; on test:")
         print(words.summary(results.load()))
         print(f"report {paths.REPORT}, made from {FILE}")
-        return 0
+        return why
 
 
 def _path(current: plan.Plan, node: plan.Node) -> Order | None:

@@ -1,0 +1,181 @@
+"""What a run finds and leaves in the project's folder: what is stale, in which order it is made, how long it will take."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainorder import plan, results, tracking
+from trainorder.config import Params
+from trainorder.files import write_json
+from trainorder.flow import dvc
+from trainorder.flow.schedule import Schedule
+from trainorder.plan import names
+from trainorder.reading import ParamsError, read_json
+from trainorder.storage import check_room
+
+EMBEDDED = "TRAINORDER_EMBEDDED"
+"""Environment variable: 1 where Prefect's server is the project's own."""
+HOME = Path(".prefect")
+DURATIONS = HOME / "durations.json"
+FINGERPRINT = "fingerprint"
+LAST = frozenset({names.address(names.REPORT), names.address(names.METRICS), "mirror"})
+"""Stages that wait for the second pass, where there is one."""
+FIRST_GUESS = {
+    "build_data": 6.0,
+    "model": 6.0,
+    "base": 85.0,
+    "judge": 20.0,
+    "structured": 19.0,
+    "creative": 21.0,
+    "mixed": 45.0,
+    "sft": 15.0,
+    "merge": 4.0,
+    "evaluate": 17.0,
+    "measure_bwt": 3.0,
+    "report": 5.0,
+    "metrics": 2.0,
+    "mirror": 3.0,
+}
+"""Kind of a stage -> its seconds in the default experiment on two cores, until it has run here once."""
+RESTORE_SECONDS = 1.5
+
+
+class FlowError(RuntimeError):
+    """The flow cannot go on; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """The plan and what DVC says of its stages."""
+
+    plan: plan.Plan
+    parents: dict[str, set[str]]
+    stages: dict[str, plan.State]
+
+    @property
+    def stale(self) -> set[str]:
+        """Stages that have something to do, even if only to restore their files."""
+        return {stage for stage, state in self.stages.items() if state != "cached"}
+
+
+def start(wanted: plan.Plan) -> Look:
+    """Write plan.yaml and see what is stale.
+
+    A recommended order that was measured on a base or singles that are stale now is forgotten: training it again would
+    be wasted if the new measurement recommends another.
+    """
+    state = look(wanted)
+    singles = {node for by_phase in wanted.singles.values() for node in by_phase.values()}
+    sources = [*wanted.bases(), *(wanted.nodes[node] for node in singles)]
+    if wanted.resolved and state.stale & {node.stage for node in sources}:
+        state = look(plan.compile_plan(wanted.params))
+    check_room(state.plan, state.stages)
+    if state.stale:
+        tracking.create_store()
+        tracking.sweep()
+    return state
+
+
+def look(current: plan.Plan) -> Look:
+    """Make plan.yaml and the fingerprints of the code current, then ask DVC what they make stale."""
+    plan.repair()
+    plan.write(current)
+    _fingerprint()
+    parents, _ = dvc.look()
+    return Look(current, parents, plan.status(current))
+
+
+def _fingerprint(patience: float = 20.0) -> None:
+    """Run the fingerprint stage; right after a kill DVC's locks are held until the killed processes are reaped."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            dvc.Runner().repro(FINGERPRINT, lambda line: None)
+            return
+        except dvc.StageFailed as error:
+            if "is busy" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.5)
+
+
+def judges_needed(state: Look) -> list[str]:
+    """The judges that a stage with something to do is made of or asks."""
+    at_work = {stage for stage, found in state.stages.items() if found == "stale"}
+    read = at_work.union(*(state.parents.get(stage, ()) for stage in at_work))
+    return [name for name in state.plan.judges if names.judge(name) in read]
+
+
+def schedule(state: Look, leave_out: frozenset[str] = frozenset()) -> Schedule:
+    """All stages but these, with what is up to date, their seconds and their CPU threads."""
+    parents = {s: above for s, above in state.parents.items() if s not in leave_out}
+    params = state.plan.params
+    threads = {
+        "base": params.sft.threads if params.sft else 1,
+        "evaluate": params.evaluation.threads,
+    }
+    kinds = {stage: _kind(stage, state.plan) for stage in parents}
+    slots = {stage: threads.get(kind, 1) for stage, kind in kinds.items()}
+    slots |= {
+        n.stage: _threads(params.variant(n.variant), n.phase)
+        for n in state.plan.nodes.values()
+        if n.phase
+    }
+    seconds = estimates(kinds)
+    seconds |= {s: RESTORE_SECONDS for s, found in state.stages.items() if found == "restorable"}
+    done = parents.keys() - state.stale
+    return Schedule(parents, seconds, slots, params.flow.workers, set(done))
+
+
+def _kind(stage: str, current: plan.Plan) -> str:
+    """What a stage makes: the kind of its node, or what `names.parts` says."""
+    does, name = names.parts(stage)
+    return current.nodes[name].kind if does == "train" and name in current.nodes else does
+
+
+def _threads(params: Params, phase: str) -> int:
+    config = params.phases[phase]
+    return config.supervised.threads if config.kind == "sft" else params.phase_rl(phase).threads
+
+
+def estimates(kinds: Mapping[str, str]) -> dict[str, float]:
+    """Seconds a stage took last time; else the mean of its kind; else the table's."""
+    known = durations()
+    of_kind: dict[str, list[float]] = {}
+    for stage in kinds.keys() & known.keys():
+        of_kind.setdefault(kinds[stage], []).append(known[stage])
+    guess = FIRST_GUESS | {kind: sum(s) / len(s) for kind, s in of_kind.items()}
+    return {stage: known.get(stage, guess.get(kind, 5.0)) for stage, kind in kinds.items()}
+
+
+def remember(seconds: Mapping[str, float]) -> None:
+    """Note how long stages took, for the next estimate."""
+    write_json(DURATIONS, durations() | dict(seconds), indent=1)
+
+
+def durations() -> dict[str, float]:
+    """Stage -> seconds of its last run; empty where that is not known, or not readable any more."""
+    try:
+        return dict(read_json(DURATIONS, dict[str, float], "it is written again"))
+    except ParamsError:
+        return {}
+
+
+def recommended() -> tuple[str, ...] | None:
+    """The order that the measured transfer recommends, or None where no transfer was measured."""
+    recommended = results.load()["recommended"]
+    return None if recommended is None else tuple(recommended["order"])
+
+
+def check_clean() -> None:
+    """`-s` accepts a stage whose parent is stale, so the whole graph is looked at once more."""
+    _, changed = dvc.look()
+    left = {stage: why for stage, why in changed.items() if why != dvc.ALWAYS}
+    if left:
+        raise FlowError(
+            f"`dvc status` is not clean after the flow: {json.dumps(left)}; "
+            f"files changed while it ran? Run it again"
+        )
