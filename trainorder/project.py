@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 CARRIED = "template"
@@ -30,11 +31,14 @@ FILES = (
 """What every project begins with, beside params.yaml and README.md."""
 PRESETS = {
     "tiny": "params.yaml",
+    "smollm2": "configs/smollm2.yaml",
     "one-gpu": "configs/one-gpu.yaml",
     "multi-gpu": "configs/multi-gpu.yaml",
     "multi-node": "configs/multi-node.yaml",
 }
 """Preset -> the file that becomes params.yaml."""
+ROWS = {"smollm2": "configs/smollm2/*.jsonl"}
+"""Preset -> the rows that its tasks read, copied with it."""
 README = """\
 # {name}
 
@@ -50,8 +54,9 @@ A [trainorder](https://arxiv.org/abs/2507.14783) experiment from the preset `{pr
 
 
 def files(root: Path) -> dict[str, Path]:
-    """Name in a project -> the file under `root`, of all FILES and PRESETS."""
-    found = [path for pattern in (*FILES, *PRESETS.values()) for path in sorted(root.glob(pattern))]
+    """Name in a project -> the file under `root`, of all FILES, PRESETS and ROWS."""
+    patterns = (*FILES, *PRESETS.values(), *ROWS.values())
+    found = [path for pattern in patterns for path in sorted(root.glob(pattern))]
     return {path.relative_to(root).as_posix(): path for path in found}
 
 
@@ -67,7 +72,7 @@ def wanted() -> dict[str, str]:
     return {
         name: path.read_text(encoding="utf-8")
         for name, path in template().items()
-        if name not in presets
+        if name not in presets and not any(fnmatch(name, rows) for rows in ROWS.values())
     }
 
 
@@ -105,7 +110,13 @@ def create(folder: Path, preset: str) -> list[str]:
         _initialise(folder)
         name = folder.resolve().name
         contents = wanted() | {"README.md": README.format(name=name, preset=preset)}
-        contents["params.yaml"] = template()[PRESETS[preset]].read_text(encoding="utf-8")
+        carried = template()
+        contents["params.yaml"] = carried[PRESETS[preset]].read_text(encoding="utf-8")
+        contents |= {
+            file: path.read_text(encoding="utf-8")
+            for file, path in carried.items()
+            if fnmatch(file, ROWS.get(preset, ""))
+        }
         for file, text in contents.items():
             write_text(folder / file, text)
     except BaseException:  # as it was before
