@@ -1,7 +1,7 @@
 """params.yaml as frozen objects: every key is explained here, every other key is refused.
 
 Imports nothing heavy, so a typo is reported within the first second. What needs to know the tasks and the pieces of the RL
-step (does an order name an existing phase? does `grpo` take this option?) is checked in `plan/check.py`, on top of this.
+step (does an order name an existing phase? does `grpo` take this option?) is checked in `plan/check/`, on top of this.
 """
 
 from trainorder.config.experiment import (

@@ -212,7 +212,7 @@ def expanded(short: JudgeConfig) -> dict[str, AnyJudgeConfig]:
     if short.backend == "local":
         return {role: PreferenceConfig.model_validate(given) for role in ROLES}
     compared = {key: given[key] for key in Compared.model_fields}
-    endpoint = short.endpoint.model_dump() | {"same_in_both_roles": True}  # plan/check.py asks
+    endpoint = short.endpoint.model_dump() | {"same_in_both_roles": True}  # plan/check/ asks
     return {"endpoint": EndpointJudgeConfig.model_validate(compared | endpoint)}
 
 
