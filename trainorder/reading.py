@@ -260,8 +260,8 @@ def _check_keys(root: Any) -> None:
         for part in itertools.chain(*node.value) if isinstance(node, MappingNode) else node.value:
             if inline and isinstance(part, ScalarNode) and not part.style and ":" in part.value:
                 raise ParamsError(
-                    f" is not valid YAML for DVC: line {part.start_mark.line + 1}: between brackets a text with a colon "
-                    f'needs quotes: "..."'
+                    f" is not valid YAML for DVC: line {part.start_mark.line + 1}{f', {where}' if where else ''}: between "
+                    f'brackets a text with a colon needs quotes: "..."'
                 )
         seen: dict[tuple[str, str], int] = {}
         for key, _ in node.value if isinstance(node, MappingNode) else ():

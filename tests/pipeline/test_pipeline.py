@@ -134,7 +134,9 @@ def test_reordering_the_last_two_phases_trains_two_nodes_and_undo_none(trained: 
     assert {name for does, name in map(parts, ran) if does == "evaluate"} == grown
     trained.edit("params.yaml", new, old)
     trained.cli("plan")
-    assert not {stage for stage in stages_run(trained.dvc("repro").stdout) if ":" in stage}
+    # metrics are written again, in seconds: files in git have no cache to come from
+    ran = {stage for stage in stages_run(trained.dvc("repro").stdout) if ":" in stage}
+    assert ran <= {"plan/dvc.yaml:metrics"}
 
 
 def test_a_lost_checkpoint_is_restored_not_trained(trained: Project):
@@ -224,12 +226,20 @@ def test_mlflow_holds_one_run_per_node_and_one_per_arm(by_flow: Project):
     for name in ("nodes", "orders"):
         experiment = client.get_experiment_by_name(name)
         runs[name] = client.search_runs([experiment.experiment_id], max_results=1000)
-    nodes = {p.parent.name for p in by_flow.root.glob("runs/*/run.json")}  # merges train nothing
-    assert {r.data.tags["node"] for r in runs["nodes"]} == nodes
+    nodes = {p.parent.name for p in by_flow.root.glob("runs/*/manifest.json")}
+    assert sorted(r.data.tags["node"] for r in runs["nodes"]) == sorted(nodes)
     assert {r.info.status for r in runs["nodes"]} == {"FINISHED"}
     bwt = json.loads((by_flow.root / "reports" / "bwt.json").read_text())
     assert len(runs["orders"]) == len({r.data.tags["order_key"] for r in runs["orders"]})
-    assert len(runs["orders"]) == len(bwt["ranking"])
+    arms = [r for r in runs["orders"] if r.data.tags["kind"] != "verdict"]
+    assert len(arms) == len(bwt["ranking"])
+    assert (
+        len(
+            {r.info.run_id for r in runs["orders"] if r.data.tags["current"] == "true"}
+            - {r.info.run_id for r in arms}
+        )
+        == 1
+    )
 
 
 def test_the_report_stands_alone(by_flow: Project):
