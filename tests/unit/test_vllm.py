@@ -53,6 +53,16 @@ def learner(project: Path, started: Learner, monkeypatch: pytest.MonkeyPatch) ->
     return learner
 
 
+def test_the_process_keeps_its_threads_for_what_follows(started):
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def sample(learner: Learner, seed: int = 0, **changes):
     engine = learner.engine
     assert isinstance(engine, VllmEngine)

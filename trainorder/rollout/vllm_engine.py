@@ -127,7 +127,7 @@ def _start(policy: Policy, config: RolloutConfig, dtype: str) -> Any:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.cpu_cache_gib))
-    threads = torch.get_num_threads()
+    threads, set_threads = torch.get_num_threads(), torch.set_num_threads
     precision: Any = {"fp32": "float32", "bf16": "bfloat16"}[dtype]
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")  # of its many imports
@@ -148,5 +148,7 @@ def _start(policy: Policy, config: RolloutConfig, dtype: str) -> Any:
             disable_log_stats=True,
             seed=0,
         )
+    # vLLM's CPU worker replaces torch's function by one that does nothing: every later stage of this process would keep its threads
+    torch.set_num_threads = set_threads
     torch.set_num_threads(threads)
     return engine
