@@ -56,7 +56,7 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _type(schema: Mapping[str, Any]) -> str:
-    """A JSON schema in words: `integer, 1 to 256`, `list of numbers`."""
+    """A JSON schema as text: `integer, 1 to 256`, `list of numbers`."""
     if "$ref" in schema:
         return f"[{(name := schema['$ref'].rpartition('/')[2])}](#{name.lower()})"
     if "enum" in schema or "const" in schema:

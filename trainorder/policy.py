@@ -292,7 +292,7 @@ class Policy:
 
 
 def template_defaults(system: str | None, variables: Mapping[str, Any]) -> str:
-    r"""The beginning of a chat template that sets variables nobody gave, and a system message where there is none.
+    r"""The beginning of a chat template that sets variables that are not given, and a system message where there is none.
 
     >>> template_defaults(None, {"enable_thinking": False})
     '{% if enable_thinking is not defined %}{% set enable_thinking = false %}{% endif %}'

@@ -19,7 +19,9 @@ from trainorder.process import die_with_parent
 
 VARIABLE = "TRAINORDER_WARM"
 HEAVY = (
+    "base_model",
     "sft_warmup",
+    "sft_phase",
     "train_judge",
     "rl",
     "merge",
@@ -68,7 +70,7 @@ def start(address: str, request: Mapping[str, Any], outputs: Sequence[int]) -> s
         A connection that gives the exit code as one byte, or ends without one where the child was killed.
 
     Raises:
-        OSError: nobody listens at `address`.
+        OSError: no process listens at `address`.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

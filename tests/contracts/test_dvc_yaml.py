@@ -17,6 +17,7 @@ from trainorder.paths import PIPELINE, PLAN
 from trainorder.plan import compile_plan
 from trainorder.plan.check import check
 from trainorder.reading import read_yaml
+from trainorder.warm import HEAVY
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = compile_plan(load_params(ROOT / "params.yaml"), read_yaml(ROOT / PLAN)["resolved"])
@@ -121,6 +122,11 @@ def test_every_fingerprint_that_a_stage_names_is_written():
     named = {dep for stage in STAGES.values() for dep in stage.get("deps", [])}
     prints = {Path(dep).name for dep in named if dep.startswith(".fingerprints/")}
     assert prints == SHIPPED.fingerprints().keys()
+
+
+def test_the_flow_keeps_the_imports_of_every_stage_that_needs_torch():
+    modules = {file.stem for file in (ROOT / "stages").glob("*.py")} - {"__init__"}
+    assert modules - set(HEAVY) == {"fingerprint", "build_data"}
 
 
 def test_every_stage_module_exists_and_takes_the_arguments_it_is_given():

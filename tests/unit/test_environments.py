@@ -96,7 +96,7 @@ def test_families_that_break_the_contract_are_refused_by_name() -> None:
         "the family 'prime_factorization' cannot be trained on: its grader fails on 'xyzzy'"
         in refused(family="prime_factorization")
     )
-    assert "it pays for an empty answer" in refused(family="countdown", binary=False)
+    assert "it gives points for an empty answer" in refused(family="countdown", binary=False)
     assert "no family 'chain_sums' (did you mean 'chain_sum'?)" in refused(family="chain_sums")
     assert "chain_sum has no setting 'min_term' (did you mean 'min_terms'?)" in refused(
         family="chain_sum", config={"min_term": 2}

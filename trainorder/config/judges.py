@@ -75,7 +75,7 @@ class Compared(Section):
     heldout_prompts: Count = 150
     """Prompts on which the judge's agreement with the annotator is measured."""
     corrupted: float = Field(default=0.30, ge=0, le=1)
-    """Share of answers that are damaged samples (stutter, cut, words swapped): what RL finds if nobody forbids it."""
+    """Share of answers that are damaged samples (stutter, cut, words swapped): what RL finds if the judge never saw it."""
     flat: float = Field(default=0.15, ge=0, le=1)
     """Share of answers with all words equally likely: a judge knows only words it has seen."""
     annotator_sharpness: Positive = 12.0
@@ -132,7 +132,7 @@ class QuestionConfig(Section):
     """What a judge that reads text is asked."""
 
     instructions: str | None = None
-    """What better means, in words: added to the question which of two answers is better."""
+    """What `better` means; added to the question which of two answers is better."""
     rubric: str | None = None
     """In place of a comparison: what a score means, e.g. `Is it vivid?`; the reference is not shown then."""
     scale: Annotated[list[Digit], Field(min_length=2, max_length=2)] = Field(default=[1, 5])

@@ -32,7 +32,7 @@ class MethodConfig(Section):
     plan: list[Piece] = Field(default_factory=list)
     """Change what is asked before it is sampled: prompts, numbers of answers, temperatures, prefixes."""
     reward: list[Piece] = Field(default_factory=lambda: list[Piece](["graded"]))
-    """Additive reward channels; `graded` is what the task's verifier or the judge paid."""
+    """Additive reward channels; `graded` is the reward of the task's verifier or judge."""
     edit: list[Piece] = Field(default_factory=list)
     """Drop, truncate or add rows, e.g. `dynamic_sampling`."""
     advantage: list[Piece] = Field(default_factory=lambda: list[Piece](["grpo"]), min_length=1)

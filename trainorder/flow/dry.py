@@ -92,7 +92,7 @@ def _model(params: Params) -> Policy:
 
 
 def _through(params: Params, policy: Policy, name: str, task: Task, problem: Problem) -> str:
-    """A problem through template, tokenizer and grader, in words."""
+    """One problem through template, tokenizer and grader: what came out, as text."""
     from trainorder.rewards import grading
 
     room = params.tasks[name].max_new_tokens

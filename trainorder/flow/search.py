@@ -8,7 +8,7 @@ Rounds, each an ordinary plan that is run like any other (reports/search.yaml is
    and no other is predicted within the error that predictions have shown
 
 It ends there, or when the budget is spent. Scores are the dev split's; the report of the last round shows test. All
-checkpoints are cached: a second search, or one with a larger budget, pays for what is new only.
+checkpoints are cached: a second search, or one with a larger budget, trains only what is new.
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ def one_gpu() -> Iterator[None]:
 
 @contextmanager
 def reaching_the_server() -> Iterator[None]:
-    """Turn what httpx raises where nobody answers into a ServerError."""
+    """Raise a ServerError where the server does not answer."""
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -57,7 +57,7 @@ def checkers() -> dict[str, Any]:
             f"the grader ifeval needs lm-eval and its checkers' packages ({error}): pip install 'trainorder[eval]'"
         ) from None
     finally:
-        for name in added:  # whoever imports lm-eval later gets the real package
+        for name in added:  # a later import of lm-eval must get the real package
             sys.modules.pop(name, None)
     return dict(found.INSTRUCTION_DICT)
 

@@ -1,8 +1,8 @@
 """Verdicts kept by content, so that a killed phase, another node or a rerun asks nothing twice.
 
 One file per identity of a judge, `.verdicts/<identity>`, one line per verdict: hash of (prompt, answer, reference), value. A line is
-appended by one write as soon as its verdict is there. Several processes may append at the same time; whoever asks, the
-first line of a key is its verdict, so that all of them agree.
+appended by one write as soon as its verdict is there. Several processes may append at the same time; the first
+line of a key is its verdict for all of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the measurement recommends and how sure that is, in words: the same for the terminal, documents and the page."""
+"""What the measurement recommends and how sure that is, as sentences: the same for the terminal, documents and the page."""
 
 from __future__ import annotations
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trainorder import paths, results, tracking
 from trainorder.report import words
 from trainorder.report.markdown import orders_page
-from trainorder.report.records import nodes
+from trainorder.report.records import nodes, test_means
 from trainorder.report.words import Bwt
 from trainorder.tracking import OrderRecord, read_node
 
@@ -23,8 +23,7 @@ ALONG = {"score": "score", "greedy": "greedy", "entropy_own": "entropy", "gold":
 
 def mirror(bwt: Bwt) -> int:
     """Bring MLflow's experiments `orders` and `nodes` up to date; returns how many runs were added or changed."""
-    metrics = node_metrics(nodes(bwt))
-    records = [read_node(name, metrics.get(name)) for name in nodes(bwt)]
+    records = [read_node(name, node_metrics(name)) for name in nodes(bwt)]
     changed = tracking.log_orders([*order_records(bwt), verdict_record(bwt)], view(bwt))
     changed += tracking.log_nodes(records)
     best = next(iter(words.leader(bwt)["nodes"].values()))
@@ -156,21 +155,6 @@ def _final(row: Mapping[str, Any], seed: str) -> Iterator[tuple[str, float, int]
                     yield f"{name}/{task}", value, step
 
 
-def node_metrics(names: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Node -> `test/score/math` and so on: means over problems (test), of the nodes that were evaluated."""
-    import pandas
-
-    result = {}
-    for name in names:
-        file = paths.evaluation(name)
-        if not file.is_file():
-            continue
-        table: Any = pandas.read_parquet(file)
-        means = (
-            table[table["split"] == "test"]
-            .groupby(["split", "metric", "task"])["value"]
-            .mean()
-            .dropna()
-        )
-        result[name] = {"/".join(key): float(value) for key, value in means.items()}
-    return result
+def node_metrics(name: str) -> dict[str, float]:
+    """`test/score/math` and so on: means over problems of a node's evaluation."""
+    return {f"test/{metric}/{task}": value for (metric, task), value in test_means(name).items()}

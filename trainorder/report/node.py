@@ -11,6 +11,7 @@ from trainorder.lineage import read_manifest
 from trainorder.plan.compile import Plan
 from trainorder.plan.names import evaluation
 from trainorder.reading import ParamsError, did_you_mean
+from trainorder.report.records import test_means
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -71,16 +72,9 @@ def lineage(plan: Plan, name: str) -> list[str]:
 
 def scores(name: str) -> dict[str, dict[str, float]]:
     """Task -> metric -> mean over test problems; empty where the node was not evaluated."""
-    import pandas as pd
-
-    file = paths.evaluation(name)
-    if not file.is_file():
-        return {}
-    table: Any = pd.read_parquet(file, columns=["split", "task", "metric", "value"])
-    means = table[table["split"] == "test"].groupby(["task", "metric"])["value"].mean().dropna()
     found: dict[str, dict[str, float]] = {}
-    for (task, metric), value in means.items():
-        found.setdefault(task, {})[metric] = float(value)
+    for (metric, task), value in sorted(test_means(name).items(), key=lambda item: item[0][::-1]):
+        found.setdefault(task, {})[metric] = value
     return found
 
 

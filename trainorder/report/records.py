@@ -74,6 +74,18 @@ def judge_calls(names: Iterable[str]) -> str:
     return f"Judges were asked {asked:,.0f} times in training; {kept:,.0f} verdicts were known."
 
 
+def test_means(node: str) -> dict[tuple[str, str], float]:
+    """(metric, task) -> mean over test problems; empty where the node was not evaluated."""
+    import pandas as pd
+
+    file = paths.evaluation(node)
+    if not file.is_file():
+        return {}
+    table: Any = pd.read_parquet(file, columns=["split", "task", "metric", "value"])
+    means = table[table["split"] == "test"].groupby(["metric", "task"])["value"].mean().dropna()
+    return {key: float(value) for key, value in means.items()}
+
+
 def answers(node: str) -> dict[tuple[str, str], dict[str, Any]]:
     """(task, problem) -> prompt, greedy answer and score, of the problems whose answers an evaluation keeps."""
     import pyarrow.parquet

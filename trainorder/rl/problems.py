@@ -28,7 +28,7 @@ class TaskSet:
     problems: Mapping[str, Sequence[Problem]]
     max_new_tokens: Mapping[str, int]
     judges: Mapping[str, AnyJudge] = field(default_factory=dict)
-    """Judged task -> who pays: P(answer beats the problem's reference)."""
+    """Judged task -> its judge: P(answer beats the problem's reference)."""
     scheduler: Scheduler = field(default_factory=Scheduler)
     """Whose turn it is."""
     _order: dict[tuple[int, str, int], list[int]] = field(default_factory=dict, repr=False)
@@ -43,20 +43,20 @@ class TaskSet:
         device: str = "cpu",
         judges: Mapping[str, str] | None = None,
     ) -> TaskSet:
-        """The built tasks; `judges` names the one that pays each judged task, and is loaded onto `device`."""
+        """The built tasks; `judges` names the one that rewards each judged task; it is loaded onto `device`."""
         from trainorder.tasks import load_problems, load_task
 
         tasks = {name: load_task(name) for name in weights}
-        paid = {
+        rewarding = {
             name: (judges or {})[name] for name in weights if tasks[name].rewarded_by == "judge"
         }
-        loaded = {name: load_judge(paths.JUDGE / name, device) for name in set(paid.values())}
+        loaded = {name: load_judge(paths.JUDGE / name, device) for name in set(rewarding.values())}
         return cls(
             weights,
             tasks,
             {name: load_problems(name, "train") for name in weights},
             {name: _max_new_tokens(name) for name in weights},
-            {task: loaded[name] for task, name in paid.items()},
+            {task: loaded[name] for task, name in rewarding.items()},
             scheduler or Scheduler(),
         )
 

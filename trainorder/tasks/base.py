@@ -83,7 +83,7 @@ class Task(Protocol):
 
     version: int
     rewarded_by: Literal["verifier", "judge"]
-    """Who pays in RL. `grade` of a judged task is its hidden gold taste: for evaluation only, never a reward."""
+    """What gives the rewards in RL. `grade` of a judged task is its hidden gold taste: for evaluation only, never a reward."""
 
     def draw(self, rng: random.Random) -> Problem:
         """One random problem; its split follows from its content (`split_of`), so splits are disjoint by design."""

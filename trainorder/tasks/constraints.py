@@ -38,7 +38,7 @@ WORDS = tuple(word for key in ("pet", "food", "color", "game", "tree") for word 
 
 @dataclass(frozen=True)
 class Constraints:
-    """Pays the share of satisfied rules, and nothing where the asked content is missing (valid but empty earns 0).
+    """The share of satisfied rules, and nothing where the asked content is missing (valid but empty earns 0).
 
     A value, or a sentence, has to be made of words: punctuation, invisible characters, single letters and a copy of the
     prompt are none. Case, punctuation around words and JSON's spelling (spaces, escapes, order of keys) are free.

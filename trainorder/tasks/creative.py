@@ -1,4 +1,4 @@
-"""creative: a verse, note or description on a topic; a judge pays, a hidden gold taste shows what the judge missed."""
+"""creative: a verse, note or description on a topic; a judge gives the reward, a hidden gold taste shows what the judge missed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RARE = 0.6
 
 @dataclass(frozen=True)
 class Creative:
-    """Demonstrations use common words (Zipf, exponent 1.2) and stray from the topic; the taste pays for the opposite."""
+    """Demonstrations use common words (Zipf, exponent 1.2) and stray from the topic; the taste rewards the opposite."""
 
     version: int = field(default=2, init=False)
     rewarded_by: Literal["verifier", "judge"] = field(default="judge", init=False)

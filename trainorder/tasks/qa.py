@@ -1,4 +1,4 @@
-"""qa: recall of facts about countries; the prompt lists distractors, so that guessing pays little (Omni-Thinker).
+"""qa: recall of facts about countries; the prompt lists distractors, so that guessing earns little (Omni-Thinker).
 
 The facts, and the questions about them, are shared by all splits; a question with its options belongs to one split. So the
 score is recall of facts that were taught, chosen among new distractors; it says nothing about questions never asked.

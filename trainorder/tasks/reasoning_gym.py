@@ -1,7 +1,7 @@
 """reasoning_gym: problems that the package reasoning-gym generates and grades (extra `gym`): one of its families, or a mixture.
 
 Its seeds overlap (problem i + 1 of seed s is problem i of seed s + 1 in nearly all families), so there is one seed and a problem
-is an index; equal questions of different indices are one problem, in one split. Many of its graders pay for parts of an
+is an index; equal questions of different indices are one problem, in one split. Many of its graders give points for parts of an
 answer, a few for any answer: by default only full marks count, and a family must keep a contract before anything is built.
 """
 
@@ -116,7 +116,7 @@ class Family:
         try:
             data[ENDLESS - 1]
             self.size = ENDLESS
-        except Exception:  # IndexError, or whatever a family raises beyond its end
+        except Exception:  # families raise different errors beyond their end
             self.size = min(bound, len(data))
         self._check_contract(binary)
 
@@ -167,7 +167,7 @@ class Family:
             if gold is not None and len(fooled) > 1:  # one of them may be right by chance
                 raise self._refused(f"it gives full marks to {fooled[0]!r} and {fooled[1]!r}")
             if not binary and self._tried("", entry) > 0:
-                raise self._refused("it pays for an empty answer, set binary: true,")
+                raise self._refused("it gives points for an empty answer, set binary: true,")
 
     def _tried(self, text: str, entry: dict[str, Any]) -> float:
         try:

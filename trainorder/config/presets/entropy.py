@@ -56,7 +56,7 @@ PRESETS = [
     ),
     Preset(
         name="kl_cov",
-        summary="tokens of highest covariance pay for every change of their log-probability",
+        summary="a penalty on every change of log-probability of the tokens of highest covariance",
         papers=("2505.22617",),
         method={"advantage": ["grpo"], "terms": ["unclipped_surrogate", _kl_cov(1.0)]},
         settings={"updates_per_batch": 4},
@@ -223,7 +223,7 @@ PRESETS = [
     ),
     Preset(
         name="pear",
-        summary="a right answer pays for a thought of higher entropy than what follows it",
+        summary="a right answer loses reward where its thought has a higher entropy than what follows",
         papers=("2510.08026",),
         method={"reward": ["pear"], "advantage": ["grpo"], "terms": ["clipped_surrogate"]},
         basis="notes",
@@ -261,7 +261,7 @@ PRESETS = [
     ),
     Preset(
         name="ares",
-        summary="pays for as many explorations as a prompt's difficulty asks for",
+        summary="reward for as many explorations as a prompt's difficulty asks for",
         papers=("2510.08457",),
         method={
             "reward": ["graded", "ares"],

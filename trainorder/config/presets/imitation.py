@@ -62,7 +62,7 @@ PRESETS = [
     ),
     Preset(
         name="srl",
-        summary="one step of an expert's solution at a time, paid by its likeness; RLVR is the next phase",
+        summary="one step of an expert's solution at a time, rewarded by its similarity; RLVR is the next phase",
         papers=("2510.25992",),
         method={
             "plan": ["expert_steps"],
@@ -117,7 +117,7 @@ PRESETS = [
     ),
     Preset(
         name="prompt_augmentation",
-        summary="each visit of a problem in one of several templates, whose format is paid for",
+        summary="each visit of a problem uses one of several templates, with a reward for keeping its format",
         papers=("2602.03190",),
         method={
             "plan": ["prompt_templates"],

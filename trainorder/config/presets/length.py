@@ -9,7 +9,7 @@ PPO = ["clipped_surrogate"]
 PRESETS = [
     Preset(
         name="train_long_think_short",
-        summary="a budget of tokens in the prompt that shrinks over the phase, and pay for keeping to it",
+        summary="a budget of tokens in the prompt that shrinks over the phase, and a reward for keeping to it",
         papers=("2508.08940",),
         method={
             "plan": ["length_budget"],

@@ -85,11 +85,11 @@ def ceeh_length(roll: Roll, state: State, *, scale: float = 0.5) -> Float[Tensor
             found[key] = min(found.get(key, math.inf), float(length))
     for key, length in found.items():
         _followed(records, key, length, state.step, (DOWN, UP))
-    paid = []
+    rewards = []
     for key, length, ok, fine in zip(keys, lengths, right, (now >= before).tolist(), strict=True):
         least = records[key][1] if ok else 1.0
-        paid.append(max(FLOOR, scale * (least - length) / least) if ok and fine else 0.0)
-    return roll.rewards.new_tensor(paid)
+        rewards.append(max(FLOOR, scale * (least - length) / least) if ok and fine else 0.0)
+    return roll.rewards.new_tensor(rewards)
 
 
 @advantage(scope="batch", needs=ENTROPY)

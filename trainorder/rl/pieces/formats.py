@@ -45,7 +45,7 @@ def json_structure(
     """Levels of a JSON answer, summed: it parses, has the keys, of the right types, is right, is short (arXiv:2512.00319).
 
     RL-Struct's hierarchy of structure, format, validity, correctness and length. `keys` maps each key that the object must
-    have to its type; `types` is paid in proportion. `content` is paid times the grade, `length` where the answer has at
+    have to its type; `types` counts in proportion. `content` counts times the grade, `length` where the answer has at
     most `max_length` tokens. What does not parse gets 0, all keys missing leave only `parse` and `length`. The object is
     the answer (in tags or a box) or else the whole text. Only the paper's abstract was read, and a third party says that
     its authors withdrew it: the order of the levels is its, all weights and exact checks are ours.

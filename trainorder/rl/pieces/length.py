@@ -50,7 +50,7 @@ def length_budget(
 
     "Train long, think short": the budget falls from 256 to 87 tokens over the paper's 600 steps. `text` is what is asked,
     with `{prompt}` and `{budget}` (rounded); the paper says "use exactly B tokens", its whole sentence was not read. Only
-    asks: `length_triangle` pays for keeping to the budget. A `decay` of 1 keeps the budget.
+    asks: `length_triangle` rewards keeping to the budget. A `decay` of 1 keeps the budget.
 
     Raises:
         ParamsError: `text` has no `{prompt}`.

@@ -34,7 +34,7 @@ def expert_steps(
     The problem's gold text, without tags, is split at `separator` (a regular expression) into N steps. The paper makes N - 1
     prompts of it, each with the problem and the first k - 1 steps; here each visit draws one k of 1 ... N - 1, so that a
     step costs what it cost. A gold text of one step is asked for whole. The paper's optional titles of steps are left
-    out. `step_similarity` pays for the step; RLVR follows as the next phase.
+    out. `step_similarity` rewards the step; RLVR follows as the next phase.
 
     Raises:
         ParamsError: `text` has no `{prompt}` or no `{steps}`, or `separator` is no regular expression.

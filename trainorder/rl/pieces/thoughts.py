@@ -49,8 +49,8 @@ def pear(
         if place >= 0:
             rest[row] = (mine & (start[row] >= place + len(end))).to(rest.dtype)
     penalty = (row_mean(roll.entropy, thought) - alpha * row_mean(roll.entropy, rest)).clamp(min=0)
-    paid = (best - penalty).clamp(max=1.0)
-    return torch.where(roll.row_facts["graded"] > 0.5, paid, wrong).to(roll.rewards.dtype)
+    right = (best - penalty).clamp(max=1.0)
+    return torch.where(roll.row_facts["graded"] > 0.5, right, wrong).to(roll.rewards.dtype)
 
 
 @reward(needs=NEEDS)
@@ -63,7 +63,7 @@ def ares(
     percentile: float = 0.98,
     strength: float = 0.5,
 ) -> Float[Tensor, " row"]:
-    """Pays for the right number of explorations by the prompt's difficulty (ARES, arXiv:2510.08457).
+    """Rewards the right number of explorations by the prompt's difficulty (ARES, arXiv:2510.08457).
 
     An exploration is a word of the list (null: ours) after which the next `window` tokens have a mean entropy of at least
     theta: a moving average (.99) of the batch's median of each answer's `percentile` of windows. A prompt is easy from two
@@ -84,11 +84,11 @@ def ares(
         / level.count(kind)
         for kind in set(level)
     }
-    paid = [
+    rewards = [
         exploration_bonus(n, aims[kind], kind, ok, strength)
         for n, kind, ok in zip(explored, level, right.tolist(), strict=True)
     ]
-    return roll.rewards.new_tensor(paid)
+    return roll.rewards.new_tensor(rewards)
 
 
 def exploration_bonus(
@@ -98,7 +98,7 @@ def exploration_bonus(
 
     With d = count - aim, margin m = max(1, share * aim), over = max(0, d - m): right and easy -min(cap, H(over) / (m + kappa)
     * cap); right and medium the same of |d|; right and hard +cap * sigmoid((d + m) / soft) where d >= -m, else
-    -cap / 10 (ours); wrong +cap * sigmoid(over / soft) * factor, which also pays where nothing was explored, as their code.
+    -cap / 10 (ours); wrong +cap * sigmoid(over / soft) * factor, which is positive also where nothing was explored, as their code.
     H is Huber's function over kappa.
 
     >>> [round(exploration_bonus(15, 10, 0, right), 5) for right in (True, False)]

@@ -62,7 +62,7 @@ class Rows:
 
     @property
     def rewarded_by(self) -> Literal["verifier", "judge"]:
-        """Who pays in RL."""
+        """What gives the rewards in RL."""
         return "judge" if self.grader == JUDGED else "verifier"
 
     @property
