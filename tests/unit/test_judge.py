@@ -28,7 +28,7 @@ from trainorder.judges.annotator import (
 from trainorder.judges.preference import Judge, bradley_terry, fit, mean_over_answer
 from trainorder.judges.training import _prompts
 from trainorder.llama import kernels_for
-from trainorder.plan.compile import appointed
+from trainorder.plan.appointed import appointed
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
 

@@ -28,7 +28,8 @@ from trainorder.footprint.shapes import (
     tensor_bytes,
     text_peak,
 )
-from trainorder.plan.compile import Appointed, Sizes, appointed
+from trainorder.plan.appointed import Appointed, appointed
+from trainorder.plan.compile import Sizes
 from trainorder.policy import Policy
 from trainorder.rl.backend import holds_whole_weights, splits_weights, trained
 from trainorder.rl.method import Method

@@ -6,17 +6,8 @@
 cached, what the DVC cache can restore and what must run; `repair` what a killed dvc left half-written; `trainorder.plan.show` prints it.
 """
 
-from trainorder.plan.compile import (
-    Node,
-    Plan,
-    Resolved,
-    compile_plan,
-    load,
-    measured,
-    stale_files,
-    stored,
-    write,
-)
+from trainorder.plan.compile import Node, Plan, Resolved, compile_plan, load
+from trainorder.plan.compiled import measured, stale_files, stored, write
 from trainorder.plan.orders import pending
 from trainorder.plan.repair import repair
 from trainorder.plan.state import State, status

@@ -8,7 +8,8 @@ from typing import Any
 
 from trainorder.config import PreferenceConfig
 from trainorder.plan import names
-from trainorder.plan.compile import Appointed, Node, Plan
+from trainorder.plan.appointed import Appointed
+from trainorder.plan.compile import Node, Plan
 from trainorder.plan.state import State
 from trainorder.tasks import make_task
 from trainorder.tasks.base import OwnRows

@@ -17,8 +17,8 @@ from trainorder.config import (
     QuestionConfig,
     Role,
 )
+from trainorder.plan.appointed import appointed
 from trainorder.plan.check.common import check_kept, check_known, check_model_path
-from trainorder.plan.compile import appointed
 from trainorder.plan.pipeline import judge_files
 from trainorder.reading import ParamsError, shown
 from trainorder.tasks import make_task

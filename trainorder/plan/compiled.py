@@ -1,0 +1,214 @@
+"""The compiled files: plan.yaml says what is compared, plan/dvc.yaml how it is made. Written, read and compared."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NotRequired
+
+from typing_extensions import TypedDict
+
+from trainorder import paths, results
+from trainorder.config import DEFAULT
+from trainorder.files import write_text
+from trainorder.plan import pipeline
+from trainorder.reading import ParamsError, found_at, read_yaml, shaped
+from trainorder.tasks import make_task
+
+if TYPE_CHECKING:
+    from trainorder.plan.compile import Kind, Node, Plan
+
+HEADER = "# Compiled from params.yaml by `trainorder plan`: edit params.yaml, not this file.\n"
+
+GROUPS: dict[str, Kind] = {
+    "model": "model",
+    "bases": "base",
+    "structured": "structured",
+    "creative": "creative",
+    "joint": "mixed",
+    "supervised": "sft",
+}
+"""Key of plan.yaml -> the nodes under it."""
+REPAIR = "`trainorder plan` writes it from params.yaml"
+
+
+def texts(plan: Plan) -> dict[Path, str]:
+    """Both files as this plan has them."""
+    return {
+        paths.PLAN: HEADER + _yaml(content(plan)),
+        paths.PIPELINE: HEADER + _yaml(pipeline.content(plan)),
+    }
+
+
+def content(plan: Plan) -> dict[str, Any]:
+    """The content of plan.yaml."""
+    groups = {
+        name: {n.id: _entry(n, plan.params.seeds) for n in plan.nodes.values() if n.kind == kind}
+        for name, kind in GROUPS.items()
+    }
+    return {
+        "resolved": {name: list(phases) for name, phases in plan.resolved.items()},
+        **groups,
+        **variant_data(plan, DEFAULT),
+        "variants": {name: variant_data(plan, name) for name in plan.variants},
+        "recall": [
+            name
+            for name, config in plan.params.tasks.items()
+            if getattr(make_task(name, config), "recall", False)
+        ],
+        "evaluations": [str(paths.evaluation(node)) for node in plan.nodes],
+    }
+
+
+def variant_data(plan: Plan, variant: str) -> dict[str, Any]:
+    """`phases`, `orders`, `singles` and `merges` of one variant: laid over plan.yaml's own, they describe its arms."""
+    params = plan.params.variant(variant)
+    orders, singles = plan.arms(variant)
+    return {
+        "phases": {
+            name: {"kind": phase.kind, "tasks": dict(phase.tasks)}
+            for name, phase in params.phases.items()
+        },
+        "orders": {
+            name: {str(seed): list(nodes) for seed, nodes in by_seed.items()}
+            for name, by_seed in orders.items()
+        },
+        "singles": {str(seed): dict(nodes) for seed, nodes in singles.items()},
+        "merges": {
+            n.id: {
+                "base": n.parents[0],
+                "parents": list(n.parents[1:]),
+                "merge": n.merge,
+                "seed": n.seed,
+            }
+            | _tag(variant)
+            for n in plan.nodes.values()
+            if n.kind == "merge" and n.variant == variant
+        },
+    }
+
+
+def write(plan: Plan) -> bool:
+    """Write plan.yaml and plan/dvc.yaml, each whole and then renamed; returns whether either changed."""
+    changed = stale_files(plan)
+    for file, text in changed.items():
+        file.parent.mkdir(exist_ok=True)
+        write_text(file, text)
+    return bool(changed)
+
+
+def stale_files(plan: Plan) -> dict[Path, str]:
+    """The compiled files that are not what this plan says, with what it says."""
+    return {
+        file: text
+        for file, text in plan.texts().items()
+        if not file.is_file() or file.read_bytes() != text.encode()
+    }
+
+
+def stored() -> dict[str, Any]:
+    """The content of plan.yaml, as what was measured last was planned.
+
+    Raises:
+        ParamsError: there is none, or it is not what `trainorder plan` writes.
+    """
+    if not found_at(paths.PLAN):
+        raise ParamsError(f"{paths.PLAN} not found: {REPAIR}")
+    try:
+        content = read_yaml(paths.PLAN)
+    except ParamsError as error:
+        raise ParamsError(f"{error}; {REPAIR}") from None
+    return dict(shaped(content, _Stored, paths.PLAN, REPAIR))
+
+
+def resolved() -> dict[str, list[str]]:
+    """What plan.yaml knows of `recommended`. All else in it is compiled again, so a damaged one is no error."""
+    if not found_at(paths.PLAN):
+        return {}
+    try:
+        return shaped(read_yaml(paths.PLAN), _Compiled, paths.PLAN, REPAIR).get("resolved", {})
+    except ParamsError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return {}
+
+
+def measured() -> dict[str, list[str]]:
+    """`resolved` as the measurement in reports/bwt.json has it; empty where it recommends nothing.
+
+    Raises:
+        ParamsError: nothing was measured yet.
+    """
+    found = results.load()["recommended"]
+    return {} if found is None else {"recommended": list(found["order"])}
+
+
+def _entry(node: Node, seeds: Sequence[int]) -> dict[str, Any]:
+    if node.kind == "model":
+        return {"seeds": list(seeds)}
+    if node.phase is None:
+        return {"seed": node.seed}
+    return {"parent": node.parents[0], "phase": node.phase, "seed": node.seed} | _tag(node.variant)
+
+
+def _yaml(content: dict[str, Any]) -> str:
+    """Block mappings, lists on one line."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.default_flow_style = None
+    yaml.width = 4096
+    stream = io.StringIO()
+    yaml.dump(content, stream)
+    return stream.getvalue()
+
+
+def _tag(variant: str) -> dict[str, str]:
+    return {} if variant == DEFAULT else {"variant": variant}
+
+
+class _Compiled(TypedDict):
+    resolved: NotRequired[dict[str, list[str]]]
+
+
+class _Base(TypedDict):
+    seed: int
+
+
+class _Model(TypedDict):
+    seeds: list[int]
+
+
+class _Phase(TypedDict):
+    phase: str
+
+
+class _Merge(TypedDict):
+    base: str
+    merge: str
+    seed: int
+
+
+class _Tasks(TypedDict):
+    tasks: dict[str, float]
+
+
+class _Arms(TypedDict):
+    phases: dict[str, _Tasks]
+    orders: dict[str, dict[str, list[str]]]
+    singles: dict[str, dict[str, str]]
+    merges: dict[str, _Merge]
+
+
+class _Stored(_Arms):
+    model: NotRequired[dict[str, _Model]]
+    bases: dict[str, _Base]
+    structured: dict[str, _Phase]
+    creative: dict[str, _Phase]
+    joint: dict[str, _Phase]
+    supervised: NotRequired[dict[str, _Phase]]
+    variants: dict[str, _Arms]
+    recall: list[str]
+    evaluations: list[str]
