@@ -49,6 +49,7 @@ def make_roll(
             "finished": torch.ones_like(values),
             "temperature": torch.ones_like(values),
             "limit": torch.full_like(values, 8.0),
+            "strict": torch.full_like(values, torch.nan),
         },
         token_facts={
             name: torch.zeros_like(mask)

@@ -351,7 +351,8 @@ def test_a_phase_leaves_rows_without_a_verdict_unscored_and_stops_on_many(
         {"creative": judge(server)},
     )
     server.trouble = lambda n, body: "hm" if "poison" in str(body) else None
-    assert tasks.grade([problem] * 3, [GOOD, "poison", BAD]) == [1.0, None, 0.0]
+    grades = tasks.grade([problem] * 3, [GOOD, "poison", BAD])
+    assert [grade.value for grade in grades] == [1.0, None, 0.0]
     with pytest.raises(
         GradingError, match=r"of task 'creative' could not be graded.*not A, B or TIE"
     ):

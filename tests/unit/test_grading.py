@@ -147,7 +147,8 @@ def test_a_phase_grades_through_the_worker(monkeypatch: pytest.MonkeyPatch) -> N
     grader = Grader(GradingConfig(seconds=1.0))
     monkeypatch.setattr("trainorder.rewards.grading._SHARED", grader)
     tasks = TaskSet({"odd": 1.0}, {"odd": Odd()}, {"odd": [PROBLEM]}, {"odd": 4})
-    assert tasks.grade([PROBLEM] * 3, ["a", "crash", "aa"]) == [1.0, None, 0.0]
+    grades = tasks.grade([PROBLEM] * 3, ["a", "crash", "aa"])
+    assert [grade.value for grade in grades] == [1.0, None, 0.0]
     grader.close()
 
 

@@ -94,7 +94,7 @@ def test_own_rows_are_judged_against_their_reference_or_the_bases_answer(world: 
     tasks = TaskSet.load({"poems": 1.0}, judges={"poems": "taste"})
     one = missing[0]
     base = judge.opponents[one.text]
-    values = tasks.grade([one, one], ["good sea", base])
+    values = [grade.value for grade in tasks.grade([one, one], ["good sea", base])]
     assert values == judge.judge.win_probability([one.text] * 2, ["good sea", base], [base] * 2)
     assert values[1] == pytest.approx(0.5)
     assert judge.win_probability(["no such prompt"], ["x"], [""]) == [None]

@@ -201,11 +201,13 @@ def test_an_alarm_sounds_after_its_patience_and_no_other_does(name: str, change:
 
     for _ in range(6):
         assert step(STEADY) == set()
+    # a step whose answers are all a teacher's has no entropy and no length of the policy's
+    assert [step({"rl/credited": 0.01}) for _ in range(4)] == [set()] * 4
     said = [step(STEADY | change) for _ in range(4)]
     assert said == [set(), set(), {f"alarm/{name}"}, {f"alarm/{name}"}]
     assert step(STEADY) == set()
     assert state.mem["alarms"].keys() == {name}
-    assert (state.mem["alarms"][name]["first_step"], state.mem["alarms"][name]["steps"]) == (8, 2)
+    assert (state.mem["alarms"][name]["first_step"], state.mem["alarms"][name]["steps"]) == (12, 2)
 
 
 def test_a_refused_update_is_an_alarm_at_once():

@@ -186,7 +186,8 @@ def test_each_task_is_graded_by_whoever_pays_it_and_rows_keep_their_place():
         both.problems["poem"][1],
         both.problems["a"][4],
     ]
-    assert both.grade(asked, ["long verse", "3", "x", "?"]) == [1.0, 1.0, 0.0, None]
+    grades = both.grade(asked, ["long verse", "3", "x", "?"])
+    assert [grade.value for grade in grades] == [1.0, 1.0, 0.0, None]
     assert judge.seen == [("poem 0", "long verse", "ref_logps"), ("poem 1", "x", "ref_logps")]
 
 
@@ -202,10 +203,9 @@ class Boxed(Echo):
         ]
 
 
-def test_the_score_in_the_asked_form_is_logged_beside_the_reward_and_starts_afresh() -> None:
+def test_a_grade_tells_what_it_would_be_if_only_the_asked_form_counted() -> None:
     tasks = task_set({"a": 1.0, "b": 1.0}, tasks={"a": Boxed()})
     asked = [*tasks.problems["a"][:4], *tasks.problems["b"][:1]]
     grades = tasks.grade(asked, ["[0]", "1", "7", "?", "0"])
-    assert grades == [1.0, 1.0, 0.0, None, 1.0]
-    assert tasks.strict() == {"reward/strict/a": 1 / 3}
-    assert tasks.strict() == {}
+    assert [grade.value for grade in grades] == [1.0, 1.0, 0.0, None, 1.0]
+    assert [grade.parts.get("strict") for grade in grades] == [1.0, 0.0, 0.0, 0.0, None]

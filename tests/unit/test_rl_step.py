@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -188,6 +189,15 @@ def test_what_is_logged_of_a_step_by_hand():
         "rollout/finished": 0.75,
         "rollout/flat_groups": 0.5,
     }
+    # a teacher's answers to the same prompts are not the policy's; the second row kept the form that was asked for
+    strict = roll.row_facts["strict"].index_fill(0, torch.tensor([1, 3]), 0.5)
+    roll = replace(roll, row_facts={**roll.row_facts, "strict": strict})
+    log = describe(roll)
+    assert log["reward/strict/b"] == log["reward/strict/a"] == 0.5
+    sources = {"source": torch.tensor([3.0, 3.0, 0.0, 3.0]), "strict": torch.arange(4.0)}
+    mixed = describe(replace(roll, row_facts={**roll.row_facts, **sources}))
+    assert mixed == describe(roll.rows([2])) | {"reward/strict/b": 2.0}
+    assert describe(replace(roll, row_facts={**roll.row_facts, "source": torch.ones(4)})) == {}
 
 
 def test_a_batch_is_split_into_updates_by_whole_prompts():

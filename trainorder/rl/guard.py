@@ -157,8 +157,9 @@ def watch(
     """
     mem = state.mem
     start = mem.setdefault("alarm_start", {"steps": 0, "entropy": 0.0, "length": 0.0})
-    entropy, length = metrics["rollout/entropy"], metrics["rollout/length"]
-    if start["steps"] < START_STEPS:
+    entropy = metrics.get("rollout/entropy", math.nan)  # nan: the policy itself sampled nothing
+    length = metrics.get("rollout/length", math.nan)
+    if start["steps"] < START_STEPS and not math.isnan(entropy):
         start["steps"] += 1
         start["entropy"] += (entropy - start["entropy"]) / start["steps"]
         start["length"] += (length - start["length"]) / start["steps"]
@@ -167,7 +168,7 @@ def watch(
     beyond = {
         "entropy": (entropy, entropy < config.entropy_fraction * start["entropy"]),
         "kl": (metrics.get("rl/kl_old", 0.0), metrics.get("rl/kl_old", 0.0) > config.kl),
-        "length": (length, not 1 / config.length_factor <= longer <= config.length_factor),
+        "length": (length, longer > config.length_factor or longer * config.length_factor < 1),
         "unscored": (unscored / rows, unscored > config.unscored * rows),
         "grad_norm": (
             metrics.get("rl/grad_norm", 0.0),

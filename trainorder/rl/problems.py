@@ -15,7 +15,7 @@ from trainorder.rl.samplers import Moment, Seen
 from trainorder.rl.scheduler import Scheduler
 from trainorder.rl.types import Roll, State
 from trainorder.streams import stream
-from trainorder.tasks.base import Problem, Task
+from trainorder.tasks.base import Problem, Reward, Task
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,6 @@ class TaskSet:
     """Whose turn it is."""
     _order: dict[tuple[int, str, int], list[int]] = field(default_factory=dict, repr=False)
     _counted: Counter[str] = field(default_factory=Counter, repr=False)
-    _strict: dict[str, list[float]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(
@@ -91,42 +90,25 @@ class TaskSet:
             drawn[name] += count
         return chosen
 
-    def grade(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[float | None]:
-        """The grade of each answer, in [0, 1]; None where it cannot be graded."""
-        grades: list[float | None] = [None] * len(problems)
+    def grade(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[Reward]:
+        """The grade of each answer: a value in [0, 1], None where it cannot be graded, and what the verifier tells of its parts."""
+        grades = [Reward(None)] * len(problems)
         for name in sorted({p.task for p in problems}):
             rows = [i for i, p in enumerate(problems) if p.task == name]
             asked, given = [problems[i] for i in rows], [answers[i] for i in rows]
-            for i, value in zip(rows, self._grade_task(name, asked, given), strict=True):
-                grades[i] = value
+            for i, grade in zip(rows, self._grade_task(name, asked, given), strict=True):
+                grades[i] = grade
         return grades
 
-    def _grade_task(
-        self, name: str, problems: list[Problem], answers: list[str]
-    ) -> Sequence[float | None]:
+    def _grade_task(self, name: str, problems: list[Problem], answers: list[str]) -> list[Reward]:
         task = self.tasks[name]
         if not self.is_judged(name):
-            rewards = grading.grade(task, answers, problems)
-            known = [
-                r.parts["strict"] for r in rewards if r.value is not None and "strict" in r.parts
-            ]
-            self._strict.setdefault(name, []).extend(known)
-            return [reward.value for reward in rewards]
+            return grading.grade(task, answers, problems)
         judge = self.judges[name]
         references = [p.reference or "" for p in problems]
         grades = judge.win_probability([p.text for p in problems], answers, references)
         grading.shared().unscored.note(name, grades, getattr(judge, "failures", ()))
-        return grades
-
-    def strict(self) -> dict[str, float]:
-        """`reward/strict/<task>` of the answers graded here since the last call: the mean if only the asked form counted."""
-        found = {
-            f"reward/strict/{name}": math.fsum(values) / len(values)
-            for name, values in self._strict.items()
-            if values
-        }
-        self._strict.clear()
-        return found
+        return [Reward(grade) for grade in grades]
 
     def judge_calls(self) -> dict[str, float]:
         """What the judges that are asked counted since the last call: `perf/judge_asked`, `perf/judge_kept`, ..."""

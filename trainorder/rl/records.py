@@ -7,7 +7,16 @@ from trainorder.rl.types import Roll, State
 
 
 def describe(roll: Roll) -> dict[str, float]:
-    """What was sampled and how it was rewarded, overall and per task, before any edit."""
+    """What the policy sampled and how it was rewarded, overall and per task, before any edit.
+
+    Rows of other sources (a teacher's answers) say nothing about the policy and are left out; without any of its own
+    there is nothing to log.
+    """
+    mine = roll.is_from("policy")
+    if not mine.all():
+        roll = roll.rows(mine.nonzero().flatten().tolist())
+    if not len(roll):
+        return {}
     lengths = roll.loss_mask.sum(1)
     log = mismatch(roll) | {
         "reward/mean": _mean_scored(roll),
@@ -23,6 +32,9 @@ def describe(roll: Roll) -> dict[str, float]:
         log[f"reward/mean/{task}"] = _mean_scored(own)
         log[f"reward/unscored/{task}"] = float((~own.scored).sum())
         log[f"rollout/entropy/{task}"] = float(mmean(own.entropy, own.loss_mask))
+        strict = own.row_facts["strict"]
+        if (known := ~strict.isnan()).any():
+            log[f"reward/strict/{task}"] = float(strict[known].mean())
     return log
 
 

@@ -26,7 +26,7 @@ from trainorder.rl.types import ASKED, Roll, State
 from trainorder.rollout import Completions, Request
 from trainorder.rollout.base import rows_of, with_prompts
 from trainorder.streams import seed_of
-from trainorder.tasks.base import Problem, reworded
+from trainorder.tasks.base import Problem, Reward, reworded
 
 
 @dataclass
@@ -128,8 +128,10 @@ class StepRollouts:
         for row, text in zip(shorter, learner.policy.decode_batch(answers), strict=True):
             texts[row] = text
         grades = [
-            float(grade) if scored else None
-            for grade, scored in zip(roll.row_facts["graded"], roll.scored, strict=True)
+            Reward(float(grade) if scored else None, {"strict": float(strict)})
+            for grade, strict, scored in zip(
+                roll.row_facts["graded"], roll.row_facts["strict"], roll.scored, strict=True
+            )
         ]
         with timed(self.clock, "grade"):
             backend = learner.backend
@@ -148,11 +150,21 @@ class StepRollouts:
         )
         return self._rewarded(roll, grades)
 
-    def _rewarded(self, roll: Roll, grades: Sequence[float | None]) -> Roll:
+    def _rewarded(self, roll: Roll, grades: Sequence[Reward]) -> Roll:
+        strict = [
+            g.parts.get("strict", math.nan) if g.value is not None else math.nan for g in grades
+        ]
+        roll = replace(
+            roll, row_facts={**roll.row_facts, "strict": roll.rewards.new_tensor(strict)}
+        )
         task_set, floor = self.learner.task_set, self.learner.config.min_judged_spread
         floors = [floor if task_set.is_judged(problem.task) else 0.0 for problem in roll.problem]
         return add_rewards(
-            roll, grades, self.learner.method, self.state, floors=roll.rewards.new_tensor(floors)
+            roll,
+            [grade.value for grade in grades],
+            self.learner.method,
+            self.state,
+            floors=roll.rewards.new_tensor(floors),
         )
 
     def _share(self, requests: Sequence[Request]) -> list[Request]:

@@ -67,7 +67,7 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
             learner.follow()
     state.step += 1
     log["rollout/tokens"] = rollouts.tokens
-    log |= task_set.judge_calls() | task_set.strict()
+    log |= task_set.judge_calls()
     log |= rates(
         learner.policy.model,
         clock,

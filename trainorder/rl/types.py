@@ -29,6 +29,7 @@ ROW_DEFAULTS = {
     "given": 0.0,
     "temperature": 1.0,
     "limit": math.inf,
+    "strict": math.nan,
 }
 """Facts per row that `Roll.cat` fills in for rows that lack them."""
 ASKED = "asked/"
@@ -67,7 +68,8 @@ class Roll:
     problem: list[Problem]
     text: list[str]
     row_facts: dict[str, Tensor] = field(default_factory=dict)
-    """Per row: `graded` (by verifier or judge), `finished` (1 = ended within its limit), `source` (place in SOURCES),
+    """Per row: `graded` (by verifier or judge), `strict` (the grade if only the form that the prompt asks for counts, nan where the
+    grader does not tell), `finished` (1 = ended within its limit), `source` (place in SOURCES),
     `age` (steps since it was sampled), `given` (leading tokens that were not sampled), `temperature`, `limit` (tokens that
     the answer might have), and what its request brought (`asked`)."""
     token_facts: dict[str, Tensor] = field(default_factory=dict)
