@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trainorder.config import MergeConfig
-from trainorder.merge import cut_of, dare, merge_folders, merge_tensors, tune_scale
+from trainorder.merge import merge_folders, tune_scale
+from trainorder.merge.methods import Whole, cut_of, dare, merge_tensors
 from trainorder.streams import torch_stream
 
 ZERO = torch.zeros(3)
@@ -95,11 +96,64 @@ def test_dare_ties_elects_signs_among_what_dare_kept():
     # density 1 keeps all: sums (1, -4, .3) have signs +, -, +; 2, (-1 - 3) / 2, (.1 + .2) / 2
     whole = MergeConfig(method="dare_ties", density=1.0)
     streams = [torch_stream("dare_ties", i) for i in range(2)]
-    merged = merge_tensors(ZERO, [A, B], whole, generators=streams)
+    merged = merge_tensors(ZERO, [A, B], whole, Whole(generators=streams))
     torch.testing.assert_close(merged, torch.tensor([2.0, -2.0, 0.15]))
     thin = MergeConfig(method="dare_ties", density=0.5)
-    kept = merge_tensors(torch.zeros(400), [torch.ones(400)] * 2, thin, generators=streams)
+    kept = merge_tensors(torch.zeros(400), [torch.ones(400)] * 2, thin, Whole(generators=streams))
     assert sorted(set(kept.tolist())) == [0.0, 2.0]  # a mean, where DARE alone would add to 4
+
+
+def test_sce_weighs_by_energy_and_erases_the_minority_sign():
+    # all entries: energies 5.01 and 10.04; signs of the sums +, -, +: 2 and -3 -> (-1 * 5.01 - 3 * 10.04) / 15.05
+    merged = merge_tensors(ZERO, [A, B], MergeConfig(method="sce"))
+    third = (0.1 * 5.01 + 0.2 * 10.04) / 15.05
+    torch.testing.assert_close(merged, torch.tensor([2.0, -35.13 / 15.05, third]))
+
+
+def test_sce_selects_where_the_deltas_differ_most():
+    # variances 2.25, 1, .0025: two of three stay; energies 4 + 1 and 1 + 9, so -1 and -3 give (-1 * 5 - 3 * 10) / 15
+    config = MergeConfig(method="sce", density=2 / 3, scale=0.5)
+    merged = merge_tensors(ZERO, [A, B], config)
+    torch.testing.assert_close(merged, torch.tensor([1.0, -35 / 30, 0.0]))
+
+
+def test_sce_of_deltas_that_cancel_or_do_not_differ_is_defined():
+    config = MergeConfig(method="sce", density=0.5)
+    torch.testing.assert_close(merge_tensors(ZERO, [A, -A], config), ZERO)
+    torch.testing.assert_close(merge_tensors(ZERO, [A, A], config), A)
+    torch.testing.assert_close(merge_tensors(ZERO, [ZERO, ZERO], config), ZERO)
+
+
+def test_ram_averages_what_several_changed_and_keeps_what_one_changed():
+    one, two = torch.tensor([2.0, -1.0, 0.0, 1e-6]), torch.tensor([4.0, 0.0, 3.0, 0.0])
+    zero = torch.zeros(4)
+    merged = merge_tensors(zero, [one, two], MergeConfig(method="ram"))
+    torch.testing.assert_close(merged, torch.tensor([3.0, -1.0, 3.0, 0.0]))
+    scaled = MergeConfig(method="ram", scale=0.5)
+    merged = merge_tensors(zero, [one, two], scaled, Whole(factors=[1.2, 1.0]))
+    torch.testing.assert_close(merged, torch.tensor([1.5, -0.6, 1.5, 0.0]))
+
+
+def test_ram_counts_what_is_shared_over_all_tensors(tmp_path: Path):
+    # one: 1 shared, 2 of its own (factor 1 + .2 * 1 / 2); two: 1 shared, 1 of its own (factor 1.2)
+    values = {
+        "b": ([0.0, 0.0], [0.0, 0.0]),
+        "1": ([1.0, 1.0], [1.0, 0.0]),
+        "2": ([3.0, 0.0], [0.0, 1.0]),
+    }
+    base, *parents = (
+        folder(tmp_path / n, {"x": torch.tensor(x), "y": torch.tensor(y)})
+        for n, (x, y) in values.items()
+    )
+    merge_folders(base, parents, tmp_path / "out", MergeConfig(method="ram", unique_scale=1.2))
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    torch.testing.assert_close(found["x"], torch.tensor([2.0, 1.1]))
+    torch.testing.assert_close(found["y"], torch.tensor([1.1, 1.2]))
+
+
+def test_settings_of_ram_change_no_other_merge():
+    assert "threshold" not in MergeConfig(method="ties").results()
+    assert MergeConfig(method="ram").results()["unique_scale"] == 1.0
 
 
 def test_the_scale_with_the_best_score_is_kept_and_nothing_else_is_left(tmp_path: Path):
@@ -144,7 +198,7 @@ def test_merging_one_checkpoint_onto_its_base_returns_its_bytes(tmp_path: Path):
     tensors = {"a": torch.randn(5, 3, generator=torch_stream("a")), "b": torch.arange(4.0)}
     base = folder(tmp_path / "base", {n: torch.zeros_like(t) for n, t in tensors.items()})
     one = folder(tmp_path / "one", tensors)
-    for method in ("average", "task_arithmetic", "ties"):
+    for method in ("average", "task_arithmetic", "ties", "sce", "ram"):
         out = tmp_path / method
         merge_folders(base, [one], out, MergeConfig(method=method))
         assert (out / "model.safetensors").read_bytes() == (one / "model.safetensors").read_bytes()

@@ -159,7 +159,7 @@ def test_adapters_lie_on_the_node_wherever_the_model_is():
     assert not torch.allclose(own, logits(Policy.load("mine").model), atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["average", "task_arithmetic", "ties"])
+@pytest.mark.parametrize("method", ["average", "ties", "sce", "ram"])
 def test_merges_read_the_weights_of_the_model(method: Any, tmp_path: Path):
     nodes = [paths.checkpoint(f"s{s}--a") for s in (0, 1)]
     merge_folders(BASE, nodes, tmp_path / "merged", MergeConfig(method=method))

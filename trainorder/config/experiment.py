@@ -75,17 +75,28 @@ class MergeConfig(Section):
 
     of: Literal["singles"] = "singles"
     """Which checkpoints: the single-phase nodes, each trained from the base on one phase of the orders."""
-    method: Literal["average", "task_arithmetic", "ties", "dare", "dare_ties"]
+    method: Literal["average", "task_arithmetic", "ties", "dare", "dare_ties", "sce", "ram"]
     """average of weights; base + scale * sum of deltas; TIES (arXiv 2306.01708); DARE (arXiv 2311.03099); DARE's random
-    deltas merged by TIES' elected signs."""
+    deltas merged by TIES' elected signs; SCE (arXiv 2408.07990); RAM (arXiv 2601.13572)."""
     density: float = Field(default=1.0, ge=1e-6, le=1)
-    """Share of each delta's entries kept by TIES (largest) and DARE (random)."""
+    """Share of each delta's entries kept by TIES (largest) and DARE (random); of SCE the share of entries in which the
+    deltas differ that is kept (largest variance)."""
     trim: Literal["all", "tensor"] = "all"
     """What TIES takes the largest entries of: all tensors of a delta together, as in its paper, or each tensor by itself."""
     scale: Positive | Annotated[list[Positive], Field(min_length=1, max_length=100)] = 1.0
     """Factor on the merged delta; average ignores it. Of a list, the one with the best mean dev score is kept."""
     seed: Seed = 0
     """Seed of DARE's random mask."""
+    threshold: float = Field(default=1e-5, ge=0, le=1e9)
+    """RAM: an entry that changed by no more than this counts as unchanged."""
+    unique_scale: float = Field(default=1.0, ge=1, le=100)
+    """RAM: up to this factor on entries that one checkpoint alone changed, the more it shares with others the more. 1: RAM;
+    1.2 is the authors' RAM+."""
+
+    def results(self) -> dict[str, Any]:
+        """What can change a checkpoint; RAM's settings only where it merges."""
+        other = set[str]() if self.method == "ram" else {"threshold", "unique_scale"}
+        return self.model_dump(exclude=other)
 
 
 class Permutations(Section):

@@ -1,4 +1,4 @@
-"""Checkpoints merged without training: average, task arithmetic, TIES, DARE over the weights of one base.
+"""Checkpoints merged without training: average, task arithmetic, TIES, DARE, SCE, RAM over the weights of one base.
 
 One tensor is in memory at a time. A LoRA node is merged as the weights that its adapter makes of its base, one node at a
 time in memory, and the result has full weights. With delta_i = theta_i - theta_0 of the merged checkpoints:
@@ -8,6 +8,10 @@ time in memory, and the result has full weights. With delta_i = theta_i - theta_
     ties             theta_0 + scale * mean of the trimmed deltas that agree with the sign   arXiv 2306.01708
     dare             theta_0 + scale * sum_i delta_i * keep / density, keep ~ Bernoulli      arXiv 2311.03099
     dare_ties        DARE's random deltas in place of TIES' trimmed ones
+    sce              theta_0 + scale * weighted mean of the deltas that have the elected sign, in the entries where they differ
+                     most; a delta's weight is its energy in the tensor                            arXiv 2408.07990
+    ram              theta_0 + scale * mean of the deltas that changed an entry, an entry that one alone changed
+                     whole and times its factor                                                    arXiv 2601.13572
 
 TIES keeps the `density` share of largest entries of a whole delta, as in its paper: a first reading of all tensors finds
 the magnitude from which on entries stay (`cut_of`). With `trim: tensor` each tensor keeps that share of its own.
@@ -19,22 +23,22 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from jaxtyping import Float
 
 from trainorder.adapters import is_adapter_node, is_model_node
 from trainorder.config import MergeConfig
 from trainorder.files import writing_folder
+from trainorder.merge.methods import Whole, cut_of, merge_tensors, unique_factors
 from trainorder.policy import Policy
 from trainorder.resume import NOTHING, Work
 from trainorder.streams import torch_stream
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 WEIGHTS = "model*.safetensors"
 
@@ -70,21 +74,23 @@ def _whole(folder: Path, out: Path, stack: ExitStack) -> Path:
 
 def _merge(base: Path, parents: Sequence[Path], out: Path, config: MergeConfig, work: Work) -> None:
     _check_same_tensors(base, parents)
-    cuts = [0.0] * len(parents)
+    whole = Whole()
     if config.method == "ties" and config.trim == "all":
-        cuts = [_cut_of_folder(base, parent, config.density) for parent in parents]
-    with writing_folder(out) as whole:
+        whole = Whole(cuts=[_cut_of_folder(base, parent, config.density) for parent in parents])
+    elif config.method == "ram":
+        whole = Whole(factors=_factors_of_folders(base, parents, config))
+    with writing_folder(out) as folder:
         ignore = shutil.ignore_patterns(WEIGHTS)
-        shutil.copytree(base, whole, ignore=ignore, dirs_exist_ok=True)
+        shutil.copytree(base, folder, ignore=ignore, dirs_exist_ok=True)
         for shard in sorted(base.glob(WEIGHTS)):
             kept = work.file(
                 shard.name,
-                lambda file, shard=shard: _merge_shard(shard, parents, file, config, cuts),
+                lambda file, shard=shard: _merge_shard(shard, parents, file, config, whole),
             )
             if kept is None:
-                _merge_shard(shard, parents, whole / shard.name, config, cuts)
+                _merge_shard(shard, parents, folder / shard.name, config, whole)
             else:
-                os.link(kept, whole / shard.name)
+                os.link(kept, folder / shard.name)
 
 
 def tune_scale(
@@ -113,109 +119,6 @@ def tune_scale(
     return ranked
 
 
-def merge_tensors(
-    base: Float[Tensor, "*shape"],
-    parents: Sequence[Float[Tensor, "*shape"]],
-    config: MergeConfig,
-    *,
-    generators: Sequence[Generator] = (),
-    cuts: Sequence[float] = (),
-) -> Float[Tensor, "*shape"]:
-    """One tensor of the merge, in the base's type; computed in float32.
-
-    Of each parent, `generators` draw DARE's mask, and `cuts` are the magnitudes from which on entries of its delta stay
-    in TIES (with `trim: tensor` this tensor's own are taken).
-    """
-    import torch
-
-    if config.method == "average":
-        return torch.stack([parent.float() for parent in parents]).mean(0).to(base.dtype)
-    deltas = [parent.float() - base.float() for parent in parents]
-    if config.method == "ties":
-        if config.trim == "tensor":
-            cuts = [cut_of(lambda d=d: [d], config.density) for d in deltas]
-        merged = elect(torch.stack([trim(d, cut) for d, cut in zip(deltas, cuts, strict=True)]))
-    elif config.method in ("dare", "dare_ties"):
-        kept = [
-            dare(d, density=config.density, generator=g)
-            for d, g in zip(deltas, generators, strict=True)
-        ]
-        merged = (
-            elect(torch.stack(kept)) if config.method == "dare_ties" else torch.stack(kept).sum(0)
-        )
-    else:
-        merged = torch.stack(deltas).sum(0)
-    assert isinstance(config.scale, float)
-    return (base.float() + config.scale * merged).to(base.dtype)
-
-
-def elect(deltas: Float[Tensor, "*parents_shape"]) -> Float[Tensor, "*shape"]:
-    """Per entry, the mean of the deltas other than 0 that have the sign of their sum."""
-    from peft.utils.merge_utils import calculate_majority_sign_mask, disjoint_merge
-
-    return disjoint_merge(deltas, calculate_majority_sign_mask(deltas, method="total"))
-
-
-def trim(delta: Float[Tensor, "*shape"], cut: float) -> Float[Tensor, "*shape"]:
-    """Zero all entries of a magnitude below `cut`."""
-    return delta * (delta.abs() >= cut)
-
-
-def cut_of(tensors: Callable[[], Iterable[Tensor]], density: float) -> float:
-    """The smallest magnitude that the `density` share of largest entries of all `tensors` together has.
-
-    At least one entry stays, and all entries of equal magnitude do, so the order of entries decides nothing. `tensors`
-    is read twice, in float32: magnitudes are counted by the upper 16 bits of their pattern, which orders them, then
-    within one such bin by the lower ones. Memory is that of the counts and of one chunk, whatever the tensors' size.
-
-    >>> import torch
-    >>> cut_of(lambda: [torch.tensor([10.0, 9.0]), torch.tensor([-0.1, 0.2])], 0.5)
-    9.0
-    """
-    import torch
-
-    upper, total = torch.zeros(HALF, dtype=torch.long), 0
-    for patterns in _patterns(tensors()):
-        upper += torch.bincount(patterns >> 16, minlength=HALF)
-        total += len(patterns)
-    bin_, larger = _reach(upper, max(1, round(density * total)), 0)
-    lower = torch.zeros(HALF, dtype=torch.long)
-    for patterns in _patterns(tensors()):
-        lower += torch.bincount(patterns[patterns >> 16 == bin_] & (HALF - 1), minlength=HALF)
-    place, _ = _reach(lower, max(1, round(density * total)), larger)
-    pattern = torch.tensor([bin_ << 16 | place], dtype=torch.int32)
-    return float(pattern.view(torch.float32))
-
-
-HALF, CHUNK = 2**16, 2**22
-
-
-def _patterns(tensors: Iterable[Tensor]) -> Iterable[Tensor]:
-    """The bits of the entries' magnitudes as numbers, chunk by chunk; larger magnitudes have larger ones."""
-    import torch
-
-    for tensor in tensors:
-        for chunk in tensor.float().flatten().split(CHUNK):
-            yield chunk.abs().view(torch.int32).long()
-
-
-def _reach(counts: Tensor, wanted: int, before: int) -> tuple[int, int]:
-    """The bin that holds the `wanted`-th largest, `before` being larger than all bins; and how many lie above it."""
-    above = before + counts.flip(0).cumsum(0).flip(0) - counts  # in larger bins
-    bin_ = int((above < wanted).nonzero()[0])
-    return bin_, int(above[bin_])
-
-
-def dare(
-    delta: Float[Tensor, "*shape"], *, density: float, generator: Generator
-) -> Float[Tensor, "*shape"]:
-    """Keep each entry with probability `density` and divide the kept by it: the expected delta is unchanged."""
-    import torch
-
-    keep = torch.rand(delta.shape, generator=generator) < density
-    return torch.where(keep, delta / density, 0.0)
-
-
 def _cut_of_folder(base: Path, parent: Path, density: float) -> float:
     """`cut_of` the delta of a parent, one tensor in memory at a time."""
     with ExitStack() as stack:
@@ -226,8 +129,26 @@ def _cut_of_folder(base: Path, parent: Path, density: float) -> float:
         )
 
 
+def _factors_of_folders(base: Path, parents: Sequence[Path], config: MergeConfig) -> list[float]:
+    """`unique_factors` of the parents' deltas, one tensor of each in memory at a time."""
+    import torch
+
+    shared, unique = (torch.zeros(len(parents), dtype=torch.long) for _ in range(2))
+    with ExitStack() as stack:
+        ours, *theirs = (_Weights(stack, folder) for folder in (base, *parents))
+        for name in ours.names:
+            before = ours.get(name).float()
+            changed = torch.stack(
+                [(t.get(name).float() - before).abs() > config.threshold for t in theirs]
+            ).flatten(1)
+            count = changed.sum(0)
+            unique += (changed & (count == 1)).sum(1)
+            shared += (changed & (count > 1)).sum(1)
+    return unique_factors(shared.tolist(), unique.tolist(), config.unique_scale)
+
+
 def _merge_shard(
-    shard: Path, parents: Sequence[Path], out: Path, config: MergeConfig, cuts: Sequence[float]
+    shard: Path, parents: Sequence[Path], out: Path, config: MergeConfig, whole: Whole
 ) -> None:
     """Write the merged shard behind the base's own header: same tensors, same types, same places."""
     import torch
@@ -245,9 +166,8 @@ def _merge_shard(
         for name in names:
             tensors = [other.get(name) for other in others]
             masks = [torch_stream("merge", config.seed, folder.name, name) for folder in parents]
-            merged = merge_tensors(
-                base.get_tensor(name), tensors, config, generators=masks, cuts=cuts
-            )
+            of_tensor = replace(whole, generators=masks)
+            merged = merge_tensors(base.get_tensor(name), tensors, config, of_tensor)
             stream.write(merged.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         stream.flush()
         os.fsync(stream.fileno())
