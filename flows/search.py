@@ -10,7 +10,7 @@ from trainorder.flow.search import Search
 @flow(name="trainorder-search", retries=0, persist_result=False)
 def search_flow(budget: int = 30, minutes: float | None = None, params: str = "params.yaml") -> str:
     """Singles first, then the order that they predict and its reverse, then what all measured steps predict."""
-    return Search.of(params, budget, minutes, train=trainorder_flow).run()
+    return Search.of(params, budget, minutes).run(trainorder_flow)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 FAIL_AT = "TRAINORDER_FAIL_AT"
 """Environment variable `NAME` or `NAME:N`: the process kills itself (SIGKILL) when it passes fail-point NAME the Nth time."""
 
+HELD = "TRAINORDER_HELD"
+"""Environment variable: descriptor of a lock file that this process has, or that its parent gave it (`held`)."""
+
 _passed: Counter[str] = Counter()
 
 
@@ -110,9 +113,41 @@ def close_pipes(worker: subprocess.Popen[bytes]) -> None:
 def exclusive(path: Path, what: str, patience: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path`, which goes with this process however it ends; `what` names it in messages.
 
+    Where this process or its parent has it by `held`, there is nothing to wait for.
+
     Raises:
         Busy: another process still holds it after `patience` seconds; names that process.
     """
+    with contextlib.nullcontext() if _has(path) else _locked(path, what, patience):
+        yield
+
+
+@contextlib.contextmanager
+def held(path: Path, what: str) -> Iterator[int]:
+    """As `exclusive`, over all that the block does: calls of `exclusive` inside, and a child with `pass_fds` of the descriptor.
+
+    The lock goes with the last of them. What is written in the block is so seen by no other holder half-way.
+
+    Raises:
+        Busy: another process holds it.
+    """
+    with _locked(path, what, 0.0) as descriptor:
+        os.environ[HELD] = str(descriptor)
+        try:
+            yield descriptor
+        finally:
+            del os.environ[HELD]
+
+
+def _has(path: Path) -> bool:
+    """Whether the descriptor in HELD is of this lock file."""
+    with contextlib.suppress(KeyError, ValueError, OSError):
+        return os.path.samestat(os.fstat(int(os.environ[HELD])), path.stat())
+    return False
+
+
+@contextlib.contextmanager
+def _locked(path: Path, what: str, patience: float) -> Iterator[int]:
     path.parent.mkdir(parents=True, exist_ok=True)
     end, told = time.monotonic() + patience, False
     with path.open("a+") as lock:
@@ -134,7 +169,7 @@ def exclusive(path: Path, what: str, patience: float = 0.0) -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        yield
+        yield lock.fileno()
 
 
 def is_held(path: Path) -> bool:

@@ -101,24 +101,28 @@ def read_yaml(path: Path, most: int = MAX_YAML, values: int = MAX_VALUES) -> Any
     Raises:
         ParamsError: the file cannot be read, or is no such YAML; names the line, never a value.
     """
+    return parse_yaml(read_text(path, most), str(path), values)
+
+
+def parse_yaml(text: str, source: str, values: int = MAX_VALUES) -> Any:
+    """As `read_yaml`, of a text; `source` names it in errors."""
     import yaml
 
-    text = read_text(path, most)
     try:
         _count(text, values)
         root = yaml.compose(text, Loader=_loader())
         _check_keys(root)
         return _construct(root)
     except ParamsError as error:
-        raise ParamsError(f"{path}{redact(str(error))}") from None
+        raise ParamsError(f"{source}{redact(str(error))}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f"line {mark.line + 1}: " if mark else ""
         problem = redact(str(error.problem or error.context))[:300]
-        raise ParamsError(f"{path} is not valid YAML: {line}{problem}") from None
+        raise ParamsError(f"{source} is not valid YAML: {line}{problem}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         problem = redact(" ".join(str(error).split()))[:300]
-        raise ParamsError(f"{path} is not valid YAML: {problem}") from None
+        raise ParamsError(f"{source} is not valid YAML: {problem}") from None
 
 
 def read_json(path: Path, shape: type[T], repair: str) -> T:

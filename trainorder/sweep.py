@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
-
-from ruamel.yaml.error import YAMLError
 
 from trainorder import paths
 from trainorder.config import Params, params_file, parse_params
 from trainorder.files import write_text
 from trainorder.plan.check import check
-from trainorder.reading import ParamsError, did_you_mean
+from trainorder.process import StageError, die_with_parent, held
+from trainorder.reading import ParamsError, did_you_mean, parse_yaml
 
+SET = "--set"
 FREE = ("orders", "phases", "tasks", "merges", "variants", "judges")
 """Sections whose keys are the user's own names, so that a mistyped one would be another entry."""
 
@@ -47,7 +49,7 @@ def versions(text: str, settings: Sequence[str]) -> list[tuple[str, str]]:
         new = text
         for key, value in zip(values, chosen, strict=True):
             new = _with(new, key, value)
-        check(parse_params(_plain(new), source="--set"))
+        check(parse_params(parse_yaml(new, SET), source=SET))
         label = ", ".join(f"{key}={value}" for key, value in zip(values, chosen, strict=True))
         found.append((label, new))
     return found
@@ -60,21 +62,28 @@ def run(settings: Sequence[str], name: str | None) -> int:
 
     Raises:
         ParamsError: a setting is wrong; nothing was changed.
+        StageError: another flow runs in this folder, and nothing was changed; or DVC could not save the run.
     """
-    file = params_file()
-    wanted = versions(file.read_text(encoding="utf-8"), settings)
-    if len(wanted) > 1 and name is None:
-        raise ParamsError(f"--set asks for {len(wanted)} runs: name them with --exp NAME")
     if name is not None:
         _check_repository()
-    for number, (label, text) in enumerate(wanted, 1):
-        print(label, flush=True)
-        write_text(file, text)
-        done = subprocess.run([sys.executable, "-m", "trainorder.flow.run"], check=False)
-        if done.returncode:
-            return done.returncode
-        if name is not None:
-            _save(name if len(wanted) == 1 else f"{name}-{number}")
+    with held(paths.FLOW_LOCK, "runs a flow in this folder") as lock:
+        file = params_file()
+        wanted = versions(file.read_text(encoding="utf-8"), settings)
+        if len(wanted) > 1 and name is None:
+            raise ParamsError(f"--set asks for {len(wanted)} runs: name them with --exp NAME")
+        for number, (label, text) in enumerate(wanted, 1):
+            print(label, flush=True)
+            write_text(file, text)
+            done = subprocess.run(
+                [sys.executable, "-m", "trainorder.flow.run"],
+                check=False,
+                pass_fds=(lock,),
+                preexec_fn=partial(die_with_parent, os.getpid()),
+            )
+            if done.returncode:
+                return done.returncode
+            if name is not None:
+                _save(name if len(wanted) == 1 else f"{name}-{number}")
     return 0
 
 
@@ -84,12 +93,12 @@ def _with(text: str, key: str, value: str) -> str:
     _set(data, key, value)
     stream = io.StringIO()
     _yaml().dump(data, stream)
-    wanted = _plain(stream.getvalue())
+    wanted = parse_yaml(stream.getvalue(), SET)
     for short in _on_a_line(text, key.removeprefix("+").split("."), value):
         try:
-            if _plain(short) == wanted:
+            if parse_yaml(short, SET) == wanted:
                 return short
-        except YAMLError:
+        except ParamsError:
             continue
     return stream.getvalue()
 
@@ -129,6 +138,7 @@ def _set(data: Any, key: str, value: str) -> None:
         if not isinstance(section, dict):
             raise ParamsError(f"--set {key}: {'.'.join(path[: depth + 1])} holds no keys")
     _check_known(section, path, len(path) - 1, key, added)
+    parse_yaml(value, f"--set {key}: {value}")
     section[path[-1]] = _yaml().load(value)
 
 
@@ -149,7 +159,10 @@ def _save(name: str) -> None:
     command = [sys.executable, "-m", "dvc", "exp", "save", "--force", f"--name={name}", *new]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ParamsError(f"dvc exp save: {' '.join((done.stderr or done.stdout).split())}")
+        said = " ".join((done.stderr or done.stdout).split())
+        raise StageError(
+            f"dvc exp save: {said}; the run is finished, only not saved as experiment {name}"
+        )
     print(f"experiment {name}: `dvc exp show` compares, `dvc exp apply {name}` brings it back")
 
 
@@ -167,9 +180,3 @@ def _yaml() -> Any:
     yaml.width = 4096
     yaml.preserve_quotes = True
     return yaml
-
-
-def _plain(text: str) -> Any:
-    from ruamel.yaml import YAML
-
-    return YAML(typ="safe", pure=True).load(text)

@@ -66,6 +66,11 @@ def test_every_params_snippet_in_the_docs_is_accepted(text: str):
     parse_params(_merged(default, yaml.safe_load(text)))
 
 
+def test_news_stands_in_the_changelog_above_the_table_of_task_versions():
+    _, versions = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## Task versions\n")
+    assert [line for line in versions.splitlines() if line.startswith(("-", "#"))] == []
+
+
 @pytest.mark.long("builds the whole site in a process of its own")
 def test_the_site_builds_without_a_warning(tmp_path: Path):
     command = [

@@ -14,7 +14,10 @@ from conftest import ROOT
 
 from trainorder import plan
 from trainorder.config import load_params, parse_params
-from trainorder.flow.search import Search, _path
+from trainorder.flow.experiment import EDITED, Experiment
+from trainorder.flow.search import FILE, Search, _path
+from trainorder.paths import FLOW_LOCK
+from trainorder.process import Busy, exclusive
 from trainorder.reading import ParamsError, read_yaml
 from trainorder.search import Known, Order
 
@@ -89,7 +92,7 @@ class Planted(Search):
     world: World
     rounds = 0
 
-    def _measure(self) -> Known:
+    def _measure(self, train: object) -> Known:
         self.rounds += 1
         current = plan.compile_plan(self._with(self.orders))
         found = [_path(current, node) for node in current.nodes.values()]
@@ -104,7 +107,7 @@ class Planted(Search):
 def search(source: Path, world: World, budget: int = 30, end: float = math.inf) -> Planted:
     made = Planted(source, load_params(source), budget, end)
     made.world = world
-    made.run()
+    made.run(print)
     return made
 
 
@@ -149,3 +152,13 @@ def test_what_the_search_writes_is_an_ordinary_params_file(source: Path):
     made._write()
     written = load_params("reports/search.yaml")
     assert written == parse_params({**data, "orders": made.orders})
+
+
+def test_no_params_file_is_written_while_a_flow_that_may_read_it_runs(source: Path):
+    with exclusive(FLOW_LOCK, "runs"):
+        with pytest.raises(Busy):
+            Search(source, load_params(source), 30, math.inf).run(print)
+        with pytest.raises(Busy):
+            Experiment(source, seeds=[7])
+    assert not FILE.exists()
+    assert not EDITED.exists()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from trainorder.paths import FLOW_LOCK
+from trainorder.process import Busy, StageError, exclusive, held
 from trainorder.reading import ParamsError
-from trainorder.sweep import run, versions
+from trainorder.sweep import _save, run, versions
 
 TEXT = (Path(__file__).parents[2] / "params.yaml").read_text()
 ORDER = "orders.structured_first=[math, code, creative, qa]"
@@ -46,6 +50,9 @@ def test_a_key_left_at_its_default_may_be_set_and_an_entry_added():
         ("orders.structured_first=[maths]", "no phase 'maths'"),
         ("rl.lr", "write KEY=VALUE"),
         ("rl.lr.y=3", "rl.lr holds no keys"),
+        ("orders.structured_first=[math", "--set orders.structured_first: [math is not valid YAML: "),
+        ("rl.lr=2026-99-99", "rl.lr"),
+        ("rl.lr=!!python/name:os.system", "rl.lr"),
     ],
 )  # fmt: skip
 def test_a_setting_that_names_nothing_is_refused(setting: str, said: str):
@@ -65,3 +72,52 @@ def test_a_sweep_without_names_and_an_experiment_without_a_commit_change_nothing
     with pytest.raises(ParamsError, match="--exp needs a commit to compare with"):
         run(["rl.lr=1e-3"], "slow")
     assert Path("params.yaml").read_text() == TEXT
+
+
+def test_nothing_is_changed_while_another_flow_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(TEXT)
+    with exclusive(FLOW_LOCK, "runs"), pytest.raises(Busy, match="runs a flow in this folder"):
+        run(["rl.lr=1e-3"], None)
+    assert Path("params.yaml").read_text() == TEXT
+
+
+def test_a_run_that_dvc_cannot_save_is_no_fault_of_the_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        StageError,
+        match=r"dvc exp save: .*; the run is finished, only not saved as experiment slow",
+    ):
+        _save("slow")
+
+
+def test_a_child_that_is_given_the_lock_need_not_wait_and_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    script = """
+from pathlib import Path
+from trainorder.process import exclusive
+with exclusive(Path("lock"), "runs"):
+    print("holds", flush=True)
+    input()
+"""
+    with held(Path("lock"), "runs") as lock, exclusive(Path("lock"), "runs"):
+        child = subprocess.Popen(
+            [sys.executable, "-c", script],
+            pass_fds=(lock,),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == "holds\n"
+    with pytest.raises(Busy), exclusive(Path("lock"), "runs"):
+        pass
+    child.communicate("done\n")
+    with exclusive(Path("lock"), "runs"):
+        pass

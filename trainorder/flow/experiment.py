@@ -26,6 +26,7 @@ from trainorder.reading import read_yaml
 if TYPE_CHECKING:
     from trainorder.flow.tasks import Pipeline
 
+LOCKED = "runs a flow in this folder (a git worktree takes a second plan)"
 EDITED = Path("reports/edited.yaml")
 """The params file of a run whose orders, seeds or workers are not those of its own file."""
 
@@ -46,17 +47,16 @@ class Experiment:
         workers: int | None = None,
     ) -> None:
         self._stack = ExitStack()
-        file = with_changes(Path(params), orders, seeds, workers)
-        self._stack.callback(_set, PARAMS_VARIABLE, os.environ.get(PARAMS_VARIABLE))
-        _set(PARAMS_VARIABLE, str(file))
         self.display = Display(Console(highlight=False))
         self.state: project.Look | None = None
         self._pipeline: Pipeline | None = None
         try:
+            self._stack.enter_context(exclusive(paths.FLOW_LOCK, LOCKED))
+            file = with_changes(Path(params), orders, seeds, workers)
+            self._stack.callback(_set, PARAMS_VARIABLE, os.environ.get(PARAMS_VARIABLE))
+            _set(PARAMS_VARIABLE, str(file))
             self.plan = plan.load()
             preflight.check(self.plan.params)
-            lock = "runs a flow in this folder (a git worktree takes a second plan)"
-            self._stack.enter_context(exclusive(paths.FLOW_LOCK, lock))
         except BaseException:
             self.close()
             raise

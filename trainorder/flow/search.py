@@ -26,11 +26,11 @@ from rich.console import Console
 
 from trainorder import paths, plan, results
 from trainorder.config import Params, load_params, params_file, parse_params
-from trainorder.flow.experiment import write_params
+from trainorder.flow.experiment import LOCKED, write_params
 from trainorder.flow.run import guarded, start
 from trainorder.plan.check import check
 from trainorder.plan.orders import listed_orders, single_phases
-from trainorder.process import make_surroundings_usual
+from trainorder.process import held, make_surroundings_usual
 from trainorder.reading import ParamsError, read_yaml
 from trainorder.report import words
 from trainorder.search import Known, Order
@@ -69,16 +69,12 @@ class Search:
     params: Params
     budget: int
     end: float
-    train: Callable[[str], Any] = print
-    """Runs a params file."""
     orders: dict[str, list[str]] = field(default_factory=dict)
     errors: list[float] = field(default_factory=list)
     """Measured minus predicted, of every order tried after the first round."""
 
     @classmethod
-    def of(
-        cls, file: str, budget: int, minutes: float | None, train: Callable[[str], Any] = print
-    ) -> Search:
+    def of(cls, file: str, budget: int, minutes: float | None) -> Search:
         """The search that a params file allows.
 
         Raises:
@@ -87,7 +83,7 @@ class Search:
         params = load_params(Path(file))
         check(params)
         end = math.inf if minutes is None else time.monotonic() + 60 * minutes
-        return cls(Path(file), params, budget, end, train)
+        return cls(Path(file), params, budget, end)
 
     def first_round(self) -> list[str]:
         """The phases to be ordered; the first round's orders are noted.
@@ -109,10 +105,18 @@ class Search:
             )
         return list(phases)
 
-    def run(self) -> str:
-        """All rounds; returns why it ended."""
+    def run(self, train: Callable[[str], Any]) -> str:
+        """All rounds, each by `train` of its params file; returns why the search ended.
+
+        Raises:
+            Busy: a flow runs in this folder; it may be one that reads the params file of another search.
+        """
+        with held(paths.FLOW_LOCK, LOCKED):
+            return self._rounds(train)
+
+    def _rounds(self, train: Callable[[str], Any]) -> str:
         phases = self.first_round()
-        known = self._measure()
+        known = self._measure(train)
         first = known.ranked(phases)[0][1]
         tried = [first, first[::-1]]
         while True:
@@ -121,7 +125,7 @@ class Search:
                 if not self._add(order):
                     return self._finish(known, f"the budget of {self.budget} phases is spent")
                 print(f"next: {' > '.join(order)}, predicted {predicted:.3f}", flush=True)
-                known = self._measure()
+                known = self._measure(train)
                 self.errors.append(known.mean(order) - predicted)
                 print(f"measured {known.mean(order):.3f}", flush=True)
                 if time.monotonic() > self.end:
@@ -163,10 +167,10 @@ class Search:
         data.pop("variants", None)
         return data
 
-    def _measure(self) -> Known:
+    def _measure(self, train: Callable[[str], Any]) -> Known:
         """Run the plan of the orders so far; returns what its evaluations say."""
         self._write()
-        self.train(str(FILE))
+        train(str(FILE))
         return self._known(plan.compile_plan(self._with(self.orders)))
 
     def _write(self) -> None:
