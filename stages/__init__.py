@@ -5,8 +5,8 @@ import sys
 
 if None in (importlib.util.find_spec("torch"), importlib.util.find_spec("trainorder")):
     print(
-        f"error: {sys.executable} lacks trainorder's packages: activate the environment that has them "
-        "(after `make install`: `source .venv/bin/activate`) before dvc",
+        f"error: {sys.executable} lacks trainorder's packages: before dvc, activate the environment "
+        "that has them (`source .venv/bin/activate`)",
         file=sys.stderr,
     )
     sys.exit(2)

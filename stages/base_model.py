@@ -19,7 +19,7 @@ def main(arguments: argparse.Namespace) -> None:
     start = time.monotonic()
     params = load_params()
     if params.policy.path is None:
-        raise ParamsError("policy.path names no model to begin at; run: trainorder plan")
+        raise ParamsError("policy.path names no model to begin at; run `trainorder plan`")
 
     from trainorder.lineage import write_manifest
     from trainorder.policy import Policy

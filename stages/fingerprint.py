@@ -17,9 +17,9 @@ def main(arguments: argparse.Namespace) -> None:
         if "DVC_EXP_BASELINE_REV" in os.environ:  # `dvc exp run`, which has read the stages already
             raise ParamsError(
                 "-S changes which stages there are (an order, phase, merge, variant or seed), which `dvc exp run` cannot: "
-                "trainorder run --set KEY=VALUE --exp NAME can"
+                "`trainorder run --set KEY=VALUE --exp NAME` can"
             )
-        raise ParamsError(f"{file} does not match params.yaml; run: trainorder plan")
+        raise ParamsError(f"{file} does not match params.yaml; run `trainorder plan`")
     fingerprint.write(current.fingerprints())
 
 

@@ -28,7 +28,7 @@ def main(arguments: argparse.Namespace) -> None:
     name, node, parent = arguments.phase, arguments.node, arguments.parent
     phase = params.phases.get(name)
     if phase is None or phase.data is None:
-        raise ParamsError(f"no phase {name!r} of kind sft; run: trainorder plan")
+        raise ParamsError(f"no phase {name!r} of kind sft; run `trainorder plan`")
 
     from trainorder.lineage import inputs, write_manifest
     from trainorder.supervised import held_out, train_phase

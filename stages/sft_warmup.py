@@ -20,7 +20,7 @@ def main(arguments: argparse.Namespace) -> None:
     start = time.monotonic()
     params = load_params()
     if params.sft is None:
-        raise ParamsError("sft is null, so there is no warm-up; run: trainorder plan")
+        raise ParamsError("sft is null, so there is no warm-up; run `trainorder plan`")
     sections = {
         "policy": section(params.policy),
         "sft": params.sft.results(),

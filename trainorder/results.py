@@ -12,7 +12,7 @@ from trainorder.reading import ParamsError, read_json
 
 VERSION = 6
 """Of the schema of reports/bwt.json (trainorder/measure/__init__.py)."""
-REPAIR = "run `dvc repro measure_bwt`"
+REPAIR = "run `dvc repro plan/dvc.yaml:measure_bwt`"
 
 
 def to_json(document: Mapping[str, Any]) -> str:

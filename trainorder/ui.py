@@ -210,7 +210,7 @@ def serve(
     stored = not owner.own_store() or (owner.home() / "mlflow.db").exists()
     if not stored and not any(paths.run("x").parent.glob("*/manifest.json")):
         raise FileNotFoundError(
-            "nothing was run in this folder yet: `make run` or `dvc pull` first"
+            "nothing was run in this folder yet: `trainorder run` or `dvc pull` first"
         )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(highlight=False, soft_wrap=True)

@@ -280,7 +280,7 @@ def test_a_plan_of_other_params_stops_dvc_repro_before_anything_runs(copy: Proje
     stopped = copy.dvc("repro", ok=False)
     assert stopped.returncode != 0
     assert (
-        "plan.yaml does not match params.yaml; run: trainorder plan"
+        "plan.yaml does not match params.yaml; run `trainorder plan`"
         in stopped.stdout + stopped.stderr
     )
     assert (copy.root / "log").read_text() == ""

@@ -80,7 +80,7 @@ def test_a_damaged_measurement_is_refused_with_the_way_to_repair_it(
     write("reports/bwt.json", content)
     said = refused(capsys, *command)
     assert "reports/bwt.json" in said
-    assert "run`" in said or "dvc repro measure_bwt" in said
+    assert "run`" in said or "dvc repro plan/dvc.yaml:measure_bwt" in said
 
 
 def paths_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -101,7 +101,9 @@ def test_a_measurement_in_which_any_key_is_missing_or_changed_is_refused():
 
     def is_refused() -> None:
         write("reports/bwt.json", json.dumps(whole))
-        with pytest.raises(ParamsError, match=r"^reports/bwt.json is .*dvc repro measure_bwt`$"):
+        with pytest.raises(
+            ParamsError, match=r"^reports/bwt.json is .*dvc repro plan/dvc.yaml:measure_bwt`$"
+        ):
             results.load()
 
     # every name once

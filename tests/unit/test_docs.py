@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -48,6 +49,10 @@ def commands() -> Iterator[Any]:
 
 @pytest.mark.parametrize("command", list(commands()))
 def test_every_command_in_the_docs_exists_with_its_options(command: str):
+    check_command(command)
+
+
+def check_command(command: str) -> None:
     root: Any = typer.main.get_command(app)
     name, *given = shlex.split(command)[1:]
     if name.startswith("-"):
@@ -58,6 +63,40 @@ def test_every_command_in_the_docs_exists_with_its_options(command: str):
     for word in given:
         if word.startswith("--"):
             assert word.split("=")[0] in options, (name, sorted(options))
+
+
+def texts_of_the_code() -> Iterator[tuple[Path, str]]:
+    """Every text in the code that a project has, messages and docstrings; what an f-string fills in is `{}`."""
+    for folder in ("trainorder", "stages", "flows"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            inside = set[ast.AST]()
+            for node in ast.walk(ast.parse(file.read_bytes())):
+                if isinstance(node, ast.JoinedStr):
+                    inside |= set(node.values)
+                    parts = [p.value if isinstance(p, ast.Constant) else "{}" for p in node.values]
+                    yield file.relative_to(ROOT), "".join(map(str, parts))
+                elif node not in inside and isinstance(getattr(node, "value", None), str):
+                    yield file.relative_to(ROOT), node.value
+
+
+def test_a_command_in_a_message_can_be_typed_as_it_is_printed():
+    planned = yaml.safe_load((ROOT / "plan" / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    own = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = {*own, *(f"plan/dvc.yaml:{name}" for name in planned)}
+    kinds = {re.sub(r"(evaluate|judge)-.*", r"\1-{}", name) for name in stages}
+    wrong, seen = [], 0
+    for file, text in texts_of_the_code():
+        for stage in re.findall(r"\bdvc repro ([\w{][^\s`'\",;]*)", text):
+            seen += 1
+            if stage not in {*stages, *kinds, "{}"}:
+                wrong.append(f"{file}: dvc repro {stage}")
+        for command in re.findall(r"`(trainorder [a-z][^`]*)`", " ".join(text.split())):
+            seen += 1
+            check_command(re.sub(r"(?<!\w)[A-Z]+=", "x=", command.replace("{}", "x")))
+        # a project made by `trainorder init` has no Makefile
+        wrong += [f"{file}: {found}" for found in re.findall(r"\bmake (?:run|ui|install)\b", text)]
+    assert wrong == []
+    assert seen > 50
 
 
 @pytest.mark.parametrize("text", list(blocks("yaml")))

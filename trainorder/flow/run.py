@@ -167,7 +167,7 @@ def _show(console: Console) -> None:
     console.print(f"\n{words.headline(bwt)}.", style="bold")
     console.print(" ".join([words.verdict(bwt), *words.caveats(bwt)]) + "\n")
     console.print(f"report   {paths.REPORT.absolute()}", soft_wrap=True)
-    console.print("servers  make ui   (or `trainorder ui`: MLflow and Prefect over what was run)")
+    console.print("servers  trainorder ui   (MLflow and Prefect over what was run)")
 
 
 if __name__ == "__main__":

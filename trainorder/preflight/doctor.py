@@ -68,7 +68,12 @@ def _versions() -> Iterator[Finding]:
             advice = f"only for {OPTIONAL[package]}: install the extra `{package}` of trainorder"
             yield Finding(package, "not installed", "note", advice)
         else:
-            yield Finding(package, "not installed", "problem", "run `make install`")
+            yield Finding(
+                package,
+                "not installed",
+                "problem",
+                f"install trainorder with what it needs, or `pip install {package}`",
+            )
 
 
 def _version(package: str) -> str | None:

@@ -106,7 +106,7 @@ def lines(found: dict[str, Any]) -> Iterator[RenderableType]:
             table.add_row(task, *(f"{row[m]:.3f}" if m in row else "-" for m in shown))
         yield table
     else:
-        yield f"not evaluated: dvc repro {evaluation(found['node'])}"
+        yield f"not evaluated: `dvc repro {evaluation(found['node'])}`"
     for name, entry in (found["alarms"] or {}).items():
         yield f"[yellow]alarm[/] {name} from step {entry['first_step']} on, {entry['steps']} steps"
     params = Table(box=None, show_header=False, title="params", title_justify="left")

