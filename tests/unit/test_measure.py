@@ -47,6 +47,27 @@ def numbers(value):
     return [value] if isinstance(value, float) else []
 
 
+def test_orders_that_end_in_a_return_are_measured_beside_the_others():
+    # b costs a; a return brings a back, a further b does not
+    phases = {"a": ("a",), "b": ("b",), "a_again": ("a",), "b_again": ("b",)}
+    orders = {
+        "ab": ("a", "b"),
+        "ba": ("b", "a"),
+        "refreshed": ("a", "b", "a_again"),
+        "control": ("a", "b", "b_again"),
+    }
+    world = World(tasks=("a", "b"), phases=phases, orders=orders, effects={"b": {"a": -0.2}})
+    plan = world.plan()
+    for singles in plan["singles"].values():
+        del singles["a_again"], singles["b_again"]
+    found = measure(world.table(), from_plan(plan), CONFIG)
+    means = {row["arm"]: row["mean"]["value"] for row in found["ranking"]}
+    assert means["refreshed"] - means["control"] == pytest.approx(0.1, abs=0.03)
+    assert found["recommended"]["order"] == ["b", "a"]
+    assert set(found["prediction"]["orders"]) == {"ab", "ba"}
+    assert "a_again" in report.render(found)
+
+
 def test_a_planted_order_is_recovered_and_identified():
     # c harms a and b, b harms a, a harms none: c, b, a; strong effects and many problems
     effects = {"c": {"a": -0.15, "b": -0.15}, "b": {"a": -0.15}}

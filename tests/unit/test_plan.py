@@ -193,6 +193,75 @@ def test_recommended_waits_until_it_is_resolved_and_its_reverse_follows():
     assert found.resolved == {"recommended": ("qa", "creative", "math")}
 
 
+def test_a_rule_orders_the_phases_by_what_they_are():
+    orders = {"x": ["qa", "creative", "math"], "first": "cascade", "last": "creative_last"}
+    plan = compile_plan(params(orders=orders, merges={}))
+    assert plan.orders["first"][0][-1] == "s0--creative--math--qa"
+    assert plan.orders["last"][0][-1] == "s0--math--qa--creative"
+    assert pending(params(orders=orders)) == []
+    assert not compile_plan(params(orders=orders), {"recommended": ["qa", "creative", "math"]}).resolved  # fmt: skip
+    check(params(orders=orders, merges={}))
+    assert "orders.y: 'cascade' is chosen among" in refusal(
+        orders={"x": ["joint"], "y": "cascade"}, merges={}
+    )
+    assert "'cascade' or 'creative_last'" in refusal(orders={"x": "cascades"})
+
+
+AGAIN = {"math_again": {"like": "math", "steps": 1}, "qa_again": {"like": "qa", "steps": 1}}
+REFRESH = {
+    "plain": ["math", "qa", "creative"],
+    "refreshed": ["math", "qa", "creative", "math_again"],
+    "control": ["math", "qa", "creative", "qa_again"],
+}
+
+
+def with_returns(**changes: Any) -> dict[str, Any]:
+    return read_yaml(SMOKE)["phases"] | AGAIN | changes
+
+
+def test_a_return_takes_all_but_its_steps_from_its_phase_and_is_no_single():
+    own = with_returns(
+        math={"kind": "structured", "tasks": {"math": 1}, "steps": 2, "rl": {"lr": 1e-4}}
+    )
+    found = params(phases=own, orders=REFRESH)
+    again = found.phases["math_again"]
+    assert (again.kind, again.tasks, again.steps, again.rl) == ("structured", {"math": 1.0}, 1, {"lr": 1e-4})  # fmt: skip
+    assert again.results() == found.phases["math"].results() | {"steps": 1}
+    assert single_phases(found) == ["math", "qa", "creative"]
+    plan = compile_plan(found)
+    assert plan.nodes["s0--math--qa--creative--math_again"].parents == ("s0--math--qa--creative",)
+    assert "s0--math_again" not in plan.nodes
+
+
+def test_a_return_to_nothing_or_with_tasks_of_its_own_is_refused():
+    for again, told in {
+        "maths": "phases.again.like: no phase 'maths' that stands for itself; there are math, qa, creative, joint (did you mean 'math'?)",
+        "math_again": "no phase 'math_again' that stands for itself",
+    }.items():
+        assert told in refusal(phases=with_returns(again={"like": again}))
+    assert "phases.again.tasks: a phase that is like 'qa' has its kind and tasks" in refusal(
+        phases=with_returns(again={"like": "qa", "tasks": {"qa": 1}})
+    )
+
+
+def test_a_refresh_needs_a_control_that_spends_as_much_elsewhere():
+    phases, both = with_returns(), REFRESH | {"joint": ["joint"]}
+    check(params(phases=phases, orders=both, merges={}))
+    alone = {name: order for name, order in both.items() if name != "control"}
+    told = "refreshed goes on for 1 steps of math_again after math, qa, creative, and no other order spends as much"
+    assert told in refusal(phases=phases, orders=alone, merges={})
+    assert told in refusal(  # after other phases, it is no control
+        phases=phases, orders=both | {"control": ["qa", "math", "creative", "qa_again"]}, merges={}
+    )
+    phases["qa_again"] = {"like": "qa", "steps": 2}
+    assert told in refusal(phases=phases, orders=both, merges={})
+    check(params(phases=phases, orders=alone, merges={}, allow_unequal_budgets=True))
+    early = {"plain": ["math", "qa", "math"], "cut": ["math_again", "qa", "math"]}
+    assert "plain and cut differ in budget: updates 6 and 5" in refusal(
+        phases=phases, orders=early, merges={}
+    )
+
+
 def test_a_recommendation_for_other_phases_is_forgotten():
     assert compile_plan(params(), {"recommended": ["math", "qa"]}).resolved == {}
     assert compile_plan(params(**AB), {"recommended": ["qa", "math"]}).resolved == {}  # nobody asks

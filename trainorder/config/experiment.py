@@ -37,6 +37,9 @@ class PhaseConfig(Section):
     one is learned, or with `prompt` and `completion`."""
     sft: SftPhaseConfig | None = None
     """Settings of the updates of `kind: sft`; null: the defaults."""
+    like: Name | None = None
+    """A return to another phase, e.g. `math_again: {like: math, steps: 10}`: kind, tasks and settings are that phase's, other
+    keys replace them. It is no phase of its own: no transfer is measured from the base, and no rule or merge takes it."""
 
     @property
     def supervised(self) -> SftPhaseConfig:
@@ -46,8 +49,8 @@ class PhaseConfig(Section):
     def results(self) -> dict[str, Any]:
         """What can change a checkpoint; of rows and their updates only where the kind is sft."""
         if self.kind != "sft":
-            return self.model_dump(exclude={"data", "sft"})
-        return {**self.model_dump(exclude={"rl"}), "sft": self.supervised.results()}
+            return self.model_dump(exclude={"data", "sft", "like"})
+        return {**self.model_dump(exclude={"rl", "like"}), "sft": self.supervised.results()}
 
 
 class PhaseOverride(Section):
@@ -108,7 +111,7 @@ class Permutations(Section):
 
 Order = (
     Annotated[list[Name], Field(min_length=1)]
-    | Literal["recommended", "recommended_reverse"]
+    | Literal["recommended", "recommended_reverse", "cascade", "creative_last"]
     | Permutations
 )
 

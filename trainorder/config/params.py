@@ -72,7 +72,8 @@ class Params(Section):
     phases: dict[Name, PhaseConfig] = Field(min_length=1)
     """Phase name -> what it trains."""
     orders: dict[Name, Order] = Field(min_length=1)
-    """Order name -> phases in sequence, or `recommended` / `recommended_reverse`: filled in from the measured transfer."""
+    """Order name -> phases in sequence; or `recommended` / `recommended_reverse`, filled in from the measured transfer; or
+    `cascade` (creative phases first) / `creative_last`: the other phases in the sequence of `phases`; or `{all: [...]}`."""
     merges: dict[Name, MergeConfig] = Field(default_factory=dict)
     """Merge name -> how to merge."""
     variants: dict[Name, VariantConfig] = Field(default_factory=dict)
@@ -199,7 +200,7 @@ def parse_params(data: Any, source: str = "params.yaml") -> Params:
         )
     check_plain(source, data)
     try:
-        params = Params.model_validate(data)
+        params = Params.model_validate({**data, "phases": _returns(data.get("phases"))})
         for name, phase in params.phases.items():
             _parse_phase_overrides(f"phases.{name}.rl", params.rl, phase)
         for name, variant in params.variants.items():
@@ -210,6 +211,40 @@ def parse_params(data: Any, source: str = "params.yaml") -> Params:
     except ParamsError as error:
         raise ParamsError(f"{source}: {error}") from None
     return params
+
+
+def _returns(phases: Any) -> Any:
+    """`phases` as written, each that is `like` another with what it takes from that one.
+
+    >>> math = {"kind": "structured", "tasks": {"math": 1}, "steps": 40}
+    >>> _returns({"math": math, "again": {"like": "math", "steps": 10}})["again"]
+    {'kind': 'structured', 'tasks': {'math': 1}, 'steps': 10, 'like': 'math'}
+
+    Raises:
+        ParamsError: there is no such phase, it is like another itself, or kind or tasks are given too.
+    """
+    if not isinstance(phases, dict):
+        return phases
+    found = dict(phases)
+    for name, phase in phases.items():
+        like = phase.get("like") if isinstance(phase, dict) else None
+        if not isinstance(like, str):
+            continue
+        plain = [
+            other for other, p in phases.items() if isinstance(p, dict) and p.get("like") is None
+        ]
+        if like not in plain:
+            raise ParamsError(
+                f"phases.{name}.like: no phase {like!r} that stands for itself; there are {known(plain)}"
+                f"{did_you_mean(like, plain)}"
+            )
+        taken = [key for key in ("kind", "tasks") if key in phase]
+        if taken:
+            raise ParamsError(
+                f"phases.{name}.{taken[0]}: a phase that is like {like!r} has its kind and tasks; leave this out"
+            )
+        found[name] = _merged(phases[like], phase)
+    return found
 
 
 def _parse_phase_overrides(where: str, rl: RlConfig, phase: PhaseConfig) -> None:

@@ -109,8 +109,7 @@ class Experiment:
         assert self.state is not None
         params, known = self.plan.params, self.state.plan.resolved
         best = project.recommended()
-        asked = any(isinstance(order, str) for order in params.orders.values())
-        if asked and best is not None and best != known.get("recommended"):
+        if plan.waiting(params) and best is not None and best != known.get("recommended"):
             self.pipeline.say(f"recommended order: {' > '.join(best)}")
             self.state = project.look(plan.compile_plan(params, {"recommended": best}))
         elif plan.pending(params, known):

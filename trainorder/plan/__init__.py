@@ -8,7 +8,7 @@ cached, what the DVC cache can restore and what must run; `repair` what a killed
 
 from trainorder.plan.compile import Node, Plan, Resolved, compile_plan, load
 from trainorder.plan.compiled import measured, stale_files, stored, write
-from trainorder.plan.orders import pending
+from trainorder.plan.orders import pending, waiting
 from trainorder.plan.repair import repair
 from trainorder.plan.state import State, status
 
@@ -25,5 +25,6 @@ __all__ = [
     "stale_files",
     "status",
     "stored",
+    "waiting",
     "write",
 ]

@@ -11,16 +11,40 @@ Resolved = Mapping[str, Sequence[str]]
 """`recommended` -> phases, once measured."""
 
 
+MEASURED = ("recommended", "recommended_reverse")
+"""Orders that wait for a measurement."""
+
+RULES: dict[str, Mapping[str, int]] = {
+    "cascade": {"sft": 0, "creative": 1, "structured": 2, "mixed": 2},
+    "creative_last": {"sft": 0, "structured": 1, "mixed": 1, "creative": 2},
+}
+"""Orders that follow from what the phases are: rule -> kind -> place; phases of one place keep the sequence of `phases`.
+cascade: preferences first, then what is verified (Nemotron-Cascade, arXiv:2512.13607); creative_last: Omni-Thinker's
+(arXiv:2507.14783)."""
+
+
 def order_phases(params: Params, resolved: Resolved) -> dict[str, Sequence[str]]:
-    """Order -> phases, with `recommended` and `recommended_reverse` filled in where they are known."""
+    """Order -> phases, by rule where a rule is named; `recommended` and its reverse where they are known."""
     best = resolved.get("recommended")
     known = {} if best is None else {"recommended": best, "recommended_reverse": best[::-1]}
+    known |= {rule: by_rule(params, rule) for rule in RULES}
     found = listed_orders(params)
     for name, order in params.orders.items():
         if isinstance(order, str) and order in known:
             found[name] = known[order]
     place = {name: i for i, name in enumerate(params.orders)}
     return dict(sorted(found.items(), key=lambda item: place.get(item[0], len(place))))
+
+
+def by_rule(params: Params, rule: str) -> list[str]:
+    """The phases that can be reordered, in the order of a rule."""
+    place = RULES[rule]
+    return sorted(single_phases(params), key=lambda phase: place[params.phases[phase].kind])
+
+
+def waiting(params: Params) -> list[str]:
+    """Orders that are filled in from the measured transfer."""
+    return [name for name, order in params.orders.items() if order in MEASURED]
 
 
 def listed_orders(params: Params) -> dict[str, Sequence[str]]:
@@ -44,15 +68,14 @@ def listed_orders(params: Params) -> dict[str, Sequence[str]]:
 def pending(params: Params, resolved: Resolved | None = None) -> list[str]:
     """Orders that wait for the measured transfer."""
     known = order_phases(params, usable(params, resolved or {}))
-    asked = [name for name, order in params.orders.items() if isinstance(order, str)]
-    return [name for name in asked if name not in known]
+    return [name for name in waiting(params) if name not in known]
 
 
 def single_phases(params: Params) -> list[str]:
     """Phases of the orders with two or more phases, as `phases` lists them: a reorder changes nothing here.
 
     A phase of several tasks that smaller phases train too (joint training as the first part of an order) is no
-    candidate for reordering: it is left out.
+    candidate for reordering: it is left out. So is a return to another phase (`like`).
     """
     explicit = [order for order in listed_orders(params).values() if len(order) > 1]
     used = [phase for phase in params.phases if any(phase in order for order in explicit)]
@@ -62,12 +85,11 @@ def single_phases(params: Params) -> list[str]:
         smaller = [t for t in tasks.values() if t < tasks[phase]]
         return tasks[phase] == set().union(*smaller)
 
-    return [phase for phase in used if not is_union(phase)]
+    return [p for p in used if params.phases[p].like is None and not is_union(p)]
 
 
 def usable(params: Params, resolved: Resolved) -> dict[str, tuple[str, ...]]:
     """What of `resolved` still fits: a permutation of today's single phases that some order asks for."""
     best = tuple(resolved.get("recommended", ()))
-    asked = any(isinstance(order, str) for order in params.orders.values())
     fits = sorted(best) == sorted(single_phases(params))
-    return {"recommended": best} if best and asked and fits else {}
+    return {"recommended": best} if best and waiting(params) and fits else {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 from trainorder.config import (
     Params,
@@ -61,17 +62,61 @@ def _comparable(first: dict[str, float], second: dict[str, float]) -> list[dict[
 
 
 def check_budgets(params: Params, where: str = "") -> None:
-    """Refuse orders of different budgets, unless they are allowed."""
+    """Refuse orders of different budgets, unless they are allowed.
+
+    An order may go on beyond the budget of the others with returns (`like`) at its end, where another order spends as much
+    on other returns after the same phases: what the two are compared on is where the extra steps went.
+    """
     asked = [name for name, order in params.orders.items() if isinstance(order, str)]
     orders = {**listed_orders(params), **dict.fromkeys(asked, single_phases(params))}
-    first, *others = [(name, budget(params, phases)) for name, phases in orders.items()]
-    for name, spent in others:
-        one, other = _comparable(first[1], spent)
-        quantities = list(dict.fromkeys([*one, *other]))
-        pairs = [(q, one.get(q, 0), other.get(q, 0)) for q in quantities]
-        different = [f"{q} {a:g} and {b:g}" for q, a, b in pairs if a != b]
-        if different:
+    plain = [n for n, phases in orders.items() if not _returns(params, phases)]
+    first = plain[0] if plain else next(iter(orders))
+    whole = budget(params, orders[first])
+    for name, phases in orders.items():
+        different = _different(whole, budget(params, phases))
+        returns = _returns(params, phases)
+        before = phases[: len(phases) - len(returns)]
+        if different and returns and not _different(whole, budget(params, before)):
+            _check_control(params, where, name, orders)
+        elif different:
             raise ParamsError(
-                f"{where}orders: {first[0]} and {name} differ in budget: {', '.join(different)}; "
+                f"{where}orders: {first} and {name} differ in budget: {', '.join(different)}; "
                 f"an order effect could be a budget effect. Make them equal, or set `allow_unequal_budgets: true`"
             )
+
+
+def _different(first: dict[str, float], second: dict[str, float]) -> list[str]:
+    one, other = _comparable(first, second)
+    pairs = [(q, one.get(q, 0), other.get(q, 0)) for q in dict.fromkeys([*one, *other])]
+    return [f"{q} {a:g} and {b:g}" for q, a, b in pairs if a != b]
+
+
+def _returns(params: Params, phases: Sequence[str]) -> list[str]:
+    """The returns that these phases end with."""
+    ends = itertools.takewhile(lambda phase: params.phases[phase].like, reversed(phases))
+    return list(ends)[::-1]
+
+
+def _check_control(
+    params: Params, where: str, name: str, orders: Mapping[str, Sequence[str]]
+) -> None:
+    """Another order must spend as many updates and rollouts as `name` does after the same phases, on other returns."""
+    own = _returns(params, orders[name])
+    before = orders[name][: len(orders[name]) - len(own)]
+    spent = _total(budget(params, own))
+    for phases in orders.values():
+        other = _returns(params, phases)
+        same_start = list(phases[: len(phases) - len(other)]) == list(before)
+        if other != own and same_start and _total(budget(params, other)) == spent:
+            return
+    steps = sum(params.phases[phase].steps for phase in own)
+    raise ParamsError(
+        f"{where}orders: {name} goes on for {steps} steps of {', '.join(own)} after {', '.join(before)}, and no other order "
+        "spends as much elsewhere after the same phases: a gain could be that of any further steps. Add such an order as the "
+        f"control, e.g. with a phase `{{like: ANOTHER, steps: {steps}}}` at its end, or set `allow_unequal_budgets: true`"
+    )
+
+
+def _total(spent: Mapping[str, float]) -> dict[str, float]:
+    """Without what says on which tasks."""
+    return {key: value for key, value in spent.items() if not key.startswith("prompts")}
