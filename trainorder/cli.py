@@ -274,6 +274,35 @@ def compare(
 
 
 @app.command()
+def power(
+    difference: Annotated[
+        list[float] | None,
+        typer.Option("--difference", help="Of mean scores; give it again for more than one."),
+    ] = None,
+    level: Annotated[
+        float | None, typer.Option(help="Of the intervals; measure.level if left out.")
+    ] = None,
+    wanted: Annotated[
+        float, typer.Option("--power", help="Share of experiments that are to tell it.")
+    ] = 0.8,
+    variant: Annotated[str, typer.Option(help="Under which variant of the params.")] = "default",
+    as_json: AsJson = False,
+    params: ParamsFile = None,
+) -> None:
+    """How many seeds and problems this experiment needs to tell a difference of two arms, from its own variance."""
+    with refusing():
+        from trainorder.measure.power import needs
+
+        found = needs(difference, level=level, wanted=wanted, variant=variant)
+    if as_json:
+        _print_json(found)
+        return
+    from trainorder.report.power import table
+
+    _print(table(found))
+
+
+@app.command()
 def recommend(
     two_stage: Annotated[
         bool,

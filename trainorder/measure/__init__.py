@@ -19,6 +19,9 @@ undefined. Scores are the metric `score`; a number is of the test split unless i
     differences    {arm: {arm: I}}       first minus second
     winner         {verdict, arm (only where settled), best, candidates: [arm] that cannot be separated from the best,
                      the best first, lead: {over, difference: I, parts} or null}
+    power          {sd: {runs (null with one seed), problems, answers} of the difference of two trained arms, of one seed and
+                     these problems; arms, num_problems; more: {difference, seeds}: the largest usual difference that is
+                     not told yet and the seeds that tell it, null where the verdict is not open}, or null
     orders         {order: {kind, phases, positions: [[task]], reverse, nodes: {seed: [node]}, R: {split: rows},
                      R_seeds: {seed: {split: rows}}, measures: {split: {name: I}}, forgetting_of_noise: {split: number},
                      along: {metric: {task: [mean]}}, along_seeds: {seed: the same}, limits: {seed: {low, high:
@@ -80,6 +83,7 @@ from trainorder.measure.across import across
 from trainorder.measure.assumptions import assumptions
 from trainorder.measure.design import Design, from_plan
 from trainorder.measure.evidence import Evidence, gather, mean_metrics
+from trainorder.measure.power import ability
 from trainorder.measure.prediction import prediction
 from trainorder.measure.ranking import differences, paired, ranked, ranking, winner
 from trainorder.measure.recommendation import recommended, two_stage
@@ -122,6 +126,7 @@ def _document(evidence: Evidence, variant: str) -> dict[str, Any]:
     design = evidence.design
     arms, finals = ranked(evidence)
     pairs = paired(evidence, arms, finals)
+    won = winner(evidence, arms, pairs)
     return {
         "variant": variant,
         **_setting(evidence),
@@ -129,7 +134,8 @@ def _document(evidence: Evidence, variant: str) -> dict[str, Any]:
         "singles": {p: _node_metrics(evidence, nodes) for p, nodes in design.singles.items()},
         "ranking": [{**row, "variant": variant} for row in ranking(evidence, arms, finals, pairs)],
         "differences": differences(evidence, finals, pairs),
-        "winner": winner(evidence, arms, pairs),
+        "winner": won,
+        "power": ability(evidence, arms, finals, won["verdict"]),
         "orders": orders(evidence),
         "transfer": transfer_views(evidence),
         "recommended": recommended(evidence),

@@ -72,6 +72,11 @@ class Evidence:
     _cache: dict[str, ordering.Measured] = field(default_factory=dict, compare=False, repr=False)
 
     @property
+    def level(self) -> float:
+        """Coverage of intervals that a verdict is taken from."""
+        return self.config.level
+
+    @property
     def trained(self) -> list[int]:
         """Columns of the trained tasks."""
         return list(range(len(self.design.trained)))

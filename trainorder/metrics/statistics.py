@@ -166,7 +166,7 @@ def run_error(values: Float[np.ndarray, "seed draw item"]) -> float:
     if num_seeds == 1 or not values.shape[2]:
         return 0.0
     of_seeds = float(values[:, 0].var(axis=0, ddof=1).mean()) / num_seeds
-    shared = float(_shared(np.moveaxis(values, -1, 0)).mean())
+    shared = float(own_variance(np.moveaxis(values, -1, 0)).mean())
     return math.sqrt(max(of_seeds - shared, 0.0))
 
 
@@ -241,7 +241,7 @@ def mean_error(
     num_seeds = values.shape[-2]
     of_seeds = values[..., 0].var(axis=-1, ddof=1) / num_seeds
     of_problems = values[..., 1:].mean(-2).var(axis=-1)
-    variance = np.maximum(of_seeds + of_problems - _shared(values), of_seeds)
+    variance = np.maximum(of_seeds + of_problems - own_variance(values), of_seeds)
     variance = np.maximum(variance, of_problems)
     with np.errstate(divide="ignore", invalid="ignore"):
         freedom = np.minimum((num_seeds - 1) * (variance / of_seeds) ** 2, 1e9)
@@ -249,8 +249,8 @@ def mean_error(
     return np.where(known, np.sqrt(variance), 0.0), np.where(known, freedom, math.inf)
 
 
-def _shared(values: Float[np.ndarray, "*item seed draw"]) -> Float[np.ndarray, "*item"]:
-    """Variance of the mean over seeds by each seed's own noise on problems: in draws and between seeds alike."""
+def own_variance(values: Float[np.ndarray, "*item seed draw"]) -> Float[np.ndarray, "*item"]:
+    """Variance of the mean over two or more seeds by each seed's own noise on problems: in draws and between seeds alike."""
     num_seeds = values.shape[-2]
     around = values[..., 1:] - values[..., 1:].mean(-2, keepdims=True)
     return around.var(axis=-1).sum(-1) / (num_seeds * (num_seeds - 1))
@@ -304,7 +304,7 @@ def simultaneous(
     variance = moved.var(axis=-1, keepdims=True) * num_problems / max(num_problems - 1, 1)
     again = variance * rng.chisquare(freedom, size=(*moved.shape[:-2], 1, num_draws - 1)) / freedom
     if num_seeds > 1:
-        shared = _shared(values)[..., None]
+        shared = own_variance(values)[..., None]
         of_runs = _run_variance(values[..., 0])[..., None] / num_seeds
         extra = np.maximum(of_runs - shared, 0.0)
         variance = np.maximum(variance + pairs(extra), pairs(of_runs))

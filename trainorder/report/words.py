@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from trainorder.metrics import power
 from trainorder.metrics.statistics import Verdict
 
 Bwt = Mapping[str, Any]
@@ -153,6 +154,7 @@ def verdict(bwt: Bwt) -> str:
     lead = winner["lead"]
     if lead is None:
         return text
+    text = f"{text} {enough(bwt)}".rstrip()
     pair = claim(
         winner["verdict"],
         best["arm"],
@@ -162,6 +164,27 @@ def verdict(bwt: Bwt) -> str:
         bwt["seeds"],
     )
     return f"{pair} {text}"
+
+
+def enough(bwt: Bwt) -> str:
+    """What would tell more where the verdict is open; empty where it is not.
+
+    >>> found = {"winner": {"verdict": "open"}, "seeds": [0, 1, 2], "power": {"more": {"difference": 0.03, "seeds": 7}}}
+    >>> enough(found)
+    'About 4 more seeds would tell a difference of 0.03: `trainorder run --seeds +4`.'
+    """
+    if bwt["winner"]["verdict"] != Verdict.OPEN or bwt["power"] is None:
+        return ""
+    seeds, more = len(bwt["seeds"]), bwt["power"]["more"]
+    if seeds == 1:
+        return "One seed measures no variance between runs: `trainorder run --seeds +2` does."
+    if more is None:
+        return f"An experiment of this size tells a difference of {power.DIFFERENCES[0]:g} with a power of {power.POWER:.0%}."
+    wanted = f"a difference of {more['difference']:g}"
+    if more["seeds"] is None:
+        return f"More than {power.MAX_SEEDS} seeds would be needed to tell {wanted} on these problems: `trainorder power`."
+    missing = max(more["seeds"] - seeds, 1)
+    return f"About {missing} more seed{'s' * (missing > 1)} would tell {wanted}: `trainorder run --seeds +{missing}`."
 
 
 SCOPE = {
