@@ -36,6 +36,13 @@ def params(**sections: Any):
             {"rl": {"optimizer": "muon"}, "training": {"backend": "deepspeed"}},
             "rl.optimizer muon needs whole matrices",
         ),
+        (
+            {
+                "rl": {"method": {"terms": [{"clipped_surrogate": {"layers": [0.0, 1.0]}}]}},
+                "training": {"backend": "deepspeed"},
+            },
+            "rl.method.terms.clipped_surrogate.layers needs whole gradients",
+        ),
         ({"rl": {"task_lr": {"mth": 0.5}}}, r"rl.task_lr.*mth"),
     ],
 )

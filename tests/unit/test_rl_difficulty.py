@@ -16,7 +16,14 @@ from trainorder.rl.pieces.difficulty import ceeh, ceeh_exploration, ceeh_length
 from trainorder.rl.pieces.length import falling_budget
 from trainorder.rl.pieces.losses import clipped_surrogate
 from trainorder.rl.pieces.temperatures import arbitrary_entropy, arbitrary_entropy_credit
-from trainorder.rl.pieces.thoughts import ares, exploration_bonus, pear
+from trainorder.rl.pieces.thoughts import (
+    ares,
+    exploration_bonus,
+    explorations,
+    pattern_of,
+    pear,
+    windows,
+)
 from trainorder.rl.types import Live, Roll, State
 from trainorder.rollout import Request
 
@@ -159,7 +166,7 @@ def test_pear_charges_a_right_answer_for_the_entropy_of_its_thought():
 
 
 def test_ares_counts_words_that_are_followed_by_uncertain_tokens():
-    text = "a wait b c d e wait f g h i"
+    text = "\u00df\u00df\u00df\u00df\u00df\u00df WAIT b c d e wait f g h i"  # lower case of the first word has 12 letters
     words = text.split(" ")
     ends = torch.tensor([len(" ".join(words[: i + 1])) for i in range(len(words))])
     roll = make_roll([1, 1, 0], lengths=[11, 11, 11])
@@ -169,6 +176,7 @@ def test_ares_counts_words_that_are_followed_by_uncertain_tokens():
     roll = replace(
         roll, text=[text, "no word", text], token_facts={"entropy": h.expand(3, -1), **known}
     )
+    assert explorations(roll, 0, windows(roll, 4)[0], 2.0, pattern_of(["wait"])) == 1
     found = ares(roll, State(total=1), words=["wait"], percentile=1.0)
     # two of three are right: easy; one exploration each in rows 0 and 2, aim 2/3, margin 1: nobody is over
     expected = [exploration_bonus(n, 2 / 3, 0, ok) for n, ok in ((1, True), (0, True), (1, False))]

@@ -187,10 +187,13 @@ def test_a_model_that_reads_the_gold_text_has_it_in_its_prompt_alone():
         reduction="sequence",
     )
     problem = learner.task_set.problems["math"][0]
-    roll = rolled(learner, [Request(problem, samples=2, max_new_tokens=6)])
+    ask = Request(problem, samples=2, max_new_tokens=6)
+    roll = rolled(learner, [ask, replace(ask, prompt="1 + 2 = {gold}", samples=1)])
     policy = learner.policy
     told = policy.encode_prompt(f"{problem.prompt}\nReference solution: {problem.gold}")
-    assert roll.informed_ids == [told, told]
+    other = policy.encode_prompt(f"1 + 2 = {{gold}}\nReference solution: {problem.gold}")
+    assert roll.informed_ids == [told, told, other]
+    roll = roll.rows([0, 1])
     need = "forward_kl:reference+gold"
     with torch.no_grad():
         found = forward(policy.model, roll, {need}, learner.models).facts[need]

@@ -25,7 +25,7 @@ from trainorder.rl.pieces.replay import (
     self_imitation_buffer,
     self_imitation_credit,
 )
-from trainorder.rl.pieces.steps import expert_steps, step_similarity
+from trainorder.rl.pieces.steps import expert_steps, step_similarity, steps_of
 from trainorder.rl.step import layer_factors
 from trainorder.rl.types import Live, Roll, State
 from trainorder.rollout import Request
@@ -154,10 +154,9 @@ def test_a_step_of_the_experts_solution_is_asked_behind_those_before_it():
     assert (whole.prompt, whole.problem.meta["expert_step"]) == (PROBLEM.prompt, "2")
 
 
-@pytest.mark.parametrize("options", [{"text": "{prompt}"}, {"separator": "("}])
-def test_a_separator_or_text_that_cannot_work_is_refused(options):
-    with pytest.raises(ParamsError, match="expert_steps"):
-        expert_steps([Request(PROBLEM)], STATE, **options)
+def test_a_separator_may_span_lines():
+    gold = "<think>a\nb\n\nc</think> <answer>5</answer>"
+    assert steps_of(gold, re.compile(r"\n\n")) == ["a\nb", "c", "5"]
 
 
 def test_a_step_earns_the_share_of_it_that_matches_and_minus_one_without_a_thought():
@@ -184,8 +183,6 @@ def test_one_template_is_drawn_per_visit_and_says_which_tags_it_wants():
     texts = ["<think> x <answer> 2 </answer>", "x"]
     roll = replace(make_roll([1, 0]), text=texts, problem=[tagged.problem, PROBLEM])
     assert template_format(roll, STATE).tolist() == [0.75, 1.0]  # 3 of 4 tags; no tags asked
-    with pytest.raises(ParamsError, match=r"has no \{prompt\}"):
-        prompt_templates([Request(PROBLEM)], STATE, templates=["x"])
 
 
 def test_a_population_of_prompts_is_one_group_of_the_same_problem():

@@ -62,6 +62,16 @@ def test_kl_to_the_old_policy_needs_no_reference():
             r"method.advantage.dr_grpo: no option 'coef'; it takes none",
         ),
         (
+            "plan",
+            {"length_budget": {"text": "at most {budget}"}},
+            r"method.plan.length_budget.text: .* has no \{prompt\}",
+        ),
+        (
+            "plan",
+            {"prompt_population": {"texts": []}},
+            r"method.plan.prompt_population.texts: .* at least 1 item",
+        ),
+        (
             "reward",
             {"graded": {}, "other": {}},
             r"a piece is one name with its options, got \['graded', 'other'\]",

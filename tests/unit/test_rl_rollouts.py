@@ -20,6 +20,7 @@ from trainorder.rl.forward import forward
 from trainorder.rl.guard import under
 from trainorder.rl.learner import Learner
 from trainorder.rl.method import Bound, Method
+from trainorder.rl.records import keep_some
 from trainorder.rl.registry import ADVANTAGES, EDITS, PLANS, TERMS, Entry
 from trainorder.rl.rollouts import StepRollouts
 from trainorder.rl.step import rl_step, term_shares
@@ -268,6 +269,10 @@ def test_a_request_may_ask_another_text_and_tell_its_rows_how_they_were_asked():
     assert roll.asked("budget")[2:].tolist() == [7, 7]
     assert roll.asked("template").isnan().all()
     assert (roll.row_facts["limit"] == 8).all()
+    assert [roll.prompt(row) for row in (0, 2)] == [problem.prompt, "1 + 2 = ?"]
+    state = State(total=1)
+    keep_some(roll, state)
+    assert [row["prompt"] for row in state.mem["rollouts"]] == [problem.prompt, "1 + 2 = ?"]
 
 
 def test_a_cut_answer_is_read_and_graded_again_and_trains_what_is_left():

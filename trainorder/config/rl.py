@@ -11,6 +11,7 @@ from trainorder.config.values import (
     Batch,
     Betas,
     Denominator,
+    GoldText,
     Name,
     OptimizerName,
     Piece,
@@ -125,8 +126,9 @@ class RlConfig(Section):
     teacher: str | ModelFolder | None = None
     """Frozen model that pieces of distillation compare with or ask: a node of the plan, `s{seed}--math` with the seed of the
     phase's own node, or `{path: FOLDER}`. It has the policy's vocabulary."""
-    informed_prompt: str = "{prompt}\nReference solution: {gold}"
-    """What a model that reads the gold text is asked (`reference+gold`, `teacher+gold`)."""
+    informed_prompt: GoldText = "{prompt}\nReference solution: {gold}"
+    """What a model that reads the gold text is asked (`reference+gold`, `teacher+gold`): `{prompt}` is what the policy was
+    asked, `{gold}` the problem's gold text."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """After an update whose loss, gradient or log-probabilities are not finite was refused: stop the phase, or go on without it."""
     alarms: AlarmConfig = Field(default_factory=AlarmConfig)

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from trainorder.reading import (
     shown,
@@ -63,6 +63,38 @@ Threads = Annotated[int, Field(ge=1, le=256)]
 
 Piece = str | dict[str, dict[str, Any]]
 """A piece of the RL step: `grpo`, or with options `{clipped_surrogate: {clip_high: 0.28}}`."""
+
+
+def _with(*names: str) -> AfterValidator:
+    """A text that holds each of these names in braces."""
+
+    def check(text: str) -> str:
+        missing = [f"{{{name}}}" for name in names if f"{{{name}}}" not in text]
+        if missing:
+            raise ValueError(
+                f"the text has no {' and no '.join(missing)}: add it, it is replaced by what is asked"
+            )
+        return text
+
+    return AfterValidator(check)
+
+
+def _check_pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"it is no regular expression: {error}") from None
+    return text
+
+
+PromptText = Annotated[str, _with("prompt")]
+"""A text around a prompt (tasks.base.in_template)."""
+BudgetText = Annotated[str, _with("prompt", "budget")]
+StepsText = Annotated[str, _with("prompt", "steps")]
+GoldText = Annotated[str, _with("prompt", "gold")]
+PromptTexts = Annotated[list[PromptText], Field(min_length=1)]
+Pattern = Annotated[str, AfterValidator(_check_pattern)]
+"""A regular expression."""
 
 
 SOURCES = ("policy", "expert", "replay", "teacher")

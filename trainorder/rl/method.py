@@ -116,7 +116,7 @@ def bind(slot: str, piece: Piece) -> Bound:
             f"{did_you_mean(name, names)}"
         )
     entry, engine = listed[name], ENGINE_OPTIONS.get(slot, {})
-    types = {**get_type_hints(entry.function), **engine}
+    types = {**get_type_hints(entry.function, include_extras=True), **engine}
     defaults = {
         key: parameter.default
         for key, parameter in inspect.signature(entry.function).parameters.items()
@@ -149,7 +149,7 @@ def _checked(
     try:
         return TypeAdapter(types[key]).validate_python(value, strict=True)
     except ValidationError as error:
-        message = error.errors()[0]["msg"]
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ParamsError(
             f"{where}.{key}: {message[0].lower()}{message[1:]}, got {value!r}"
         ) from None

@@ -56,7 +56,7 @@ def keep_some(roll: Roll, state: State) -> None:
                 "step": state.step,
                 "task": problem.task,
                 "problem": problem.id,
-                "prompt": problem.prompt,
+                "prompt": roll.prompt(row),
                 "answer": roll.text[row],
                 "reward": float(roll.rewards[row]) if roll.scored[row] else None,
                 "advantage": float(roll.advantages[row][own].mean()) if own.any() else 0.0,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,11 +21,11 @@ from trainorder.rl.learner import Learner
 from trainorder.rl.method import Method
 from trainorder.rl.spans import char_spans
 from trainorder.rl.speed import timed
-from trainorder.rl.types import ASKED, Roll, State
+from trainorder.rl.types import ASKED, ASKED_PROMPT, Roll, State
 from trainorder.rollout import Completions, Request
 from trainorder.rollout.base import rows_of, with_prompts
 from trainorder.streams import seed_of
-from trainorder.tasks.base import Problem, Reward, reworded
+from trainorder.tasks.base import Problem, Reward, in_template
 
 
 @dataclass
@@ -274,11 +273,13 @@ def _asked_facts(asked: Sequence[Request], like: Tensor) -> dict[str, Tensor]:
 
 def _problem(request: Request) -> Problem:
     assert request.problem is not None, "an answer without a problem cannot be graded"
-    return request.problem
+    if not request.prompt or request.prompt == request.problem.prompt:
+        return request.problem
+    return replace(request.problem, meta={**request.problem.meta, ASKED_PROMPT: request.prompt})
 
 
 def add_informed(roll: Roll, learner: Learner) -> Roll:
-    """The prompts with the gold text, where a piece compares with a model that reads it.
+    """The prompts that were asked with the gold text, where a piece compares with a model that reads it.
 
     Raises:
         ParamsError: such a prompt and its answer are longer than the model's context.
@@ -287,10 +288,10 @@ def add_informed(roll: Roll, learner: Learner) -> Roll:
     if not facts.reads_gold(method.needs | method.live_needs):
         return roll
     text = learner.config.informed_prompt
-    told = []
-    for problem in roll.problem:
-        template = text.replace("{gold}", problem.gold or problem.reference or "")
-        told.append(reworded(problem.prompt, partial(template.replace, "{prompt}")))
+    told = [
+        in_template(roll.prompt(row), text, gold=problem.gold or problem.reference or "")
+        for row, problem in enumerate(roll.problem)
+    ]
     prompts = policy.encode_prompts(told)
     policy.check_fits(max(map(len, prompts)), int(roll.lengths().max()))
     return replace(roll, informed_ids=prompts)

@@ -20,7 +20,7 @@ from torch import Tensor
 from trainorder.config import SOURCES
 from trainorder.rollout import Request
 from trainorder.streams import torch_stream
-from trainorder.tasks.base import Problem
+from trainorder.tasks.base import Problem, Prompt
 
 ROW_DEFAULTS = {
     "finished": 1.0,
@@ -32,6 +32,8 @@ ROW_DEFAULTS = {
     "strict": math.nan,
 }
 """Facts per row that `Roll.cat` fills in for rows that lack them."""
+ASKED_PROMPT = "asked_prompt"
+"""Key in the meta of a row's problem: what was asked instead of its prompt (Request.prompt)."""
 ASKED = "asked/"
 """Begins the names of facts per row that a request brought; nan for rows whose request did not."""
 TOKEN_DEFAULTS = {"sampler_logps": "old_logps"}
@@ -115,6 +117,11 @@ class Roll:
         """The fact `name` of each row's request (Request.facts); nan where it had none."""
         known = self.row_facts.get(f"{ASKED}{name}")
         return torch.full_like(self.rewards, math.nan) if known is None else known
+
+    def prompt(self, row: int) -> Prompt:
+        """What the row was asked: the problem's prompt, or what a plan piece made of it."""
+        problem = self.problem[row]
+        return problem.meta.get(ASKED_PROMPT, problem.prompt)
 
     def rows(self, index: Sequence[int]) -> Roll:
         """The rows `index`, in that order."""

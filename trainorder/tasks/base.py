@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -136,6 +137,22 @@ def reworded(prompt: Prompt, change: Callable[[str], str]) -> Prompt:
         return change(prompt)
     *before, last = prompt
     return [*before, {"role": last["role"], "content": change(last["content"])}]
+
+
+def in_template(prompt: Prompt, template: str, **values: str) -> Prompt:
+    """The prompt with its last turn at `{prompt}` of the template and the values at their names.
+
+    All are put in at once, so that braces in a prompt or a value are only text.
+
+    >>> in_template("2 + {gold} = ?", "{prompt} It is {gold}.", gold="5")
+    '2 + {gold} = ? It is 5.'
+    """
+
+    def filled(said: str) -> str:
+        known = {**values, "prompt": said}
+        return re.sub(r"\{(\w+)\}", lambda name: known.get(name[1], name[0]), template)
+
+    return reworded(prompt, filled)
 
 
 def content_id(task: str, *content: str | int, variant: Sequence[str | int] = ()) -> str:

@@ -146,6 +146,13 @@ def _check_backends(params: Params) -> None:
                 f"{where}.optimizer muon needs whole matrices, and training.backend deepspeed splits the weights as flat "
                 "lists of numbers: set it to adamw, or training.backend: local"
             )
+        for term in rl.method.terms if training.backend == "deepspeed" else ():
+            for name, options in term.items() if isinstance(term, dict) else ():
+                if options.get("layers") is not None:
+                    raise ParamsError(
+                        f"{where}.method.terms.{name}.layers needs whole gradients, and training.backend deepspeed splits "
+                        "them: leave `layers` out, or set training.backend: local"
+                    )
         for task in rl.task_lr:
             check_known(f"{where}.task_lr", "task", task, params.tasks)
 

@@ -15,6 +15,7 @@ from trainorder.config import (
     ModelFolder,
     Piece,
     RlConfig,
+    values,
 )
 from trainorder.plan.check.common import check_kept, check_known, check_model_path
 from trainorder.reading import ParamsError, did_you_mean, shown
@@ -97,7 +98,7 @@ def check_piece(where: str, slot: str, piece: Piece) -> None:
         try:
             TypeAdapter(listed[name][option]).validate_python(value, strict=True)
         except ValidationError as error:
-            message = error.errors()[0]["msg"]
+            message = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise ParamsError(
                 f"{where}.{name}.{option}: {message[0].lower()}{message[1:]}, got {shown(value)}"
             ) from None
@@ -118,8 +119,9 @@ def pieces() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _type(annotation: ast.expr | None) -> Any:
-    """The type an annotation names, as far as plain values go; anything else is left to the piece."""
+    """The type an annotation names, as far as plain values and config/values.py go; anything else is left to the piece."""
     known = {"float": float, "int": int, "bool": bool, "str": str, "list": list, "Literal": Literal}
+    known |= vars(values)
     try:
         text = "Any" if annotation is None else ast.unparse(annotation)
         return eval(text, {"__builtins__": {}}, {**known, "Any": Any, "None": None})

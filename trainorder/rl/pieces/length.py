@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trainorder.reading import ParamsError
+from trainorder.config.values import BudgetText
 from trainorder.rewards import format
 from trainorder.rl.helpers import gmean, gstd
 from trainorder.rl.registry import edit, plan, reward, weight
 from trainorder.rl.types import Roll, Rollouts, State
 from trainorder.rollout import Request
-from trainorder.tasks.base import reworded
+from trainorder.tasks.base import in_template
 
 
 @weight
@@ -44,20 +43,15 @@ def length_budget(
     start: float = 256.0,
     decay: float = 0.7,
     every: int = 150,
-    text: str = "{prompt} Use exactly {budget} tokens.",
+    text: BudgetText = "{prompt} Use exactly {budget} tokens.",
 ) -> list[Request]:
     """Ask for answers of B(t) = max(1, start * decay^floor(t / every)) tokens at step t (arXiv:2508.08940).
 
     "Train long, think short": the budget falls from 256 to 87 tokens over the paper's 600 steps. `text` is what is asked,
     with `{prompt}` and `{budget}` (rounded); the paper says "use exactly B tokens", its whole sentence was not read. Only
     asks: `length_triangle` rewards keeping to the budget. A `decay` of 1 keeps the budget.
-
-    Raises:
-        ParamsError: `text` has no `{prompt}`.
     """
-    return _asked_for(
-        requests, text, max(1.0, start * decay ** (state.step // every)), "length_budget"
-    )
+    return _asked_for(requests, text, max(1.0, start * decay ** (state.step // every)))
 
 
 @plan
@@ -67,30 +61,22 @@ def falling_budget(
     *,
     start: float = 800.0,
     end: float = 0.2,
-    text: str = "{prompt} Use exactly {budget} tokens.",
+    text: BudgetText = "{prompt} Use exactly {budget} tokens.",
 ) -> list[Request]:
     """Ask for answers of B(t) = max(1, floor(start * end^(t / T))) tokens at step t of T (RMT, arXiv:2509.24375).
 
     From a detailed note on the paper, which does not give its sentence; `text` and the reward are as in `length_budget`.
-
-    Raises:
-        ParamsError: `text` has no `{prompt}`.
     """
     share = min(1.0, state.step / max(1, state.total))
-    return _asked_for(requests, text, float(max(1, int(start * end**share))), "falling_budget")
+    return _asked_for(requests, text, float(max(1, int(start * end**share))))
 
 
-def _asked_for(requests: list[Request], text: str, budget: float, piece: str) -> list[Request]:
+def _asked_for(requests: list[Request], text: str, budget: float) -> list[Request]:
     """The requests with `text` around their prompts and the budget among their facts."""
-    if "{prompt}" not in text:
-        raise ParamsError(
-            f"method.plan.{piece}.text: {text!r} has no {{prompt}}, where the problem is put: add it"
-        )
     asked = []
     for request in requests:
         prompt = request.prompt or (request.problem.prompt if request.problem else "")
-        template = text.replace("{budget}", str(round(budget)))
-        said = reworded(prompt, partial(template.replace, "{prompt}"))
+        said = in_template(prompt, text, budget=str(round(budget)))
         asked.append(replace(request, prompt=said, facts={**request.facts, "budget": budget}))
     return asked
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trainorder.config.values import PromptTexts
 from trainorder.reading import ParamsError
 from trainorder.rl.registry import plan, reward
 from trainorder.rl.types import Roll, State
 from trainorder.rollout import Request
-from trainorder.tasks.base import reworded
+from trainorder.tasks.base import in_template
 
 TAGS = "template_tags"
 """Key in the meta of a problem that was asked in a template: the tags that it asks for."""
@@ -30,17 +29,14 @@ TEMPLATES = [
 
 @plan
 def prompt_templates(
-    requests: list[Request], state: State, *, templates: list[str] | None = None
+    requests: list[Request], state: State, *, templates: PromptTexts | None = None
 ) -> list[Request]:
     """Ask every problem in one template, drawn uniformly per visit and shared by its group (arXiv:2602.03190).
 
     A template is a text with `{prompt}`; null takes four of ours. The paper has 13, some of which begin the answer, which
     a text in front of it cannot do. The tags that a template names are what `template_format` asks of the answer.
-
-    Raises:
-        ParamsError: there is no template, or one without `{prompt}`.
     """
-    known = _checked("prompt_templates.templates", TEMPLATES if templates is None else templates)
+    known = TEMPLATES if templates is None else templates
     drawn = torch.randint(len(known), (len(requests),), generator=state.stream("prompt_templates"))
     return [
         _in(request, known[i], "template", i)
@@ -63,7 +59,7 @@ def template_format(roll: Roll, state: State) -> Float[Tensor, " row"]:
 
 @plan
 def prompt_population(
-    requests: list[Request], state: State, *, texts: list[str] | None = None
+    requests: list[Request], state: State, *, texts: PromptTexts | None = None
 ) -> list[Request]:
     """Ask each problem in K wordings, with an equal part of its answers each, in one group (FST, arXiv:2605.12484).
 
@@ -73,9 +69,9 @@ def prompt_population(
     re-implementation; the paper itself was not read.
 
     Raises:
-        ParamsError: a text without `{prompt}`, or answers that K does not divide.
+        ParamsError: K does not divide the answers per problem.
     """
-    known = _checked("prompt_population.texts", ["{prompt}"] if texts is None else texts)
+    known = ["{prompt}"] if texts is None else texts
     if known == ["{prompt}"]:
         return requests
     asked = []
@@ -93,29 +89,15 @@ def prompt_population(
     return asked
 
 
-def _checked(option: str, templates: Sequence[str]) -> list[str]:
-    for template in templates:
-        if "{prompt}" not in template:
-            raise ParamsError(
-                f"method.plan.{option}: {template!r} has no {{prompt}}, where the problem is put: add it"
-            )
-    if not templates:
-        raise ParamsError(
-            f"method.plan.{option}: needs at least one text with {{prompt}}, got none"
-        )
-    return list(templates)
-
-
 def _in(request: Request, template: str, fact: str, number: int) -> Request:
     """The request in a template, whose number and tags its rows know."""
     problem = request.problem
     if problem is None:
         return request
-    prompt = reworded(request.prompt or problem.prompt, partial(template.replace, "{prompt}"))
     tags = sorted(set(TAG.findall(template)))
     return replace(
         request,
         problem=replace(problem, meta={**problem.meta, TAGS: tags}) if tags else problem,
-        prompt=prompt,
+        prompt=in_template(request.prompt or problem.prompt, template),
         facts={**request.facts, fact: float(number)},
     )

@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trainorder.reading import ParamsError
+from trainorder.config.values import Pattern, StepsText
 from trainorder.rl.registry import plan, reward
 from trainorder.rl.types import Roll, State
 from trainorder.rollout import Request
-from trainorder.tasks.base import reworded
+from trainorder.tasks.base import in_template, reworded
 
+TAG = re.compile(r"\s*</?(?:think|answer)>\s*")
 STEP = "expert_step"
 """Key in the meta of a problem that was asked for one step: that step's text."""
 
@@ -26,8 +27,8 @@ def expert_steps(
     requests: list[Request],
     state: State,
     *,
-    separator: str = r"\n+|(?<=[.;])\s+",
-    text: str = "{prompt}\n{steps}",
+    separator: Pattern = r"\n+|(?<=[.;])\s+",
+    text: StepsText = "{prompt}\n{steps}",
 ) -> list[Request]:
     """Ask for one step of the expert's solution, behind those before it (SRL, arXiv:2510.25992).
 
@@ -35,21 +36,8 @@ def expert_steps(
     prompts of it, each with the problem and the first k - 1 steps; here each visit draws one k of 1 ... N - 1, so that a
     step costs what it cost. A gold text of one step is asked for whole. The paper's optional titles of steps are left
     out. `step_similarity` rewards the step; RLVR follows as the next phase.
-
-    Raises:
-        ParamsError: `text` has no `{prompt}` or no `{steps}`, or `separator` is no regular expression.
     """
-    try:
-        cut = re.compile(separator)
-    except re.error as error:
-        raise ParamsError(
-            f"method.plan.expert_steps.separator: {separator!r} is no regular expression: {error}"
-        ) from None
-    if "{prompt}" not in text or "{steps}" not in text:
-        raise ParamsError(
-            f"method.plan.expert_steps.text: {text!r} must hold {{prompt}} and {{steps}}, where the problem and the steps "
-            "before the asked one are put"
-        )
+    cut = re.compile(separator)
     stream, asked = state.stream("expert_steps"), []
     for request in requests:
         problem = request.problem
@@ -60,18 +48,14 @@ def expert_steps(
         count = max(1, len(steps) - 1)
         k = int(torch.randint(count, (1,), generator=stream))
         before = "\n".join(steps[:k]) if len(steps) > 1 else ""
-        template = text.replace("{steps}", before)
-        asked_before = request.prompt or problem.prompt
-        prompt = reworded(
-            asked_before, lambda said, into=template: into.replace("{prompt}", said).strip()
-        )
+        prompt = in_template(request.prompt or problem.prompt, text, steps=before)
         target = steps[k] if steps else ""
         told = replace(problem, meta={**problem.meta, STEP: target})
         asked.append(
             replace(
                 request,
                 problem=told,
-                prompt=prompt,
+                prompt=reworded(prompt, str.strip),
                 facts={**request.facts, "step": float(k + 1)},
             )
         )
@@ -84,11 +68,10 @@ def steps_of(gold: str, separator: re.Pattern[str]) -> list[str]:
     >>> steps_of("<think> 3 + 4 = 7; 7 - 2 = 5 </think> <answer> 5 </answer>", re.compile("[;\n]"))
     ['3 + 4 = 7', '7 - 2 = 5', '5']
     """
-    plain = re.sub(r"\s*</?(?:think|answer)>\s*", "\n", gold)
     return [
         step.strip()
-        for line in plain.split("\n")
-        for step in separator.split(line)
+        for part in TAG.split(gold)
+        for step in separator.split(part)
         if step and step.strip()
     ]
 
@@ -130,4 +113,4 @@ def similarity(one: str, other: str, unit: str = "characters") -> float:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"\s*</?(?:think|answer)>\s*", " ", text).strip()
+    return TAG.sub(" ", text).strip()

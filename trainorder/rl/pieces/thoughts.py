@@ -71,11 +71,11 @@ def ares(
     difficulty. What an answer with n of them earns: `exploration_bonus`. The authors' adaptive strength and their dynamic
     KL by difficulty are left out: their targets were not found.
     """
-    means = _windows(roll, window)
+    means = windows(roll, window)
     found = [float(quantile(values, percentile)) for values in means if len(values)]
     theta = state.ema("ares/theta", median(found), beta=0.99) if found else math.inf
-    chosen = [word.casefold() for word in (WORDS if words is None else words)]
-    explored = [_explorations(roll, row, means[row], theta, chosen) for row in range(len(roll))]
+    chosen = pattern_of(WORDS if words is None else words)
+    explored = [explorations(roll, row, means[row], theta, chosen) for row in range(len(roll))]
     right = (roll.row_facts["graded"] > 0.5) & roll.scored
     rate = gmean(right.double(), roll.group, roll.scored).tolist()
     level = [EASY if value >= 2 / 3 else MEDIUM if value >= 1 / 3 else HARD for value in rate]
@@ -117,7 +117,7 @@ def exploration_bonus(
     return -min(cap, huber / (margin + kappa) * cap)
 
 
-def _windows(roll: Roll, window: int) -> list[Float[Tensor, " place"]]:
+def windows(roll: Roll, window: int) -> list[Float[Tensor, " place"]]:
     """Mean entropy of the next `window` tokens after each place of each row that has as many."""
     means = []
     for row, length in enumerate(roll.lengths().tolist()):
@@ -129,14 +129,21 @@ def _windows(roll: Roll, window: int) -> list[Float[Tensor, " place"]]:
     return means
 
 
-def _explorations(roll: Roll, row: int, means: Tensor, theta: float, words: list[str]) -> float:
+def pattern_of(words: list[str]) -> re.Pattern[str] | None:
+    """Any of the words, in any case: the text itself is searched, as lower case may have more characters."""
+    text = "|".join(rf"\b{re.escape(word)}\b" for word in words)
+    return re.compile(text, re.IGNORECASE) if text else None
+
+
+def explorations(
+    roll: Roll, row: int, means: Tensor, theta: float, pattern: re.Pattern[str] | None
+) -> float:
     """How many of the words in the row's text are followed by a window of at least theta."""
-    pattern = "|".join(rf"\b{re.escape(word)}\b" for word in words)
-    if not pattern or not len(means):
+    if pattern is None or not len(means):
         return 0.0
     ends = roll.token_facts["char_end"][row]
     count = 0
-    for match in re.finditer(pattern, roll.text[row].casefold()):
+    for match in pattern.finditer(roll.text[row]):
         after = (ends >= match.end()).nonzero().flatten()
         place = int(after[0]) if len(after) else len(means)
         count += place < len(means) and float(means[place]) >= theta
