@@ -46,6 +46,13 @@ HAND: dict[str, tuple[dict[str, Any], int, Steps, list[float]]] = {
         [{}, {"a": seen(reward=0.2), "b": seen(reward=0.5)}, {"a": seen(reward=0.5), "b": seen(reward=0.4)}],
         [0.5, 0.5, 0.7],
     ),
+    # progress (.6 - .2) / .8 and 0: softmax(-1, 0) = .2689, times .8, plus .1; then a falls below its start: softmax(.5, 0)
+    "worst_task": (
+        {"window": 1, "temperature": 0.5},
+        9,
+        [{}, {"a": seen(reward=0.2), "b": seen(reward=0.5)}, {"a": seen(reward=0.6), "b": seen(reward=0.5)}, {"a": seen(reward=0.0)}],
+        [0.5, 0.5, 0.3152, 0.5980],
+    ),
     # drift -.01 and .005, H .2 against .3: scores .2 and .5
     "live_entropy": (
         {"target": 0.3, "beta": 0.0, "temperature": 1.0},

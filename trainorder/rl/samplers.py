@@ -124,6 +124,40 @@ def alp(now: Moment, mem: Mem, *, window: int = 10, epsilon: float = 0.2) -> dic
 
 
 @sampler
+def worst_task(
+    now: Moment,
+    mem: Mem,
+    *,
+    window: int = 5,
+    temperature: float = 0.2,
+    epsilon: float = 0.2,
+) -> dict[str, float]:
+    """More prompts for the task that has come the shortest way; the aim of MT-GRPO (arXiv 2602.05547) in a simpler form.
+
+    A task's progress is the share of its room that it has gained, (level - start) / (1 - start), level the mean reward of its
+    last `window` steps and start that of its first; P = (1 - epsilon) softmax(-progress / temperature) + epsilon / tasks. Shares
+    are dealt out exactly. The paper adapts the weights by a gradient step on reward and improvement, and fills each batch up
+    until the shares hold after prompts without a gradient were dropped; neither is done here.
+    """
+    first = mem.setdefault("first", {task: [] for task in now.tasks})
+    last = mem.setdefault("last", {task: [] for task in now.tasks})
+    for task, seen in now.seen.items():
+        first[task] = [*first[task], seen["reward"]][:window]
+        last[task] = [*last[task], seen["reward"]][-window:]
+    progress = {task: normal_progress(mean(first[task]), mean(last[task])) for task in now.tasks}
+    return mixed(softmax({task: -p for task, p in progress.items()}, temperature), epsilon)
+
+
+def normal_progress(start: float, level: float) -> float:
+    """Share of the room above `start` that `level` has gained; below 0 where it fell. The room counts as .05 at least.
+
+    >>> normal_progress(0.5, 0.75), normal_progress(0.5, 0.25), normal_progress(1.0, 1.0)
+    (0.5, -0.5, 0.0)
+    """
+    return (level - start) / max(1 - start, 0.05)
+
+
+@sampler
 def live_entropy(
     now: Moment,
     mem: Mem,
