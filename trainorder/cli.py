@@ -132,6 +132,7 @@ def check(
     with refusing():
         from trainorder import plan, preflight
         from trainorder.config import params_file
+        from trainorder.plan.orders import held_out
 
         current = plan.load()
         preflight.check(current.params)
@@ -140,9 +141,6 @@ def check(
         own += preflight.judges.check(current.params)
     checked = current.params
     waiting = plan.pending(checked, current.resolved)
-    unused = sorted(
-        set(checked.tasks) - {t for phase in checked.phases.values() for t in phase.tasks}
-    )
     variants = f"{1 + len(checked.variants)} variants, " if checked.variants else ""
     print(
         f"{params_file()} can work: {len(current.orders) + len(waiting)} orders of {len(checked.phases)} phases over "
@@ -154,7 +152,7 @@ def check(
         print(f"model-written programs run at isolation {level}")
     if waiting:
         print(f"wait for the measured transfer: {', '.join(waiting)}")
-    if unused:
+    if unused := held_out(checked):
         print(f"held out (evaluated, never trained): {', '.join(unused)}")
 
 

@@ -44,6 +44,17 @@ def params(**sections: Any):
             "rl.method.terms.clipped_surrogate.layers needs whole gradients",
         ),
         ({"rl": {"task_lr": {"mth": 0.5}}}, r"rl.task_lr.*mth"),
+        (
+            {
+                "variants": {"v": {"rl": {"optimizer": "muon"}}},
+                "training": {"backend": "deepspeed"},
+            },
+            "variants.v: rl.optimizer muon needs whole matrices",
+        ),
+        (
+            {"variants": {"v": {"phases": {"math": {"rl": {"task_lr": {"mth": 0.5}}}}}}},
+            r"variants.v: phases.math.rl.task_lr.*mth",
+        ),
     ],
 )
 def test_impossible_backends_are_refused_at_once(sections: dict[str, Any], message: str):

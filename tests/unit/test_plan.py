@@ -19,7 +19,7 @@ from trainorder.files import write_text
 from trainorder.paths import PLAN
 from trainorder.plan import Plan, compile_plan, names, pending
 from trainorder.plan.check import MAX_NAME, budget, check, pieces
-from trainorder.plan.orders import single_phases
+from trainorder.plan.orders import held_out, single_phases
 from trainorder.reading import ParamsError, read_yaml
 from trainorder.tasks import TASKS
 
@@ -43,6 +43,14 @@ def refusal(**changes: Any) -> str:
     with pytest.raises(ParamsError) as caught:
         check(params(**changes))
     return str(caught.value)
+
+
+def test_a_task_that_only_a_variant_trains_is_not_held_out():
+    phases = {"math": {"kind": "structured", "tasks": {"math": 1}, "steps": 2}}
+    changes = {"phases": phases, "orders": {"one": ["math"]}, "merges": {}}
+    both = {"both": {"phases": {"math": {"tasks": {"math": 1, "qa": 1}}}}}
+    assert held_out(params(**changes)) == ["creative", "qa"]
+    assert held_out(params(**changes, variants=both)) == ["creative"]
 
 
 AB = {"orders": {"one": ["math", "qa"], "two": ["qa", "math"]}, "merges": {}}

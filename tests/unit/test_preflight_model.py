@@ -254,6 +254,17 @@ def test_prompts_and_answers_beyond_the_context_are_refused(name: str):
     preflight.check(params(folder, task={"max_new_tokens": 60}))
 
 
+def test_tasks_that_only_a_variant_trains_together_share_the_room_too():
+    files = {split: f"{split}.jsonl" for split in ("train", "dev", "test")}
+    long = {"kind": "jsonl", "options": files, "max_new_tokens": 16}
+    both = {"both": {"phases": {"sums": {"tasks": {"sums": 1.0, "long": 1.0}}}}}
+    made = params(None, task={"max_new_tokens": 64}, tasks={"long": long}, variants=both)
+    prompts = {"sums": 20, "long": 40}
+    with pytest.raises(ParamsError, match=r"tasks\.long: .* 40 tokens and tasks\.sums\.max_new"):
+        preflight._check_lengths(made, prompts, 96, "model")
+    preflight._check_lengths(made.model_copy(update={"variants": {}}), prompts, 96, "model")
+
+
 def test_the_room_of_vllm_is_a_bound_too(good: Path):
     rollout = {"backend": "vllm", "max_model_len": 80}
     with pytest.raises(ParamsError, match="has 80 positions"):

@@ -88,6 +88,12 @@ def single_phases(params: Params) -> list[str]:
     return [p for p in used if params.phases[p].like is None and not is_union(p)]
 
 
+def held_out(params: Params) -> list[str]:
+    """Tasks that are evaluated and that no phase trains, under any variant."""
+    phases = [p for v in params.variant_names() for p in params.variant(v).phases.values()]
+    return sorted(set(params.tasks) - {task for phase in phases for task in phase.tasks})
+
+
 def usable(params: Params, resolved: Resolved) -> dict[str, tuple[str, ...]]:
     """What of `resolved` still fits: a permutation of today's single phases that some order asks for."""
     best = tuple(resolved.get("recommended", ()))

@@ -273,7 +273,8 @@ def _check_lengths(
     if limit is None:
         return
     groups = [(name,) for name in params.tasks]
-    groups += [tuple(phase.tasks) for phase in params.phases.values()]
+    for variant in params.variant_names():
+        groups += [tuple(phase.tasks) for phase in params.variant(variant).phases.values()]
     for group in dict.fromkeys(groups):
         prompt = max(group, key=lambda name: prompts[name])
         answer = max(group, key=lambda name: params.tasks[name].max_new_tokens)

@@ -65,6 +65,7 @@ def check(params: Params) -> None:
     for variant in params.variant_names():
         changed = params.variant(variant)
         where = "" if variant == DEFAULT else f"variants.{variant}: "
+        _check_rates(changed, where)
         for name, phase in changed.phases.items():
             _check_phase(changed, f"{where}phases.{name}", name, phase, rewarded_by)
     _check_orders(params)
@@ -137,11 +138,15 @@ def _check_backends(params: Params) -> None:
             "rollout.backend vllm runs beside one training process, and training asks for several ranks: "
             "set rollout.backend: torch (each rank samples its share), or training.ranks: 1"
         )
-    for where, rl in [
-        ("rl", params.rl),
-        *((f"phases.{n}.rl", params.phase_rl(n)) for n in params.phases),
-    ]:
-        if rl.optimizer == "muon" and training.backend == "deepspeed":
+
+
+def _check_rates(params: Params, variant: str) -> None:
+    """Optimizer and learning rates per task, of `rl` and of every phase."""
+    backend = params.training.backend
+    sections = {"rl": params.rl} | {f"phases.{n}.rl": params.phase_rl(n) for n in params.phases}
+    for section, rl in sections.items():
+        where = f"{variant}{section}"
+        if rl.optimizer == "muon" and backend == "deepspeed":
             raise ParamsError(
                 f"{where}.optimizer muon needs whole matrices, and training.backend deepspeed splits the weights as flat "
                 "lists of numbers: set it to adamw, or training.backend: local"
