@@ -54,9 +54,17 @@ A [trainorder](https://arxiv.org/abs/2507.14783) experiment from the preset `{pr
 
 
 def files(root: Path) -> dict[str, Path]:
-    """Name in a project -> the file under `root`, of all FILES, PRESETS and ROWS."""
-    patterns = (*FILES, *PRESETS.values(), *ROWS.values())
-    found = [path for pattern in patterns for path in sorted(root.glob(pattern))]
+    """Name in a project -> the file under `root`, of all FILES, PRESETS and ROWS.
+
+    Raises:
+        FileNotFoundError: there is none of a pattern, so this is no whole trainorder.
+    """
+    found = list[Path]()
+    for pattern in (*FILES, *PRESETS.values(), *ROWS.values()):
+        matching = sorted(root.glob(pattern))
+        if not matching:
+            raise FileNotFoundError(f"no file {pattern} in {root}: install trainorder again")
+        found += matching
     return {path.relative_to(root).as_posix(): path for path in found}
 
 

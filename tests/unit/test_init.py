@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from setuptools.command.egg_info import FileList
 
 from trainorder import project
 from trainorder.cli import app
@@ -41,6 +42,25 @@ def test_a_project_has_the_files_of_this_repository_and_the_presets_params(made:
     assert (made / "params.yaml").read_bytes() == preset.read_bytes()
     assert (made / "README.md").read_text().startswith("# mine\n")
     assert (made / ".dvc" / ".gitignore").is_file()
+
+
+def test_the_source_distribution_has_every_file_of_a_project(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    packed = FileList()
+    for line in (ROOT / "MANIFEST.in").read_text().splitlines():
+        packed.process_template_line(line)
+    assert set(project.template()) - set(packed.files) == set()
+
+
+def test_a_pattern_without_a_file_is_an_error_and_no_smaller_project(tmp_path: Path):
+    for name, path in project.template().items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(path.read_bytes())
+    assert set(project.files(tmp_path)) == set(project.template())
+    for file in (tmp_path / ".dvc" / "plots").iterdir():
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no file .dvc/plots/\*\.json"):
+        project.files(tmp_path)
 
 
 def test_git_keeps_the_projects_files_and_ignores_what_runs_make(made: Path):

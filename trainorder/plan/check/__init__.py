@@ -141,7 +141,7 @@ def _check_backends(params: Params) -> None:
 
 
 def _check_rates(params: Params, variant: str) -> None:
-    """Optimizer and learning rates per task, of `rl` and of every phase."""
+    """What the training backend cannot do, and learning rates per task, of `rl` and of every phase."""
     backend = params.training.backend
     sections = {"rl": params.rl} | {f"phases.{n}.rl": params.phase_rl(n) for n in params.phases}
     for section, rl in sections.items():
@@ -151,7 +151,7 @@ def _check_rates(params: Params, variant: str) -> None:
                 f"{where}.optimizer muon needs whole matrices, and training.backend deepspeed splits the weights as flat "
                 "lists of numbers: set it to adamw, or training.backend: local"
             )
-        for term in rl.method.terms if training.backend == "deepspeed" else ():
+        for term in rl.method.terms if backend == "deepspeed" else ():
             for name, options in term.items() if isinstance(term, dict) else ():
                 if options.get("layers") is not None:
                     raise ParamsError(
