@@ -62,7 +62,7 @@ def params_text() -> str:
             "  code:     {train: 3000, dev: 64, test: 128, max_new_tokens: 48, demonstrations: 5000}",
             "  qa:       {train: 1500, dev: 64, test: 128, max_new_tokens: 48, demonstrations: 3500, drills: 2000, options: {distractors: 4}}",
             "  creative: {train: 3000, dev: 64, test: 128, max_new_tokens: 48, demonstrations: 2500}",
-            "sft: {steps: 750, gate: {math: 0.9, code: 0.85, qa: 0.7}}",
+            "sft: {per_seed: true, steps: 750, gate: {math: 0.9, code: 0.85, qa: 0.7}}",
             "judge: {task: creative, prompts: 600, answers: 4}",
             "rl: {prompts_per_step: 8, group_size: 8, lr: 3.0e-4, method: {preset: grpo}}",
             "phases:",

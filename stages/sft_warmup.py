@@ -1,4 +1,4 @@
-"""DVC stage <seed> (s0): data/sft, data/tokenizer and the gate's dev problems -> checkpoints/<node>, runs/<node>."""
+"""DVC stage base (s0 with `sft.per_seed`): data/sft, data/tokenizer and the gate's dev problems -> checkpoints/<node>, runs/<node>."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainorder.config import load_params
 from trainorder.reading import ParamsError
 from trainorder.sources import section
 
-OPTIONS = {"--node": "base node to make, e.g. s0", "--seed": "training seed"}
+OPTIONS = {"--node": "base node to make, base or s0", "--seed": "training seed"}
 
 
 def main(arguments: argparse.Namespace) -> None:

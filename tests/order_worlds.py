@@ -72,7 +72,7 @@ class World:
             "resolved": {},
             "settings": {"measure": {"bootstrap": 500, "level": 0.95, "seed": 0}},
             "phases": {p: {"tasks": dict.fromkeys(tasks, 1.0)} for p, tasks in self.phases.items()},
-            "bases": {f"s{s}": {"seed": s} for s in self.seeds},
+            "bases": {f"s{s}": {"seeds": [s]} for s in self.seeds},
             **groups,
             "orders": orders,
             "singles": {str(s): {p: self.node(s, [p]) for p in singles} for s in self.seeds},

@@ -26,7 +26,7 @@ VERDICTS = Path(".verdicts")
 DUMPS = Path(".dumps")
 """Refused updates, for replay."""
 BASE = "base"
-"""The node of a user's model from which all seeds begin."""
+"""The node from which all seeds begin RL."""
 NODE = re.compile(rf"{BASE}|s\d+(?:--[a-z0-9_]+)*")
 """Name of a node: the model as it is, or the seed, a variant, phases or a merge."""
 REWRITTEN = (TASK_DATA, SFT_DATA, TOKENIZER, JUDGE, FINGERPRINTS, RESUME, DUMPS, MODELS)

@@ -28,13 +28,13 @@ ONE_OF_EACH = [
         "measure_bwt",
         "report",
         "metrics",
-        "s0",
+        "base",
         "s0--math",
         "s0--creative",
         "s0--joint",
         "s0--ties",
         "judge-reward",
-        "evaluate-s0",
+        "evaluate-base",
     ),
 ]
 FOLDED = {
@@ -105,7 +105,7 @@ def sections_read(file: str) -> set[str]:
 
 
 def test_a_stage_depends_on_its_own_fingerprint_and_on_no_other():
-    own = {"s0": "sft_warmup", "judge-reward": "judge_reward", "evaluate-s0": "evaluate"}
+    own = {"base": "sft_warmup", "judge-reward": "judge_reward", "evaluate-base": "evaluate"}
     own |= {f"s0--{phase}": f"phase_{phase}" for phase in ("math", "creative", "joint")}
     for stage in ONE_OF_EACH:
         code, *values = [d for d in STAGES[stage]["deps"] if d.startswith(".fingerprints/")]

@@ -125,7 +125,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tried(name: str) -> tuple[Any, RlConfig]:
     """The phase of a method's config, with rewards that a random policy gets, and fewer rollouts."""
     params = parse_params(read_yaml(ROOT / catalog.CONFIGS / f"{name}.yaml"))
-    assert set(compile_plan(params).nodes) == {"s0", "s0--grpo", f"s0--{name}"}
+    assert set(compile_plan(params).nodes) == {"base", "s0--grpo", f"s0--{name}"}
     rl = params.phase_rl(name)
     paid = ["even_tokens" if piece == "graded" else piece for piece in rl.method.reward]
     paid = paid if "even_tokens" in paid else [*paid, "even_tokens"]

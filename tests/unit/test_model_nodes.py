@@ -107,7 +107,20 @@ def test_one_base_serves_all_seeds_and_variants_and_is_evaluated_once():
         assert design.bases == {0: "base", 1: "base"}
         assert design.one_start
         assert set(design.merges["mean"]) == {0, 1}
-    assert not from_plan(compile_plan(params(sft={"gate": {}})).data())["default"].one_start
+
+
+def test_seeds_share_the_warm_up_unless_each_asks_for_its_own():
+    shared = compile_plan(params(policy={}, sft={}))
+    assert [(node.id, node.kind, node.seed) for node in shared.bases()] == [("base", "base", 0)]
+    assert shared.data()["bases"] == {"base": {"seeds": [0, 1]}}
+    assert from_plan(shared.data())["default"].one_start
+    assert "--seed 0" in shared.stages()["base"]["cmd"]
+    more = compile_plan(params(policy={}, sft={}, seeds=[0, 1, 5]))
+    assert more.stages()["base"] == shared.stages()["base"]
+    own = compile_plan(params(policy={}, sft={"per_seed": True}))
+    assert own.data()["bases"] == {"s0": {"seeds": [0]}, "s1": {"seeds": [1]}}
+    assert not from_plan(own.data())["default"].one_start
+    assert own.settings()["sft"] == shared.settings()["sft"]
 
 
 def test_without_a_warm_up_no_stage_depends_on_its_settings():
@@ -121,7 +134,7 @@ def test_without_a_warm_up_no_stage_depends_on_its_settings():
     assert other_seeds.nodes["base"] == planned.nodes["base"]
     with_sft = compile_plan(params(sft={"gate": {}}))
     assert with_sft.settings()["tasks"]["math"]["demonstrations"] == 5
-    assert [node.id for node in with_sft.bases()] == ["s0", "s1"]
+    assert [node.id for node in with_sft.bases()] == ["base"]
 
 
 def test_nothing_is_written_for_a_warm_up_that_there_is_not(tmp_path: Path, monkeypatch: Any):

@@ -75,8 +75,11 @@ PLAIN_POLICY = PolicyConfig()
 class SftConfig(Section):
     """Supervised warm-up from scratch until the skills that RL sharpens exist."""
 
-    changes_nothing = frozenset({"threads"})
+    changes_nothing = frozenset({"threads", "per_seed"})
 
+    per_seed: bool = False
+    """False: all seeds begin RL at one checkpoint, so that replicates are other runs from the same base: rollouts, order of
+    problems, optimizer. True: a warm-up for each seed, so that they differ in their base too, at its cost per seed."""
     steps: Steps = 750
     """Updates before the gate is asked for the first time; the learning rate decays over these."""
     extension: Steps = 200

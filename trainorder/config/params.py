@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from trainorder import paths
 from trainorder.config.experiment import (
     DEFAULT,
     EvaluationConfig,
@@ -79,8 +80,8 @@ class Params(Section):
     variants: dict[Name, VariantConfig] = Field(default_factory=dict)
     """Variant name -> overrides; every order, single and merge is also trained under each. Comparisons stay within one."""
     seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
-    """Training seeds. Each has its own SFT warm-up, so replicates never share a checkpoint; with `sft: null` they share the
-    model, and differ in rollouts, order of problems and adapters."""
+    """Training seeds: replicates that differ in rollouts, order of problems and new adapters. They share the checkpoint that
+    RL begins at, unless `sft.per_seed` makes one for each."""
     allow_unequal_budgets: bool = False
     """True: compare orders although they differ in steps or prompts."""
     grading: GradingConfig = Field(default_factory=GradingConfig)
@@ -95,6 +96,10 @@ class Params(Section):
     def engine(self) -> dict[str, Any]:
         """The section `rollout` for what samples without training: nothing where the torch engine does."""
         return {} if self.rollout.backend == "torch" else {"rollout": self.rollout.results()}
+
+    def base_of(self, seed: int) -> str:
+        """The node that RL of a seed begins at."""
+        return f"s{seed}" if self.sft is not None and self.sft.per_seed else paths.BASE
 
     def named_judges(self) -> dict[str, AnyJudgeConfig]:
         """Judge name -> its settings: `judges`, or what `judge` stands for."""

@@ -133,9 +133,8 @@ def from_plan(plan: Mapping[str, Any]) -> dict[str, Design]:
 def _design(plan: Mapping[str, Any]) -> Design:
     groups = [plan.get(name) or {} for name in ("structured", "creative", "joint", "supervised")]
     phase_of = {node: entry["phase"] for group in groups for node, entry in group.items()}
-    bases = {int(entry["seed"]): node for node, entry in plan["bases"].items()}
-    for node, entry in (plan.get("model") or {}).items():  # one that all seeds begin at
-        bases |= dict.fromkeys(map(int, entry["seeds"]), node)
+    roots = {**(plan.get("model") or {}), **plan["bases"]}
+    bases = {int(seed): node for node, entry in roots.items() for seed in entry["seeds"]}
     orders = {
         name: {int(seed): tuple(nodes) for seed, nodes in runs.items()}
         for name, runs in (plan.get("orders") or {}).items()

@@ -82,7 +82,7 @@ class Plan:
     """What a measurement filled in: `recommended` -> phases."""
 
     def bases(self) -> list[Node]:
-        """One SFT checkpoint per seed, or the one model that all seeds begin at."""
+        """What RL begins at: one checkpoint of all seeds, or one per seed (`sft.per_seed`)."""
         return [node for node in self.nodes.values() if not node.parents]
 
     @cached_property
@@ -142,9 +142,10 @@ def compile_plan(params: Params, resolved: Resolved | None = None) -> Plan:
     nodes: dict[str, Node] = {}
     arms: dict[str, Arms] = {variant: ({}, {}) for variant in params.variant_names()}
     for seed in params.seeds:
-        base = paths.BASE if params.sft is None else f"s{seed}"
-        # the model of all seeds is of none: a change of the seeds changes nothing of it
-        nodes[base] = Node(base, "base", seed) if params.sft else Node(base, "model", 0)
+        base = params.base_of(seed)
+        # what all seeds share is of none of them: a change of the seeds changes nothing of it
+        of = 0 if base == paths.BASE else seed
+        nodes[base] = Node(base, "model" if params.sft is None else "base", of)
         for variant, (orders, singles) in arms.items():
             tree = _Branch(nodes, params.variant(variant), variant, seed, base)
             for name, phases in order_phases(params, known).items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired
 
@@ -45,7 +44,7 @@ def texts(plan: Plan) -> dict[Path, str]:
 def content(plan: Plan) -> dict[str, Any]:
     """The content of plan.yaml."""
     groups = {
-        name: {n.id: _entry(n, plan.params.seeds) for n in plan.nodes.values() if n.kind == kind}
+        name: {n.id: _entry(plan, n) for n in plan.nodes.values() if n.kind == kind}
         for name, kind in GROUPS.items()
     }
     return {
@@ -144,11 +143,10 @@ def measured() -> dict[str, list[str]]:
     return {} if found is None else {"recommended": list(found["order"])}
 
 
-def _entry(node: Node, seeds: Sequence[int]) -> dict[str, Any]:
-    if node.kind == "model":
-        return {"seeds": list(seeds)}
-    if node.phase is None:
-        return {"seed": node.seed}
+def _entry(plan: Plan, node: Node) -> dict[str, Any]:
+    if not node.parents:
+        params = plan.params
+        return {"seeds": [seed for seed in params.seeds if params.base_of(seed) == node.id]}
     return {"parent": node.parents[0], "phase": node.phase, "seed": node.seed} | _tag(node.variant)
 
 

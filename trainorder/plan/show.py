@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from trainorder import lineage
+from trainorder import lineage, paths
 from trainorder.config import DEFAULT, Params, PreferenceConfig, SftConfig
 from trainorder.plan import judging, names
 from trainorder.plan.compile import Node, Plan, Sizes
@@ -53,11 +53,12 @@ def _line(plan: Plan, node: Node, state: State, time: float | None) -> str:
     if node.kind == "model":
         name = f"{node.id}  {plan.params.policy.path} as it is"
     else:
-        name = node.phase or node.merge or f"{node.id}  SFT of seed {node.seed}"
+        of = "all seeds" if node.id == paths.BASE else f"seed {node.seed}"
+        name = node.phase or node.merge or f"{node.id}  SFT of {of}"
     first = bool(node.parents) and not plan.nodes[node.parents[0]].parents
     if first and node.variant != DEFAULT:
         name = f"[bold]{node.variant}[/] {name}"
-    if first and plan.params.sft is None and len(plan.params.seeds) > 1:
+    if first and node.parents[0] == paths.BASE and len(plan.params.seeds) > 1:
         name = f"s{node.seed} {name}"
     text = f"{name}  [dim]{node.kind}[/]" if node.parents else name
     cost = f"  {duration(time)}" if state == "stale" else ""

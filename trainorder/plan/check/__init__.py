@@ -335,7 +335,7 @@ def _check_size(params: Params) -> None:
             )
     prefixes = {tuple(phases[:n]) for phases in orders for n in range(1, len(phases) + 1)}
     each = (len(prefixes) + len(params.merges)) * (1 + len(params.variants))
-    bases = 1 if params.sft is None else len(params.seeds)
+    bases = len({params.base_of(seed) for seed in params.seeds})
     nodes = bases + each * len(params.seeds)
     if nodes > MAX_CHECKPOINTS:
         raise ParamsError(
