@@ -97,7 +97,7 @@ class Layout:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of flat tokens, [head, token, size] each, q scaled: a token sees its prompt, and its row up to itself."""
-        k, v = (_for_heads(x, len(q)) for x in (k, v))
+        k, v = (for_heads(x, len(q)) for x in (k, v))
         cut, heads, size = len(self.prompt_place), q.shape[0], q.shape[2]
         g, s, p, t = self.groups, self.rows, self.width, self.length
         qp, kp, vp = (_pad(x[:, :cut], self.prompt_place, (g, p)) for x in (q, k, v))
@@ -127,7 +127,7 @@ class Layout:
         return torch.cat(flat, 1)
 
 
-def _for_heads(x: Float[Tensor, "kv_head ..."], heads: int) -> Float[Tensor, "head ..."]:
+def for_heads(x: Float[Tensor, "kv_head ..."], heads: int) -> Float[Tensor, "head ..."]:
     """Keys or values once for each query head that shares them."""
     repeats = heads // len(x)
     return x.repeat_interleave(repeats, 0) if repeats > 1 else x
@@ -200,7 +200,7 @@ class PrefixCache:
         seen = (self.real[:, None, :] & causal) | torch.eye(
             width, dtype=torch.bool, device=q.device
         )
-        k, v = (_for_heads(x, len(q)) for x in (k, v))
+        k, v = (for_heads(x, len(q)) for x in (k, v))
         return F.scaled_dot_product_attention(q, k, v, seen, scale=1.0).flatten(1, 2)
 
     def _step(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from trainorder.rl.pieces.replay import (
     self_imitation_credit,
 )
 from trainorder.rl.pieces.steps import expert_steps, step_similarity, steps_of
+from trainorder.rl.registry import TERMS, Entry
 from trainorder.rl.step import layer_factors
 from trainorder.rl.types import Live, Roll, State
 from trainorder.rollout import Request
@@ -312,3 +313,26 @@ def test_factors_per_layer_scale_the_gradient_of_one_term_only():
     for name in names:
         torch.testing.assert_close(both[name], policy[name] + factors[name] * expert[name])
     assert float(expert["model.norm.weight"].abs().max()) > 0
+
+
+def test_a_pass_per_layer_computes_what_its_own_terms_need_and_means_stay_means(monkeypatch):
+    def bare(live: Live, roll: Roll, state: State) -> torch.Tensor:
+        assert not live.facts
+        return -live.logps
+
+    monkeypatch.setitem(TERMS, "bare", Entry("terms", "bare", bare))
+    model = tiny_llama().double()
+    roll = off_policy_roll(model)
+
+    def logged(**options: Any) -> dict[str, float]:
+        bonus = {"entropy_bonus": {"coef": 0.1, "layers": [1.0, 1.0]}}
+        terms: list[Any] = ["bare"] if not options else [{"bare": options}, bonus]
+        return gradient(model, roll, MethodConfig(terms=terms))[0]
+
+    one, two = logged(), logged(layers=[1.0, 1.0])
+    for name in ("kl_old", "mismatch_mean", "mismatch_max"):
+        assert two[name] == pytest.approx(one[name])
+    # the tokens of expert rows do not thin the mean out: as if there were no such rows
+    alone = roll.rows(roll.is_from("policy").nonzero().flatten().tolist())
+    own = gradient(model, alone, MethodConfig(terms=["bare"]))[0]
+    assert one["kl_old"] == pytest.approx(own["kl_old"])

@@ -37,10 +37,10 @@ def spelled(*rows: list[str], **fields) -> Roll:
 
 def test_planning_tokens_are_those_inside_a_phrase_whatever_its_case():
     roll = spelled(["So", "Let", "us", "find", "x", "=", "3"], ["let", "us", "finds"])
-    assert planning_tokens(roll, GRAMS).int().tolist() == [[0, 1, 1, 1, 0, 0, 0], [0] * 7]
-    assert planning_tokens(pad_more(roll, 2), GRAMS).sum() == 3
+    assert planning_tokens(roll, *GRAMS).int().tolist() == [[0, 1, 1, 1, 0, 0, 0], [0] * 7]
+    assert planning_tokens(pad_more(roll, 2), *GRAMS).sum() == 3
     both = ["so let us", *GRAMS]  # overlapping phrases
-    assert planning_tokens(roll, both)[0].int().tolist() == [1, 1, 1, 1, 0, 0, 0]
+    assert planning_tokens(roll, *both)[0].int().tolist() == [1, 1, 1, 1, 0, 0, 0]
 
 
 def test_hicra_raises_the_credit_of_planning_tokens_by_a_fifth_of_its_size():
@@ -140,3 +140,18 @@ def test_verl_pays_rows_of_more_directions_than_the_average_so_far():
     assert state.mem["verl/effective_rank"] == pytest.approx(2.0)
     solved = verl(replace(roll, rewards=torch.ones(2).double()), State(total=9))
     assert (solved == 1).all()
+
+
+def test_pieces_of_a_step_that_see_the_same_rows_share_what_they_compute():
+    seen = list[tuple[int, int]]()
+
+    def count(roll: Roll, size: int) -> int:
+        seen.append((len(roll), size))
+        return len(seen)
+
+    roll, state = make_roll([1, 0]), State(total=2)
+    credited = replace(roll, advantages=roll.advantages + 1)
+    assert [state.once(r, count, n) for r, n in ((roll, 1), (credited, 1), (roll, 2))] == [1, 1, 2]
+    assert state.once(roll.rows([0]), count, 1) == 3
+    state.step += 1
+    assert state.once(roll, count, 1) == 4

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from trainorder.prefix import shares_prefixes, using_prefix_attention
+from trainorder.prefix import for_heads, shares_prefixes, using_prefix_attention
 from trainorder.reading import ParamsError
 from trainorder.rl.types import Roll
 
@@ -68,7 +68,7 @@ class _Watch:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[head, token, size]; q scaled, k and v by kv head."""
-        k, v = (x.repeat_interleave(len(q) // len(k), 0) for x in (k, v))
+        k, v = (for_heads(x, len(q)) for x in (k, v))
         if layer == self.layer:
             self.entropy = torch.cat(
                 [row_entropy(q[:, i : i + CHUNK], k, i) for i in range(0, q.shape[1], CHUNK)]

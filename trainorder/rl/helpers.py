@@ -66,6 +66,13 @@ def gspread(
     return (high - low)[dense]
 
 
+def gdeviation(
+    x: Float[Tensor, " row"], group: Int[Tensor, " row"], scored: Bool[Tensor, " row"]
+) -> Float[Tensor, " row"]:
+    """As gstd, but exactly 0 in flat groups and where fewer than two rows are scored."""
+    return torch.where(equal_in_group(x, group, scored), 0.0, gstd(x, group, scored))
+
+
 def levelled(
     x: Float[Tensor, " row"],
     group: Int[Tensor, " row"],

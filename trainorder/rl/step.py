@@ -12,6 +12,7 @@ cannot be graded get advantage 0 and leave their group's statistics.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trainorder.config import RlConfig
-from trainorder.rl import guard
+from trainorder.rl import facts, guard
 from trainorder.rl.backend import Backend
 from trainorder.rl.forward import computed_tokens, forward
 from trainorder.rl.helpers import k3, log_ratio
@@ -36,6 +37,9 @@ from trainorder.rl.rollouts import StepRollouts, longest_row, score
 from trainorder.rl.speed import rates, timed
 from trainorder.rl.types import Roll, State
 
+COUNTS = ("own_tokens", "tokens")
+OF_OWN = {"kl_old": "own_tokens", "mismatch_mean": "own_tokens"}
+"""Logged means over the policy's own tokens; others are over all tokens of a forward."""
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 """Where the name of a weight has the number of its layer."""
 
@@ -171,20 +175,42 @@ def accumulate(
     layered = [number for number, term in enumerate(method.terms) if term.layers is not None]
     passes, held = [[number] for number in layered], list[dict[str, Tensor]]()
     together = [number for number in range(len(method.terms)) if number not in layered]
-    log: dict[str, float] = defaultdict(float, loss=0.0)
+    found = []
     backend.zero_grad()
-    for numbers in [*passes, together]:
+    for numbers in [*passes, *([together] if together else [])]:
         terms = [(method.terms[number], shares[number]) for number in numbers]
-        found = _add_terms(model, roll, terms, method, state, budget, backend, models)
-        for name, value in found.items():
-            log[name] = max(log[name], value) if name == "mismatch_max" else log[name] + value
+        found.append(_add_terms(model, roll, terms, state, budget, backend, models))
         if numbers in passes:
             held.append(_by_layer(backend.gradients(), method.terms[numbers[0]].layers or [1, 1]))
             backend.zero_grad()
     for gradients in held:
         for name, gradient in backend.gradients().items():
             gradient += gradients[name]
-    return dict(log)
+    return _joined(found)
+
+
+def _joined(passes: Sequence[dict[str, float]]) -> dict[str, float]:
+    """What several passes over an update's rows logged: sums of losses and tokens, means over the tokens of all.
+
+    >>> one = {"loss": 1.0, "forward_tokens": 3.0, "kl_old": 0.25, "mismatch_max": 2.0, "own_tokens": 2.0, "tokens": 3.0}
+    >>> _joined([one, one | {"kl_old": 0.75, "nll": 4.0}])
+    {'loss': 2.0, 'forward_tokens': 6.0, 'kl_old': 0.5, 'mismatch_max': 2.0, 'nll': 4.0}
+    """
+    joined: dict[str, float] = {}
+    for name in dict.fromkeys(name for found in passes for name in found if name not in COUNTS):
+        known = [found for found in passes if name in found]
+        values = [found[name] for found in known]
+        if name in ("loss", "forward_tokens"):
+            joined[name] = sum(values)
+        elif name == "mismatch_max":
+            joined[name] = max(values)
+        elif len(values) == 1:
+            joined[name] = values[0]
+        else:
+            counts = [found[OF_OWN.get(name, "tokens")] for found in known]
+            total = math.fsum(v * n for v, n in zip(values, counts, strict=True))
+            joined[name] = total / max(1.0, sum(counts))
+    return joined
 
 
 def _by_layer(gradients: Mapping[str, Tensor], ends: Sequence[float]) -> dict[str, Tensor]:
@@ -213,15 +239,13 @@ def _add_terms(
     model: Any,
     roll: Roll,
     terms: Sequence[tuple[Bound, Tensor]],
-    method: Method,
     state: State,
     budget: int,
     backend: Backend,
     models: Mapping[str, Any] | None,
 ) -> dict[str, float]:
-    """Add up the gradient of some terms, each with its tokens' shares."""
-    if not terms:
-        return {"forward_tokens": 0.0}
+    """Add up the gradient of some terms, each with its tokens' shares; what they need, and nothing else, is computed."""
+    needs = frozenset().union(*(facts.live(term.needs) for term, _ in terms))
     all_rows, kept = roll, []
     for term, share in terms:
         effect = roll.advantages if term.entry.scales_with_advantage else 1.0
@@ -229,12 +253,14 @@ def _add_terms(
     learning = torch.stack(kept).any(0).nonzero().flatten().tolist()
     roll, terms = roll.rows(learning), [(term, share[learning]) for term, share in terms]
     idle = longest_row(all_rows)
-    sums, tokens, gap = defaultdict[str, float](float), float(roll.loss_mask.sum()), 0.0
+    sums, gap = defaultdict[str, float](float, loss=0.0), 0.0
+    own = float((roll.loss_mask * roll.is_from("policy")[:, None]).sum())
+    counts = {"own_tokens": own, "tokens": float(roll.loss_mask.sum())}
 
     def loss_of(rows: list[int]) -> tuple[Tensor, tuple[dict[str, float], float]]:
         batch = roll.rows(rows) if rows else all_rows.rows(idle)
         with backend.computing():
-            live = forward(model, batch, method.live_needs, models)
+            live = forward(model, batch, needs, models)
         if not rows:  # another rank has more micro-batches, and every backward is a collective call
             return 0.0 * live.logps.sum(), ({}, 0.0)
         losses = [
@@ -246,7 +272,8 @@ def _add_terms(
         moved = log_ratio(logps, batch.old_logps, sampled)
         logged = {**live.log, "kl_old": k3(moved), "mismatch_mean": moved.abs()}
         means = {
-            name: float((values * batch.loss_mask).sum()) / tokens
+            name: float((values * batch.loss_mask).sum())
+            / max(1.0, counts[OF_OWN.get(name, "tokens")])
             for name, values in logged.items()
         }
         return loss, ({"loss": float(loss.detach()), **means}, float(moved.abs().max()))
@@ -260,7 +287,7 @@ def _add_terms(
     log = {name: sum(found.get(name, 0.0) for found, _ in ranks) for name in names}
     if "mismatch_mean" in log:
         log["mismatch_max"] = max(gap for _, gap in ranks)
-    return {**log, "forward_tokens": float(computed_tokens(roll))}
+    return {**log, "forward_tokens": float(computed_tokens(roll)), **counts}
 
 
 def term_shares(

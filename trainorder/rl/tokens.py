@@ -67,5 +67,20 @@ def above_own_quantile(
     return kept
 
 
+def most_important(
+    score: Float[Tensor, "row token"], mask: Tensor, keep: float
+) -> Float[Tensor, "row token"]:
+    """1 for the round(keep * n), at least one, highest of each row's n tokens; of equal ones the first.
+
+    >>> score = torch.tensor([[0.0, 1.0, 1.0, 0.75]])
+    >>> most_important(score, torch.ones(1, 4) > 0, 0.75).tolist()
+    [[0.0, 1.0, 1.0, 1.0]]
+    """
+    order = torch.where(mask, score, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    ranked = order.argsort(1)
+    count = (keep * mask.sum(1, keepdim=True).double()).round().clamp(min=1)
+    return ((ranked < count) & mask).to(score.dtype)
+
+
 def _kept(values: Float[Tensor, "row token"], mask: Tensor) -> Float[Tensor, "row token"]:
     return torch.where(mask > 0, values, 0.0)

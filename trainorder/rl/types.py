@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from trainorder.rollout import Request
 from trainorder.streams import torch_stream
 from trainorder.tasks.base import Problem, Prompt
 
+T = TypeVar("T")
 ROW_DEFAULTS = {
     "finished": 1.0,
     "source": 0.0,
@@ -272,6 +273,8 @@ class State:
 
     def __post_init__(self) -> None:
         self._streams: dict[tuple[str, int], torch.Generator] = {}
+        self._made: dict[tuple[Any, ...], tuple[list[str], Any]] = {}
+        self._made_at = self.step
 
     def ema(self, key: str, value: float, *, beta: float, init: float | None = None) -> float:
         """Moving average kept in `mem`: beta * old + (1 - beta) * value, from init or value on."""
@@ -289,6 +292,20 @@ class State:
             self._streams = {at: s for at, s in self._streams.items() if at[1] == self.step}
             self._streams[place] = torch_stream("piece", *self.key, self.step, name)
         return self._streams[place]
+
+    def once(self, roll: Roll, make: Callable[..., T], *options: Hashable) -> T:
+        """make(roll, *options), computed once for all pieces of a step that see the same rows.
+
+        Of what depends on answers and facts of the tokens, not on rewards, advantages or weights, which change between pieces.
+        """
+        if self._made_at != self.step:
+            self._made, self._made_at = {}, self.step
+        known = self._made.get((make, *options))
+        if (
+            known is None or known[0] is not roll.text
+        ):  # a step's rolls of the same rows share their list of texts
+            known = self._made[(make, *options)] = roll.text, make(roll, *options)
+        return known[1]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data for `from_state_dict`, detached from this object; without `tensors`."""

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trainorder.config import Schedule
 from trainorder.rl.registry import weight
 from trainorder.rl.types import Roll, State
 
@@ -33,6 +34,5 @@ def attention_ranks(
         1, order, torch.arange(1, order.shape[1] + 1).expand_as(order)
     )
     rank = place / mask.sum(1, keepdim=True).clamp(min=1)
-    share = min(1.0, state.step / max(1, state.total - 1))
-    moved = start + (end - start) * share
+    moved = Schedule(shape="linear", start=start, end=end).at(state.step, state.total)
     return torch.where(mask, 1 + moved * (2 * rank - 1), 0.0).to(roll.loss_mask.dtype)

@@ -93,9 +93,10 @@ def lead(
         for values in (correct.double(), efficient)
     ]
     share = _share(correct[roll.scored].double(), (efficient[correct] + 1) / 2, alpha)
-    before = float(state.mem.get("lead", 0.5))
-    state.mem["lead"] = before if share is None else beta * before + (1 - beta) * share
-    weight = max(least, state.mem["lead"])
+    lead = state.mem.setdefault("lead", 0.5)
+    if share is not None:
+        lead = state.ema("lead", share, beta=beta)
+    weight = max(least, lead)
     mixed = weight * parts[0] + (1 - weight) * parts[1]
     return whitened(mixed[:, None].expand_as(roll.loss_mask), roll, 1e-8)
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from trainorder.config import Schedule
 from trainorder.rl.helpers import gmean
 from trainorder.rl.registry import advantage, reward, weight
 from trainorder.rl.types import Roll, State
@@ -114,4 +115,5 @@ def ceeh_exploration(roll: Roll, state: State, *, factor: float = 5.0) -> Float[
 
 
 def _fade(state: State) -> float:
-    return (1 + math.cos(math.pi * min(1.0, state.step / max(1, state.total)))) / 2
+    fade = Schedule(shape="cosine", start=1.0, end=0.0, steps=max(1, state.total))
+    return fade.at(state.step, state.total)

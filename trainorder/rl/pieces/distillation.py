@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trainorder.rl.registry import plan, term, weight
+from trainorder.rl.tokens import most_important, quantile
 from trainorder.rl.types import Live, Roll, State
 from trainorder.rollout import Request
 
@@ -119,24 +120,9 @@ def teacher_importance(
     side = "reverse_kl" if kind == "union" else "forward_kl"
     unsure = roll.entropy
     if mask.any():
-        unsure = unsure.clamp(max=_quantile(unsure[mask], 0.98))
+        unsure = unsure.clamp(max=quantile(unsure[mask], 0.98))
     h, d = _scaled(unsure, mask), _scaled(roll.token_facts[f"{side}:{model}"], mask)
     return most_important(h + d - h * d if kind == "union" else d * (1 - h), mask, keep)
-
-
-def most_important(
-    score: Float[Tensor, "row token"], mask: Tensor, keep: float
-) -> Float[Tensor, "row token"]:
-    """1 for the round(keep * n), at least one, highest of each row's n tokens; of equal ones the first.
-
-    >>> score = torch.tensor([[0.0, 1.0, 1.0, 0.75]])
-    >>> most_important(score, torch.ones(1, 4) > 0, 0.75).tolist()
-    [[0.0, 1.0, 1.0, 1.0]]
-    """
-    order = torch.where(mask, score, -torch.inf).sort(dim=1, descending=True, stable=True).indices
-    ranked = order.argsort(1)
-    count = (keep * mask.sum(1, keepdim=True).double()).round().clamp(min=1)
-    return ((ranked < count) & mask).to(score.dtype)
 
 
 def _scaled(values: Tensor, mask: Tensor) -> Tensor:
@@ -145,15 +131,6 @@ def _scaled(values: Tensor, mask: Tensor) -> Tensor:
         return torch.zeros_like(values)
     low, high = values[mask].min(), values[mask].max()
     return torch.where(mask & (high > low), (values - low) / (high - low), 0.0)
-
-
-def _quantile(values: Tensor, share: float) -> float:
-    """As torch.quantile, which takes no more than 16 million values."""
-    ordered = values.flatten().sort().values
-    at = share * (len(ordered) - 1)
-    low = int(at)
-    high = min(low + 1, len(ordered) - 1)
-    return float(ordered[low] + (at - low) * (ordered[high] - ordered[low]))
 
 
 @plan

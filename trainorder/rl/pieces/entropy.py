@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trainorder.config import Schedule
 from trainorder.rl.helpers import mmean
 from trainorder.rl.registry import advantage, metric, term, weight
 from trainorder.rl.tokens import mean_entropy
@@ -95,9 +96,10 @@ def entrocraft(
     (low_end, high_end) over the phase; values of the authors' script. Their code takes raw rewards of +1 and -1 out of
     the band, their algorithm the advantage, as here. A shaper: after an estimator.
     """
-    share = min(1.0, state.step / max(1, state.total - 1))
-    low = low_start + (low_end - low_start) * share
-    high = high_start + (high_end - high_start) * share
+    low, high = (
+        Schedule(shape="linear", start=start, end=end).at(state.step, state.total)
+        for start, end in ((low_start, low_end), (high_start, high_end))
+    )
     found = mean_entropy(roll)
     side = float(found > high) - float(found < low)
     return torch.where(side * roll.advantages >= 0, roll.advantages, 0.0)

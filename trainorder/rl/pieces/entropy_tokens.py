@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trainorder.rl.registry import term, weight
-from trainorder.rl.tokens import above_own_quantile, counted, quantile, row_mean
+from trainorder.rl.tokens import above_own_quantile, counted, most_important, quantile, row_mean
 from trainorder.rl.types import Live, Roll, State
 
 ENTROPY = frozenset({"entropy"})
@@ -37,13 +37,7 @@ def forking_tokens_of_row(
     roll: Roll, state: State, *, share: float = 0.2
 ) -> Float[Tensor, "row token"]:
     """1 for each answer's `share` of tokens of highest entropy, at least one, else 0 (SPINE, arXiv:2511.17938)."""
-    kept = torch.zeros_like(roll.loss_mask)
-    for row, mask in enumerate(roll.loss_mask > 0):
-        if mask.any():
-            number = max(1, round(share * int(mask.sum())))
-            values = torch.where(mask, roll.entropy[row], -torch.inf)
-            kept[row, values.argsort(descending=True, stable=True)[:number]] = 1.0
-    return kept
+    return most_important(roll.entropy, roll.loss_mask > 0, share).to(roll.loss_mask.dtype)
 
 
 @term(needs=frozenset({"entropy", "old.entropy"}))

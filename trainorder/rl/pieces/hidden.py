@@ -26,7 +26,7 @@ def effective_rank(roll: Roll, state: State, *, stride: int = 40) -> dict[str, f
     m_j - mean(m_<j), and ERA the mean of the successive differences of that (VERL, arXiv:2509.23808). 0 where an answer is too
     short for them. stride 40 is that of the authors' documents, their yaml has 20.
     """
-    return dict(zip(NAMES, ranks(roll, stride).mean(0).tolist(), strict=True))
+    return dict(zip(NAMES, state.once(roll, ranks, stride).mean(0).tolist(), strict=True))
 
 
 @advantage(scope="batch", needs=NEEDS)
@@ -48,7 +48,7 @@ def verl(
     average of the mean reward, mapped from [low, high] to [0, 1]. kappa 2 and ema .7 are those of the authors' code (the
     paper .3). The code adds it to the last token only (`place: last`), the paper's formula to all.
     """
-    found = ranks(roll, stride)
+    found = state.once(roll, ranks, stride)
     means = found.mean(0).tolist()
     mu = found.new_tensor(
         [state.ema(f"verl/{name}", mean, beta=ema) for name, mean in zip(NAMES, means, strict=True)]

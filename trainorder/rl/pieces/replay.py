@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from trainorder.rl.helpers import centred, equal_in_group, gmean, gstd
+from trainorder.rl.helpers import centred, gdeviation, gmean
 from trainorder.rl.registry import advantage, edit, metric
 from trainorder.rl.types import Roll, Rollouts, State
 from trainorder.rollout import Request
@@ -195,8 +195,7 @@ def highest_spread(roll: Roll, state: State, rollouts: Rollouts, *, share: float
 
     A group with fewer than two scored rows has no spread.
     """
-    spread = gstd(roll.rewards, roll.group, roll.scored)
-    spread = torch.where(equal_in_group(roll.rewards, roll.group, roll.scored), 0.0, spread)
+    spread = gdeviation(roll.rewards, roll.group, roll.scored)
     by_group = dict(zip(roll.group.tolist(), spread.tolist(), strict=True))
     ordered = sorted(by_group, key=lambda group: (-by_group[group], group))
     kept = set(ordered[: max(1, round(share * len(ordered)))])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from trainorder.rewards import format
-from trainorder.rl.helpers import equal_in_group, gstd
+from trainorder.rl.helpers import gdeviation
 from trainorder.rl.registry import metric, reward
 from trainorder.rl.types import Roll, State
 
@@ -23,9 +22,7 @@ def graded(roll: Roll, state: State) -> Float[Tensor, " row"]:
 @metric
 def reward_spread(roll: Roll, state: State) -> dict[str, float]:
     """Mean over rows of the group's reward standard deviation: what there is to learn from."""
-    spread = gstd(roll.rewards, roll.group, roll.scored)
-    spread = torch.where(equal_in_group(roll.rewards, roll.group, roll.scored), 0.0, spread)
-    return {"reward_spread": float(spread.mean())}
+    return {"reward_spread": float(gdeviation(roll.rewards, roll.group, roll.scored).mean())}
 
 
 @reward

@@ -64,7 +64,9 @@ def hicra(
     instead, which we could not verify.
     """
     raised = roll.advantages + alpha * roll.advantages.abs()
-    return torch.where(planning_tokens(roll, _strategic(state, grams)), raised, roll.advantages)
+    return torch.where(
+        state.once(roll, planning_tokens, *_strategic(state, grams)), raised, roll.advantages
+    )
 
 
 @metric(needs=frozenset({"spans"}))
@@ -73,7 +75,7 @@ def planning(roll: Roll, state: State, *, grams: list[str] | None = None) -> dic
 
     Also the perplexity exp(-mean log p) of execution tokens, whose fall marks the first phase of learning.
     """
-    return _planning(roll, _strategic(state, grams))
+    return state.once(roll, _planning, *_strategic(state, grams))
 
 
 @metric
@@ -84,7 +86,7 @@ def semantic_entropy(
 
     How varied the plans are, where token entropy mostly sees execution. The paper counts clusters of grams.
     """
-    return {"semantic_entropy": _semantic(roll, _strategic(state, grams))}
+    return {"semantic_entropy": state.once(roll, _semantic, *_strategic(state, grams))}
 
 
 @metric(needs=frozenset({"spans"}))
@@ -99,8 +101,8 @@ def two_phases(
     """
     known = _strategic(state, grams)
     seen = state.mem.setdefault(PHASES, {"perplexity": [], "semantic": []})
-    seen["perplexity"].append(_planning(roll, known)["execution_perplexity"])
-    seen["semantic"].append(_semantic(roll, known))
+    seen["perplexity"].append(state.once(roll, _planning, *known)["execution_perplexity"])
+    seen["semantic"].append(state.once(roll, _semantic, *known))
     turn, slope, error = phases(seen["perplexity"], seen["semantic"], drop)
     phase = 2.0 if slope - 2 * error > 0 else 1.0
     return {"learning_phase": phase, "phase_turn": float(turn), "semantic_slope": slope}
@@ -129,7 +131,7 @@ def phases(
     return turn, slope, error
 
 
-def planning_tokens(roll: Roll, grams: Sequence[str]) -> Bool[Tensor, "row token"]:
+def planning_tokens(roll: Roll, *grams: str) -> Bool[Tensor, "row token"]:
     """Tokens that may learn and share a character with one of the phrases."""
     start, end = roll.token_facts["char_start"], roll.token_facts["char_end"]
     found = torch.zeros_like(roll.loss_mask, dtype=torch.bool)
@@ -140,8 +142,8 @@ def planning_tokens(roll: Roll, grams: Sequence[str]) -> Bool[Tensor, "row token
     return found & (roll.loss_mask > 0)
 
 
-def _planning(roll: Roll, grams: Sequence[str]) -> dict[str, float]:
-    inside = planning_tokens(roll, grams).to(roll.loss_mask.dtype)
+def _planning(roll: Roll, *grams: str) -> dict[str, float]:
+    inside = planning_tokens(roll, *grams).to(roll.loss_mask.dtype)
     outside = (roll.loss_mask > 0).to(roll.loss_mask.dtype) - inside
     return {
         "planning_share": float(mmean(inside, (inside + outside))),
@@ -151,7 +153,7 @@ def _planning(roll: Roll, grams: Sequence[str]) -> dict[str, float]:
     }
 
 
-def _semantic(roll: Roll, grams: Sequence[str]) -> float:
+def _semantic(roll: Roll, *grams: str) -> float:
     pattern = _pattern(grams)
     counts = Counter(
         " ".join(WORD.findall(text[first:last].lower()))
