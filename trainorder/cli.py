@@ -209,6 +209,14 @@ def run(
         str | None,
         typer.Option("--exp", metavar="NAME", help="Save the run as a DVC experiment."),
     ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--seeds",
+            metavar="+N or LIST",
+            help="Change `seeds` of params.yaml first: +2 adds two unused ones and trains only these, 0,1,2 is the list.",
+        ),
+    ] = None,
     params: ParamsFile = None,
 ) -> None:
     """Bring everything params.yaml asks for up to date, then print which order won and how sure that is."""
@@ -218,14 +226,16 @@ def run(
         level = _sandbox(plan.load().params)
     if level:
         print(f"model-written programs run at isolation {level}", flush=True)
-    if settings or exp:
+    if settings or exp or seeds is not None:
         with refusing():
-            from trainorder import sweep
+            from trainorder.editing import sweep
             from trainorder.reading import ParamsError
 
             if dry_run:
-                raise ParamsError("--dry-run trains nothing to save: leave --set and --exp out")
-            code = sweep.run(settings or [], exp)
+                raise ParamsError(
+                    "--dry-run trains nothing to save: leave --set, --seeds and --exp out"
+                )
+            code = sweep.run(settings or [], exp, seeds)
         raise typer.Exit(code)
     module = "trainorder.flow.dry" if dry_run else "trainorder.flow.run"
     os.execv(sys.executable, [sys.executable, "-m", module])
@@ -316,9 +326,12 @@ def recommend(
 ) -> None:
     """Which order the measured transfer recommends, how sure that is, and what to run to be surer."""
     with refusing():
-        from trainorder.measure.answer import apply_order, recommendation
+        from trainorder import results
+        from trainorder.editing.orders import apply_order, check_rule
 
-        bwt, key = recommendation(two_stage=two_stage, variant=variant, rule=rule)
+        bwt = results.of_variant(variant)
+        key = "recommended_two_stage" if two_stage else "recommended"
+        check_rule(bwt[key], rule)
         applied = apply_order(bwt[key], rule) if apply else None
     if as_json:
         _print_json({"variant": variant, "recommended": bwt[key], "applied": applied})

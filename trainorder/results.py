@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainorder import paths
-from trainorder.reading import ParamsError, read_json
+from trainorder.reading import ParamsError, did_you_mean, read_json
 
 VERSION = 7
 """Of the schema of reports/bwt.json (trainorder/measure/__init__.py)."""
@@ -49,6 +49,21 @@ def load() -> dict[str, Any]:
             f"{paths.BWT} is damaged: something in it was changed or removed after it was measured; {REPAIR}"
         )
     return bwt
+
+
+def of_variant(name: str) -> dict[str, Any]:
+    """What was measured under a variant of the params.
+
+    Raises:
+        ParamsError: as `load`, or no such variant was measured.
+    """
+    bwt = load()
+    known = {bwt["variant"]: bwt, **bwt["variants"]}
+    if name not in known:
+        raise ParamsError(
+            f"no variant {name!r} was measured; there are {', '.join(known)}{did_you_mean(name, list(known))}"
+        )
+    return known[name]
 
 
 def _hash(document: Mapping[str, Any]) -> str:

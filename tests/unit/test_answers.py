@@ -13,8 +13,8 @@ import pytest
 from order_worlds import SINGLE, World, every_order
 
 from trainorder.config import MeasureConfig
+from trainorder.editing.orders import add_order
 from trainorder.measure import from_plan, measure, to_json
-from trainorder.measure.apply import add_order
 from trainorder.measure.compare import compare
 from trainorder.measure.design import Design
 from trainorder.reading import read_yaml

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from trainorder.editing.seeds import wanted
+from trainorder.editing.sweep import _save, run, versions
 from trainorder.paths import FLOW_LOCK
 from trainorder.process import Busy, StageError, exclusive, held
 from trainorder.reading import ParamsError
-from trainorder.sweep import _save, run, versions
 
 TEXT = (Path(__file__).parents[2] / "params.yaml").read_text()
 ORDER = "orders.structured_first=[math, code, creative, qa]"
@@ -59,6 +60,56 @@ def test_a_setting_that_names_nothing_is_refused(setting: str, said: str):
     with pytest.raises(ParamsError) as refused:
         versions(TEXT, [setting])
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "left"),
+    [
+        ("seeds: [0]   # one\n", "+2", "seeds: [0, 1, 2]   # one\n"),
+        ("seeds: [0, 4]\n", "+1", "seeds: [0, 4, 5]\n"),
+        ("seeds: [0]\n", "3, 1", "seeds: [3, 1]\n"),
+        ("seeds:\n  - 0 # mine\n  - 1\n", "+1", "seeds:\n  - 0 # mine\n  - 1\n  - 2\n"),
+        ("", "+1", "seeds: [0, 1]\n"),
+    ],
+)
+def test_seeds_are_added_to_every_way_of_writing_them_and_nothing_else_changes(given, asked, left):
+    rest = TEXT.replace("seeds: [0]\n", "").replace("seeds: [0, 1, 2]\n", "")
+    assert rest != TEXT
+    text = rest + given
+    ((label, new),) = versions(text, [f"seeds={wanted(text, asked)}"])
+    assert sorted(new.splitlines()) == sorted((rest + left).splitlines())
+    assert label == f"seeds={wanted(text, asked)}"
+
+
+@pytest.mark.parametrize("asked", ["+0", "+101", "+", "two", "0,,1", "-1", "+1.5", ""])
+def test_seeds_that_are_none_are_refused(asked: str):
+    with pytest.raises(ParamsError, match="--seeds"):
+        wanted(TEXT, asked)
+
+
+def test_a_seed_twice_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(TEXT)
+    with pytest.raises(ParamsError, match="seeds"):
+        run([], None, "0,0")
+    assert Path("params.yaml").read_text() == TEXT
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_params_are_as_they_were_where_a_run_fails_before_it_trains(trains, tmp_path, monkeypatch):
+    # the flow's module is another one here, which fails at once, with or without a record of training
+    monkeypatch.chdir(tmp_path)
+    package = Path("trainorder/flow")
+    package.mkdir(parents=True)
+    for file in (package / "__init__.py", package.parent / "__init__.py"):
+        file.write_text("")
+    work = "pathlib.Path('runs/s0--math').mkdir(parents=True)" if trains else ""
+    package.joinpath("run.py").write_text(
+        f"import pathlib, sys\nassert 'seeds: [0, 1, 2, 3]' in pathlib.Path('params.yaml').read_text()\n{work}\nsys.exit(3)\n"
+    )
+    Path("params.yaml").write_text(TEXT)
+    assert run([], None, "0,1,2,3") == 3
+    assert (Path("params.yaml").read_text() == TEXT) != trains
 
 
 def test_a_sweep_without_names_and_an_experiment_without_a_commit_change_nothing(

@@ -13,7 +13,7 @@ from trainorder.measure.evidence import Evidence
 from trainorder.measure.ranking import Finals
 from trainorder.metrics import power
 from trainorder.metrics.statistics import Verdict
-from trainorder.reading import ParamsError, did_you_mean
+from trainorder.reading import ParamsError
 
 
 def ability(evidence: Evidence, arms: Sequence[Arm], finals: Finals, verdict: str) -> Any:
@@ -70,13 +70,7 @@ def needs(
     Raises:
         ParamsError: nothing was measured, there is nothing to compare, or a number is outside its bounds.
     """
-    bwt = results.load()
-    known = {bwt["variant"]: bwt, **bwt["variants"]}
-    if variant not in known:
-        raise ParamsError(
-            f"no variant {variant!r} was measured; there are {', '.join(known)}{did_you_mean(variant, list(known))}"
-        )
-    document = known[variant]
+    document = results.of_variant(variant)
     asked = tuple(sorted(set(differences or power.DIFFERENCES)))
     level = document["settings"]["level"] if level is None else level
     _check(asked, level, wanted)

@@ -1,0 +1,1 @@
+"""What changes params.yaml: settings and sweeps, seeds, a recommended order. Comments and spacing stay."""
