@@ -76,7 +76,7 @@ def _set(data: Any, key: str, value: str) -> None:
     _check_known(section, path, len(path) - 1, key, added)
     parse_yaml(value, f"--set {key}: {value}")
     new, old = _yaml().load(value), section.get(path[-1])
-    if _extends(new, old):
+    if old is not None and _extends(new, old):
         old.extend(new[len(old) :])  # what stands beside the old entries stays
     else:
         section[path[-1]] = new
