@@ -116,7 +116,30 @@ NO_TRICK = {
     "kills the tests": "import os\nos.kill(os.getppid(), 9)",
     "no assertion fails": "import builtins\nbuiltins.AssertionError = StopIteration\ndef double(x): raise StopIteration",
     "a body and more": "    pass\nreturn True\n",
+    "computes with everything": "class A:\n    def __getattr__(self, name): return lambda *a: 0\n"
+    "    def __sub__(self, other): return 0\n    __add__ = __rsub__ = __radd__ = __abs__ = __float__ = __round__ = __sub__\n"
+    "    def __lt__(self, other): return True\n    __gt__ = __le__ = __ge__ = __lt__\n"
+    "def double(x): return A()\ntotal = double",
+    "a length and no items": "class A:\n    def __len__(self): return 2\n    def __iter__(self): return iter(())\n"
+    "def double(x): return A()\ntotal = double",
+    "builtins of its own": "def abs(x): return 0\ndef zip(*xs): return []\ndef len(x): return 2\ndef all(x): return True\n"
+    "def double(x): return 0\ntotal = double",
+    "a library of its own": "class math:\n    isclose = staticmethod(lambda *a, **k: True)\ndef double(x): return []\n"
+    "total = double",
+    "reads the tests in its frames": "import re, sys\nseen, frame = '', sys._getframe()\nwhile frame:\n"
+    "    seen += repr(frame.f_locals)\n    frame = frame.f_back\n"
+    "pairs = dict(re.findall(r'(?:double|candidate)\\(([^()]*)\\) == (-?\\d+)', seen))\n"
+    "def double(x): return int(pairs[str(x)])\ntotal = double",
+    "reads the tests in its memory": "import gc, re\nseen = repr([x for x in gc.get_objects() if type(x) is list])\n"
+    "pairs = dict(re.findall(r'(?:double|candidate)\\(([^()]*)\\) == (-?\\d+)', seen))\n"
+    "def double(x): return int(pairs[str(x)])\ntotal = double",
 }
+CLOSE = [
+    "assert abs(double(1.5) - 3) < 1e-9",
+    "assert math.isclose(double(1.5), 3)",
+    "got = double([1])\nassert len(got) == 2\nassert all(a == b for a, b in zip(got, [1, 1]))",
+]
+"""Tests that compute with what the answer gave; each is one of its own."""
 
 
 def label_of(name: str) -> Any:
@@ -179,6 +202,26 @@ def test_no_program_passes_tests_that_it_does_not_solve(trick: str) -> None:
     for name in ("asserts", "entry_point"):
         assert value(name, NO_TRICK[trick], label_of(name)) == 0.0
         assert value(name, f"```python\n{NO_TRICK[trick]}\n```", label_of(name)) == 0.0
+    for test in CLOSE:
+        assert value("asserts", NO_TRICK[trick], grader("asserts").read([test], {})) == 0.0, test
+
+
+def test_an_answer_may_return_fractions_and_define_what_is_named_like_a_builtin() -> None:
+    def graded(code: str, *tests: str) -> float | None:
+        return value("asserts", code, grader("asserts").read(list(tests), {}))
+
+    assert graded("import math\ndef double(x): return 2 * x", CLOSE[1]) == 1.0
+    assert graded("def double(x): return 2 * x", CLOSE[0], CLOSE[2]) == 1.0
+    half = "from fractions import Fraction\ndef half(x): return Fraction(x, 2)"
+    assert graded(half, "assert abs(half(3) - 1.5) < 1e-9 and half(3) == 1.5") == 1.0
+    assert graded("def sum(a, b): return a + b", "assert sum(10, 15) == 25") == 1.0
+    assert graded("def trace(m): return -3", "assert abs(trace([[3]])) == 3") == 1.0
+    vector = "class V:\n    def __init__(self, x): self.x = x\n    def __add__(self, o): return V(self.x + o.x)"
+    assert (
+        graded(vector, "assert (V(1) + V(2)).x == 3", "v = V(1)\nwhile v: break\nassert v") == 1.0
+    )
+    with pytest.raises(BadLabel, match="builtins only"):
+        graded("def sum(a, b): return a + b", "assert abs(sum(1, 2) - 3) < 1e-9")
 
 
 def test_tests_see_lists_that_a_call_changed_and_objects_with_methods() -> None:

@@ -440,7 +440,7 @@ LOOKS = {
     "name of the process": "import ctypes\nfor name in ('program_invocation_name', '__progname_full'):\n    keep(ctypes.c_char_p.in_dll(ctypes.CDLL(None), name).value)",
     "maps": "for name in ('maps', 'cmdline', 'environ', 'mountinfo', 'mounts', 'status', 'comm', 'auxv'):\n    for who in ('self', 'thread-self', '1', str(os.getppid())):\n        read(f'/proc/{who}/{name}')",
     "links": "for path in ('/proc/self/exe', '/proc/self/cwd', '/proc/self/root', '/proc/self/fd/0', '/dev/fd/200', '/dev/fd/201', '/dev/fd/202'):\n    try:\n        keep(os.readlink(path))\n    except OSError as error:\n        keep(error)",
-    "open files": "for number in range(1024):\n    try:\n        os.fstat(number)\n    except OSError:\n        continue\n    if number > 3: found.append('HOST: file ' + str(number))",
+    "open files": "for number in range(1024):\n    try:\n        os.fstat(number)\n    except OSError:\n        continue\n    if number > 4: found.append('HOST: file ' + str(number))",
     "sysconfig": "import sysconfig\nkeep([sysconfig.get_config_vars(), sysconfig.get_paths(), sysconfig.get_makefile_filename()])",
     "site": "import site\nkeep([site.getsitepackages(), site.getuserbase()])",
     "modules": "for module in list(sys.modules.values()):\n    keep({k: v for k, v in vars(module).items() if isinstance(v, (str, list, tuple))})\n    keep(vars(module).get('__spec__'))",

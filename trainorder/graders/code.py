@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import atexit
+import builtins
 import json
 import re
 import sys
@@ -73,7 +74,7 @@ def _read_asserts(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
         raise BadLabel(f"a list of test statements is needed, got {repr(label)[:60]}")
     setup = row.get("test_setup_code") or ""
     tests = [_checked(f"{setup}\n{test}" if setup else test) for test in found[:MAX_TESTS]]
-    return {"tests": tests, "entry": "", "header": ""}
+    return {"tests": tests, "entry": "", "header": "", "own": _own(tests)}
 
 
 def _read_entry(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def _read_entry(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
         raise BadLabel("`test` with a function `check(candidate)` and `entry_point` are needed")
     prompt = found.get("prompt")
     header = prompt if isinstance(prompt, str) and f"def {entry}(" in prompt else ""
-    return {"tests": [_checked(test)], "entry": entry, "header": header}
+    return {"tests": [_checked(test)], "entry": entry, "header": header, "own": []}
 
 
 def _read_stdio(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,6 +144,31 @@ def _checked(test: str) -> str:
     return re.sub(r"^from solution import .*$", "", test, flags=re.MULTILINE)
 
 
+def _own(tests: list[str]) -> list[str]:
+    """Names of builtins and library modules that the tests take from the answer.
+
+    `trace(m)` calls no module, so it is the answer's; `sum(1, 2)` is where the tests use no other name of the answer.
+    """
+    nodes = [node for test in tests for node in ast.walk(ast.parse(test))]
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    bound = {n.id for n in names if not isinstance(n.ctx, ast.Load)}
+    bound |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    bound |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+    bound |= {(n.asname or n.name).partition(".")[0] for n in nodes if isinstance(n, ast.alias)}
+    free = {n.id for n in names} - bound
+    called = {n.func.id for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    modules = (called & free & sys.stdlib_module_names) - vars(builtins).keys()
+    if modules or free - vars(builtins).keys() - sys.stdlib_module_names:
+        return sorted(modules)
+    found = sorted(called & free & vars(builtins).keys())
+    if len(found) > 1:
+        raise BadLabel(
+            f"the tests call builtins only ({', '.join(found)}), so which of them is the answer's cannot be "
+            f"told: give the function another name"
+        )
+    return found
+
+
 def _tested(answer: Answer, label: dict[str, Any]) -> float | None:
     code, entry = code_of(answer), label["entry"]
     if entry and label["header"]:
@@ -151,8 +177,9 @@ def _tested(answer: Answer, label: dict[str, Any]) -> float | None:
         code = f"{head}{code}" if whole else head + _indented(code)
     if len(code) > MAX_CHARS:
         return 0.0
-    result = _sandbox().run([(_program("run"), [[code, label["tests"], entry]])])[0]
-    [verdicts] = result.outputs or [[False]]
+    told = [[code], [label["tests"], entry, label["own"]]]
+    result = _sandbox().run([(_program("run"), told)])[0]
+    _, verdicts = result.outputs or (None, [False])
     if _failed(result) or None in verdicts:
         return None
     return float(

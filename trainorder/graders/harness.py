@@ -7,15 +7,24 @@ the standard library only.
 
 import builtins
 import collections
+import decimal
+import fractions
 import importlib
 import json
 import os
 import signal
+import sys
 
 SECONDS = 4
 """Processor time of the completion."""
-SPECIAL = ("len", "getitem", "iter", "next", "str", "add", "sub", "call")
-"""Special methods that tests may use on an object of the completion; none of them says what is equal or true."""
+SPECIAL = ("len", "getitem", "next", "str", "call")
+"""Special methods that tests may use on an object of the completion; none of them says what is equal, or near to a value."""
+SUMS = ("add", "sub", "mul")
+"""Those of two objects of the completion. With any other value there is no arithmetic: `abs(f(x) - 3) < 1e-9` would be theirs to say."""
+RESERVED = {*dir(builtins), *sys.stdlib_module_names}
+"""Names that mean the same in tests as everywhere, whatever the completion defines."""
+VERDICT, INPUTS = 3, 4
+"""Files of the sandbox that the completion must not reach."""
 
 
 class Unsendable(Exception):
@@ -23,35 +32,52 @@ class Unsendable(Exception):
 
 
 def run(xs):
-    """[verdict of each test: True, False, or None for what cannot be tested this way] for xs = [code, tests, entry point]."""
-    code, tests, entry = xs
+    """First [code], whose process starts before this one reads the tests; then [tests, entry point, own names].
+
+    The second call gives the verdict of each test: True, False, or None for what cannot be tested this way.
+    """
+    if len(xs) > 1:
+        return globals()["judge"](*xs)
+    line = start(*xs)
+    globals()["judge"] = lambda *rest: verdicts(line, *rest)
+    return None
+
+
+def verdicts(line, tests, entry, own):
+    """The verdict of each test; `own` lists the reserved names that the tests take from the completion."""
+    try:
+        given = line.receive()
+        shown = {n: x for n, x in given.items() if n in own or n not in RESERVED or x == {"m": n}}
+        names = {name: decode(item, line.remote) for name, item in shown.items()}
+        candidates = [decode(given[entry], line.remote)] if entry else []
+    except Exception:
+        return [False] * len(tests)
+    return [verdict(test, dict(names), candidates) for test in tests]
+
+
+def start(code):
+    """The tests' side of the pipes to a process that runs the completion."""
     to_answer, from_answer = os.pipe(), os.pipe()
     if os.fork() == 0:
         try:
-            os.close(3)  # the pipe of the verdict
-            os.close(to_answer[1])
-            os.close(from_answer[0])
+            for file in (VERDICT, INPUTS, to_answer[1], from_answer[0]):
+                os.close(file)
             serve(code, os.fdopen(to_answer[0]), os.fdopen(from_answer[1], "w"))
         finally:
             os._exit(1)
     os.close(to_answer[0])
     os.close(from_answer[1])
-    line = Line(os.fdopen(to_answer[1], "w"), os.fdopen(from_answer[0]))
-    try:
-        names = {name: decode(item, line.remote) for name, item in line.receive().items()}
-    except Exception:
-        return [False] * len(tests)
-    return [verdict(test, dict(names), entry) for test in tests]
+    return Line(os.fdopen(to_answer[1], "w"), os.fdopen(from_answer[0]))
 
 
-def verdict(test, space, entry):
-    """One test: statements, then the functions `check` or `test_...` that they define."""
+def verdict(test, space, candidates):
+    """One test: statements, then the functions `check` (of each candidate) or `test_...` that they define."""
     space |= {"__name__": "tests", "__builtins__": builtins}
     before = dict(space)
     try:
         exec(compile(test, "<test>", "exec"), space)
-        if entry:
-            space["check"](space[entry])
+        for candidate in candidates:
+            space["check"](candidate)
         for name, value in list(space.items()):
             if name.startswith("test_") and before.get(name) is not value and callable(value):
                 value()
@@ -121,14 +147,34 @@ class Remote:
     def __setattr__(self, name, value):
         self._line.ask(do="set", of=self._handle, name=name, value=encode(value, unkept))
 
+    def __bool__(self):
+        return bool(self._line.ask(do="truth", of=self._handle))
+
+    def __iter__(self):
+        """Its items, as many as it says it has: one that hides them passes no test of every item."""
+        count = 0
+        for count, item in enumerate(self._line.call(self._handle, "__iter__", (), {}), 1):  # noqa: B007
+            yield item
+        said = self._line.ask(do="length", of=self._handle)
+        if said is not None and said != {"i": hex(count)}:
+            raise TypeError("an object has another length than items")
+
 
 def special(name):
     """A method that is called over there."""
     return lambda self, *args, **kwargs: self._line.call(self._handle, name, args, kwargs)
 
 
+def between(name):
+    """The same, where the other side is an object of the completion too."""
+    method = special(name)
+    return lambda self, other: method(self, other) if type(other) is Remote else NotImplemented
+
+
 for word in SPECIAL:
     setattr(Remote, f"__{word}__", special("" if word == "call" else f"__{word}__"))
+for word in SUMS:
+    setattr(Remote, f"__{word}__", between(f"__{word}__"))
 
 
 def unkept(value):
@@ -164,7 +210,7 @@ def serve(code, requests, replies):
         replies.write(text + "\n")
         replies.flush()
 
-    def start():
+    def names():
         space = {"__name__": "answer", "__builtins__": builtins}
         exec(compile(code, "<answer>", "exec"), space)
         shown = {name: item for name, item in space.items() if not name.startswith("__")}
@@ -174,6 +220,10 @@ def serve(code, requests, replies):
         target = objects[request["of"]]
         if request["do"] == "get":
             return encode(getattr(target, request["name"]), keep)
+        if request["do"] == "truth":
+            return bool(target)
+        if request["do"] == "length":
+            return encode(len(target), keep) if hasattr(target, "__len__") else None
         find = objects.__getitem__
         if request["do"] == "set":
             return setattr(target, request["name"], decode(request["value"], find))
@@ -183,7 +233,7 @@ def serve(code, requests, replies):
         filled = [encode(a, keep) if type(a) in (list, dict, set) else None for a in args]
         return [encode(value, keep), filled]
 
-    reply(start)
+    reply(names)
     for line in requests:
         request = json.loads(line)
         reply(lambda request=request: act(request))
@@ -203,6 +253,10 @@ def encode(value, keep):
         return {"c": [value.real.hex(), value.imag.hex()]}
     if kind is bytes:
         return {"b": value.hex()}
+    if kind is decimal.Decimal:
+        return {"n": str(value)}
+    if kind is fractions.Fraction:
+        return {"q": f"{value.numerator}/{value.denominator}"}
     if kind is list:
         return [encode(item, keep) for item in value]
     if kind in (tuple, set, frozenset):
@@ -226,6 +280,8 @@ def decode(value, find):
         "f": lambda: float.fromhex(inner),
         "c": lambda: complex(*map(float.fromhex, inner)),
         "b": lambda: bytes.fromhex(inner),
+        "n": lambda: decimal.Decimal(inner),
+        "q": lambda: fractions.Fraction(inner),
         "d": lambda: {decode(k, find): decode(v, find) for k, v in inner},
         "m": lambda: importlib.import_module(inner),
         "o": lambda: find(inner),

@@ -1,13 +1,15 @@
 """The sandbox's own process: reads one JSON request per line, forks children for it, writes one JSON reply per program.
 
 A request is a list of programs. Those of the whitelist language share a child: nothing that they can name outlives a
-program, and a fork takes several times as long as one. In full Python a request has one program.
+program, and a fork takes several times as long as one. In full Python a request has one program, and its child gets the
+source and each input when it comes to them: what a program forks finds no later input in its memory.
 
 Started by sandbox.py as a bare interpreter, so it may import the standard library only. Before the first program it gives
 away what it can (sandbox_isolation.py); what is left of a program is killed before the next one starts.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -23,6 +25,10 @@ import sandbox_isolation as isolation  # pyrefly: ignore[missing-import]
 import sandbox_language as language  # pyrefly: ignore[missing-import]
 
 sys.path.pop()
+
+
+HEAD = 8
+"""Bytes that say how long the source or input after them is."""
 
 
 class Settings:
@@ -74,10 +80,10 @@ def serve(requests, replies, settings, alone):
     if pid == 0:
         try:
             isolation.adopt_orphans()
-            line = receive(requests)
-            for reply in run(line, settings, alone) if line else ():
+            reply = run_free(requests, settings, alone)
+            if reply:
                 send(writer, reply)
-            os._exit(0 if line else 1)
+            os._exit(0 if reply else 1)
         finally:
             os._exit(2)
     os.close(writer)
@@ -137,16 +143,43 @@ def run_from(first, count, line, settings, alone):
     if pid == 0:
         child(line, first, writer, settings)
     os.close(writer)
+    yield from replies_of(pid, texts(reader, settings), count - first, settings, alone)
+    os.close(reader)
+
+
+def run_free(requests, settings, alone):
+    """The reply to the next request, of one program in full Python; None at the end of the requests.
+
+    The program's process starts before this one reads the request, so that nothing of it is in that process's memory.
+    """
+    (given, giving), (reader, writer) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        free_child(given, writer, settings)
+    os.close(given)
+    os.close(writer)
+    line = receive(requests)
+    if not line:
+        return None
+    [(source, inputs)] = json.loads(line)
+    packets = [json.dumps(each).encode() for each in (source, *inputs)]
+    packed = b"".join(len(data).to_bytes(HEAD, "big") + data for data in packets)
+    written = texts(reader, settings, giving, packed)
+    [reply] = replies_of(pid, written, 1, settings, alone)
+    return reply
+
+
+def replies_of(pid, written, most, settings, alone):
+    """Yield the replies of a child, at least one, and kill what is left of it."""
     given, why = 0, ""
-    for text, why in texts(reader, settings):
+    for text, why in written:
         reply = None if why else understood(text, settings)
         if reply is None:
             break
         yield reply
         given += 1
-        if first + given == count:
+        if given == most:
             break
-    os.close(reader)
     status = end(pid, alone)
     if not given:
         yield failure(why, status, settings)
@@ -198,14 +231,25 @@ def end(pid, alone):
             status = code
 
 
-def texts(reader, settings):
-    """What a child wrote, and why it was cut off if it was: a line per program, or all of it in full Python."""
-    rest, deadline = b"", time.monotonic() + settings.wall
+def texts(reader, settings, giving=-1, packed=b""):
+    """What a child wrote, and why it was cut off if it was: a line per program, or all of it in full Python.
+
+    Meanwhile it is sent `packed` through the pipe `giving`.
+    """
+    rest, deadline, packed = b"", time.monotonic() + settings.wall, memoryview(packed)
+    if packed:
+        os.set_blocking(giving, False)
     while True:
         left = deadline - time.monotonic()
-        if left <= 0 or not select.select([reader], [], [], left)[0]:
+        writers = [giving] if packed else []
+        readable, writable, _ = select.select([reader], writers, [], max(0, left))
+        if left <= 0 or not (readable or writable):
             yield b"", "clock"
             return
+        if writable:
+            packed = given_some(giving, packed)
+        if not readable:
+            continue
         chunk = os.read(reader, 1 << 16)
         if not chunk:
             yield rest, ""
@@ -221,33 +265,81 @@ def texts(reader, settings):
             return
 
 
+def given_some(giving, data):
+    """What is left after writing what the pipe takes; nothing where its reader is gone. Closed at the end."""
+    try:
+        data = data[os.write(giving, data) :]
+    except BrokenPipeError:
+        data = data[:0]
+    if not data:
+        os.close(giving)
+    return data
+
+
 def child(line, first, writer, settings):
     """Never returns; its only open file is the result pipe."""
-    end_of_text = "" if settings.python else "\n"
     try:
-        for number, program in enumerate(json.loads(line)[first:]):
+        for number, (source, inputs) in enumerate(json.loads(line)[first:]):
             try:
                 if number == 0:
                     os.setsid()
-                    confine(writer, settings)
-                values = outputs(settings.python, *program)
+                    confine([writer], settings)
+                function = language.compile_function(False, source)
+                # Arguments are fresh copies, so one call cannot spoil the next.
+                values = [plain(function(value)) for value in inputs]
                 text = json.dumps({"outputs": values}, allow_nan=False)
             except BaseException as error:
                 if number and isinstance(error, MemoryError):
                     return
                 text = json.dumps({"error": explain(error)})
-            data = (text + end_of_text).encode()
-            while data:
-                data = data[os.write(3, data) :]
+            send_text(text + "\n")
     finally:
         os._exit(0)
 
 
-def confine(writer, settings):
-    """The result pipe becomes file 3, all others close; limits the child cannot raise again; the syscall filter last."""
-    if writer != 3:
-        os.dup2(writer, 3)
-    os.closerange(4, 256)
+def free_child(given, writer, settings):
+    """The same for a program in full Python, which is still to come through the pipe `given`."""
+    try:
+        try:
+            os.setsid()
+            confine([writer, given], settings)
+            packets = taken()
+            function = language.compile_function(True, next(packets))
+            values = [plain(function(value)) for value in packets]
+            text = json.dumps({"outputs": values}, allow_nan=False)
+        except BaseException as error:
+            text = json.dumps({"error": explain(error)})
+        send_text(text)
+    finally:
+        os._exit(0)
+
+
+def taken():
+    """What comes through file 4, none of it read before it is asked for."""
+    while head := exactly(HEAD):
+        yield json.loads(exactly(int.from_bytes(head)))
+
+
+def exactly(count):
+    """So many bytes of file 4; fewer at its end."""
+    data = bytearray()
+    while len(data) < count and (chunk := os.read(4, count - len(data))):
+        data += chunk
+    return data
+
+
+def send_text(text):
+    """Through the result pipe."""
+    data = text.encode()
+    while data:
+        data = data[os.write(3, data) :]
+
+
+def confine(files, settings):
+    """The files become 3 (results) and 4 (inputs), all others close; limits the child cannot raise again; the filter last."""
+    for number, file in enumerate([fcntl.fcntl(file, fcntl.F_DUPFD, 16) for file in files], 3):
+        os.dup2(file, number)
+    os.closerange(3 + len(files), 256)
     cpu, memory, files = int(settings.cpu) + 1, settings.memory << 20, 16 if settings.python else 4
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
@@ -259,12 +351,6 @@ def confine(writer, settings):
     signal.setitimer(signal.ITIMER_PROF, settings.cpu)
     if settings.filter is not None:
         settings.filter.install()
-
-
-def outputs(python, source, inputs):
-    """The function's values; its arguments are fresh copies, so one call cannot spoil the next."""
-    function = language.compile_function(python, source)
-    return [plain(function(value)) for value in inputs]
 
 
 def plain(value, depth=0):
