@@ -119,7 +119,7 @@ def registries() -> Iterator[str]:
     """What params.yaml can name, with the first sentence of its documentation."""
     from trainorder.graders import GRADERS, grader
     from trainorder.order import PREDICTORS, RULES
-    from trainorder.rl import curricula, method, samplers
+    from trainorder.rl import curricula, items, method, samplers
     from trainorder.rl.registry import SLOTS
     from trainorder.tasks.rows.schemas import SCHEMAS
 
@@ -132,6 +132,7 @@ def registries() -> Iterator[str]:
             f"Pieces of the RL step: {slot}", {n: e.function for n, e in listed.items()}
         )
     yield from _section("Samplers of tasks", dict(samplers.SAMPLERS))
+    yield from _section("Samplers of a task's problems", dict(items.ITEMS))
     yield from _section("Curricula inside a phase", dict(curricula.CURRICULA))
     yield from _section("Graders of own rows", {name: grader(name).grade for name in GRADERS})
     yield from _section("Schemas of own rows", {n: e.read for n, e in SCHEMAS.items()})

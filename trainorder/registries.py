@@ -51,6 +51,7 @@ SLOT_OF = {
     "metric": "metric",
     "term": "terms",
     "sampler": "sampler",
+    "item": "items",
     "curriculum": "curriculum",
 }
 """Decorator that lists a piece -> key of `rl.method:`, or of `rl:` itself."""

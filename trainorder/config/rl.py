@@ -113,6 +113,8 @@ class RlConfig(Section):
     """The pieces of the step."""
     sampler: Piece = "weights"
     """Which task the next prompts come from, in a phase of several (trainorder/rl/samplers.py): `weights`, `dump`, ..."""
+    items: Piece = "shuffled"
+    """Which problem of a task comes next (item samplers, trainorder/rl/pieces/item_*.py): `shuffled`, `cures`, `{in_order: {by: length}}`, ..."""
     curriculum: Piece = "together"
     """Which of the phase's tasks are open at a step (trainorder/rl/curricula.py): `together`, `{unlock: {...}}`, ..."""
     serial_tasks: bool = False
@@ -156,8 +158,9 @@ class RlConfig(Section):
         return self.teacher.replace("{seed}", str(seed))
 
     def pieces(self) -> frozenset[tuple[str, str]]:
-        """(slot, name) of all pieces that these settings name, sampler, curriculum and weights of terms included."""
+        """(slot, name) of all pieces that these settings name, samplers, curriculum and weights of terms included."""
         slots: dict[str, list[Piece]] = {"sampler": [self.sampler], "curriculum": [self.curriculum]}
+        slots["items"] = [self.items]
         slots |= {k: v for k, v in self.method if isinstance(v, list)}
         terms = [term for term in self.method.terms if isinstance(term, dict)]
         own = [p for term in terms for options in term.values() for p in options.get("weight", [])]

@@ -11,8 +11,11 @@ import yaml
 from trainorder.config import ENGINE_OPTIONS, RlConfig
 from trainorder.config.presets import Preset, presets
 from trainorder.reading import ParamsError, did_you_mean
+from trainorder.rl.curricula import CURRICULA
+from trainorder.rl.items import ITEMS
 from trainorder.rl.method import Method, bind
 from trainorder.rl.registry import SLOTS, Entry
+from trainorder.rl.samplers import SAMPLERS
 
 PAGE = "docs/methods.md"
 CONFIGS = "configs/methods"
@@ -25,6 +28,12 @@ COST = {
     "answers:teacher": "the teacher's sampling instead of the policy's",
     "forward_kl:MODEL": "and whatever else names a model a forward of that model",
 }
+CHOOSERS: dict[str, Mapping[str, Any]] = {
+    "sampler": SAMPLERS,
+    "items": ITEMS,
+    "curriculum": CURRICULA,
+}
+"""Key of `rl` beside `method` -> what it can name: which task, which of its problems, which tasks are open."""
 ASKS = "  # and rl.teacher: a node, or {path: FOLDER}"
 TEACHER = 'teacher: "s{seed}--grpo", '
 """In the configs: GRPO's node teaches."""
@@ -47,7 +56,10 @@ def facts(chosen: Preset) -> dict[str, Any]:
         "family": chosen.family,
         "summary": chosen.summary,
         "papers": list(chosen.papers),
-        "slots": [slot for slot in SLOTS if slots[slot] != usual[slot]],
+        "slots": [
+            *(key for key, _ in _own_choosers(chosen)),
+            *(slot for slot in SLOTS if slots[slot] != usual[slot]),
+        ],
         "pieces": {slot: names for slot, names in slots.items() if names},
         "needs": sorted(method.needs | {f"live {need}" for need in method.live_needs}),
         "neutral": None if chosen.neutral is None else dict(chosen.neutral),
@@ -72,10 +84,17 @@ def describe(name: str) -> str:
     known = presets()
     if name in known:
         return _describe_preset(known[name])
-    found = [entry for listed in SLOTS.values() for entry in listed.values() if entry.name == name]
+    found = [
+        _describe_piece(entry)
+        for listed in SLOTS.values()
+        for entry in listed.values()
+        if entry.name == name
+    ]
+    found += [_describe_chooser(key, name) for key, listed in CHOOSERS.items() if name in listed]
     if found:
-        return "\n".join(_describe_piece(entry) for entry in found)
-    names = sorted({*known, *(piece for listed in SLOTS.values() for piece in listed)})
+        return "\n".join(found)
+    listings = [*SLOTS.values(), *CHOOSERS.values()]
+    names = sorted({*known, *(piece for listed in listings for piece in listed)})
     raise ParamsError(
         f"no method or piece {name!r}{did_you_mean(name, names)}; `trainorder methods` lists the methods"
     )
@@ -97,6 +116,7 @@ def _describe_preset(chosen: Preset) -> str:
         "",
     ]
     lines += [_describe_piece(entry) for entry in _own_entries(chosen)]
+    lines += [_describe_chooser(key, name) for key, name in _own_choosers(chosen)]
     return "\n".join(lines)
 
 
@@ -112,6 +132,13 @@ def _own_entries(chosen: Preset) -> Iterator[Entry]:
                     yield one.entry
 
 
+def _own_choosers(chosen: Preset) -> Iterator[tuple[str, str]]:
+    """Sampler, items and curriculum that a preset sets."""
+    for key in CHOOSERS:
+        if piece := chosen.settings.get(key):
+            yield key, piece if isinstance(piece, str) else next(iter(piece))
+
+
 def _describe_piece(entry: Entry) -> str:
     options = {**bind(entry.slot, entry.name).options}
     given = flow(options) if options else "none"
@@ -120,6 +147,30 @@ def _describe_piece(entry: Entry) -> str:
     lines = [f"{entry.slot}: {entry.name}", "", *_indented(text), ""]
     lines += [f"    options: {given}" + (f"; of the engine: {engine}" if engine else ""), ""]
     return "\n".join(lines)
+
+
+def _describe_chooser(key: str, name: str) -> str:
+    function = function_of(CHOOSERS[key][name])
+    options = chooser_options(function)
+    row = {key: {name: options} if options else name}
+    text = inspect.cleandoc(function.__doc__ or "")
+    looks = sorted(getattr(CHOOSERS[key][name], "looks", ()))
+    lines = [f"{key}: {name}", "", *_indented(text), "", "In params.yaml, with its defaults:", ""]
+    lines += [*_indented(f"rl: {flow(row)}"), ""]
+    if looks:
+        lines += [f"May measure all problems of the task before a step: {', '.join(looks)}.", ""]
+    return "\n".join(lines)
+
+
+def function_of(entry: Any) -> Any:
+    """The function of a listed sampler, which may stand in an entry."""
+    return getattr(entry, "function", entry)
+
+
+def chooser_options(function: Any) -> dict[str, Any]:
+    """Option -> default."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def short_rows(chosen: Preset) -> str:
@@ -213,7 +264,28 @@ def page() -> str:
                     "```",
                     "",
                 ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_chooser_pages()])
+
+
+TITLES = {
+    "sampler": "Which task comes next",
+    "items": "Which problem of a task comes next",
+    "curriculum": "Which tasks are open",
+}
+
+
+def _chooser_pages() -> Iterator[str]:
+    """Sections of what chooses tasks and problems."""
+    for key, listed in CHOOSERS.items():
+        yield from [f"## {TITLES[key]}: `rl.{key}`", ""]
+        yield from ["| name | does | params |", "|---|---|---|"]
+        for name, entry in listed.items():
+            function = function_of(entry)
+            first = inspect.cleandoc(function.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+            options = chooser_options(function)
+            row = f"`rl: {flow({key: {name: options} if options else name})}`"
+            yield f"| `{name}` | {first.replace('|', chr(92) + '|')} | {row} |"
+        yield ""
 
 
 def _page_row(row: Mapping[str, Any]) -> str:

@@ -14,7 +14,8 @@ first: `forward_kl:reference`, `capped_forward_kl:teacher:0.05`; `reference+gold
 problem's gold text. Beside the functions listed
 here there are `ref_logps` (log p under the phase's parent, always in the roll), `hidden` (states after the last norm,
 [row, token, size]: use them at once, they are large), `spans` (`char_start` and `char_end` of each token in roll.text),
-`attention_entropy:DEPTH` (attention.py, of the policy before the update only), and `answers:teacher`, which is no fact: the piece has the phase's teacher answer some requests (Request.teacher).
+`attention_entropy:DEPTH` (attention.py, of the policy before the update only). No facts of tokens are `answers:teacher`, the piece
+has the phase's teacher answer some requests (Request.teacher), and `known`, it reads what is known of problems (rl/items.py).
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ HIDDEN = "hidden"
 SPANS = "spans"
 ATTENTION = "attention_entropy"
 ANSWERS = "answers:teacher"
-NOT_OF_THE_HEAD = frozenset({REFERENCE, SPANS, ANSWERS})
+KNOWN = "known"
+NOT_OF_THE_HEAD = frozenset({REFERENCE, SPANS, ANSWERS, KNOWN})
 OLD = "old."
 GOLD = "+gold"
 """Ends the name of a model that reads the problem's gold text in its prompt."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from trainorder import paths
 from trainorder.judges import AnyJudge, load_judge
 from trainorder.rewards import grading
+from trainorder.rl import items
+from trainorder.rl.items import Picker, Pool
 from trainorder.rl.samplers import Moment, Seen
 from trainorder.rl.scheduler import Scheduler
 from trainorder.rl.types import Roll, State
@@ -31,8 +34,13 @@ class TaskSet:
     """Judged task -> its judge: P(answer beats the problem's reference)."""
     scheduler: Scheduler = field(default_factory=Scheduler)
     """Whose turn it is."""
+    picker: Picker = field(default_factory=Picker)
+    """Which of a task's problems comes next."""
+    keeps_known: bool = False
+    """Whether what is known of each problem is kept though the picker does not ask for it."""
     _order: dict[tuple[int, str, int], list[int]] = field(default_factory=dict, repr=False)
     _counted: Counter[str] = field(default_factory=Counter, repr=False)
+    _drawn: dict[str, list[dict[str, float]]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(
@@ -41,8 +49,12 @@ class TaskSet:
         scheduler: Scheduler | None = None,
         device: str = "cpu",
         judges: Mapping[str, str] | None = None,
+        **picking: Any,
     ) -> TaskSet:
-        """The built tasks; `judges` names the one that rewards each judged task; it is loaded onto `device`."""
+        """The built tasks; `judges` names the one that rewards each judged task; it is loaded onto `device`.
+
+        `picking` are `picker` and `keeps_known`.
+        """
         from trainorder.tasks import load_problems, load_task
 
         tasks = {name: load_task(name) for name in weights}
@@ -57,6 +69,7 @@ class TaskSet:
             {name: _max_new_tokens(name) for name in weights},
             {task: loaded[name] for task, name in rewarding.items()},
             scheduler or Scheduler(),
+            **picking,
         )
 
     def is_judged(self, task: str) -> bool:
@@ -75,20 +88,76 @@ class TaskSet:
     def observe(self, sampled: Sequence[Roll], credited: Roll, state: State) -> None:
         """Note for the next `share` what this step showed of each task: `sampled` before edits, `credited` after."""
         state.mem["seen"] = see(sampled, credited)
+        if self._knows:
+            items.note(state.mem.setdefault("known", {}), sampled, state.step)
+            by_problem = {task: see(sampled, credited, task) for task in self.weights}
+            state.mem["seen_problems"] = by_problem
 
-    def draw(self, counts: Mapping[str, int], state: State, seed: int) -> list[Problem]:
+    @property
+    def _knows(self) -> bool:
+        return self.keeps_known or self.picker.item.draws != "dealt"
+
+    def draw(
+        self,
+        counts: Mapping[str, int],
+        state: State,
+        seed: int,
+        look: Callable[[str, Sequence[Problem]], list[float]] | None = None,
+    ) -> list[Problem]:
         """The next problems of each task.
 
-        A task's sequence is one fixed permutation per pass over its problems, keyed by (seed, task,
+        Without an item sampler a task's sequence is one fixed permutation per pass over its problems, keyed by (seed, task,
         pass): every phase of a seed meets the same problems in the same order, whatever stands
-        beside or before it.
+        beside or before it. `look` measures problems for item samplers that ask for it.
         """
         drawn = state.mem.setdefault("drawn", dict.fromkeys(self.weights, 0))
         chosen = []
         for name, count in counts.items():
-            chosen += [self._problem(name, drawn[name] + i, seed) for i in range(count)]
+            if not count:
+                continue
+            if self.picker.item.draws == "dealt":
+                own = [self._problem(name, drawn[name] + i, seed) for i in range(count)]
+            else:
+                own = self._pick(name, count, state, (seed, name, drawn[name]), look)
+            self._note_drawn(name, own, state)
+            chosen += own
             drawn[name] += count
         return chosen
+
+    def _pick(
+        self, name: str, count: int, state: State, key: tuple[str | int, ...], look: Any
+    ) -> list[Problem]:
+        known = state.mem.setdefault("known", {}).setdefault(name, {})
+        seen = state.mem.get("seen_problems", {}).get(name, {})
+        looks = {} if look is None else {"look": look}
+        pool = Pool(name, self.problems[name], state.step, state.total, known, seen, **looks)
+        mem = state.mem.setdefault("items", {}).setdefault(name, {})
+        return self.picker.pick(pool, mem, count, stream("items", *key))
+
+    def _note_drawn(self, name: str, chosen: Sequence[Problem], state: State) -> None:
+        log = self._drawn.setdefault(name, [])
+        if not self._knows:
+            log += [{} for _ in chosen]
+            return
+        known = state.mem.setdefault("known", {}).setdefault(name, {})
+        for problem in chosen:
+            own = known.setdefault(problem.id, {})
+            visits = own.get("visits", 0)
+            log.append({"rate": items.expected_rate(own), "new": float(visits == 0)})
+            own["visits"] = visits + 1
+
+    def realised(self) -> dict[str, float]:
+        """What was drawn since the last call: `drawn/count/<task>`.
+
+        With an item sampler also `drawn/new`, the share that was new, and `drawn/rate`, the mean expected pass rate before.
+        """
+        found: dict[str, float] = {}
+        for name, rows in self._drawn.items():
+            found[f"drawn/count/{name}"] = float(len(rows))
+            for fact in rows[0]:
+                found[f"drawn/{fact}/{name}"] = math.fsum(row[fact] for row in rows) / len(rows)
+        self._drawn.clear()
+        return found
 
     def grade(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[Reward]:
         """The grade of each answer: a value in [0, 1], None where it cannot be graded, and what the verifier tells of its parts."""
@@ -130,14 +199,24 @@ class TaskSet:
         return problems[self._order[key][place]]
 
 
-def see(sampled: Sequence[Roll], credited: Roll) -> dict[str, Seen]:
-    """Task -> what the rolls of a step showed; rows that an edit dropped count with advantage 0."""
+def see(sampled: Sequence[Roll], credited: Roll, task: str | None = None) -> dict[str, Seen]:
+    """Task -> what the rolls of a step showed; rows that an edit dropped count with advantage 0.
+
+    With a `task`: the id of each of its problems -> what they showed of it.
+    """
+
+    def key(problem: Problem) -> str | None:
+        if task is None:
+            return problem.task
+        return problem.id if problem.task == task else None
+
     lengths = credited.loss_mask.sum(1).clamp(min=1)
     absadv = ((credited.advantages.abs() * credited.loss_mask).sum(1) / lengths).tolist()
     total: dict[str, float] = {}
     own = credited.is_from("policy").tolist()
     for problem, value, mine in zip(credited.problem, absadv, own, strict=True):
-        total[problem.task] = total.get(problem.task, 0.0) + value * mine
+        if (name := key(problem)) is not None:
+            total[name] = total.get(name, 0.0) + value * mine
     facts: dict[str, list[tuple[float, float, float]]] = {}
     for roll in sampled:
         entropy, tokens = (
@@ -148,16 +227,16 @@ def see(sampled: Sequence[Roll], credited: Roll) -> dict[str, Seen]:
             roll.problem, roll.scored.tolist(), roll.rewards.tolist(), entropy, tokens, strict=True
         )
         for problem, scored, reward, nats, count in rows:
-            if scored:
-                facts.setdefault(problem.task, []).append((reward, nats, count))
+            if scored and (name := key(problem)) is not None:
+                facts.setdefault(name, []).append((reward, nats, count))
     return {
-        task: Seen(
+        name: Seen(
             rollouts=len(rows),
-            absadv=total.get(task, 0.0) / len(rows),
+            absadv=total.get(name, 0.0) / len(rows),
             reward=math.fsum(reward for reward, _, _ in rows) / len(rows),
             entropy=math.fsum(n for _, n, _ in rows) / max(1.0, math.fsum(c for _, _, c in rows)),
         )
-        for task, rows in facts.items()
+        for name, rows in facts.items()
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,6 +44,10 @@ class StepRollouts:
     """Read so far, a prompt once for all its answers."""
     asked: int = 0
     """Requests so far: the place of the next one, which seeds it and numbers its group."""
+    look: Callable[[str, Sequence[Problem]], list[float]] | None = None
+    """Measures problems for item samplers (looks.py)."""
+    looked: int = 0
+    """Requests of looks so far."""
 
     def requests(self, counts: Mapping[str, int]) -> list[Request]:
         """See Rollouts."""
@@ -56,7 +60,7 @@ class StepRollouts:
                 temperature=config.temperature,
                 max_new_tokens=limits[problem.task],
             )
-            for problem in learner.task_set.draw(counts, self.state, learner.seed)
+            for problem in learner.task_set.draw(counts, self.state, learner.seed, self.look)
         ]
         for plan in learner.method.plan:
             requests = plan(requests, self.state)
@@ -64,12 +68,12 @@ class StepRollouts:
 
     def sample(self, requests: Sequence[Request]) -> Roll:
         """See Rollouts."""
-        mine = self._share(requests)
+        mine = self.share(requests)
         with timed(self.clock, "generate"):
-            part = self._answered(mine) if mine else None
+            part = self.answered(mine) if mine else None
         return self._finish(part)
 
-    def _answered(self, requests: Sequence[Request]) -> Roll:
+    def answered(self, requests: Sequence[Request]) -> Roll:
         """Answers of the policy and of the teacher, in the order of the requests."""
         learner = self.learner
         if not any(request.teacher for request in requests):
@@ -86,7 +90,7 @@ class StepRollouts:
             replace(taught[i], prefix_ids=ids[: len(taught[i].prefix_ids) + int(length)], samples=1)
             for i, ids, length in rows
         ]
-        part = _foreign(given, learner.policy.decode_batch, "teacher")
+        part = foreign(given, learner.policy.decode_batch, "teacher")
         part.row_facts["finished"] = done.finished.cpu().float()
         part.loss_mask[:, : done.loss_mask.shape[1]] *= done.loss_mask.cpu()
         own = [request for request in requests if not request.teacher]
@@ -109,10 +113,10 @@ class StepRollouts:
             replace(request, prefix_ids=answer, samples=1)
             for request, answer in zip(requests, answers, strict=True)
         ]
-        mine = self._share(whole)
+        mine = self.share(whole)
         for request in mine:
             policy.check_fits(len(request.prompt_ids), len(request.prefix_ids))
-        return self._finish(_foreign(mine, policy.decode_batch, source) if mine else None)
+        return self._finish(foreign(mine, policy.decode_batch, source) if mine else None)
 
     def cut(self, roll: Roll, lengths: Int[Tensor, " row"]) -> Roll:
         """See Rollouts."""
@@ -166,7 +170,7 @@ class StepRollouts:
             floors=roll.rewards.new_tensor(floors),
         )
 
-    def _share(self, requests: Sequence[Request]) -> list[Request]:
+    def share(self, requests: Sequence[Request]) -> list[Request]:
         """This rank's share of the requests, each with its seed, its group and its prompt's tokens."""
         learner, first = self.learner, self.asked
         self.asked += len(requests)
@@ -212,7 +216,7 @@ def _answers(requests: Sequence[Request], done: Completions) -> Roll:
     )
 
 
-def _foreign(requests: Sequence[Request], decode: Any, source: str) -> Roll:
+def foreign(requests: Sequence[Request], decode: Any, source: str) -> Roll:
     """Answers that are all prefix."""
     answers = [torch.tensor(list(request.prefix_ids)) for request in requests]
     ids = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True)

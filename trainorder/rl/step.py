@@ -29,6 +29,7 @@ from trainorder.rl.backend import Backend
 from trainorder.rl.forward import computed_tokens, forward
 from trainorder.rl.helpers import k3, log_ratio
 from trainorder.rl.learner import Learner
+from trainorder.rl.looks import looking
 from trainorder.rl.method import Bound, Method
 from trainorder.rl.problems import split_by_prompt, split_by_task
 from trainorder.rl.records import describe, keep_some
@@ -52,6 +53,7 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
         with timed(clock, "push"):
             learner.engine.push(learner.backend.weights())
         rollouts = StepRollouts(learner, state, clock)
+        rollouts.look = looking(learner, rollouts)
         counts = task_set.share(config.prompts_per_step, state, learner.seed, learner.phase)
         roll = rollouts.sample(rollouts.requests(counts))
         log = describe(roll)
@@ -71,7 +73,7 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
             learner.follow()
     state.step += 1
     log["rollout/tokens"] = rollouts.tokens
-    log |= task_set.judge_calls()
+    log |= task_set.judge_calls() | task_set.realised()
     log |= rates(
         learner.policy.model,
         clock,

@@ -27,6 +27,7 @@ from trainorder.rl.adapters import add_adapters, continue_adapters, save_node, s
 from trainorder.rl.backend import Backend, holds_whole_weights
 from trainorder.rl.forward import check_forward
 from trainorder.rl.guard import under, watch
+from trainorder.rl.items import Picker
 from trainorder.rl.learner import Learner
 from trainorder.rl.method import Method
 from trainorder.rl.problems import TaskSet
@@ -171,7 +172,10 @@ def make_learner(
             f"rl.method.terms: `layers` needs whole gradients, and training.backend: {training.backend} splits them; leave it "
             "out or train with the backend `local`"
         )
-    if "teacher" in method.models and teacher is None:
+    picker = Picker.of(rl.items)
+    asks_teacher = facts.ANSWERS in method.needs or "teacher_rate" in picker.item.looks
+    wanted = method.models | ({"teacher"} if asks_teacher else set())
+    if "teacher" in wanted and teacher is None:
         raise ParamsError(NO_TEACHER)
     if rl.updates_per_batch > rl.prompts_per_step:
         raise ParamsError(
@@ -179,7 +183,14 @@ def make_learner(
             f"{rl.prompts_per_step} prompts to split: raise prompts_per_step or lower it"
         )
     device = device_of(training.device)
-    task_set = TaskSet.load(phase.tasks, Scheduler.from_config(rl), device, judges)
+    task_set = TaskSet.load(
+        phase.tasks,
+        Scheduler.from_config(rl),
+        device,
+        judges,
+        picker=picker,
+        keeps_known=facts.KNOWN in method.needs,
+    )
     load(BACKENDS, training.backend, "training.backend").join(device)
     continues = training.lora is not None and is_adapter_node(parent)
     policy = Policy.load(base_of(parent) if continues else parent).to(device)
@@ -191,13 +202,12 @@ def make_learner(
         if continues:
             continue_adapters(policy.model, parent, training.lora)
     models = {
-        name: _frozen(name, policy, parent, training)
-        for name in sorted(method.models - {"teacher"})
+        name: _frozen(name, policy, parent, training) for name in sorted(wanted - {"teacher"})
     }
     answers = None
-    if "teacher" in method.models and teacher is not None:
+    if "teacher" in wanted and teacher is not None:
         models["teacher"] = load_teacher(teacher, policy)
-        if facts.ANSWERS in method.needs:
+        if asks_teacher:
             answers = make_engine(SAMPLING, Policy(models["teacher"], policy.tokenizer))
     if training.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable(

@@ -214,6 +214,7 @@ def _check_phase(
         return
     rl = params.phase_rl(name)
     check_piece(f"{where}.rl.sampler", "sampler", rl.sampler)
+    check_piece(f"{where}.rl.items", "items", rl.items)
     check_piece(f"{where}.rl.curriculum", "curriculum", rl.curriculum)
     order = {} if isinstance(rl.curriculum, str) else next(iter(rl.curriculum.values()))
     if sorted(order.get("order") or phase.tasks) != sorted(phase.tasks):

@@ -22,7 +22,10 @@ from trainorder.reading import ParamsError, did_you_mean, shown
 from trainorder.registries import SLOT_OF, listed
 
 RL = Path(__file__).parents[2] / "rl"
-SOURCES = [*sorted((RL / "pieces").glob("*.py")), RL / "samplers.py", RL / "curricula.py"]
+SOURCES = [
+    *sorted((RL / "pieces").glob("*.py")),
+    *(RL / f"{name}.py" for name in ("samplers", "items", "curricula")),
+]
 """Files that list pieces."""
 MAX_OPTION = 1e9
 """Size of a number among a piece's options; what it means is the piece's."""
@@ -62,7 +65,8 @@ def asking_teachers() -> frozenset[tuple[str, str]]:
         for slot, function in listed(ast.parse(file.read_text(encoding="utf-8"))):
             options = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
             defaults = {a.arg: ast.unparse(d) for a, d in options if d is not None}
-            answers = any("answers:teacher" in ast.unparse(d) for d in function.decorator_list)
+            declared = " ".join(map(ast.unparse, function.decorator_list))
+            answers = "answers:teacher" in declared or "teacher_rate" in declared
             if answers or defaults.get("model") == "'teacher'":
                 found.add((slot, function.name))
     return frozenset(found)

@@ -1,0 +1,56 @@
+"""Which problem comes next, and how much it counts."""
+
+from __future__ import annotations
+
+from trainorder.config.presets import Preset
+
+PLAIN = {"advantage": ["grpo"], "terms": ["clipped_surrogate"]}
+
+PRESETS = [
+    Preset(
+        name="cures",
+        summary="problems by exp(sqrt(p (1 - p))), answers per problem in proportion to sqrt(p (1 - p))",
+        papers=("2510.01037",),
+        method={**PLAIN, "plan": ["cures_allocation"]},
+        settings={"items": {"cures": {"cold_start": True}}},
+        not_grounded="the temperature; the authors forget pass rates per iteration",
+    ),
+    Preset(
+        name="edco",
+        summary="rounds of the problems whose quick answer is least certain",
+        papers=("2601.03725",),
+        method=PLAIN,
+        settings={"items": "edco"},
+        not_grounded="the instruction's words; entropies are of the whole vocabulary",
+    ),
+    Preset(
+        name="gain_rl",
+        summary="a normal window that moves over problems sorted by the angles of their hidden states",
+        papers=("2506.02281",),
+        method=PLAIN,
+        settings={"items": "gain_rl"},
+        not_grounded="states after the last norm instead of the last MLP's inputs; number of moves",
+    ),
+    Preset(
+        name="pudf",
+        summary="problems no harder than the policy's ability by a Rasch model",
+        papers=("2408.05326",),
+        method=PLAIN,
+        settings={"items": "pudf"},
+        basis="notes",
+        not_grounded="a crowd of one policy gives the difficulties; the smallest open share",
+    ),
+    Preset(
+        name="puzzlecraft",
+        summary="groups weighted by 4 d (1 - d) sqrt(spread of their answers)",
+        papers=("2512.14944",),
+        method={
+            "advantage": ["dr_grpo"],
+            "weight": ["puzzlecraft"],
+            "terms": ["clipped_surrogate"],
+        },
+        settings={"group_size": 8},
+        basis="paper",
+        not_grounded="that the exponent is of the spread alone",
+    ),
+]
