@@ -221,9 +221,12 @@ def run(
 ) -> None:
     """Bring everything params.yaml asks for up to date, then print which order won and how sure that is."""
     with refusing():
-        from trainorder import plan
+        from trainorder.config import load_params
+        from trainorder.plan.check import check
 
-        level = _sandbox(plan.load().params)
+        wanted = load_params()
+        check(wanted)
+        level = _sandbox(wanted)
     if level:
         print(f"model-written programs run at isolation {level}", flush=True)
     if settings or exp or seeds is not None:
@@ -367,7 +370,7 @@ def methods(
     name: Annotated[
         str | None, typer.Argument(help="A method or a piece; all if left out.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the published methods of the RL step, or print one's formulas, options and lines of params.yaml."""
     with refusing():

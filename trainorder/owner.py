@@ -19,6 +19,8 @@ from trainorder.files import write_json
 from trainorder.paths import in_url
 
 PREFIX = "MLFLOW_EXPERIMENT_NAME"
+VIEW = "trainorder"
+"""Key of the state of an experiment's page that tracking keeps and the links of `trainorder ui` name."""
 
 
 def home() -> Path:

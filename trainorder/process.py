@@ -13,10 +13,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = "127.0.0.1"
+LOOPBACK_NAMES = (LOOPBACK, "localhost", "::1")
 FAIL_AT = "TRAINORDER_FAIL_AT"
 """Environment variable `NAME` or `NAME:N`: the process kills itself (SIGKILL) when it passes fail-point NAME the Nth time."""
 
@@ -48,6 +50,18 @@ def die_with_parent(parent: int | None = None) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host name is this machine by every resolver, so that nothing beyond it is reached and nobody beyond it reaches.
+
+    >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "127.evil.example")]
+    [True, True, True, False]
+    """
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
 def keep_loopback_direct(*hosts: str) -> None:
     """Let this process and its children reach servers on this machine (and `hosts`) without the user's proxy.
 
@@ -56,7 +70,7 @@ def keep_loopback_direct(*hosts: str) -> None:
     given = ",".join(os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY"))
     direct = dict.fromkeys(filter(None, (host.strip() for host in given.split(","))))
     if "*" not in direct:
-        direct |= dict.fromkeys((*LOOPBACK, *hosts))
+        direct |= dict.fromkeys((*LOOPBACK_NAMES, *hosts))
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(direct)
 
 

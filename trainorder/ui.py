@@ -19,17 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from trainorder import paths
-from trainorder.process import die_with_parent, keep_loopback_direct
+from trainorder.owner import VIEW
+from trainorder.process import (
+    LOOPBACK,
+    LOOPBACK_NAMES,
+    die_with_parent,
+    is_loopback,
+    keep_loopback_direct,
+)
 
-LOOPBACK = "127.0.0.1"
-LOOPBACK_NAMES = (LOOPBACK, "localhost", "::1")
 ANYWHERE = ("", "0.0.0.0", "::")
 """Hosts that mean every address of the machine."""
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 TRAINING_MODE = "workflowType=machine_learning"
 """Else MLflow's pages open on its GenAI part."""
-VIEW = "trainorder"
-"""The state of a page that trainorder.tracking keeps with each experiment."""
 START_SECONDS = 120.0
 UNUSED_SERVICES = (
     "SCHEDULER",
@@ -176,11 +179,6 @@ def free_port(wanted: int = 0) -> int:
             probe.bind((LOOPBACK, port))
             return probe.getsockname()[1]
     raise RuntimeError(f"no free port on {LOOPBACK}")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens there."""
-    return host in LOOPBACK_NAMES or host.startswith("127.")
 
 
 def reach(host: str) -> str:

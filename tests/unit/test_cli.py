@@ -47,7 +47,7 @@ def test_plan_shows_the_tree_and_writes_plan_yaml_once(project: Project):
     assert first.stdout.count("to train") == 11
     assert "11 new, 0 restorable, 0 cached" in first.stdout
     assert re.search(
-        r"about [\d.]+ min with 2 workers, 11 x [\d.]+ [kM]B of checkpoints", first.stdout
+        r"about [\d.]+ min with 2 workers, 11 x [\d.]+ [KM]iB of checkpoints", first.stdout
     )
     assert "recommended: once the transfer is measured, up to 2 more nodes" in first.stdout
     assert "plan.yaml written" in first.stdout

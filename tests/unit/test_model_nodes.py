@@ -22,12 +22,14 @@ from trainorder.config import (
     parse_params,
 )
 from trainorder.data import build
+from trainorder.files import write_json
 from trainorder.measure.design import from_plan
 from trainorder.merge import merge_folders
 from trainorder.plan.check import check
 from trainorder.plan.compile import compile_plan
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
+from trainorder.report import node as nodes
 from trainorder.resume import Work
 from trainorder.rl.trainer import train_phase
 
@@ -121,6 +123,22 @@ def test_seeds_share_the_warm_up_unless_each_asks_for_its_own():
     assert own.data()["bases"] == {"s0": {"seeds": [0]}, "s1": {"seeds": [1]}}
     assert not from_plan(own.data())["default"].one_start
     assert own.settings()["sft"] == shared.settings()["sft"]
+
+
+def test_the_model_as_it_is_is_shown_as_that_and_not_as_a_merge(tmp_path: Path, monkeypatch: Any):
+    monkeypatch.chdir(tmp_path)
+    manifest = {
+        "node": "base",
+        "seed": 0,
+        "phase": None,
+        "steps": None,
+        "seconds": 1.0,
+        "tokens": 0,
+    }
+    manifest |= {"files": {}, "parents": {}, "params": {}, "data": {}, "weights": "ab" * 9}
+    write_json(paths.run("base") / "manifest.json", manifest | {"code": {}, "hash": ""})
+    first, *_ = nodes.lines(nodes.facts(compile_plan(params()), "base"))
+    assert first == "[bold]base[/]  the model as it is, 1.0 s"
 
 
 def test_without_a_warm_up_no_stage_depends_on_its_settings():

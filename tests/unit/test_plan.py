@@ -736,7 +736,8 @@ def test_files_of_rows_that_cannot_be_looked_at_are_one_line(tmp_path: Path):
 
 def test_commands_that_train_nothing_import_no_torch():
     modules = "trainorder.plan.show, trainorder.storage, trainorder.verify, trainorder.flow.run"
-    script = f"import sys, {modules}; print([m for m in ('torch', 'transformers', 'mlflow') if m in sys.modules])"
+    heavy = ("torch", "transformers", "mlflow", "prefect", "numpy", "scipy", "pandas")
+    script = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

@@ -294,6 +294,7 @@ def test_servers_listen_on_loopback_unless_told_otherwise(server: object) -> Non
 
 def test_what_is_open_to_the_network_says_so() -> None:
     assert reach("127.0.0.1").startswith("reachable from this machine only")
+    assert reach("127.evil.example").startswith("warning: listening on 127.evil.example")
     assert reach("0.0.0.0").startswith(
         "warning: listening on 0.0.0.0: anybody who reaches this machine"
     )

@@ -1,6 +1,7 @@
 """Starts a flow of flows/ as a command: Prefect's server, the terminal, the exit code. `trainorder run` is such a command.
 
-Prefect is imported while its server starts, and the project is looked at in the same time.
+Prefect is imported while its server starts, and the project is looked at in the same time; what writes the report is
+imported at the end.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from trainorder.flow.experiment import Experiment, prepare
 from trainorder.flow.look import EMBEDDED, FlowError
 from trainorder.process import keep_loopback_direct
 from trainorder.reading import ParamsError
-from trainorder.report import words
 from trainorder.ui import Server, prefect_environment, prefect_profiles, prefect_server
 
 
@@ -153,6 +153,8 @@ def _show(console: Console) -> None:
     """The table of arms, as wide as the terminal allows, and where to look next."""
     from rich.table import Table
 
+    from trainorder.report import words
+
     bwt = results.load()
     columns = ["arm", "mean", "interval", "minus best"]
     columns += ["minus joint"] if console.width >= 100 else []
@@ -168,10 +170,6 @@ def _show(console: Console) -> None:
     console.print(" ".join([words.verdict(bwt), *words.caveats(bwt)]) + "\n")
     console.print(f"report   {paths.REPORT.absolute()}", soft_wrap=True)
     console.print("servers  trainorder ui   (MLflow and Prefect over what was run)")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ from trainorder.plan.check import check
 from trainorder.plan.orders import listed_orders, single_phases
 from trainorder.process import held, make_surroundings_usual
 from trainorder.reading import ParamsError, read_yaml
-from trainorder.report import words
 from trainorder.search import Known, Order
 
 FILE = Path("reports/search.yaml")
@@ -210,6 +209,8 @@ class Search:
             print(
                 f"predictions missed by {self._error():.3f} (root mean square of {len(self.errors)})"
             )
+        from trainorder.report import words
+
         print("these are dev scores; on test:")
         print(words.summary(results.load()))
         print(f"report {paths.REPORT}, made from {FILE}")

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from trainorder.ui import is_loopback, origins
+from trainorder.process import is_loopback
+from trainorder.ui import origins
 
 App = Callable[[dict[str, Any], Any, Any], Any]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ipaddress
 import json
 import os
 import random
@@ -26,7 +25,7 @@ from typing import Any
 from trainorder.config import EndpointConfig, EndpointJudgeConfig
 from trainorder.judges import read_card, write_card
 from trainorder.judges.questions import Chat, Pairwise, Question, question
-from trainorder.process import StageError
+from trainorder.process import StageError, is_loopback
 from trainorder.reading import ParamsError
 from trainorder.redact import SECRET
 
@@ -276,7 +275,7 @@ class _Wire:
             timeout=config.timeout_seconds,
             headers={**headers, "Accept-Encoding": "identity"},
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=config.concurrency),
-            trust_env=not _is_loopback(base.host),  # no proxy of the environment
+            trust_env=not is_loopback(base.host),  # no proxy of the environment
         )
 
     def __enter__(self) -> _Wire:
@@ -318,13 +317,6 @@ def _inflated(data: bytes) -> bytes:
         return zlib.decompressobj(wbits=47).decompress(data, MAX_BODY)  # gzip or zlib
     except zlib.error:
         return b""
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def _key(config: EndpointConfig) -> str | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from trainorder import lineage, paths
 from trainorder.config import DEFAULT, Params, PreferenceConfig, SftConfig
+from trainorder.files import size_text
 from trainorder.plan import judging, names
 from trainorder.plan.compile import Node, Plan, Sizes
 from trainorder.plan.orders import pending
@@ -230,16 +231,8 @@ def _disk(plan: Plan, states: Mapping[str, State], sizes: Sizes | None) -> str:
     if sizes is None or not stale:
         return "no checkpoints"
     counts = Counter(sizes.of(node) for node in stale)
-    each = " and ".join(f"{count} x {_bytes(size)}" for size, count in counts.items())
+    each = " and ".join(f"{count} x {size_text(size)}" for size, count in counts.items())
     return f"{each} of checkpoints, twice (folder and DVC cache)"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def duration(time: float | None) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from trainorder import paths
+from trainorder.config import DEFAULT
 from trainorder.files import size_text
 from trainorder.lineage import read_manifest
 from trainorder.plan.compile import Plan
@@ -51,6 +52,8 @@ def facts(plan: Plan, name: str) -> dict[str, Any]:
     return {
         "node": name,
         "stage": plan.nodes[name].stage,
+        "kind": plan.nodes[name].kind,
+        "variant": plan.nodes[name].variant,
         "lineage": lineage(plan, name),
         **{key: manifest.get(key) for key in kept},
         "code": manifest.get("code"),
@@ -78,6 +81,17 @@ def scores(name: str) -> dict[str, dict[str, float]]:
     return found
 
 
+def made(kind: str, phase: str | None, steps: int | None) -> str:
+    """How a node came to be.
+
+    >>> made("model", None, None), made("structured", "math", 60), made("merge", None, None)
+    ('the model as it is', '60 steps of math', 'merge')
+    """
+    if kind == "model":
+        return "the model as it is"
+    return kind if phase is None else f"{steps} steps of {phase}"
+
+
 METRICS = ("score", "strict", "greedy", "pass_at_k", "entropy_own", "length", "unscored", "gold")
 
 
@@ -86,12 +100,12 @@ def lines(found: dict[str, Any]) -> Iterator[RenderableType]:
     from rich.table import Table
     from rich.tree import Tree
 
-    made = (
-        f"{found['steps']} steps of {found['phase']}"
-        if found["steps"]
-        else found["phase"] or "merge"
-    )
-    yield f"[bold]{found['node']}[/]  {made}, seed {found['seed']}, {found['tokens']:,} tokens, {found['seconds']:.1f} s"
+    how = made(found["kind"], found["phase"], found["steps"])
+    if found["kind"] != "model":
+        how += f", seed {found['seed']}, {found['tokens'] or 0:,} tokens"
+    if found["variant"] != DEFAULT:
+        how += f", variant {found['variant']}"
+    yield f"[bold]{found['node']}[/]  {how}, {found['seconds'] or 0:.1f} s"
     first, *others = found["lineage"]
     root = branch = Tree(first, guide_style="dim")
     for node in others:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainorder.files import writing
 from trainorder.owner import (
+    VIEW,
     alone_in,
     artifacts,
     experiment_name,
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 NODES = "nodes"
 ORDERS = "orders"
-VIEW = "trainorder"
-"""Key of the page state that links name (trainorder/ui.py)."""
 PROXIED = "mlflow-artifacts:/"
 """Begins the address of files that the server keeps in its own folder."""
 MAX_METRICS, MAX_PARAMS = 1000, 100  # of one log_batch call; MLflow refuses more

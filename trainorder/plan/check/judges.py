@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from trainorder.config import (
@@ -20,6 +19,7 @@ from trainorder.config import (
 from trainorder.plan.appointed import appointed
 from trainorder.plan.check.common import check_kept, check_known, check_model_path
 from trainorder.plan.pipeline import judge_files
+from trainorder.process import is_loopback
 from trainorder.reading import ParamsError, shown
 from trainorder.tasks import make_task
 
@@ -44,18 +44,6 @@ def _check_endpoint(where: str, config: EndpointConfig) -> None:
         )
     if not config.model:
         raise ParamsError(f"{where}.model: name the model that judges, got nothing")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name is this machine by every resolver.
-
-    >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "127.evil.example")]
-    [True, True, True, False]
-    """
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def check_judges(params: Params, rewarded_by: Mapping[str, str]) -> None:
