@@ -176,14 +176,15 @@ def plan_command(
         changed = plan.write(current)
         states = plan.status(current)
         sizes = storage.sizes(current) if "stale" in states.values() else None
+        times = show.seconds(current, sizes)
     if as_json:
-        _print_json(show.document(current, states, sizes) | {"changed": changed})
+        _print_json(show.document(current, states, times, sizes) | {"changed": changed})
         return
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print(show.tree(current, states, sizes))
-    for line in show.summary(current, states, sizes):
+    console.print(show.tree(current, states, times))
+    for line in show.summary(current, states, times, sizes):
         console.print(line)
     console.print(f"plan.yaml {'written' if changed else 'unchanged'}", style="dim")
 

@@ -185,9 +185,9 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.parametrize("content", [*TORN, '{"a": "b"}', '{"a": null}', '{"a": []}'])
 def test_damaged_durations_are_measured_again(content: str | bytes):
-    from trainorder.flow import look
+    from trainorder.flow import state
 
-    write(str(look.DURATIONS), content)
-    assert look.estimates({"report": "report"}) == {"report": look.FIRST_GUESS["report"]}
-    look.remember({"report": 3.0})
-    assert look.estimates({"report": "report"}) == {"report": 3.0}
+    write(str(state.DURATIONS), content)
+    assert state.estimates({"report": "report"}) == {"report": state.FIRST_GUESS["report"]}
+    state.remember({"report": 3.0})
+    assert state.estimates({"report": "report"}) == {"report": 3.0}

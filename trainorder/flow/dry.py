@@ -145,8 +145,9 @@ def _costs(wanted: plan.Plan) -> Iterator[str]:
             asked += round(each * judged / sum(phase.tasks.values()))
     if asked:
         yield f"judges  score about {asked:,} answers in RL"
-    states = plan.status(wanted)
-    yield from (f"plan    {line}" for line in show.summary(wanted, states, storage.sizes(wanted)))
+    states, sizes = plan.status(wanted), storage.sizes(wanted)
+    lines = show.summary(wanted, states, show.seconds(wanted, sizes), sizes)
+    yield from (f"plan    {line}" for line in lines)
 
 
 if __name__ == "__main__":

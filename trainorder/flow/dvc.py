@@ -1,4 +1,4 @@
-"""DVC as the flow sees it: the graph of stages, what has changed, and running one stage."""
+"""What the flow asks of DVC: the graph of stages, what has changed, and one stage brought up to date."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from trainorder.plan.state import quiet_dvc
 from trainorder.process import die_with_parent
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
 
 ALWAYS = ["always changed"]
 """What `dvc status` says of a stage that only looks whether something changed."""
@@ -25,22 +29,34 @@ class StageFailed(RuntimeError):
     """A stage ended with an error; the text names it and shows its last lines."""
 
 
-def look() -> tuple[dict[str, set[str]], dict[str, list]]:
-    """Every stage with those it depends on, and `dvc status`: stage -> why it is not up to date.
+def graph() -> dict[str, set[str]]:
+    """Every stage with those it depends on."""
+    with _repository() as repo:
+        stages = repo.index.graph
+        return {s.addressing: {p.addressing for p in stages.successors(s)} for s in stages}
+
+
+def status() -> dict[str, list]:
+    """`dvc status`: stage -> why it is not up to date.
 
     DVC does not list a stage whose parent is stale; `trainorder.plan.status` does.
     """
+    with _repository() as repo:
+        return repo.status()
+
+
+@contextmanager
+def _repository() -> Iterator[Repo]:
+    """DVC's view of this folder; what DVC refuses is a RuntimeError."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     quiet_dvc()
     try:
         with Repo(".") as repo:
-            stages = repo.index.graph
-            parents = {s.addressing: {p.addressing for p in stages.successors(s)} for s in stages}
-            return parents, repo.status()
+            yield repo
     except DvcException as error:
-        raise RuntimeError(f"dvc status: {error}") from error
+        raise RuntimeError(f"dvc: {error}") from error
 
 
 class Runner:

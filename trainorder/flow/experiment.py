@@ -17,7 +17,7 @@ from rich.console import Console
 from trainorder import paths, plan, preflight, results
 from trainorder.config import PARAMS_VARIABLE
 from trainorder.files import writing
-from trainorder.flow import look as project
+from trainorder.flow import state as project
 from trainorder.flow.progress import Display
 from trainorder.flow.warm import warm_stages
 from trainorder.process import exclusive, keep_loopback_direct
@@ -48,7 +48,7 @@ class Experiment:
     ) -> None:
         self._stack = ExitStack()
         self.display = Display(Console(highlight=False))
-        self.state: project.Look | None = None
+        self.state: project.ProjectState | None = None
         self._pipeline: Pipeline | None = None
         try:
             self._stack.enter_context(exclusive(paths.FLOW_LOCK, LOCKED))
@@ -61,8 +61,8 @@ class Experiment:
             self.close()
             raise
 
-    def look(self) -> None:
-        """Write the plan, see what is stale, try the judges that are needed, keep a process warm if anything trains."""
+    def begin(self) -> None:
+        """Write the plan, find what is stale, try the judges that are needed, keep a process warm if anything trains."""
         keep_loopback_direct()
         self._stack.enter_context(self.display)
         self.state = project.start(self.plan)
@@ -111,9 +111,9 @@ class Experiment:
         best = project.recommended()
         if plan.waiting(params) and best is not None and best != known.get("recommended"):
             self.pipeline.say(f"recommended order: {' > '.join(best)}")
-            self.state = project.look(plan.compile_plan(params, {"recommended": best}))
+            self.state = project.read(plan.compile_plan(params, {"recommended": best}))
         elif plan.pending(params, known):
-            self.state = project.look(self.state.plan)
+            self.state = project.read(self.state.plan)
         else:
             return
         self.pipeline.bring_up_to_date(project.schedule(self.state), self.state.plan)
@@ -134,8 +134,8 @@ _prepared: list[Experiment] = []
 
 
 def prepare(experiment: Experiment) -> None:
-    """Look at an experiment before its flow starts, while Prefect's server does; `opened` takes it."""
-    experiment.look()
+    """Begin an experiment before its flow, while Prefect's server starts; `opened` takes it."""
+    experiment.begin()
     _prepared.append(experiment)
 
 
@@ -153,7 +153,7 @@ def opened(
         experiment = _prepared.pop()
     else:
         experiment = Experiment(params, orders, seeds, workers)
-        experiment.look()
+        experiment.begin()
     try:
         tasks.sweep()
         yield experiment

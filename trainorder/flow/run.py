@@ -22,7 +22,7 @@ from trainorder import paths, results
 from trainorder.config import params_file
 from trainorder.files import disk_trouble, is_disk_full
 from trainorder.flow.experiment import Experiment, prepare
-from trainorder.flow.look import EMBEDDED, FlowError
+from trainorder.flow.state import EMBEDDED, FlowError
 from trainorder.process import keep_loopback_direct
 from trainorder.reading import ParamsError
 from trainorder.ui import Server, prefect_environment, prefect_profiles, prefect_server

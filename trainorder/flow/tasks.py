@@ -38,9 +38,9 @@ from prefect.utilities.urls import url_for
 from trainorder import owner, paths
 from trainorder.config import DEFAULT
 from trainorder.flow.dvc import Runner, StageFailed
-from trainorder.flow.look import EMBEDDED, HOME
 from trainorder.flow.progress import Display
 from trainorder.flow.schedule import Schedule, topological
+from trainorder.flow.state import EMBEDDED, HOME
 from trainorder.paths import judge_work
 from trainorder.plan import Plan, names
 from trainorder.reading import ParamsError, read_yaml

@@ -172,10 +172,6 @@ class _Compiled(TypedDict):
 
 
 class _Base(TypedDict):
-    seed: int
-
-
-class _Model(TypedDict):
     seeds: list[int]
 
 
@@ -201,7 +197,7 @@ class _Arms(TypedDict):
 
 
 class _Stored(_Arms):
-    model: NotRequired[dict[str, _Model]]
+    model: NotRequired[dict[str, _Base]]
     bases: dict[str, _Base]
     structured: dict[str, _Phase]
     creative: dict[str, _Phase]

@@ -37,11 +37,14 @@ SAMPLED, TRAINED = 1 / 60 / 135e6, 1 / 36 / 135e6
 """Seconds per token and weight of SmolLM2-135M on one core: a larger model's time is its products'."""
 
 
-def tree(plan: Plan, states: Mapping[str, State], sizes: Sizes | None = None) -> Tree:
-    """One branch per seed, children under the checkpoint they start from. `sizes`: of checkpoints, where some must train."""
+Times = Mapping[str, float | None]
+"""Node -> expected seconds (`seconds`)."""
+
+
+def tree(plan: Plan, states: Mapping[str, State], times: Times) -> Tree:
+    """One branch per seed, children under the checkpoint they start from."""
     from rich.tree import Tree
 
-    times = seconds(plan, sizes)
     root = Tree(f"[bold]{len(plan.nodes)} checkpoints[/]", guide_style="dim")
     branches: dict[str, Tree] = {}
     for node in plan.nodes.values():
@@ -66,9 +69,10 @@ def _line(plan: Plan, node: Node, state: State, time: float | None) -> str:
     return f"{text}  {WORDS[state]}{cost}"
 
 
-def document(plan: Plan, states: Mapping[str, State], sizes: Sizes | None = None) -> dict[str, Any]:
+def document(
+    plan: Plan, states: Mapping[str, State], times: Times, sizes: Sizes | None = None
+) -> dict[str, Any]:
     """The plan as plain data: per node its stage, state, parents and expected seconds, and what waits for a measurement."""
-    times = seconds(plan, sizes)
     nodes = {
         node.id: {
             "stage": node.stage,
@@ -83,16 +87,21 @@ def document(plan: Plan, states: Mapping[str, State], sizes: Sizes | None = None
         for node in plan.nodes.values()
     }
     waiting = list(pending(plan.params, plan.resolved))
-    return {"nodes": nodes, "waiting": waiting, "summary": summary(plan, states, sizes)}
+    return {"nodes": nodes, "waiting": waiting, "summary": summary(plan, states, times, sizes)}
 
 
-def summary(plan: Plan, states: Mapping[str, State], sizes: Sizes | None = None) -> list[str]:
-    """Totals in words: nodes by state, time, disk, and orders that wait for a measurement."""
+def summary(
+    plan: Plan, states: Mapping[str, State], times: Times, sizes: Sizes | None = None
+) -> list[str]:
+    """Totals in words: nodes by state, time, disk, and orders that wait for a measurement.
+
+    `sizes` are those of checkpoints, where some must train.
+    """
     counts = Counter(states[node.stage] for node in plan.nodes.values())
     lines = [f"{counts['stale']} new, {counts['restorable']} restorable, {counts['cached']} cached"]
     if counts["stale"]:
         workers = plan.params.flow.workers
-        time = duration(_wall(plan, states, sizes))
+        time = duration(_wall(plan, states, times, sizes))
         lines.append(f"about {time} with {workers} workers, {_disk(plan, states, sizes)}")
     lines += judging.lines(plan, states)
     waiting = pending(plan.params, plan.resolved)
@@ -207,9 +216,11 @@ def _node_seconds(
     return STARTUP_SECONDS + steps * speed.rollouts(node.phase, params)
 
 
-def _wall(plan: Plan, states: Mapping[str, State], sizes: Sizes | None) -> float | None:
+def _wall(
+    plan: Plan, states: Mapping[str, State], times: Times, sizes: Sizes | None
+) -> float | None:
     """Bases and judge one after the other, then everything else shared among the workers."""
-    times, speed = seconds(plan, sizes), _Speed.of(plan, sizes)
+    speed = _Speed.of(plan, sizes)
     stale = [node for node in plan.nodes.values() if states[node.stage] == "stale"]
     if speed is None or any(times[node.id] is None for node in stale):
         return None

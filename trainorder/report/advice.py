@@ -125,44 +125,44 @@ def reasons(found: Mapping[str, Any]) -> list[str]:
     return [words.sentence(texts[Reason(reason)] or "") for reason in found["reasons"]]
 
 
+TESTED = {
+    "transfer": (
+        "Transfer does not depend on the start? Once the target has been trained, a phase's effect on it differs from its "
+        "effect from the base by {shift}; {told} of {n} pairs differ, {flips} change sign.",
+        "Transfer from the base against after training",
+    ),
+    "saturation": (
+        "Training restores the same score? A phase's own tasks end {shift} higher when it is trained later than when it is "
+        "trained first; {told} of {n} phases differ.",
+        "Saturation from the base against from a later checkpoint",
+    ),
+    "triples": (
+        "Do pairs predict triples? A third phase shifts what one phase does to another by {shift} (root mean square {rms}); "
+        "{told} of {n} differ.",
+        "Pairs against triples",
+    ),
+}
+"""Assumption of Omni-Thinker -> what the measurement says of it, and what is to be run where it is silent."""
+
+
 def assumptions(bwt: Bwt) -> list[str]:
     """What the measurement says about Omni-Thinker's assumptions, one sentence each, with what to run where it is silent."""
-    found = bwt["assumptions"]
-    moved, again, third = found["transfer"], found["saturation"], found["triples"]
     lines = []
-    if moved["n"]:
-        told = sum(row["differs"] for row in moved["rows"])
+    for name, (says, silent) in TESTED.items():
+        found = bwt["assumptions"][name]
+        if found["n"]:
+            facts = {key: found.get(key) for key in ("n", "flips")}
+            facts |= {"told": sum(row["differs"] for row in found["rows"])}
+            facts |= {"shift": words.with_interval(found["mean_difference"])}
+            facts |= {"rms": words.score(found["rms"])} if "rms" in found else {}
+            lines.append(says.format(**facts))
+        if found["run"]:
+            lines.append(f"{silent}: {found['run']}.")
+    if (slopes := bwt["assumptions"]["slopes"]) is not None:
+        own, other = slopes["own"], slopes["other"]
         lines.append(
-            f"Transfer does not depend on the start? Once the target has been trained, a phase's effect on it differs from "
-            f"its effect from the base by {_shift(moved)}; {told} of {moved['n']} pairs differ, {moved['flips']} change sign."
-        )
-    if moved["run"]:
-        lines.append(f"Transfer from the base against after training: {moved['run']}.")
-    if again["n"]:
-        told = sum(row["differs"] for row in again["rows"])
-        lines.append(
-            f"Training restores the same score? A phase's own tasks end {_shift(again)} higher when it is trained later "
-            f"than when it is trained first; {told} of {again['n']} phases differ."
-        )
-    if again["run"]:
-        lines.append(f"Saturation from the base against from a later checkpoint: {again['run']}.")
-    if third["n"]:
-        told = sum(row["differs"] for row in third["rows"])
-        lines.append(
-            f"Do pairs predict triples? A third phase shifts what one phase does to another by {_shift(third)} (root mean "
-            f"square {words.score(third['rms'])}); {told} of {third['n']} differ."
-        )
-    if third["run"]:
-        lines.append(f"Pairs against triples: {third['run']}.")
-    slopes = found["slopes"]
-    if slopes is not None:
-        lines.append(
-            f"Starting one point higher changes a phase's gain by {words.signed(slopes['own']['value'])} points on its own tasks "
-            f"({words.interval(slopes['own'], sign=True)}; assumed -1) and by {words.signed(slopes['other']['value'])} on others "
-            f"({words.interval(slopes['other'], sign=True)}; assumed 0)."
+            f"Starting one point higher changes a phase's gain by {words.signed(own['value'])} points on its own tasks "
+            f"({words.interval(own, sign=True)}; assumed -1) and by {words.signed(other['value'])} on others "
+            f"({words.interval(other, sign=True)}; assumed 0)."
         )
     return lines
-
-
-def _shift(found: Mapping[str, Any]) -> str:
-    return words.with_interval(found["mean_difference"])

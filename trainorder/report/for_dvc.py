@@ -75,7 +75,8 @@ def rewards(bwt: Bwt) -> DataFrame:
 
     rows = []
     for node in nodes(bwt):
-        found = {column: dict(curves(node).get(name, [])) for name, column in CURVES.items()}
+        logged = curves(node)
+        found = {column: dict(logged.get(name, [])) for name, column in CURVES.items()}
         for step, reward in found["reward"].items():
             phase = node.rpartition("--")[2]
             rows.append((node, phase, step, reward, found["entropy"].get(step)))

@@ -1,4 +1,4 @@
-"""What a run finds and leaves in the project's folder: what is stale, in which order it is made, how long it will take."""
+"""The state of the project's folder: what is stale, in which order it is made, how long that will take."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FlowError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Look:
+class ProjectState:
     """The plan and what DVC says of its stages."""
 
     plan: plan.Plan
@@ -62,17 +62,17 @@ class Look:
         return {stage for stage, state in self.stages.items() if state != "cached"}
 
 
-def start(wanted: plan.Plan) -> Look:
-    """Write plan.yaml and see what is stale.
+def start(wanted: plan.Plan) -> ProjectState:
+    """Write plan.yaml and find what is stale.
 
     A recommended order that was measured on a base or singles that are stale now is forgotten: training it again would
     be wasted if the new measurement recommends another.
     """
-    state = look(wanted)
+    state = read(wanted)
     singles = {node for by_phase in wanted.singles.values() for node in by_phase.values()}
     sources = [*wanted.bases(), *(wanted.nodes[node] for node in singles)]
     if wanted.resolved and state.stale & {node.stage for node in sources}:
-        state = look(plan.compile_plan(wanted.params))
+        state = read(plan.compile_plan(wanted.params))
     check_room(state.plan, state.stages)
     if state.stale:
         tracking.create_store()
@@ -80,13 +80,12 @@ def start(wanted: plan.Plan) -> Look:
     return state
 
 
-def look(current: plan.Plan) -> Look:
+def read(current: plan.Plan) -> ProjectState:
     """Make plan.yaml and the fingerprints of the code current, then ask DVC what they make stale."""
     plan.repair()
     plan.write(current)
     _fingerprint()
-    parents, _ = dvc.look()
-    return Look(current, parents, plan.status(current))
+    return ProjectState(current, dvc.graph(), plan.status(current))
 
 
 def _fingerprint(patience: float = 20.0) -> None:
@@ -102,14 +101,14 @@ def _fingerprint(patience: float = 20.0) -> None:
             time.sleep(0.5)
 
 
-def judges_needed(state: Look) -> list[str]:
+def judges_needed(state: ProjectState) -> list[str]:
     """The judges that a stage with something to do is made of or asks."""
     at_work = {stage for stage, found in state.stages.items() if found == "stale"}
     read = at_work.union(*(state.parents.get(stage, ()) for stage in at_work))
     return [name for name in state.plan.judges if names.judge(name) in read]
 
 
-def schedule(state: Look, leave_out: frozenset[str] = frozenset()) -> Schedule:
+def schedule(state: ProjectState, leave_out: frozenset[str] = frozenset()) -> Schedule:
     """All stages but these, with what is up to date, their seconds and their CPU threads."""
     parents = {s: above for s, above in state.parents.items() if s not in leave_out}
     params = state.plan.params
@@ -171,9 +170,12 @@ def recommended() -> tuple[str, ...] | None:
 
 
 def check_clean() -> None:
-    """`-s` accepts a stage whose parent is stale, so the whole graph is looked at once more."""
-    _, changed = dvc.look()
-    left = {stage: why for stage, why in changed.items() if why != dvc.ALWAYS}
+    """Ask DVC about the whole graph once more: `dvc repro -s` accepts a stage whose parent is stale.
+
+    Raises:
+        FlowError: some stage is not up to date.
+    """
+    left = {stage: why for stage, why in dvc.status().items() if why != dvc.ALWAYS}
     if left:
         raise FlowError(
             f"`dvc status` is not clean after the flow: {json.dumps(left)}; "
