@@ -23,10 +23,11 @@ from trainorder.sft import Log, train_leg
 from trainorder.sft.lines import Line, demonstration_lines, shuffled
 from trainorder.sft.updates import Run
 from trainorder.tasks import load_problems, load_task
-from trainorder.tasks.base import SPLITS, Prompt, reveals, turns
-from trainorder.tasks.leaks import HeldOut
+from trainorder.tasks.base import SPLITS, reveals, turns
+from trainorder.tasks.leaks import LONGEST_RUN, HeldOut
 from trainorder.tasks.lines import BadRow
 from trainorder.tasks.rows.files import sources
+from trainorder.tasks.rows.prompts import prompt_of, reply_of
 from trainorder.tasks.rows.schemas import messages
 from trainorder.workers import ALONE, Workers
 
@@ -34,7 +35,6 @@ Example = Mapping[str, Any]
 """`prompt` and `completion` of a row."""
 SHOWN = 3
 """Bad rows that an error names."""
-ROLES = ("system", "user", "assistant")
 
 
 def train_phase(
@@ -138,69 +138,46 @@ def held_out(tasks: Sequence[str]) -> HeldOut:
 
 
 def refuse_leaks(name: str, rows: Sequence[Example], held: HeldOut) -> None:
-    """Refuse rows whose prompt is that of a dev or test problem.
+    """Refuse rows of which some turns in a row are a dev or test problem, be they the user's or the answers to them.
 
     Raises:
         ParamsError: names the first such row and how many there are.
     """
-    found = [(row, held.match(*_asked(row["prompt"]))) for row in rows]
+    found = [(row, held.match(*_runs(row))) for row in rows]
     leaks = [(row, problem) for row, problem in found if problem is not None]
     if leaks:
         row, problem = leaks[0]
         raise ParamsError(
             f"phases.{name}.data: {len(leaks)} of {len(rows)} rows ask a dev or test problem, the first {problem}: "
-            f"{_asked(row['prompt'])[-1][:200]!r}; take them out"
+            f"{turns(row['prompt'])[-1][:200]!r}; take them out"
         )
 
 
-def _asked(prompt: Prompt) -> list[str]:
-    return turns(prompt)
+def _runs(row: Example) -> Iterator[str]:
+    """The texts of every few turns in a row, the completion's among them and the system's not."""
+    prompt = row["prompt"]
+    said = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    texts = [turn["content"] for turn in said if turn["role"] != "system"] + [row["completion"]]
+    for first in range(len(texts)):
+        for end in range(first + 1, min(first + LONGEST_RUN, len(texts)) + 1):
+            yield "\n\n".join(texts[first:end])
 
 
 def _example(row: Mapping[str, Any]) -> Example:
     if "messages" in row:
-        chat = _messages(messages(row["messages"]), "messages")
-        if len(chat) < 2 or chat[-1]["role"] != "assistant":
+        chat = messages(row["messages"])
+        if not isinstance(chat, list) or len(chat) < 2:
             raise BadRow("messages: the last one must be the assistant's, behind one of the user")
-        return {"prompt": _prompt(chat[:-1]), "completion": chat[-1]["content"]}
+        before, answer = reply_of(chat, "messages")
+        return {"prompt": prompt_of(before, ""), "completion": answer}
     if not {"prompt", "completion"} <= row.keys():
         raise BadRow(
             f"`messages`, or `prompt` and `completion`, are needed; the row has {', '.join(sorted(row)) or 'nothing'}"
         )
-    given, answer = messages(row["prompt"]), messages(row["completion"])
-    if isinstance(answer, list):
-        chat = _messages(answer, "completion")
-        if len(chat) != 1 or chat[0]["role"] != "assistant":
-            raise BadRow("completion: one message of the assistant is needed")
-        answer = chat[0]["content"]
-    if isinstance(given, str):
-        given = [{"role": "user", "content": given}]
-    return {
-        "prompt": _prompt(_messages(given, "prompt")),
-        "completion": _text(answer, "completion"),
-    }
-
-
-def _prompt(chat: list[Any]) -> Prompt:
-    if chat[-1]["role"] != "user":
-        raise BadRow("the message before the answer must be the user's")
-    return chat[0]["content"] if len(chat) == 1 else chat
-
-
-def _messages(chat: Any, where: str) -> list[Any]:
-    if not isinstance(chat, list) or not chat:
-        raise BadRow(f"{where}: a list of messages is needed")
-    for message in chat:
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise BadRow(f"{where}: each message needs a role ({', '.join(ROLES)}) and content")
-        _text(message.get("content"), where, empty=message["role"] == "system")
-    return [{"role": message["role"], "content": message["content"]} for message in chat]
-
-
-def _text(text: Any, where: str, *, empty: bool = False) -> str:
-    if not isinstance(text, str) or not (empty or text.strip()):
-        raise BadRow(f"{where}: text is needed that is not empty")
-    return text
+    before, answer = reply_of(row["completion"], "completion")
+    if before:
+        raise BadRow("completion: one message of the assistant is needed")
+    return {"prompt": prompt_of(row["prompt"], ""), "completion": answer}
 
 
 def _batches(lines: Sequence[Line], size: int, name: str, seed: int) -> Iterator[list[Line]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import string
 import subprocess
 import sys
@@ -17,7 +18,6 @@ import pytest
 import torch
 from judge_server import judge_server
 
-from trainorder.adapters import weights_hash
 from trainorder.config import (
     EndpointJudgeConfig,
     ModelJudgeConfig,
@@ -328,20 +328,47 @@ def test_a_model_that_would_say_something_else_or_cannot_read_it_all_gives_no_ve
     assert "the judge has 2048 positions, what it is asked has" in short.failures[0]
 
 
-def test_a_models_card_holds_its_weights_hash_and_its_identity_follows_all_that_decides(
+def test_a_models_identity_follows_all_that_decides_and_is_the_same_before_and_after_its_card(
     model: Path, tmp_path: Path
 ):
     judge = local(model)
     judge.save(tmp_path / "referee")
     loaded = load_judge(tmp_path / "referee")
     assert isinstance(loaded, Kept)
-    assert json.loads((tmp_path / "referee/judge.json").read_text())["content"] == weights_hash(
-        model
-    )
+    assert loaded.judge.identity == judge.identity
+    assert json.loads((tmp_path / "referee/judge.json").read_text())["content"] == judge.content
     assert loaded.judge.win_probability(["p"], ["a"], ["b"]) == judge.win_probability(["p"], ["a"], ["b"])  # fmt: skip
-    names = {loaded.judge.identity, local(model).identity, local(model, instructions="Be kind.").identity}  # fmt: skip
+    names = {judge.identity, local(model, instructions="Be kind.").identity}
     names |= {local(model, rubric="x").identity, local(model, rubric="x", scale=[1, 3]).identity}
+    assert len(names) == 4
+
+
+def test_a_model_that_changes_under_the_same_path_has_another_identity(model: Path, tmp_path: Path):
+    place = shutil.copytree(model, tmp_path / "lm")
+    names = {local(place).identity}
+    (place / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")
+    names.add(local(place).identity)
+    (place / "tokenizer.json").write_text((place / "tokenizer.json").read_text() + " ")
+    names.add(local(place).identity)
+    (place / "config.json").write_text((place / "config.json").read_text() + " ")
+    names.add(local(place).identity)
+    Policy.build_tiny(SIZES, model.parent / "tokenizer", seed=1).save(tmp_path / "other")
+    shutil.copy(tmp_path / "other/model.safetensors", place)
+    names.add(local(place).identity)
     assert len(names) == 5
+
+
+def test_a_template_without_a_system_turn_is_asked_in_one_turn_and_other_faults_are_seen(
+    model: Path,
+):
+    judge = local(model)
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    judge.policy.tokenizer.chat_template = refusing + "{{ messages[0].content }}"
+    assert judge._rendered(chat) == "s\n\nu"
+    judge.policy.tokenizer.chat_template = "{% if messages|length == 2 %}{{ 1 + 'x' }}{% endif %}"
+    with pytest.raises(TypeError, match="unsupported operand"):
+        judge._rendered(chat)
 
 
 def test_a_tokenizer_without_the_replies_is_refused(tmp_path: Path):

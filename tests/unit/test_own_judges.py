@@ -107,7 +107,7 @@ def test_an_experiment_of_own_rows_plans_and_scores_without_a_hidden_taste(world
     entry = plan.stages()["judge-taste"]["deps"]
     own = [f"data/tasks/poems/{split}.jsonl" for split in ("train", "dev", "test")]
     assert entry[2:] == [
-        "checkpoints/s0",
+        "checkpoints/base",
         "mine/pairs.jsonl",
         *own,
     ]  # files: plan/state.py cannot hash a part of an output folder

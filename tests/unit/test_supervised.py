@@ -20,6 +20,7 @@ from trainorder.policy import Policy
 from trainorder.reading import ParamsError
 from trainorder.resume import Work, working
 from trainorder.tasks import load_problems
+from trainorder.tasks.leaks import HeldOut
 
 TASK = {"train": 6, "dev": 3, "test": 3, "demonstrations": 5, "max_new_tokens": 48}
 PARENT = paths.checkpoint("s0")
@@ -122,7 +123,7 @@ def test_bad_rows_are_named_by_file_and_line_in_one_message():
     assert "\n" not in said
     assert "phases.imitate.data: rows.jsonl, line 4: `messages`, or `prompt` and `completion`, are needed; the row has prompt" in said  # fmt: skip
     assert "line 5: messages: the last one must be the assistant's" in said
-    assert said.endswith("line 6: completion: text is needed that is not empty; and 1 more rows")
+    assert said.endswith("line 6: completion: must not be empty; and 1 more rows")
     Path("rows.jsonl").write_text("\n")
     with pytest.raises(ParamsError, match="holds no rows"):
         supervised.read("imitate", phase())
@@ -142,6 +143,34 @@ def test_rows_that_ask_a_test_problem_are_refused():
         supervised.refuse_leaks("imitate", supervised.read("imitate", phase()), held)
     write(FORMS)
     supervised.refuse_leaks("imitate", supervised.read("imitate", phase()), held)
+
+
+def test_a_problem_that_is_cut_into_turns_or_goes_on_in_the_completion_is_found():
+    held = HeldOut()
+    held.add(["How deep is the lake? And how wide?"], "lakes/1")
+    held.add(["Name a river."], "lakes/2")
+
+    def said(*texts: str, system: str = "s") -> dict[str, Any]:
+        roles = ["user", "assistant"] * len(texts)
+        chat = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+        return {"messages": [{"role": "system", "content": system}, *chat]}
+
+    hidden = [
+        said("How deep is the lake?", "And how wide?"),
+        said("Hello.", "How deep is the lake?", "And how wide?", "Very."),
+        said("Hello.", "Yes?", "name a RIVER", "Rhine."),
+        said("Hello.", "Name a river."),
+        {"prompt": "How deep is the lake?", "completion": " and how wide"},
+    ]
+    for row in hidden:
+        write([*FORMS, row])
+        with pytest.raises(ParamsError, match="1 of 4 rows ask a dev or test problem"):
+            supervised.refuse_leaks("imitate", supervised.read("imitate", phase()), held)
+    write([said("How deep is the lake?", "Deep."), {"prompt": "Name a river", "completion": "x"}])
+    with pytest.raises(
+        ParamsError, match="1 of 2 rows ask a dev or test problem, the first lakes/2"
+    ):
+        supervised.refuse_leaks("imitate", supervised.read("imitate", phase()), held)
 
 
 @pytest.mark.parametrize("training", [PLAIN, LORA], ids=["whole", "adapters"])
@@ -188,7 +217,7 @@ def test_orders_over_both_kinds_are_planned_and_their_budgets_compared_by_kind()
     plan = compile_plan(params())
     stages = plan.stages()
     assert stages["s0--imitate"]["cmd"].startswith("python -m stages.sft_phase --node s0--imitate")
-    assert stages["s0--imitate"]["deps"][-3:] == ["checkpoints/s0", "rows.jsonl", "data/tasks"]
+    assert stages["s0--imitate"]["deps"][-3:] == ["checkpoints/base", "rows.jsonl", "data/tasks"]
     assert stages["s0--reward--imitate"]["deps"][-3] == "checkpoints/s0--reward"
     design = from_plan(plan.data())["default"]
     assert design.order_phases["last"] == ("reward", "imitate")

@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from trainorder.adapters import weights_hash
 from trainorder.config import ModelJudgeConfig
 from trainorder.device import precision
@@ -22,8 +24,22 @@ from trainorder.judges.questions import Chat, Question, question
 from trainorder.llama import kernels_for
 from trainorder.policy import TEMPLATE_DATE, Policy
 from trainorder.reading import ParamsError
-from trainorder.sources import locate
+from trainorder.sources import content_of, locate
 from trainorder.texts import next_logits
+
+DECIDING = (
+    "config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "*.py",
+)
+"""Files beside the weights that decide what a model reads and says."""
 
 
 @dataclass
@@ -31,8 +47,6 @@ class ModelJudge:
     """A causal LM that is asked as `questions.py` says."""
 
     config: ModelJudgeConfig
-    content: str = ""
-    """Hash of its weights; found when the judge is made, and part of its card."""
     failures: list[str] = field(default_factory=list)
     """Why rows of the last call have no verdict."""
     counts: Counter[str] = field(default_factory=Counter)
@@ -43,13 +57,12 @@ class ModelJudge:
     def load(cls, path: Path | str) -> ModelJudge:
         """The judge that a folder's card names."""
         card = read_card(path)
-        content = card.pop("content")
-        return cls(ModelJudgeConfig.model_validate(card), content)
+        del card["content"]
+        return cls(ModelJudgeConfig.model_validate(card))
 
     def save(self, path: Path | str) -> None:
-        """Write the settings and the hash of the weights."""
-        content = weights_hash(locate(self.config.path, weights=True))
-        write_card(path, "model", {**self.config.results(), "content": content})
+        """Write the settings and the content of the model."""
+        write_card(path, "model", {**self.config.results(), "content": self.content})
 
     def to(self, device: str) -> ModelJudge:
         """Itself, its model moved in place."""
@@ -60,6 +73,14 @@ class ModelJudge:
     def policy(self) -> Policy:
         """The model and its tokenizer."""
         return Policy.load(self.config.path)
+
+    @cached_property
+    def content(self) -> str:
+        """Hash of the model as it lies here: weights, architecture, tokenizer, chat template, code."""
+        folder = locate(self.config.path, weights=True)
+        files = sorted({file for name in DECIDING for file in folder.glob(name) if file.is_file()})
+        lines = [weights_hash(folder), *(f"{file.name} {content_of(file)}" for file in files)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @cached_property
     def question(self) -> Question:
@@ -139,9 +160,7 @@ class ModelJudge:
             return tokenizer.apply_chat_template(
                 chat, add_generation_prompt=True, tokenize=False, **options
             )
-        except (
-            Exception
-        ):  # a template without a place for the system's message raises whatever it likes
+        except TemplateError:  # it has no place for the system's message
             return tokenizer.apply_chat_template(
                 merged, add_generation_prompt=True, tokenize=False, **options
             )

@@ -11,7 +11,7 @@ from trainorder.streams import stream
 from trainorder.tasks.base import turns
 from trainorder.tasks.lines import BadRow, short
 from trainorder.tasks.rows.files import sources
-from trainorder.tasks.rows.schemas import messages
+from trainorder.tasks.rows.prompts import prompt_of, reply_of
 
 MAX_BAD = 0.05
 """Share of pairs that may be bad."""
@@ -59,25 +59,11 @@ def _pair(given: Mapping[str, Any] | BadRow) -> tuple[str, str, str]:
     missing = [key for key in ("chosen", "rejected") if not given.get(key)]
     if missing:
         raise BadRow(f"no {missing[0]!r}; it has {', '.join(map(str, given)) or 'nothing'}")
-    before, chosen = _answer(given["chosen"], "chosen")
-    _, rejected = _answer(given["rejected"], "rejected")
-    prompt = messages(given.get("prompt"))
-    prompt = before if prompt in (None, "", []) else prompt
-    if isinstance(prompt, list):
-        prompt = "\n\n".join(turns([m for m in prompt if isinstance(m.get("content"), str)]))
-    if not isinstance(prompt, str) or not prompt.strip():
+    before, chosen = reply_of(given["chosen"], "chosen")
+    _, rejected = reply_of(given["rejected"], "rejected")
+    asked = given.get("prompt") or before
+    if not asked:
         raise BadRow("no 'prompt', and no messages before the answer")
     if chosen == rejected:
         raise BadRow(f"chosen and rejected are one text: {short(chosen)}")
-    return prompt, chosen, rejected
-
-
-def _answer(value: Any, key: str) -> tuple[list[Any], str]:
-    """Messages before the answer, and the answer's text."""
-    value = messages(value)
-    if isinstance(value, str):
-        return [], value
-    last = value[-1] if isinstance(value, list) and value else None
-    if not isinstance(last, dict) or not isinstance(last.get("content"), str):
-        raise BadRow(f"{key}: a text or messages that end with the answer, got {short(value)}")
-    return value[:-1], last["content"]
+    return "\n\n".join(turns(prompt_of(asked, ""))), chosen, rejected

@@ -73,7 +73,7 @@ def _try_model(where: str, config: ModelJudgeConfig, prompt: str, room: int) -> 
     judge = ModelJudge(config)
     judge.policy = Policy.load(config.path, weights=False)
     try:
-        assert judge.reply_ids
+        _ = judge.reply_ids  # raises where a reply has no token
     except ParamsError as error:
         raise ParamsError(f"{where}: {str(error).removeprefix('judges: ')}") from None
     long = " ".join(["word"] * room)

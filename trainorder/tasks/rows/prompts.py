@@ -1,4 +1,4 @@
-"""Prompts of rows: text, or messages that end with the user's turn."""
+"""Prompts and replies of rows: text, or messages that end with the user's turn or the assistant's."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ ROLES = {
     "user": "user",
     "human": "user",
     "assistant": "assistant",
+    "gpt": "assistant",
 }
 
 
@@ -41,32 +42,49 @@ def prompt_of(given: Any, system: str) -> Prompt:
     return turns[0]["content"] if len(turns) == 1 else turns
 
 
-def _message(given: Any) -> Message:
+def reply_of(given: Any, where: str) -> tuple[list[Any], str]:
+    """The messages before a reply, as they are, and its text.
+
+    Raises:
+        BadRow: it is neither text nor messages that end with the assistant's.
+    """
+    given = messages(given)
+    if isinstance(given, str):
+        return [], _text(given, where)
+    last = _message(given[-1], where) if isinstance(given, list) and given else None
+    if last is None or last["role"] != "assistant":
+        raise BadRow(
+            f"{where}: a text is needed, or messages of which the last one is the assistant's, got {short(given)}"
+        )
+    return given[:-1], last["content"]
+
+
+def _message(given: Any, where: str = "prompt") -> Message:
     role = given.get("role", given.get("from")) if isinstance(given, dict) else None
     if role not in ROLES:
         raise BadRow(
-            f"prompt: a message of {', '.join(dict.fromkeys(ROLES.values()))} is needed, got {short(given)}"
+            f"{where}: a message of {', '.join(dict.fromkeys(ROLES.values()))} is needed, got {short(given)}"
         )
     content = given.get("content", given.get("value"))
     if isinstance(content, list):  # parts
         texts = [part.get("text") if isinstance(part, dict) else part for part in content]
         if not all(isinstance(text, str) for text in texts):
-            raise BadRow(f"prompt: only text can be read, got {short(content)}")
+            raise BadRow(f"{where}: only text can be read, got {short(content)}")
         content = "".join(map(str, texts))
-    return {"role": ROLES[role], "content": _text(content, empty=role in ("system", "developer"))}
+    return {"role": ROLES[role], "content": _text(content, where, empty=ROLES[role] == "system")}
 
 
-def _text(text: Any, *, empty: bool = False) -> str:
+def _text(text: Any, where: str = "prompt", *, empty: bool = False) -> str:
     if not isinstance(text, str) or isinstance(text, Written):
-        raise BadRow(f"prompt: must be text, got {short(text)}")
+        raise BadRow(f"{where}: must be text, got {short(text)}")
     if len(text) > MAX_CHARS:
-        raise BadRow(f"prompt: {len(text)} characters, at most {MAX_CHARS}")
+        raise BadRow(f"{where}: {len(text)} characters, at most {MAX_CHARS}")
     if not text.isascii():
         bad = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
         if bad is not None:
-            raise BadRow(f"prompt: character U+{ord(bad):04X} is not allowed")
+            raise BadRow(f"{where}: character U+{ord(bad):04X} is not allowed")
     if "\0" in text:
-        raise BadRow("prompt: character U+0000 is not allowed")
+        raise BadRow(f"{where}: character U+0000 is not allowed")
     if not empty and not format.visible(text):
-        raise BadRow("prompt: must not be empty")
+        raise BadRow(f"{where}: must not be empty")
     return text
