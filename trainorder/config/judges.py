@@ -89,6 +89,8 @@ class PreferenceSettings(Compared):
 
     prompts: Count = 600
     """Prompts whose answers are compared, per judge; no prompt serves two judges."""
+    layers: Count | None = None
+    """How many of the lowest layers of the base a judge begins with; null: all. A few are enough to see form, and much faster."""
     epochs: int = Field(default=4, ge=1, le=10_000)
     """Passes over the pairs."""
     batch_size: Batch = 16

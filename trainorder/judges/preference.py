@@ -7,11 +7,13 @@ slower on short texts.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainorder.adapters import weights_of
 from trainorder.config import PreferenceSettings
 from trainorder.device import precision
 from trainorder.judges import Comparisons
@@ -19,6 +21,7 @@ from trainorder.optimizers import make_optimizer, set_lr
 from trainorder.policy import Policy
 from trainorder.pretrained import check_report, import_transformers, load_tokenizer
 from trainorder.process import fail_point
+from trainorder.reading import ParamsError
 from trainorder.resume import (
     NOTHING,
     Work,
@@ -48,11 +51,23 @@ class Judge:
     """Encodes texts; shares the tokenizer, its model is the classifier too."""
 
     @classmethod
-    def start(cls, base: Path | str, seed: int) -> Judge:
-        """A copy of the causal LM `base` with a fresh head, drawn from `seed` with sd 1 / hidden size."""
+    def start(cls, base: Path | str, seed: int, layers: int | None = None) -> Judge:
+        """A copy of the causal LM `base` with a fresh head, drawn from `seed` with sd 1 / hidden size.
+
+        Args:
+            base: a node of full weights, or of a user's model.
+            seed: of the head.
+            layers: how many of the model's lowest layers to keep; None for all.
+
+        Raises:
+            ParamsError: the model has fewer layers.
+        """
         import torch
 
-        judge, _ = cls._open(base, num_labels=1)
+        options: dict[str, Any] = {"num_labels": 1}
+        if layers is not None:
+            options["num_hidden_layers"] = _fewer(Path(base), layers)
+        judge, _ = cls._open(base, **options)
         head = judge.model.score.weight
         with torch.no_grad():
             noise = torch.randn(head.shape, generator=torch_stream("judge", "head", seed))
@@ -90,7 +105,7 @@ class Judge:
         try:
             with torch.random.fork_rng(devices=[]):
                 model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
-                    str(path),
+                    str(weights_of(Path(path))),
                     dtype=torch.float32,
                     use_safetensors=True,
                     trust_remote_code=False,
@@ -164,6 +179,14 @@ class Judge:
         ids, answer = (x.to(self.policy.device) for x in _pad(rows))
         hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         return self.model.score(mean_over_answer(hidden, answer)).squeeze(-1)
+
+
+def _fewer(base: Path, layers: int) -> int:
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    has = config.get("num_hidden_layers") or config.get("n_layer")
+    if has is not None and layers > has:
+        raise ParamsError(f"judges: layers is {layers}, and the model has {has}: at most these")
+    return layers
 
 
 def _means_over_answers(

@@ -24,7 +24,7 @@ def train(bench: Bench, out: Path) -> dict[str, float]:
     torch.set_num_threads(1)
     config, training = bench.config, bench.params.training
     assert isinstance(config, PreferenceConfig)
-    judge = Judge.start(bench.base, bench.seed).to(device_of(training.device))
+    judge = Judge.start(bench.base, bench.seed, config.layers).to(device_of(training.device))
     if config.pairs:
         pairs = read_pairs(f"judges.{bench.name}.pairs", config.pairs)
         last = heldout(len(pairs), config.heldout_prompts)
