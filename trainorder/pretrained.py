@@ -10,6 +10,7 @@ import importlib
 import inspect
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,9 +113,12 @@ def import_transformers() -> Any:
         finally:
             for name in hidden:
                 del sys.modules[name]
+    import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    if not torch.cuda.is_available():  # or DeepSpeed, where it is installed, warns each user that it took the CPU
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     return importlib.import_module("transformers")
 
 
