@@ -117,7 +117,8 @@ def import_transformers() -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    if not torch.cuda.is_available():  # or DeepSpeed, where it is installed, warns each user that it took the CPU
+    if not torch.cuda.is_available():
+        # or DeepSpeed, where it is installed, warns each user that it took the CPU
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     return importlib.import_module("transformers")
 

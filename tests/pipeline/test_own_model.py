@@ -65,7 +65,7 @@ def test_seeds_begin_at_one_base_that_is_evaluated_once(done: Project):
     bwt = json.loads((done.root / "reports" / "bwt.json").read_text())
     base = next(row for row in bwt["ranking"] if row["arm"] == "base")
     assert base["nodes"] == {"0": "base", "1": "base"}
-    assert "2 training seeds of RL from one model (sft: null)" in bwt["intervals"]["note"]
+    assert "2 training seeds of RL from one base" in bwt["intervals"]["note"]
     for seed in (0, 1):
         record = json.loads((done.root / f"checkpoints/s{seed}--sums/base.json").read_text())
         assert record["base"] == "checkpoints/base"

@@ -196,6 +196,25 @@ def test_a_fresh_head_depends_on_the_seed_and_not_on_the_global_generator(base: 
     assert not torch.equal(Judge.start(base, 1).model.score.weight, one)
 
 
+def test_a_judge_begins_with_the_lowest_layers_and_at_a_users_model(base: Path, monkeypatch):
+    config = SIZES.model_copy(update={"num_layers": 3})
+    whole = Policy.build_tiny(config, base.parent / "tokenizer", seed=0)
+    whole.save(base.parent / "mine")
+    monkeypatch.chdir(base.parent)
+    Policy.load("mine", weights=False).save_as_model_node(Path("node"), "mine")
+    assert not list(Path("node").glob("*.safetensors"))
+    judge = Judge.start("node", 0, layers=2)
+    assert len(judge.model.model.layers) == judge.model.config.num_hidden_layers == 2
+    lowest, kept = whole.model.model.layers[:2], judge.model.model.layers
+    for before, after in zip(lowest.parameters(), kept.parameters(), strict=True):
+        assert torch.equal(before, after)
+    judge.save("saved")
+    again = Judge.load("saved")
+    assert torch.equal(again.scores(PROMPTS, ANSWERS), judge.scores(PROMPTS, ANSWERS))
+    with pytest.raises(ParamsError, match="layers is 4, and the model has 3"):
+        Judge.start("node", 0, layers=4)
+
+
 def preferences_for_good(count: int) -> list[Comparisons]:
     rng = random.Random(0)
     others = [word for word in WORDS if word not in ("good", "bad")]

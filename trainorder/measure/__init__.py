@@ -176,7 +176,7 @@ def _note(evidence: Evidence) -> str:
         )
     text = f"{share} intervals cover problems and {num_seeds} training seeds"
     if evidence.design.one_start:
-        text += " of RL from one model (sft: null), no warm-up's"
+        text += " of RL from one base"
     if num_seeds < FEW_SEEDS:
         text += ", widened to a t-interval over the seeds' own values, since seeds are few"
     return text

@@ -239,7 +239,7 @@ class Pairs:
             )
             return f"{start}; with one seed the intervals cover problems only, and another run may differ by more: add seeds"
         few = ", widened to a t-interval over the seeds" if count < statistics.FEW_SEEDS else ""
-        which = " of RL from one model" if self.one_start else ""
+        which = " of RL from one base" if self.one_start else ""
         return f"the intervals cover problems and {count} seeds{which}{few}"
 
 

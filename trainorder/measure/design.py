@@ -63,7 +63,7 @@ class Design:
 
     @property
     def one_start(self) -> bool:
-        """Whether several seeds begin at one model, so that they are replicates of RL alone."""
+        """Whether several seeds begin at one base, so that they are replicates of RL alone."""
         return len(set(self.bases.values())) < len(self.bases)
 
     @property
