@@ -11,13 +11,17 @@ export HF_HUB_OFFLINE ?= 1
 # long tests wait for processes and clocks a third of their time: three workers fill two cores
 PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
-.PHONY: help run orders24 test check every-test fast-test install lint ui docs clean
+.PHONY: help run real orders24 test check every-test fast-test install lint ui docs clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 run: install  ## train, measure and compare the orders of params.yaml, then print who won and how sure that is
 	@$(BIN)/trainorder run
+
+real: install  ## the same questions of a real model, SmolLM2-135M-Instruct, in trainorder-real/: an hour or more on two cores, resumable
+	@test -e trainorder-real/params.yaml || $(BIN)/trainorder init trainorder-real --preset smollm2
+	@cd trainorder-real && $(CURDIR)/$(BIN)/trainorder run
 
 orders24: install  ## all 24 orders of the four default phases at two learning rates, about an hour on two cores
 	@$(BIN)/trainorder run --params configs/orders24.yaml
