@@ -25,19 +25,33 @@ OPTIONS = {
 
 
 def main(arguments: argparse.Namespace) -> None:
+    launch_or_train(arguments, "stages.rl")
+
+
+def launch_or_train(
+    arguments: argparse.Namespace, module: str, teachers: Mapping[str, str] | None = None
+) -> None:
+    """Train in this process, or as one of several ranks, each of which runs `module` with these arguments."""
     params = load_params().variant(arguments.variant)
     if params.training.backend == "deepspeed":
         from trainorder.rl import ranks
 
         if not ranks.launched():  # this process becomes or waits for the launcher of the ranks
-            raise SystemExit(ranks.launch("stages.rl", sys.argv[1:], params.training))
-    train(
-        arguments.node, arguments.parent, arguments.phase, arguments.seed, params, arguments.variant
-    )
+            raise SystemExit(ranks.launch(module, sys.argv[1:], params.training))
+    node, parent, phase = arguments.node, arguments.parent, arguments.phase
+    train(node, parent, phase, arguments.seed, params, arguments.variant, teachers)
 
 
-def train(node: str, parent: str, phase_name: str, seed: int, params: Params, variant: str) -> None:
-    """Train, then write the manifest."""
+def train(
+    node: str,
+    parent: str,
+    phase_name: str,
+    seed: int,
+    params: Params,
+    variant: str,
+    teachers: Mapping[str, str] | None = None,
+) -> None:
+    """Train, then write the manifest. `teachers` is task -> node, where each task has one of its own."""
     start = time.monotonic()
     if phase_name not in params.phases:
         raise ParamsError(f"no phase {phase_name!r}; there are {', '.join(sorted(params.phases))}")
@@ -60,7 +74,10 @@ def train(node: str, parent: str, phase_name: str, seed: int, params: Params, va
     sandbox = grading.sandbox_level([load_task(task) for task in phase.tasks])
     tags |= {"sandbox": sandbox} if sandbox else {}
     teacher, others, folders = None, list[str](), list[Path]()
-    if node_of := rl.teacher_node(seed):
+    if teachers:
+        teacher = {task: paths.checkpoint(other) for task, other in teachers.items()}
+        others = list(teachers.values())
+    elif node_of := rl.teacher_node(seed):
         teacher, others = str(paths.checkpoint(node_of)), [node_of]
     elif isinstance(rl.teacher, ModelFolder):
         teacher = rl.teacher.path

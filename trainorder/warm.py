@@ -22,6 +22,7 @@ HEAVY = (
     "base_model",
     "sft_warmup",
     "sft_phase",
+    "distill",
     "train_judge",
     "rl",
     "merge",

@@ -24,8 +24,9 @@ Overrides = Annotated[dict[str, Any], BeforeValidator(expanded)]
 class PhaseConfig(Section):
     """One named stretch of training on a weighted set of tasks."""
 
-    kind: Literal["structured", "creative", "mixed", "sft"]
-    """RL: structured: all tasks have verifiers; creative: all are judged; mixed: any. sft: supervised updates on rows."""
+    kind: Literal["structured", "creative", "mixed", "sft", "distill"]
+    """RL: structured: all tasks have verifiers; creative: all are judged; mixed: any. sft: supervised updates on rows.
+    distill: on-policy distillation, each task from a teacher of its own (arXiv 2606.30406)."""
     tasks: dict[Name, Positive] = Field(min_length=1)
     """Task -> weight; each step's prompts are split in proportion. Of `kind: sft`: the tasks that its rows teach."""
     steps: Steps
@@ -37,6 +38,9 @@ class PhaseConfig(Section):
     one is learned, or with `prompt` and `completion`."""
     sft: SftPhaseConfig | None = None
     """Settings of the updates of `kind: sft`; null: the defaults."""
+    teachers: dict[Name, Annotated[list[Name], Field(min_length=1)]] | None = None
+    """Teachers of `kind: distill`: task -> the phases, from the base on, whose checkpoint teaches it, e.g. `{math: [math]}`. A
+    task left out is taught by the single-phase checkpoint of the phase that trains it."""
     like: Name | None = None
     """A return to another phase, e.g. `math_again: {like: math, steps: 10}`: kind, tasks and settings are that phase's, other
     keys replace them. It is no phase of its own: no transfer is measured from the base, and no rule or merge takes it."""
@@ -47,10 +51,12 @@ class PhaseConfig(Section):
         return self.sft or SftPhaseConfig()
 
     def results(self) -> dict[str, Any]:
-        """What can change a checkpoint; of rows and their updates only where the kind is sft."""
+        """What can change a checkpoint; rows and teachers only where the kind has them."""
         if self.kind != "sft":
-            return self.model_dump(exclude={"data", "sft", "like"})
-        return {**self.model_dump(exclude={"rl", "like"}), "sft": self.supervised.results()}
+            other = {"data", "sft", "like"} | ({"teachers"} if self.kind != "distill" else set())
+            return self.model_dump(exclude=other)
+        own = self.model_dump(exclude={"rl", "like", "teachers"})
+        return {**own, "sft": self.supervised.results()}
 
 
 class PhaseOverride(Section):

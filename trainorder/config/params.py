@@ -31,6 +31,7 @@ from trainorder.config.judges import (
 )
 from trainorder.config.model import PolicyConfig, RolloutConfig, SftConfig, TrainingConfig
 from trainorder.config.rl import RlConfig
+from trainorder.config.rl import expanded as with_preset
 from trainorder.config.tasks import DataConfig, GradingConfig, TaskConfig
 from trainorder.config.values import (
     Name,
@@ -162,6 +163,10 @@ class Params(Section):
         return [DEFAULT, *self.variants]
 
 
+DISTILL = with_preset({"method": {"preset": "on_policy_distillation"}})
+"""What `kind: distill` lays over `rl`: reverse KL to the teacher at every token of the policy's own answers."""
+
+
 def phase_rl(rl: RlConfig, phase: PhaseConfig) -> RlConfig:
     """`rl` with the phase's overrides; a bad override is an error under `rl`.
 
@@ -169,7 +174,8 @@ def phase_rl(rl: RlConfig, phase: PhaseConfig) -> RlConfig:
     >>> phase_rl(RlConfig(), phase).lr
     0.0001
     """
-    return RlConfig.model_validate(_merged(rl.model_dump(), phase.rl))
+    over = _merged(DISTILL, phase.rl) if phase.kind == "distill" else phase.rl
+    return RlConfig.model_validate(_merged(rl.model_dump(), over))
 
 
 PARAMS_VARIABLE = "TRAINORDER_PARAMS"

@@ -33,6 +33,7 @@ FIRST_GUESS = {
     "creative": 21.0,
     "mixed": 45.0,
     "sft": 15.0,
+    "distill": 60.0,
     "merge": 4.0,
     "evaluate": 17.0,
     "measure_bwt": 3.0,

@@ -11,6 +11,7 @@ from trainorder.config import (
     DEFAULT,
     ModelJudgeConfig,
     Params,
+    PhaseConfig,
     PreferenceConfig,
     RlConfig,
     RolloutConfig,
@@ -70,7 +71,7 @@ def stages(
     for judge in {j.config.model_dump_json(): j for j in trained}.values():
         yield _judge(judge, params, machine, whole, prompts, activations)
     adapted = whole if params.training.lora is None else Shapes.of(config, params.training)
-    alike = list[tuple[RlConfig, dict[str, None], dict[str, None]]]()
+    alike = list[tuple[tuple[RlConfig, int], dict[str, None], dict[str, None]]]()
     for variant in params.variant_names():
         changed = params.variant(variant)
         for name, phase in changed.phases.items():
@@ -79,17 +80,18 @@ def stages(
                 stage = _sft(params, settings, machine, adapted, prompts, activations)
                 yield replace(stage, name=f"the SFT phase {name}")
                 continue
-            rl = changed.phase_rl(name)
-            found = next((known for known in alike if known[0] == rl), None)
+            rl, teachers = changed.phase_rl(name), _teachers(phase)
+            found = next((known for known in alike if known[0] == (rl, teachers)), None)
             if found is None:
-                alike.append(found := (rl, {}, {}))
+                alike.append(found := ((rl, teachers), {}, {}))
             found[1][name if variant == DEFAULT else f"{name} of variant {variant}"] = None
             found[2].update(dict.fromkeys(phase.tasks))
-    for rl, names, tasks in alike:
+    for (rl, teachers), names, tasks in alike:
         shown = (
             f"the RL phases {', '.join(names)}" if len(names) > 1 else f"the RL phase {min(names)}"
         )
-        yield _phases(shown, params, list(tasks), rl, machine, adapted, prompts, activations)
+        args = (rl, teachers, machine, adapted, prompts, activations)
+        yield _phases(shown, params, list(tasks), *args)
     held = {name for found in roles.values() for name in found.values()}
     yield _evaluation(params, machine, whole, prompts, _judge_weights(params, whole, held))
 
@@ -172,6 +174,7 @@ def _phases(
     params: Params,
     tasks: Sequence[str],
     rl: RlConfig,
+    teachers: int,
     machine: Machine,
     shapes: Shapes,
     prompts: dict[str, int],
@@ -185,7 +188,7 @@ def _phases(
     samples = rl.group_size
     parts = [*_process(machine), *training_parts(shapes, training, rl, world)]
     engine, cached = _engine(params.rollout, training, machine, shapes, rl, prompt, answer, share)
-    parts += [*engine, *cached, *frozen_models(shapes, rl, training)]
+    parts += [*engine, *cached, *frozen_models(shapes, rl, training, teachers)]
     judged = (t for t in tasks if few_problems(t, params.tasks[t])[0].rewarded_by == "judge")
     parts += _judge_weights(params, shapes, {params.judges_of(task)["reward"] for task in judged})
     if activations:
@@ -311,14 +314,31 @@ def _cache(
     return [*parts, Part("logits", 4 * logits, "sampling", sure=False)]
 
 
-def frozen_models(shapes: Shapes, rl: RlConfig, training: TrainingConfig) -> list[Part]:
-    """The frozen models that the method's pieces compare with."""
+def _teachers(phase: PhaseConfig) -> int:
+    """How many teachers a phase of `kind: distill` has at most; 0: those of rl.teacher, if any."""
+    if phase.kind != "distill":
+        return 0
+    named = phase.teachers or {}
+    return len({tuple(named.get(task, [task])) for task in phase.tasks})
+
+
+def frozen_models(
+    shapes: Shapes, rl: RlConfig, training: TrainingConfig, teachers: int = 0
+) -> list[Part]:
+    """The frozen models that the method's pieces compare with; `teachers` many of `kind: distill`, which are nodes."""
     split = splits_weights(training)
     parts = []
     for name in sorted(Method.from_config(rl.method).models):
         size = shapes.weights
+        on_base = name == "reference" or (name == "teacher" and teachers > 0)
         if training.lora is not None:
-            size = shapes.trained if name == "reference" and not split else shapes.base
+            size = shapes.trained if on_base and not split else shapes.base
+        if name == "teacher" and teachers > 1:
+            part = Part(
+                f"{teachers} teachers", teachers * size, change="distil from fewer teachers"
+            )
+            parts.append(part)
+            continue
         parts.append(Part(f"the model {name!r}", size, change="leave its piece out of rl.method"))
     return parts
 

@@ -275,7 +275,7 @@ def _names(nodes: BySeed) -> dict[str, str]:
 
 def _chain(design: Design, arm: Arm) -> list[BySeed]:
     """The checkpoints an arm runs through, the base first; nothing for a merge or the base."""
-    if arm.kind in ("order", "joint"):
+    if arm.kind in ("order", "joint", "distill"):
         return [design.position(arm.name, i) for i in range(len(design.order_phases[arm.name]) + 1)]
     return [design.bases, arm.final] if arm.kind == "single" else []
 

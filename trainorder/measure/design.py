@@ -21,7 +21,7 @@ class Arm:
 
     name: str
     kind: str
-    """order, joint (an order of one phase with several tasks), merge or base."""
+    """order, joint (an order of one phase with several tasks), distill (of one that distils), merge or base."""
     final: BySeed
     phases: tuple[str, ...] | None = None
     """None for a merge or the base."""
@@ -55,6 +55,8 @@ class Design:
     """Tasks of every phase that an order or a single uses."""
     recall: tuple[str, ...] = ()
     """Tasks whose test asks facts that training taught."""
+    distilling: frozenset[str] = frozenset()
+    """Phases that learn from teachers."""
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -110,9 +112,12 @@ class Design:
     def arms(self) -> Iterator[Arm]:
         """Orders, merges and the base."""
         for name, phases in self.order_phases.items():
-            joint = len(phases) == 1 and len(self.phase_tasks[phases[0]]) > 1
-            final = self.position(name, len(phases))
-            yield Arm(name, "joint" if joint else "order", final, phases)
+            kind = "order"
+            if len(phases) == 1 and phases[0] in self.distilling:
+                kind = "distill"
+            elif len(phases) == 1 and len(self.phase_tasks[phases[0]]) > 1:
+                kind = "joint"
+            yield Arm(name, kind, self.position(name, len(phases)), phases)
         for name, nodes in self.merges.items():
             yield Arm(name, "merge", nodes)
         yield Arm("base", "base", self.bases)
@@ -131,7 +136,10 @@ def from_plan(plan: Mapping[str, Any]) -> dict[str, Design]:
 
 
 def _design(plan: Mapping[str, Any]) -> Design:
-    groups = [plan.get(name) or {} for name in ("structured", "creative", "joint", "supervised")]
+    groups = [
+        plan.get(name) or {}
+        for name in ("structured", "creative", "joint", "supervised", "distilled")
+    ]
     phase_of = {node: entry["phase"] for group in groups for node, entry in group.items()}
     roots = {**(plan.get("model") or {}), **plan["bases"]}
     bases = {int(seed): node for node, entry in roots.items() for seed in entry["seeds"]}
@@ -155,7 +163,8 @@ def _design(plan: Mapping[str, Any]) -> Design:
     used = dict.fromkeys([*singles, *(p for seq in order_phases.values() for p in seq)])
     tasks = {phase: tuple(plan["phases"][phase]["tasks"]) for phase in used}
     recall = tuple(plan.get("recall") or ())
-    return Design(bases, orders, order_phases, singles, merges, tasks, recall)
+    distilling = frozenset(p for p in used if plan["phases"][p].get("kind") == "distill")
+    return Design(bases, orders, order_phases, singles, merges, tasks, recall, distilling)
 
 
 def _check_seeds(name: str, found: set[int], wanted: set[int]) -> None:

@@ -86,7 +86,7 @@ def code(plan: Plan) -> dict[str, Code]:
                 continue
             backends = {engine, BACKENDS[params.training.backend]}
             found[phase_code(name, variant)] = Code(
-                _module("rl"),
+                _module("distill" if phase.kind == "distill" else "rl"),
                 _loads(plan, phase.tasks, ["reward"]) | backends,
                 changed.phase_rl(name).pieces(),
             )

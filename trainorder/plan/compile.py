@@ -13,11 +13,11 @@ from trainorder.config import DEFAULT, Params, Role, load_params
 from trainorder.fingerprint import Code
 from trainorder.plan import code, compiled, names, pipeline, values
 from trainorder.plan.appointed import Appointed, appointed
-from trainorder.plan.orders import Resolved, order_phases, single_phases, usable
+from trainorder.plan.orders import Resolved, order_phases, single_phases, teachers_of, usable
 from trainorder.reading import ParamsError, did_you_mean
 from trainorder.tasks import make_task
 
-Kind = Literal["model", "base", "structured", "creative", "mixed", "sft", "merge"]
+Kind = Literal["model", "base", "structured", "creative", "mixed", "sft", "distill", "merge"]
 Arms = tuple[dict[str, dict[int, tuple[str, ...]]], dict[int, dict[str, str]]]
 """Orders and singles, as `Plan.orders` and `Plan.singles`."""
 
@@ -44,6 +44,14 @@ class Node:
     """Whose settings it is made with; a base serves all variants."""
     teacher: str | None = None
     """The node that its phase distils from (`rl.teacher`)."""
+    teachers: tuple[tuple[str, str], ...] = ()
+    """(task, node that teaches it), of `kind: distill`."""
+
+    @property
+    def learns_from(self) -> tuple[str, ...]:
+        """Its teachers, each once."""
+        one = () if self.teacher is None else (self.teacher,)
+        return tuple(dict.fromkeys((*one, *(node for _, node in self.teachers))))
 
     @property
     def stage(self) -> str:
@@ -193,7 +201,7 @@ def _with_teachers(nodes: dict[str, Node], params: Params) -> dict[str, Node]:
             )
         if name not in ordered:
             node = found[name]
-            for other in (*node.parents, *([node.teacher] if node.teacher else [])):
+            for other in (*node.parents, *node.learns_from):
                 add(other, (*above, name))
             ordered[name] = node
 
@@ -224,6 +232,9 @@ class _Branch:
             name = f"{name}--{phase}"
             kind = self.params.phases[phase].kind
             new = Node(name, kind, self.seed, (parent,), phase=phase, variant=self.variant)
+            if kind == "distill" and name not in self.nodes:
+                found = teachers_of(self.params, phase).items()
+                new = replace(new, teachers=tuple((t, self.grow(path)[-1]) for t, path in found))
             self.nodes.setdefault(name, new)
             path.append(name)
             parent = name

@@ -28,6 +28,7 @@ GROUPS: dict[str, Kind] = {
     "creative": "creative",
     "joint": "mixed",
     "supervised": "sft",
+    "distilled": "distill",
 }
 """Key of plan.yaml -> the nodes under it."""
 REPAIR = "`trainorder plan` writes it from params.yaml"
@@ -147,7 +148,9 @@ def _entry(plan: Plan, node: Node) -> dict[str, Any]:
     if not node.parents:
         params = plan.params
         return {"seeds": [seed for seed in params.seeds if params.base_of(seed) == node.id]}
-    return {"parent": node.parents[0], "phase": node.phase, "seed": node.seed} | _tag(node.variant)
+    entry = {"parent": node.parents[0], "phase": node.phase, "seed": node.seed}
+    taught = {"teachers": dict(node.teachers)} if node.teachers else {}
+    return entry | taught | _tag(node.variant)
 
 
 def _yaml(content: dict[str, Any]) -> str:
@@ -203,6 +206,7 @@ class _Stored(_Arms):
     creative: dict[str, _Phase]
     joint: dict[str, _Phase]
     supervised: NotRequired[dict[str, _Phase]]
+    distilled: NotRequired[dict[str, _Phase]]
     variants: dict[str, _Arms]
     recall: list[str]
     evaluations: list[str]

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from trainorder.config import Params, Permutations
+from trainorder.reading import ParamsError
 
 Resolved = Mapping[str, Sequence[str]]
 """`recommended` -> phases, once measured."""
@@ -47,6 +48,26 @@ def waiting(params: Params) -> list[str]:
     return [name for name, order in params.orders.items() if order in MEASURED]
 
 
+def teachers_of(params: Params, phase: str) -> dict[str, list[str]]:
+    """Task -> the phases whose checkpoint teaches it in a phase of `kind: distill`.
+
+    Raises:
+        ParamsError: no teacher is named, and no phase that can be reordered trains the task.
+    """
+    config, singles = params.phases[phase], single_phases(params)
+    found: dict[str, list[str]] = {}
+    for task in config.tasks:
+        named = (config.teachers or {}).get(task)
+        own = [p for p in singles if task in params.phases[p].tasks]
+        if named is None and not own:
+            raise ParamsError(
+                f"phases.{phase}.teachers: {task!r} has no teacher: no order of two or more phases has a phase that trains it; "
+                f"name one, e.g. `teachers: {{{task}: [PHASE]}}`"
+            )
+        found[task] = named or [min(own, key=lambda p: len(params.phases[p].tasks))]
+    return found
+
+
 def listed_orders(params: Params) -> dict[str, Sequence[str]]:
     """Order -> phases, of the orders that params.yaml spells out, `{all: [...]}` unrolled.
 
@@ -75,7 +96,7 @@ def single_phases(params: Params) -> list[str]:
     """Phases of the orders with two or more phases, as `phases` lists them: a reorder changes nothing here.
 
     A phase of several tasks that smaller phases train too (joint training as the first part of an order) is no
-    candidate for reordering: it is left out. So is a return to another phase (`like`).
+    candidate for reordering: it is left out. So are a return to another phase (`like`) and distillation.
     """
     explicit = [order for order in listed_orders(params).values() if len(order) > 1]
     used = [phase for phase in params.phases if any(phase in order for order in explicit)]
@@ -85,7 +106,8 @@ def single_phases(params: Params) -> list[str]:
         smaller = [t for t in tasks.values() if t < tasks[phase]]
         return tasks[phase] == set().union(*smaller)
 
-    return [p for p in used if params.phases[p].like is None and not is_union(p)]
+    own = [p for p in used if params.phases[p].like is None and params.phases[p].kind != "distill"]
+    return [phase for phase in own if not is_union(phase)]
 
 
 def held_out(params: Params) -> list[str]:

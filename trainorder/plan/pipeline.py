@@ -105,11 +105,13 @@ def _node(plan: Plan, node: Node) -> dict[str, Any]:
         code, values = "merge", merge_values(node.merge)
     else:
         assert node.phase is not None
-        stage = "sft_phase" if node.kind == "sft" else "rl"
+        stage = {"sft": "sft_phase", "distill": "distill"}.get(node.kind, "rl")
         command = (
             f"{stage} --node {node.id} --parent {node.parents[0]} --phase {node.phase} --variant {node.variant} "
             f"--seed {node.seed}"
         )
+        if node.teachers:
+            command += f" --teachers {','.join(f'{task}={other}' for task, other in node.teachers)}"
         code = values = phase_code(node.phase, node.variant)
     outs = [paths.checkpoint(node.id), *(paths.run(node.id) / name for name in _records(node))]
     return _stage(command, code, values, _reads(plan, node), outs)
@@ -184,9 +186,8 @@ def _reads(plan: Plan, node: Node) -> Iterator[object]:
     else:
         params = plan.params.variant(node.variant)
         tasks, teacher = params.phases[node.phase].tasks, params.phase_rl(node.phase).teacher
-        if node.teacher is not None:
-            yield paths.checkpoint(node.teacher)
-        elif isinstance(teacher, ModelFolder) and found_at(teacher.path):
+        yield from map(paths.checkpoint, node.learns_from)
+        if isinstance(teacher, ModelFolder) and found_at(teacher.path):
             yield teacher.path
         yield from _judges(plan, tasks, ["reward"])
         yield from (paths.TASK_DATA / task / "train.jsonl" for task in tasks)

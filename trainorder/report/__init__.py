@@ -100,7 +100,7 @@ def facts(bwt: Bwt) -> list[tuple[str, str]]:
             "arms",
             ", ".join(
                 _counted(kinds.count(k), k)
-                for k in ("order", "joint", "merge", "base")
+                for k in ("order", "joint", "distill", "merge", "base")
                 if k in kinds
             ),
         ),

@@ -199,7 +199,9 @@ class Arm:
 def ranking(bwt: Bwt) -> tuple[list[Arm], str]:
     """Rows of the ranking, and the axis above their whiskers."""
     ranking = bwt["ranking"]
-    scale = Scale.of([row for row in ranking if row["kind"] in ("order", "joint")] or ranking)
+    scale = Scale.of(
+        [row for row in ranking if row["kind"] in ("order", "joint", "distill")] or ranking
+    )
     best = words.leader(bwt)["mean"]["value"]
     level = f"{bwt['settings']['level']:.0%}"
     arms = [
@@ -383,10 +385,11 @@ def _whisker(row: Mapping[str, Any], scale: Scale, best: float, level: str) -> s
 
 
 def _dot(kind: str, x: float, y: float) -> str:
-    """Full circle for an order, square for joint, open triangle for a merge, cross for the base."""
+    """Full circle for an order, square for joint, diamond for distillation, open triangle for a merge, cross for the base."""
     shapes = {
         "order": f'<circle class="dot" cx="{x}" cy="{y}" r="5"/>',
         "joint": f'<rect class="dot" x="{x - 4.5:.1f}" y="{y - 4.5}" width="9" height="9"/>',
+        "distill": f'<path class="dot" d="M{x} {y - 6}l6 6l-6 6l-6 -6z"/>',
         "merge": f'<path class="open" d="M{x} {y - 5.5}l5.2 9.4h-10.4z"/>',
         "base": f'<path class="cross" d="M{x - 4:.1f} {y - 4}l8 8m0 -8l-8 8"/>',
     }

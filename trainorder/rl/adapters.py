@@ -87,6 +87,20 @@ def sharing_base(model: Any) -> Any:
     return copy.deepcopy(model, memo).requires_grad_(False)
 
 
+def with_adapter_of(model: Any, node: Path, config: LoraConfig) -> Any | None:
+    """`sharing_base` with the adapter of another node on this base; None where that has another shape."""
+    tensors, known = load_adapter(node)
+    other = sharing_base(model)
+    own = {n: p for n, p in other.named_parameters() if ADAPTER.search(f".{n}")}
+    same = {n: p.shape for n, p in own.items()} == {n: t.shape for n, t in tensors.items()}
+    if not same or known["lora_alpha"] != config.alpha:
+        return None
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+    return other
+
+
 def save_node(out: Path, parent: Path, tensors: Mapping[str, Tensor], config: LoraConfig) -> None:
     """Write a LoRA node whole: the adapter, and the small files of its parent; then rename it into place."""
     targets = sorted({name.partition(".lora_A.")[0] for name in tensors if ".lora_A." in name})

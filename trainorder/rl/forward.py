@@ -44,6 +44,8 @@ def forward(
     `models` holds the frozen models that needs name. `chunk_entries` bounds the logits that exist at one time; None takes
     what suits the device. Masked positions are 0. Has grad wherever torch's grad mode is on.
     """
+    if any(isinstance(other, ByTask) for other in (models or {}).values()) and len(roll):
+        return _by_task(model, roll, needs, models or {}, chunk_entries)
     device = model.get_input_embeddings().weight.device
     targets = Targets.of(roll, device, informed=facts.reads_gold(needs))
     chunk = chunk_entries or chunk_entries_of(model, device)
@@ -56,6 +58,33 @@ def forward(
         )
 
     return Live(spread(logps), {name: spread(values) for name, values in found.items()})
+
+
+@dataclass(frozen=True)
+class ByTask:
+    """Frozen models of which each row is compared with that of its task."""
+
+    models: Mapping[str, Any]
+    """Task -> model."""
+
+
+def _by_task(
+    model: Any,
+    roll: Roll,
+    needs: Collection[str],
+    models: Mapping[str, Any],
+    chunk_entries: int | None,
+) -> Live:
+    """`forward` of the rows of each task, with the models of that task."""
+    parts, order = list[Live](), list[int]()
+    for task in dict.fromkeys(problem.task for problem in roll.problem):
+        rows = [i for i, problem in enumerate(roll.problem) if problem.task == task]
+        own = {n: m.models[task] if isinstance(m, ByTask) else m for n, m in models.items()}
+        parts.append(forward(model, roll.rows(rows), needs, own, chunk_entries=chunk_entries))
+        order += rows
+    back = torch.tensor(order).argsort()
+    found = {n: torch.cat([part.facts[n] for part in parts])[back] for n in parts[0].facts}
+    return Live(torch.cat([part.logps for part in parts])[back], found)
 
 
 @dataclass(frozen=True)

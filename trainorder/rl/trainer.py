@@ -23,9 +23,15 @@ from trainorder.reading import ParamsError
 from trainorder.registries import BACKENDS, load
 from trainorder.resume import NOTHING, Work
 from trainorder.rl import facts
-from trainorder.rl.adapters import add_adapters, continue_adapters, save_node, sharing_base
+from trainorder.rl.adapters import (
+    add_adapters,
+    continue_adapters,
+    save_node,
+    sharing_base,
+    with_adapter_of,
+)
 from trainorder.rl.backend import Backend, holds_whole_weights
-from trainorder.rl.forward import check_forward
+from trainorder.rl.forward import ByTask, check_forward
 from trainorder.rl.guard import under, watch
 from trainorder.rl.items import Picker
 from trainorder.rl.learner import Learner
@@ -42,6 +48,9 @@ from trainorder.workers import workers_for
 SAMPLING, PLAIN = RolloutConfig(), TrainingConfig()
 """The defaults: the torch engine, plain torch."""
 
+
+Teacher = Path | str | Mapping[str, Path | str]
+"""Where the teacher lies, or those of the tasks."""
 
 NO_TEACHER = (
     "rl.method names a piece that needs a teacher, and there is none: set rl.teacher to a node of the plan "
@@ -78,7 +87,7 @@ def train_phase(
     rollout: RolloutConfig = SAMPLING,
     training: TrainingConfig = PLAIN,
     judges: Mapping[str, str] | None = None,
-    teacher: Path | str | None = None,
+    teacher: Teacher | None = None,
 ) -> dict[str, Any]:
     """Train `parent` through a phase and save the result as `out`.
 
@@ -156,11 +165,11 @@ def make_learner(
     rollout: RolloutConfig = SAMPLING,
     training: TrainingConfig = PLAIN,
     judges: Mapping[str, str] | None = None,
-    teacher: Path | str | None = None,
+    teacher: Teacher | None = None,
 ) -> Learner:
     """Load everything a phase needs; settings are checked before anything slow is loaded.
 
-    `teacher` is where `rl.teacher` lies; it is loaded only if a piece needs it.
+    `teacher` is where `rl.teacher` lies, or that of each task; it is loaded only if a piece needs it.
 
     Raises:
         ParamsError: an unknown piece or option, a package or device that is not there, a teacher that is missing or has
@@ -206,8 +215,12 @@ def make_learner(
     }
     answers = None
     if "teacher" in wanted and teacher is not None:
-        models["teacher"] = load_teacher(teacher, policy)
+        models["teacher"] = load_teacher(teacher, policy, base_of(parent), training)
         if asks_teacher:
+            if isinstance(teacher, Mapping):
+                raise ParamsError(
+                    "rl: a piece has the teacher answer, and there is one for each task: take it out"
+                )
             answers = make_engine(SAMPLING, Policy(models["teacher"], policy.tokenizer))
     if training.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable(
@@ -229,12 +242,25 @@ def make_learner(
     )
 
 
-def load_teacher(place: Path | str, policy: Policy) -> Any:
-    """The frozen model at `place`, whose logits can be compared with the policy's, entry by entry.
+def load_teacher(
+    place: Teacher, policy: Policy, base: Path | None = None, training: TrainingConfig = PLAIN
+) -> Any:
+    """The frozen model at `place`, whose logits can be compared with the policy's, entry by entry; or that of each task.
+
+    A node that is an adapter on the policy's own `base` shares its weights.
 
     Raises:
         ParamsError: it has another vocabulary.
     """
+    if isinstance(place, Mapping):
+        places = dict.fromkeys(place.values())
+        loaded = {one: load_teacher(one, policy, base, training) for one in places}
+        return ByTask({task: loaded[one] for task, one in place.items()})
+    if training.lora is not None and not _is_split(training) and is_adapter_node(Path(place)):
+        on_base = base_of(Path(place)) == base
+        other = with_adapter_of(policy.model, Path(place), training.lora) if on_base else None
+        if other is not None:
+            return other
     found = Policy.load(place)
     ours, theirs = policy.tokenizer.get_vocab(), found.tokenizer.get_vocab()
     if ours != theirs:
@@ -261,12 +287,16 @@ def _frozen(name: str, policy: Policy, parent: Path, training: TrainingConfig) -
 
     A second model only where the base is split over ranks, or where all weights change.
     """
-    split = training.backend == "deepspeed" and training.zero_stage == 3
     if training.lora is None:
         return copy.deepcopy(policy.model).requires_grad_(False)
-    if name == "reference" and not split:
+    if name == "reference" and not _is_split(training):
         return sharing_base(policy.model)
     return Policy.load(parent).to(policy.device.type).model.requires_grad_(False)
+
+
+def _is_split(training: TrainingConfig) -> bool:
+    """Whether each rank holds a part of the weights only."""
+    return training.backend == "deepspeed" and training.zero_stage == 3
 
 
 def _engine(

@@ -11,11 +11,18 @@ from trainorder.config import (
     Permutations,
     PhaseConfig,
     PolicyConfig,
+    RlConfig,
 )
 from trainorder.plan.check.budgets import budget, check_budgets
 from trainorder.plan.check.common import check_kept, check_known, check_model_path
 from trainorder.plan.check.judges import VARIABLE, check_judges
-from trainorder.plan.check.method import check_method, check_piece, check_teacher, pieces
+from trainorder.plan.check.method import (
+    asking_teachers,
+    check_method,
+    check_piece,
+    check_teacher,
+    pieces,
+)
 from trainorder.plan.orders import order_phases, single_phases
 from trainorder.reading import ParamsError, found_at, shown
 from trainorder.tasks import make_task
@@ -193,6 +200,10 @@ def _check_phase(
 ) -> None:
     if (phase.data is not None or phase.sft is not None) and phase.kind != "sft":
         raise ParamsError(f"{where}: `data` and `sft` are of `kind: sft`, and this is {phase.kind}")
+    if phase.teachers is not None and phase.kind != "distill":
+        raise ParamsError(
+            f"{where}.teachers: these are of `kind: distill`, and this is {phase.kind}; one teacher for all tasks is rl.teacher"
+        )
     for task, weight in phase.tasks.items():
         check_known(f"{where}.tasks", "task", task, params.tasks)
         if not weight > 0:
@@ -243,7 +254,37 @@ def _check_phase(
             f"a batch is split by prompt, so lower rl.updates_per_batch"
         )
     check_method(f"{where}.rl.method", rl.method)
-    check_teacher(where, rl)
+    if phase.kind == "distill":
+        _check_distillation(params, where, phase, rl)
+    else:
+        check_teacher(where, rl)
+
+
+def _check_distillation(params: Params, where: str, phase: PhaseConfig, rl: RlConfig) -> None:
+    """Its teachers are checkpoints of the plan, and its method compares with them."""
+    if rl.teacher is not None:
+        raise ParamsError(
+            f"{where}.rl.teacher: `kind: distill` has a teacher for each task, under teachers: leave this out"
+        )
+    for task, path in (phase.teachers or {}).items():
+        check_known(f"{where}.teachers", "task of this phase", task, phase.tasks)
+        for name in path:
+            check_known(f"{where}.teachers.{task}", "phase", name, params.phases)
+            if params.phases[name].kind == "distill":
+                raise ParamsError(
+                    f"{where}.teachers.{task}: {name!r} is distilled itself; a teacher is trained by other phases"
+                )
+    asked = {name for _, name in rl.pieces() & asking_teachers()}
+    if not asked:
+        raise ParamsError(
+            f"{where}.rl.method: `kind: distill` needs a piece that compares with the teacher, e.g. the term `distillation`; leave "
+            "rl.method out for the reverse KL on the policy's own answers"
+        )
+    if "ask_teacher" in asked:
+        raise ParamsError(
+            f"{where}.rl.method: ask_teacher has one teacher answer, and `kind: distill` learns from the policy's own answers; "
+            "take it out of plan"
+        )
 
 
 def _check_supervised(params: Params, where: str, phase: PhaseConfig) -> None:
