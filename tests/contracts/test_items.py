@@ -237,6 +237,17 @@ def test_sec_over_buckets_is_sec_over_tasks():
     assert wide[0] == wide[3] == pytest.approx(found[0] / 2)
 
 
+def test_the_next_level_opens_when_the_newest_has_levelled_off():
+    own, mem, found = problems(3), dict[str, Any](), []
+    for step, reward in enumerate([0.1, 0.2, 0.2, 0.2, 0.2]):
+        seen = {p.id: Seen(rollouts=8, absadv=0.0, reward=reward, entropy=1.0) for p in own}
+        pool = Pool("a", own, step, 9, {}, seen)
+        shown = ITEMS["open_levels"](pool, mem, by="level", window=2, replay=0.25)
+        found.append([round(share, 4) for share in shares(shown)])
+    # .1, .2 rises; .2, .2 has levelled off; two steps later the next one
+    assert found == [[1, 0, 0]] * 2 + [[0.25, 0.75, 0]] * 2 + [[0.125, 0.125, 0.75]]
+
+
 def test_dump_and_progress_over_buckets_begin_even():
     for name in ("dump_buckets", "alp_buckets"):
         assert shares(scores(name, by="level")) == pytest.approx([1 / 3] * 3)

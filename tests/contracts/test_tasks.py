@@ -23,7 +23,13 @@ from trainorder.tasks import TASKS as KINDS
 from trainorder.tasks import make_task
 from trainorder.tasks.base import SPLITS, Problem, Reward, Task, split_of
 
-OTHERS = {"jsonl", "rows", "reasoning_gym", "verifiers"}  # files and packages of the user
+OTHERS = {
+    "jsonl",
+    "rows",
+    "reasoning_gym",
+    "verifiers",
+    "transformed",
+}  # of the user, or of another task
 TASKS = tuple(kind for kind in KINDS if kind not in OTHERS)
 HOSTILE = [
     " ",

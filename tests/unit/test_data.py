@@ -26,7 +26,13 @@ from trainorder.tasks import TASKS as KINDS
 from trainorder.tasks import load_problems, load_task, make_task, programs
 from trainorder.tasks.base import SPLITS, Problem, split_of
 
-OTHERS = {"jsonl", "rows", "reasoning_gym", "verifiers"}  # files and packages of the user
+OTHERS = {
+    "jsonl",
+    "rows",
+    "reasoning_gym",
+    "verifiers",
+    "transformed",
+}  # of the user, or of another task
 TASKS = tuple(kind for kind in KINDS if kind not in OTHERS)
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -20,7 +20,13 @@ from trainorder.tasks import TASKS as KINDS
 from trainorder.tasks import make_task
 from trainorder.tasks.base import Problem
 
-OTHERS = {"jsonl", "rows", "reasoning_gym", "verifiers"}  # files and packages of the user
+OTHERS = {
+    "jsonl",
+    "rows",
+    "reasoning_gym",
+    "verifiers",
+    "transformed",
+}  # of the user, or of another task
 TASKS = tuple(kind for kind in KINDS if kind not in OTHERS)
 ROOT = Path(__file__).parents[2]
 PROBLEM = Problem("odd/1", "odd", "p", "g", "g")

@@ -25,12 +25,13 @@ from trainorder.rl.pieces.replay import (
     self_imitation_buffer,
     self_imitation_credit,
 )
-from trainorder.rl.pieces.steps import expert_steps, step_similarity, steps_of
+from trainorder.rl.pieces.steps import expert_steps, step_similarity
 from trainorder.rl.registry import TERMS, Entry
 from trainorder.rl.step import layer_factors
 from trainorder.rl.types import Live, Roll, State
 from trainorder.rollout import Request
 from trainorder.tasks.base import Problem
+from trainorder.tasks.transforms import steps_of
 
 STATE = State(total=9)
 PROBLEM = Problem("sums/1", "sums", "1 + 1 = ?", "2", "2")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainorder.rl.helpers import equal_in_group, k3, log_ratio, mmean
-from trainorder.rl.types import Roll, State
+from trainorder.rl.types import ASKED, Roll, State
 
 
 def describe(roll: Roll) -> dict[str, float]:
@@ -27,6 +27,9 @@ def describe(roll: Roll) -> dict[str, float]:
             equal_in_group(roll.rewards, roll.group, roll.scored).float().mean()
         ),
     }
+    for name, values in roll.row_facts.items():
+        if name.startswith(ASKED) and (known := values[~values.isnan()]).numel():
+            log[f"rollout/{name}"] = float(known.mean())
     for task in dict.fromkeys(problem.task for problem in roll.problem):
         own = roll.rows([i for i, problem in enumerate(roll.problem) if problem.task == task])
         log[f"reward/mean/{task}"] = _mean_scored(own)

@@ -26,6 +26,7 @@ TASKS: dict[str, str] = {
     "rows": "trainorder.tasks.rows:Rows",
     "reasoning_gym": "trainorder.tasks.reasoning_gym:ReasoningGym",
     "verifiers": "trainorder.tasks.verifiers:Verifiers",
+    "transformed": "trainorder.tasks.transformed:Transformed",
 }
 """Kind -> class. By name, so that one task's code is no dependency of another task's phases."""
 

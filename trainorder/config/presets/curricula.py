@@ -41,6 +41,42 @@ PRESETS = [
         not_grounded="a crowd of one policy gives the difficulties; the smallest open share",
     ),
     Preset(
+        name="r3",
+        summary="begins inside the demonstration: all of its prefixes at once, the reward of the outcome",
+        papers=("2402.05808",),
+        method={
+            **PLAIN,
+            "plan": ["reverse_curriculum"],
+            "terms": ["clipped_surrogate", {"kl": {"coef": 0.05}}],
+        },
+        not_grounded="GRPO instead of PPO with a critic; the paper's partial reward",
+    ),
+    Preset(
+        name="h1",
+        summary="problems composed into chains whose length grows from 1 to 5",
+        papers=("2510.07312",),
+        method={
+            "plan": ["composed"],
+            "advantage": ["dr_grpo"],
+            "terms": ["clipped_surrogate"],
+            "reduction": "constant",
+        },
+        basis="notes",
+        not_grounded="how problems without a chain are composed; promotion by plateau or rate",
+    ),
+    Preset(
+        name="masksearch",
+        summary="masked names and numbers of a text are restored, more of them as training goes on",
+        papers=("2505.20285",),
+        method={
+            **PLAIN,
+            "plan": ["mask_entities"],
+            "reward": ["restored_masks", {"keeps_format": {"coef": 0.1}}],
+            "edit": ["dynamic_sampling"],
+        },
+        not_grounded="no search; entities by a pattern; the format's coefficient",
+    ),
+    Preset(
         name="puzzlecraft",
         summary="groups weighted by 4 d (1 - d) sqrt(spread of their answers)",
         papers=("2512.14944",),

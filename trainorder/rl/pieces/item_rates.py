@@ -8,6 +8,7 @@ from typing import Literal
 
 from trainorder.rl.items import Pool, item
 from trainorder.rl.pieces.item_orders import quantiles
+from trainorder.rl.pieces.levels import due
 from trainorder.rl.samplers import Mem, Moment, Seen, alp, dump, sec
 
 
@@ -151,6 +152,55 @@ def ability(grades: Sequence[tuple[float, float]]) -> float:
         slope = -theta + math.fsum(g - 1 / (1 + math.exp(b - theta)) for b, g in grades)
         low, high = (theta, high) if slope > 0 else (low, theta)
     return (low + high) / 2
+
+
+@item()
+def open_levels(
+    pool: Pool,
+    mem: Mem,
+    *,
+    by: str = "length",
+    bins: int = 4,
+    promote: Literal["plateau", "rate"] = "plateau",
+    window: int = 20,
+    threshold: float = 0.55,
+    replay: float = 0.25,
+) -> list[float]:
+    """One level of a task after another, the easiest first; a share `replay` of earlier levels (ours, after h1 and Socratic-Zero).
+
+    Levels are buckets as of `sec_buckets`, in the order of their numbers. The next one opens once the rewards of the newest
+    have levelled off over `window` steps (`plateau`), or their mean over `window` rollouts passes `threshold` (`rate`:
+    Wiki-R1 takes 300 and .55). replay .25 is Socratic-Zero's (arXiv:2509.24726).
+    """
+    names = bucket_names(pool, by, bins)
+    order = sorted(set(names), key=_as_number)
+    level = mem.setdefault("level", 0)
+    newest = [pool.seen[p.id] for p, n in zip(pool.problems, names, strict=True) if n == order[level] and p.id in pool.seen]  # fmt: skip
+    rewards = mem.setdefault("rewards", [])
+    if newest and mem.get("step") != pool.step:
+        one = _together(newest)
+        rewards.append([one["rollouts"], one["reward"]])
+        mem["step"] = pool.step
+        if level + 1 < len(order) and due(rewards, promote, window, threshold):
+            mem["level"], mem["rewards"] = level + 1, []
+    newest_share = 1.0 - (replay if mem["level"] else 0.0)
+    shares = {
+        name: newest_share
+        if i == mem["level"]
+        else replay / mem["level"]
+        if i < mem["level"]
+        else 0.0
+        for i, name in enumerate(order)
+    }
+    sizes = {name: names.count(name) for name in order}
+    return [math.log(shares[n] / sizes[n]) if shares[n] > 0 else -math.inf for n in names]
+
+
+def _as_number(name: str) -> tuple[float, str]:
+    try:
+        return float(name), ""
+    except ValueError:
+        return math.inf, name
 
 
 @item()

@@ -16,8 +16,8 @@ from trainorder.rl.registry import plan, reward
 from trainorder.rl.types import Roll, State
 from trainorder.rollout import Request
 from trainorder.tasks.base import in_template, reworded
+from trainorder.tasks.transforms import TAG, steps_of
 
-TAG = re.compile(r"\s*</?(?:think|answer)>\s*")
 STEP = "expert_step"
 """Key in the meta of a problem that was asked for one step: that step's text."""
 
@@ -60,20 +60,6 @@ def expert_steps(
             )
         )
     return asked
-
-
-def steps_of(gold: str, separator: re.Pattern[str]) -> list[str]:
-    r"""The steps of a solution, without tags and blanks.
-
-    >>> steps_of("<think> 3 + 4 = 7; 7 - 2 = 5 </think> <answer> 5 </answer>", re.compile("[;\n]"))
-    ['3 + 4 = 7', '7 - 2 = 5', '5']
-    """
-    return [
-        step.strip()
-        for part in TAG.split(gold)
-        for step in separator.split(part)
-        if step and step.strip()
-    ]
 
 
 @reward
