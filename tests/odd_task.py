@@ -53,3 +53,9 @@ class OddProgram(Odd):
     """The same, as a task whose answers are programs."""
 
     sandboxed: ClassVar[bool] = True
+
+
+class OddPython(Odd):
+    """The same, where the programs are in full Python."""
+
+    sandboxed: ClassVar[str] = "python"

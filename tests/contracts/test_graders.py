@@ -244,6 +244,15 @@ def test_tests_see_lists_that_a_call_changed_and_objects_with_methods() -> None:
     assert value("asserts", "def apply(f, x):\n    return f(x)", handed) is None
 
 
+@pytest.mark.parametrize("given", ["3", '"assert f(1) == 2"', "['3', '4']", ["'assert f(1)'"]])
+def test_tests_that_every_program_passes_are_refused(given: Any) -> None:
+    if given == '"assert f(1) == 2"':  # a text in JSON is the text
+        assert grader("asserts").read(given, {})["tests"] == ["assert f(1) == 2"]
+        return
+    with pytest.raises(BadLabel, match=r"asserts nothing|is needed"):
+        grader("asserts").read([given] if given == "3" else given, {})
+
+
 def test_tests_of_packages_that_the_sandbox_lacks_are_refused() -> None:
     with pytest.raises(BadLabel, match="imports 'numpy'"):
         grader("asserts").read(["import numpy as np\nassert np.ones(1) == f()"], {})
@@ -264,6 +273,55 @@ def test_tests_of_packages_that_the_sandbox_lacks_are_refused() -> None:
 )
 def test_math_reads_latex_sets_intervals_units_and_boxes(given: str, wanted: str) -> None:
     assert value("math", given, grader("math").read(wanted, {})) == 1.0
+
+
+ARC = {"label": ["1", "2", "3", "4"], "text": ["ice", "snow", "rain", "fog"]}
+
+
+@pytest.mark.parametrize(
+    ("label", "choices", "right", "wrong"),
+    [
+        ("2", ARC, ["2", "(2)", "2. snow", "snow", "The answer is 2.", "Option 2"], ["1", "3", "f(3) = 2"]),
+        (2, {"1": "ice", "2": "snow"}, ["2", "**2**"], ["1", "ice"]),
+        ("b", {"a": "ice", "b": "snow"}, ["b", "B", "(b)", "The answer is B.", "b) snow"], ["a", "A"]),
+        ("B", [{"a": "ice"}, {"b": "snow"}], ["b", "Option b"], ["a"]),
+        ("b", ["ice", "snow"], ["B", "b"], ["A"]),
+        ("ii", {"i": "ice", "ii": "snow"}, ["ii", "(II)"], ["i", "iii"]),
+    ],
+)  # fmt: skip
+def test_choices_may_be_called_by_numbers_and_small_letters(
+    label: Any, choices: Any, right: list[str], wrong: list[str]
+) -> None:
+    made = grader("choice").read(label, {"choices": choices})
+    assert [value("choice", text, made) for text in right] == [1.0] * len(right)
+    assert [value("choice", text, made) for text in wrong] == [0.0] * len(wrong)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}},
+        {"$ref": "https://example.org/schema.json"},
+        {"$dynamicRef": "https://example.org/schema.json"},
+        {"$id": "https://example.org/a", "items": {"$ref": "b"}},
+        {"$ref": "#nowhere"},
+    ],
+)
+def test_a_schema_that_refers_to_what_it_does_not_hold_is_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(BadLabel, match="may refer to itself only"):
+        grader("json_schema").read(schema, {})
+
+
+def test_a_schema_may_refer_to_itself() -> None:
+    nested = {
+        "$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}},
+        "$ref": "#/$defs/n",
+    }
+    label = grader("json_schema").read(nested, {})
+    assert value("json_schema", "[[], [[]]]", label) == 1.0
+    assert value("json_schema", "[[], [3]]", label) == 0.0
+    described = {"properties": {"$ref": {"type": "string"}}, "examples": [{"$ref": "elsewhere"}]}
+    assert value("json_schema", '{"$ref": "x"}', grader("json_schema").read(described, {})) == 1.0
 
 
 def test_names_of_other_frameworks_are_known() -> None:

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from odd_task import Odd, OddProgram
+from odd_task import Odd, OddProgram, OddPython
 
 from trainorder.config import GradingConfig, TaskConfig
 from trainorder.reading import ParamsError
 from trainorder.rewards.grading import Grader, GradingError, Unscored, reached
+from trainorder.rewards.sandbox import Isolation, Sandbox
 from trainorder.rl.problems import TaskSet
 from trainorder.streams import stream
 from trainorder.tasks import TASKS as KINDS
@@ -167,6 +168,20 @@ def test_programs_below_the_wanted_isolation_are_refused(monkeypatch: pytest.Mon
         match=r"grading\.isolation: .*'machine', this machine reaches '(filtered|namespaces)'",
     ):
         reached("machine")
+
+
+def test_the_isolation_is_found_out_once_per_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, check = list[str](), Sandbox.check
+
+    def counted(sandbox: Sandbox) -> Isolation:
+        started.append(sandbox.minimum)
+        return check(sandbox)
+
+    monkeypatch.setattr(Sandbox, "check", counted)
+    grader = Grader(GradingConfig(isolation="process"))
+    for task in (OddPython(), OddProgram(), OddPython(), Odd(), OddProgram()):
+        assert (grader.isolation_for(task) is None) == (type(task) is Odd)
+    assert sorted(started) == ["namespaces", "process"]
 
 
 def test_an_answer_costs_far_less_than_a_process(grader: Grader) -> None:

@@ -1,10 +1,11 @@
-"""choice: the letter or the text of one of the choices."""
+"""choice: the letter (or number, or other short name) or the text of one of the choices."""
 
 from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from trainorder.graders import Answer, BadLabel, Grader
@@ -12,10 +13,29 @@ from trainorder.graders.texts import texts_of
 from trainorder.rewards.answers import same_text
 
 LETTERS = string.ascii_uppercase
-_LETTER = re.compile(r"[\s*_(\[\"'`]*([A-Za-z])[\s*_)\]\"'`]*(?:[.:)].*)?", re.DOTALL)
-_NAMED = re.compile(
-    r"(?:\b(?:option|choice)\s*|\()([A-Z])\b|^\s*\**([A-Z])\**[.):]?\s*$", re.MULTILINE
-)
+_KEY = re.compile(r"[\s*_(\[\"'`]*(\w{1,4}?)[\s*_)\]\"'`]*(?:[.:)].*)?", re.DOTALL)
+
+
+@cache
+def _named(keys: tuple[str, ...]) -> re.Pattern[str]:
+    """Finds `option B`, `(B)` and a line that is `B` in a text."""
+    forms = sorted({form for key in keys for form in (key, key.upper())}, key=len, reverse=True)
+    any_key = "|".join(map(re.escape, forms))
+    closed = r"\)" if any(key.isdigit() for key in keys) else r"\b"  # `(2 apples)` names none
+    return re.compile(
+        rf"\b(?:[Oo]ption|[Cc]hoice)\s*({any_key})\b|(?<!\w)\(({any_key}){closed}"
+        rf"|^\s*\**({any_key})\**[.):]?\s*$",
+        re.MULTILINE,
+    )
+
+
+def _key(said: str, keys: Iterable[str]) -> str | None:
+    """The key that is said, in capitals or small letters where only one key is meant."""
+    known = list(keys)
+    if said in known:
+        return said
+    alike = [key for key in known if key.casefold() == said.casefold()]
+    return alike[0] if len(alike) == 1 else None
 
 
 def _read(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,8 +44,8 @@ def _read(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     [wanted, *more] = texts_of(label)
     if more:
         raise BadLabel(f"one choice is right, got {len(more) + 1}")
-    if wanted.strip("()[]. ") in choices:
-        return {"letter": wanted.strip("()[]. "), "choices": choices}
+    if key := _key(wanted.strip("()[]. "), choices):
+        return {"letter": key, "choices": choices}
     named = [letter for letter, text in choices.items() if text == wanted]
     if len(named) == 1:
         return {"letter": named[0], "choices": choices}
@@ -59,14 +79,15 @@ def _grade(answer: Answer, label: dict[str, Any]) -> float:
     text = answer.text.strip()
     if _is(text, letter, choices):
         return 1.0
-    named = [a or b for a, b in _NAMED.findall(text)]
-    return float(bool(named) and named[-1] == letter and len(set(named)) == 1)
+    keys = tuple(choices or LETTERS)
+    named = {_key("".join(found), keys) for found in _named(keys).findall(text)}
+    return float(named == {letter})
 
 
 def _is(said: str, letter: str, choices: Mapping[str, str]) -> bool:
-    found = _LETTER.fullmatch(said.strip())
-    if found and found[1].upper() in (choices or LETTERS):
-        return found[1].upper() == letter
+    found = _KEY.fullmatch(said.strip())
+    if found and (key := _key(found[1], choices or LETTERS)):
+        return key == letter
     right = choices.get(letter, "")
     alike = [text for text in choices.values() if text.casefold() == right.casefold()]
     return bool(right) and same_text(said, right, fold_case=len(alike) == 1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import atexit
 import builtins
-import json
 import re
 import sys
 import textwrap
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from trainorder.graders import Answer, BadLabel, Grader
-from trainorder.rewards.sandbox import Limits, Result, Sandbox
+from trainorder.graders.labels import literal
+from trainorder.rewards.sandbox import Limits, Sandbox
 
 HARNESS = Path(__file__).with_name("harness.py")
 LIMITS = Limits(
@@ -63,7 +63,7 @@ def code_of(answer: Answer) -> str:
 
 def _read_asserts(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     """{"tests": [...]} of a list of statements, a JSON text of one, or ROLL's `[{"assert_code": ...}]`."""
-    found = _parsed(label)
+    found = literal(label)
     if isinstance(found, Mapping):
         found = found.get("tests", found.get("test_list", found.get("test")))
     found = [found] if isinstance(found, str) else found
@@ -79,7 +79,7 @@ def _read_asserts(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_entry(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     """HumanEval's `test` and `entry_point`, and the function's head where the prompt is one."""
-    found = _parsed(label)
+    found = literal(label)
     found = {**row, **found} if isinstance(found, Mapping) else {**row, "test": found}
     test, entry = found.get("test"), found.get("entry_point")
     if (
@@ -96,7 +96,7 @@ def _read_entry(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_stdio(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     """{"inputs": [...], "outputs": [...]} or a list of {"input", "output"}."""
-    found = _parsed(label)
+    found = literal(label)
     if isinstance(found, list) and all(isinstance(t, Mapping) for t in found):
         found = {key + "s": [t.get(key) for t in found] for key in ("input", "output")}
     if not isinstance(found, Mapping) or "fn_name" in found:
@@ -117,15 +117,6 @@ def _texts(value: Any) -> list[str]:
     return ["\n".join(map(str, item)) if isinstance(item, list) else str(item) for item in found]
 
 
-def _parsed(label: Any) -> Any:
-    if not isinstance(label, str):
-        return label
-    try:
-        return json.loads(label)
-    except (ValueError, RecursionError):
-        return label
-
-
 def _checked(test: str) -> str:
     """The test, if it is Python of the standard library."""
     if len(test) > MAX_CHARS:
@@ -134,6 +125,8 @@ def _checked(test: str) -> str:
         tree = ast.parse(test)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise BadLabel(f"a test is no Python ({error}): {test[:60]!r}") from None
+    if all(isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) for n in tree.body):
+        raise BadLabel(f"a test asserts nothing: {test[:60]!r}")
     names = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
     names += [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
     others = [n for n in names if n.partition(".")[0] not in {*sys.stdlib_module_names, "solution"}]
@@ -180,7 +173,7 @@ def _tested(answer: Answer, label: dict[str, Any]) -> float | None:
     told = [[code], [label["tests"], entry, label["own"]]]
     result = _sandbox().run([(_program("run"), told)])[0]
     _, verdicts = result.outputs or (None, [False])
-    if _failed(result) or None in verdicts:
+    if result.unavailable or None in verdicts:
         return None
     return float(
         len(verdicts) == len(label["tests"]) and all(verdict is True for verdict in verdicts)
@@ -199,7 +192,7 @@ def _spoken(answer: Answer, label: dict[str, Any]) -> float | None:
     if len(code) > MAX_CHARS:
         return 0.0
     result = _sandbox().run([(_program("talk"), [[code, text] for text in label["inputs"]])])[0]
-    if _failed(result):
+    if result.unavailable:
         return None
     printed = result.outputs or []
     right = [
@@ -207,11 +200,6 @@ def _spoken(answer: Answer, label: dict[str, Any]) -> float | None:
         for out, wanted in zip(printed, label["outputs"], strict=False)
     ]
     return float(len(right) == len(label["outputs"]) and all(right))
-
-
-def _failed(result: Result) -> bool:
-    """Whether the sandbox, not the program, is to blame."""
-    return result.unavailable
 
 
 ASSERTS = Grader(_read_asserts, _tested, lambda label: None, sandboxed=True, costly=True)

@@ -6,12 +6,10 @@ network for nltk's data; where that is not on this machine, rows whose constrain
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import importlib
 import importlib.util
 import io
-import json
 import sys
 import types
 from collections.abc import Mapping
@@ -19,6 +17,7 @@ from functools import cache
 from typing import Any
 
 from trainorder.graders import Answer, BadLabel, Grader
+from trainorder.graders.labels import literal
 from trainorder.reading import ParamsError, did_you_mean
 
 PACKAGE = ("lm_eval", "lm_eval.tasks", "lm_eval.tasks.ifeval")
@@ -64,9 +63,9 @@ def checkers() -> dict[str, Any]:
 
 def _read(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     """{"ids": [...], "kwargs": [...]} of a mapping, a list of one, or a text of either as JSON or as a Python literal."""
-    found = _parsed(label)
+    found = literal(label)
     if isinstance(found, list) and len(found) == 1:
-        found = _parsed(found[0])
+        found = literal(found[0])
     if not isinstance(found, Mapping):
         raise BadLabel(f"`instruction_id` and `kwargs` are needed, got {repr(label)[:60]}")
     ids = found.get("instruction_id", found.get("instruction_id_list"))
@@ -93,19 +92,6 @@ def _read(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
                 f"constraint {name} needs nltk's data: python -m nltk.downloader punkt punkt_tab"
             )
     return label
-
-
-def _parsed(label: Any) -> Any:
-    if not isinstance(label, str):
-        return label
-    try:
-        return json.loads(label)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(label.strip())
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return label
 
 
 def _counts(own: Mapping[str, Any]) -> dict[str, Any]:

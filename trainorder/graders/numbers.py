@@ -5,7 +5,6 @@ Without a marked answer the last number counts for `number`, and what math-verif
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from trainorder.graders import Answer, BadLabel, Grader
 from trainorder.graders.texts import texts_of
 from trainorder.rewards import format
-from trainorder.rewards.answers import numbers, same_expression, same_number
+from trainorder.rewards.answers import found_equal, numbers, same_expression, same_number
 
 MAX_LABEL = 2000
 MAX_TEXT = 4000
@@ -25,7 +24,7 @@ _LITERAL = re.compile(
 _MINUS = re.compile("[\u2212\u2012\u2013]")
 
 
-def _labels(label: Any) -> list[str]:
+def _labels(label: Any, row: Mapping[str, Any]) -> list[str]:
     found = []
     for text in texts_of(label):
         boxed = format.answer(text, marked=False) if "boxed" in text else ""
@@ -36,7 +35,7 @@ def _labels(label: Any) -> list[str]:
 
 
 def _read_numbers(label: Any, row: Mapping[str, Any]) -> list[str]:
-    found = _labels(label)
+    found = _labels(label, row)
     for text in found:
         if not numbers(text):
             raise BadLabel(f"a number is needed, got {text[:60]!r}")
@@ -60,33 +59,18 @@ def last_number(text: str) -> list[str]:
     return found[-1:]
 
 
-def _read_math(label: Any, row: Mapping[str, Any]) -> list[str]:
-    return _labels(label)
-
-
 def _math(answer: Answer, label: list[str]) -> float:
     if answer.marked and any(same_expression(answer.marked, wanted) for wanted in label):
         return 1.0
     if answer.marked:
-        return float(any(_verify(answer.marked, wanted) for wanted in label))
+        return float(any(found_equal(answer.marked, wanted) for wanted in label))
     text = answer.text.strip()[-MAX_TEXT:]
     if any(same_expression(text, wanted) for wanted in label):
         return 1.0
     if "\\" not in text and all(numbers(wanted) for wanted in label):
         return _number(answer, label)
-    return float(any(_verify(text, wanted) for wanted in label))
-
-
-def _verify(text: str, wanted: str) -> bool:
-    """math-verify over what it finds last: LaTeX, sets, intervals, expressions; its timeouts need a main thread."""
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    kinds: Any = [LatexExtractionConfig(), ExprExtractionConfig()]
-    right = parse(f"${wanted}$", kinds, parsing_timeout=None)  # pyrefly: ignore
-    given = parse(text, kinds, "no_fallback", parsing_timeout=None)  # pyrefly: ignore
-    return bool(right and given) and verify(right, given, timeout_seconds=None)
+    return float(any(found_equal(text, wanted) for wanted in label))
 
 
 NUMBER = Grader(_read_numbers, _number, lambda label: label[0])
-MATH = Grader(_read_math, _math, lambda label: label[0], costly=True)
+MATH = Grader(_labels, _math, lambda label: label[0], costly=True)

@@ -26,13 +26,40 @@ def _read(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         raise BadLabel(f"no JSON schema: {error.message[:100]}") from None
-    if "$ref" in json.dumps(schema).replace('"$ref": "#', ""):
-        raise BadLabel("a schema may refer to itself only ($ref: '#/...')")
+    _check_references(schema)
     return schema
+
+
+def _check_references(schema: dict[str, Any]) -> None:
+    """Refuse a schema with a reference to anything that it does not hold itself: nothing is fetched."""
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
+    root = DRAFT202012.create_resource(schema)
+    todo, known = [(root, Registry().resolver_with_root(root))], set[int]()
+    while todo:
+        resource, resolver = todo.pop()
+        held = resource.contents
+        if not isinstance(held, dict) or id(held) in known:
+            continue
+        known.add(id(held))
+        for key in ("$ref", "$dynamicRef"):
+            if key not in held:
+                continue
+            try:
+                found = resolver.lookup(held[key])
+            except Unresolvable:
+                raise BadLabel(
+                    f"a schema may refer to itself only ({key}: '#/...'), got {held[key][:60]!r}"
+                ) from None
+            todo.append((DRAFT202012.create_resource(found.contents), found.resolver))
+        todo += [(each, resolver.in_subresource(each)) for each in resource.subresources()]
 
 
 def _grade(answer: Answer, label: dict[str, Any]) -> float:
     from jsonschema import Draft202012Validator
+    from referencing import Registry
 
     blocks = _FENCE.findall(answer.text)
     for text in (blocks[-1] if blocks else answer.said, answer.text):
@@ -40,7 +67,7 @@ def _grade(answer: Answer, label: dict[str, Any]) -> float:
             value = json.loads(text, parse_constant=_refused)
         except (ValueError, RecursionError):
             continue
-        return float(Draft202012Validator(label).is_valid(value))
+        return float(Draft202012Validator(label, registry=Registry()).is_valid(value))
     return 0.0
 
 

@@ -62,17 +62,11 @@ def _last(text: str) -> str:
 
 
 def _exact(answer: Answer, label: list[str]) -> float:
-    return float(any(same_text(given, x) for x in label for given in _candidates(answer)))
+    return float(any(same_text(answer.said, x) for x in label))
 
 
 def _text(answer: Answer, label: list[str]) -> float:
-    pairs = ((given, x) for x in label for given in _candidates(answer))
-    return float(any(same_text(given, x, fold_case=True) for given, x in pairs))
-
-
-def _candidates(answer: Answer) -> tuple[str, ...]:
-    """What may be meant: the marked answer; without one the whole text, which may be a sentence that ends with the answer."""
-    return (answer.marked,) if answer.marked else (answer.text.strip(),)
+    return float(any(same_text(answer.said, x, fold_case=True) for x in label))
 
 
 def _f1(answer: Answer, label: list[str]) -> float:

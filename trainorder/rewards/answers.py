@@ -12,6 +12,7 @@ import unicodedata
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 Number = Decimal | Fraction
 
@@ -105,7 +106,12 @@ def same_expression(given: str, wanted: str) -> bool:
         or answer.count("=") > right.count("=")
     ):
         return False
-    return _verify(answer, right)
+    return _equal_in_algebra(rf"\boxed{{{answer}}}", rf"\boxed{{{right}}}", "no_fallback")
+
+
+def found_equal(text: str, wanted: str) -> bool:
+    """Whether what math-verify finds last in a text is equal to the right answer: LaTeX, sets, intervals, expressions."""
+    return _equal_in_algebra(text, f"${wanted}$", "first_match", expressions=True)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -192,13 +198,15 @@ def _closed(text: str, opening: str, closing: str) -> bool:
     return depth == 0
 
 
-def _verify(given: str, wanted: str) -> bool:
-    """math-verify's verdict; its own timeouts use signals, which work in main threads only."""
-    from math_verify import LatexExtractionConfig, parse, verify
+def _equal_in_algebra(given: str, wanted: str, fallback: str, *, expressions: bool = False) -> bool:
+    """math-verify's verdict; its own timeouts use signals, which work in main threads only.
+
+    `fallback` is how `wanted` is read where it is no formula; with `expressions`, formulas need no LaTeX.
+    """
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    answer, right = (
-        parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], "no_fallback", parsing_timeout=None)  # pyrefly: ignore
-        for text in (given, wanted)
-    )
+    kinds: Any = [LatexExtractionConfig(), *([ExprExtractionConfig()] if expressions else [])]
+    right = parse(wanted, kinds, fallback, parsing_timeout=None)  # pyrefly: ignore
+    answer = parse(given, kinds, "no_fallback", parsing_timeout=None)  # pyrefly: ignore
     return bool(answer and right) and verify(right, answer, timeout_seconds=None)

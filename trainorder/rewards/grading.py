@@ -84,7 +84,8 @@ class Grader:
         self.config = config or GradingConfig()
         self.unscored = Unscored(self.config.max_unscored)
         self.restarts = 0
-        self._isolation: Isolation | None = None
+        self._isolation: dict[IsolationLevel, Isolation] = {}
+        """Level that was wanted -> what was reached: found out once."""
         self._worker: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         self._known: set[str] = set()
@@ -149,13 +150,11 @@ class Grader:
         programs = getattr(task, "sandboxed", False)
         if not programs:
             return None
-        if (
-            programs == "python"
-        ):  # full Python needs the highest level, whatever params.yaml accepts
-            self._isolation = reached("namespaces")
-        if self._isolation is None:
-            self._isolation = reached(self.config.isolation)
-        return self._isolation
+        # full Python needs the highest level, whatever params.yaml accepts
+        wanted = "namespaces" if programs == "python" else self.config.isolation
+        if wanted not in self._isolation:
+            self._isolation[wanted] = reached(wanted)
+        return self._isolation[wanted]
 
     def close(self) -> None:
         """Kill the worker."""

@@ -194,7 +194,9 @@ class Sandbox:
             if died and not replies:
                 why = "the sandbox worker died twice on this program"
                 results.append(Result(error=why, unavailable=True))
-            died = not (died and not replies)
+                died = False
+            else:
+                died = True
         return results
 
     def _ask(self, requests: Sequence[bytes]) -> list[Result]:

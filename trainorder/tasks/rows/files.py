@@ -10,6 +10,7 @@ import importlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,21 +205,16 @@ def _arrow_rows(path: Path) -> Iterator[Numbered]:
                 yield str(path), number, _cleaned(row)
 
 
-class _explained:
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     """What Arrow raises, in one line."""
+    import pyarrow
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        import pyarrow
-
-        if isinstance(error, (pyarrow.ArrowException, OSError)):
-            reason = str(error).partition("\n")[0][:200]
-            raise ParamsError(f"{self.path} cannot be read: {reason}") from None
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise ParamsError(f"{path} cannot be read: {reason}") from None
 
 
 def _line_rows(path: Path) -> Iterator[Numbered]:

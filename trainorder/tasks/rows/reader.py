@@ -21,6 +21,7 @@ from trainorder.graders.names import resolve
 from trainorder.reading import ParamsError, did_you_mean
 from trainorder.rewards import format
 from trainorder.rewards.answers import numbers
+from trainorder.sources import content_of
 from trainorder.tasks.base import Problem, Split, content_id
 from trainorder.tasks.leaks import normal_form
 from trainorder.tasks.lines import BadRow, Dropped, Written, plain, short
@@ -195,7 +196,7 @@ class Reader:
             return "trainorder", SCHEMAS["trainorder"].read
         raise ParamsError(
             f"{where}.data: the columns {', '.join(sorted(columns)[:20])} are of no known schema ({', '.join(SCHEMAS)}); "
-            f"say which is what: tasks.{name_of(where)}.columns: {{prompt: ..., answer: ...}}"
+            f"say which is what: {where}.columns: {{prompt: ..., answer: ...}}"
         )
 
     def _split(self, row: Row, given: Mapping[str, Any]) -> Split | None:
@@ -275,11 +276,6 @@ class Reader:
         return _guess(label, given)
 
 
-def name_of(where: str) -> str:
-    """The task in `tasks.NAME`."""
-    return where.partition(".")[2]
-
-
 def _unwritten(label: Any) -> Any:
     """Numbers as their text, deep inside too; a text that holds JSON stays one."""
     if isinstance(label, Written):
@@ -355,16 +351,8 @@ def _key(task: Rows, name: str, files: Sequence[Path]) -> str:
     options = json.dumps([name, asdict(task)], sort_keys=True)
     code.update(options.encode())
     for file in files:
-        stat = file.stat()
-        code.update(f"{file}\0".encode() + _digest(file.resolve(), stat.st_mtime_ns, stat.st_size))
+        code.update(f"{file}\0{content_of(file.resolve())}".encode())
     return code.hexdigest()[:32]
-
-
-@lru_cache(maxsize=64)
-def _digest(file: Path, changed: int, size: int) -> bytes:
-    """Hash of the file's bytes, once in this process while it does not change."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
 
 
 @lru_cache(maxsize=64)

@@ -5,16 +5,13 @@ Columns that are null in every row count as absent: parquet unions fill structs 
 
 from __future__ import annotations
 
-import ast
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from trainorder.graders.labels import literal
 from trainorder.tasks.lines import BadRow, short
 
-MAX_LITERAL = 1_000_000
-"""Characters of a text that is read as JSON or as a Python literal."""
 ANSWERS = ("answer", "solution", "ground_truth", "label", "target", "expected_answer", "output")
 """Where a row without a schema of its own may hold its answer, by habit."""
 
@@ -224,28 +221,6 @@ def messages(value: Any) -> Any:
         ):
             return found
     return value
-
-
-def literal(text: str) -> Any:
-    """What a text says as JSON, else as a Python literal, else the text.
-
-    >>> literal('{"a": [1]}'), literal("[{'a': None}]"), literal("12 apples")
-    ({'a': [1]}, [{'a': None}], '12 apples')
-    """
-    if (
-        not isinstance(text, str)
-        or len(text) > MAX_LITERAL
-        or text.lstrip()[:1] not in ("[", "{", "(")
-    ):
-        return text
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-        return text
 
 
 def _at(row: Mapping[str, Any], path: str) -> Any:
