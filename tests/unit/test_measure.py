@@ -15,6 +15,7 @@ from order_worlds import HARMFUL, SINGLE, Varied, World, default_world, every_or
 from trainorder import report
 from trainorder.config import MeasureConfig
 from trainorder.measure import from_plan, measure, to_json
+from trainorder.measure.beneath import turnover
 from trainorder.measure.compare import compare
 from trainorder.reading import ParamsError
 from trainorder.report import console, words
@@ -45,6 +46,62 @@ def numbers(value):
     if isinstance(value, list):
         return [x for entry in value for x in numbers(entry)]
     return [value] if isinstance(value, float) else []
+
+
+def with_budgets(plan):
+    """40 steps of 16 prompts and 8 rollouts per task of a phase, as plan.yaml says it."""
+    for phase in plan["phases"].values():
+        count = len(phase["tasks"])
+        phase["budget"] = {"updates": 40 * count, "rollouts": 5120 * count}
+    return plan
+
+
+def test_an_arm_costs_every_phase_behind_it_once():
+    plan = with_budgets(default_world().plan())
+    plan["phases"]["distil"] = {"kind": "distill", "tasks": dict.fromkeys(SINGLE, 1.0), "budget": {"rollouts": 20480}}  # fmt: skip
+    teachers = {task: f"s0--{task}" for task in SINGLE}
+    plan["distilled"] = {"s0--distil": {"parent": "s0", "phase": "distil", "teachers": teachers}}
+    plan["orders"]["distil"] = {"0": ["s0--distil"]}
+    design = from_plan(plan)["default"]
+    costs = {arm.name: design.cost(arm.final) for arm in design.arms()}
+    assert costs["joint"] == costs["reverse"] == {"updates": 160, "rollouts": 20480}
+    assert costs["ties"]["rollouts"] == 20480  # the four checkpoints that it joins
+    assert costs["distil"]["rollouts"] == 2 * 20480  # its teachers and its own
+    assert costs["base"] == {"rollouts": 0}
+    del plan["phases"]["math"]["budget"]
+    design = from_plan(plan)["default"]
+    assert design.cost(design.position("reverse", 4)) is None
+
+
+def test_what_the_mean_does_not_show(document):
+    # by the world: an arm's most likely answer is right where level + difficulty > .5, with creative judged
+    rows = {row["arm"]: row for row in document["ranking"]}
+    worst = rows["structured_first"]["worst"]
+    scores = rows["structured_first"]["tasks"]
+    assert worst["score"] == min(scores[task]["value"] for task in SINGLE)
+    assert scores[worst["task"]]["value"] == worst["score"]
+    found = rows["joint"]["turnover"]
+    assert set(found["tasks"]) == {"math", "code", "qa"}
+    assert found["problems"] == 3 * 256
+    wide = table_of(MERGES)
+    wide = wide[(wide["metric"] == "greedy") & (wide["split"] == "test") & (wide["task"] == "qa")]
+    by = wide.pivot_table(index="problem", columns="node", values="value")
+    assert found["tasks"]["qa"]["gained"] == ((by["s0--joint"] > 0.5) & (by["s0"] < 0.5)).sum() > 0
+    assert found["lost"] == 0  # joint training lifts every task
+    assert rows["base"]["turnover"]["gained"] == rows["base"]["turnover"]["lost"] == 0
+    assert rows["joint"]["cost"] is rows["joint"]["rollouts_per_point"] is None
+
+
+def test_a_stable_mean_may_hide_as_many_lost_as_gained_problems():
+    right = np.array([True, True, False, False])
+    found = {"math": {"s0": right, "s0--a": right[::-1]}, "qa": {"s0": right, "s0--a": right}}
+    assert turnover(found, {0: "s0--a"}, {0: "s0"}) == {
+        "gained": 2.0,
+        "lost": 2.0,
+        "problems": 8,
+        "tasks": {"math": {"gained": 2.0, "lost": 2.0}, "qa": {"gained": 0.0, "lost": 0.0}},
+    }
+    assert turnover({}, {0: "s0--a"}, {0: "s0"}) is None
 
 
 def test_orders_that_end_in_a_return_are_measured_beside_the_others():

@@ -427,6 +427,34 @@ def test_the_verdict_is_a_record_with_the_tables_and_the_table_of_orders_opens_o
     assert columns[-4:] == [f"params.`pos{i}`" for i in (1, 2, 3, 4)]
 
 
+def test_what_the_mean_does_not_show_is_said_alike_on_page_in_markdown_and_in_mlflow(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    world = default_world(problems=64)
+    plan = world.plan()
+    for phase in plan["phases"].values():
+        phase["budget"] = {"updates": 40, "rollouts": 5120 * len(phase["tasks"])}
+    bwt = measure(world.table(), from_plan(plan), MeasureConfig(bootstrap=100))
+    rows = {row["arm"]: row for row in words.beneath(bwt)}
+    joint = next(row for row in bwt["ranking"] if row["arm"] == "joint")
+    assert rows["joint"]["rollouts"] == "20,480"
+    points = 100 * joint["differences"]["base"]["value"]
+    assert joint["rollouts_per_point"] == pytest.approx(20480 / points, rel=1e-4)
+    assert rows["base"]["rollouts per point"] == "-"
+    page, text = report.render(bwt), markdown.orders_page(bwt)
+    for row in rows.values():
+        assert f"| {' | '.join(row.values())} |" in text
+        assert "".join(row.values()) in re.sub(r"<[^>]*>", "", page)
+    head = mirror.verdict_record(bwt).files["arms.csv"].decode().splitlines()[0]
+    assert "worst task" in head.split(",")
+    record = next(r for r in mirror.order_records(bwt) if r.tags["order"] == "joint")
+    logged = {name: (value, step) for name, value, step in record.metrics}
+    assert logged["rollouts"] == (20480, 1)
+    assert logged["gained"] == (joint["turnover"]["gained"], 1)
+    assert logged["worst"] == (joint["worst"]["score"], 1)
+
+
 def test_a_variants_orders_and_nodes_are_recorded_under_its_name():
     bwt = measured("every_order")
     found = list(mirror.order_records(bwt))

@@ -15,7 +15,9 @@ undefined. Scores are the metric `score`; a number is of the test split unless i
     base           {nodes: {seed: node}, metrics: {metric: {task: mean}}};   singles {phase: the same}
     ranking        [{arm, kind, variant, phases, nodes: {seed: node}, same_as: [arm], mean: I, tasks: {task: I}, greedy,
                      pass_at_k, metrics: {metric: {task: mean}}, differences: {best, joint, reverse, base: I with
-                     `parts`}}]
+                     `parts`}, worst: {task, score}, turnover: {gained, lost, problems, tasks: {task: {gained, lost}}} of
+                     problems against the base, or null, cost: {rollouts, updates, ...} under one seed, or null,
+                     rollouts_per_point: number or null}]
     differences    {arm: {arm: I}}       first minus second
     winner         {verdict, arm (only where settled), best, candidates: [arm] that cannot be separated from the best,
                      the best first, lead: {over, difference: I, parts} or null}

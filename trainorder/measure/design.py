@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trainorder.reading import ParamsError
@@ -57,6 +57,12 @@ class Design:
     """Tasks whose test asks facts that training taught."""
     distilling: frozenset[str] = frozenset()
     """Phases that learn from teachers."""
+    budgets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Phase -> what it spends: updates, rollouts, ...; without the phases that plan.yaml says nothing of."""
+    made_from: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Node -> the nodes that it is trained from, merged from or taught by."""
+    phase_of: Mapping[str, str] = field(default_factory=dict)
+    """Trained node -> its phase."""
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -72,6 +78,26 @@ class Design:
     def trained(self) -> tuple[str, ...]:
         """Tasks that some phase trains, in order of the phases."""
         return tuple(dict.fromkeys(t for tasks in self.phase_tasks.values() for t in tasks))
+
+    def cost(self, final: BySeed) -> dict[str, float] | None:
+        """What making an arm's checkpoint spends under one seed; None where plan.yaml does not say.
+
+        It counts every trained node behind it, each once: of a merge all that it joins, of distillation the teachers.
+        """
+        behind, left = dict[str, None](), [final[self.seeds[0]]]
+        while left:
+            node = left.pop()
+            if node not in behind:
+                behind[node] = None
+                left += self.made_from.get(node, ())
+        phases = [self.phase_of[node] for node in behind if node in self.phase_of]
+        if not all(phase in self.budgets for phase in phases):
+            return None
+        total = dict[str, float]({"rollouts": 0})
+        for phase in phases:
+            for quantity, count in self.budgets[phase].items():
+                total[quantity] = total.get(quantity, 0) + count
+        return total
 
     def nodes(self) -> list[str]:
         """Every node that is compared."""
@@ -164,7 +190,25 @@ def _design(plan: Mapping[str, Any]) -> Design:
     tasks = {phase: tuple(plan["phases"][phase]["tasks"]) for phase in used}
     recall = tuple(plan.get("recall") or ())
     distilling = frozenset(p for p in used if plan["phases"][p].get("kind") == "distill")
-    return Design(bases, orders, order_phases, singles, merges, tasks, recall, distilling)
+    budgets = {p: plan["phases"][p]["budget"] for p in used if "budget" in plan["phases"][p]}
+    made_from = {
+        node: (entry["parent"], *entry.get("teachers", {}).values())
+        for group in groups
+        for node, entry in group.items()
+    } | {node: tuple(entry["parents"]) for node, entry in (plan.get("merges") or {}).items()}
+    return Design(
+        bases,
+        orders,
+        order_phases,
+        singles,
+        merges,
+        tasks,
+        recall,
+        distilling,
+        budgets,
+        made_from,
+        phase_of,
+    )
 
 
 def _check_seeds(name: str, found: set[int], wanted: set[int]) -> None:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from trainorder import order as ordering
 from trainorder.config import MeasureConfig
+from trainorder.measure.beneath import Solved, solved
 from trainorder.measure.design import Design, Stage
 from trainorder.measure.parts import Parts, gold_scores, judged_tasks, same_judge
 from trainorder.measure.scores import SPLITS, Scores, check_nodes, scores_of, tasks_of
@@ -69,6 +70,8 @@ class Evidence:
     """Of these, those whose score is by the judge that gave the rewards."""
     gold: Scores | None = None
     """The hidden taste of the judged tasks that have one, on test."""
+    solved: Solved = field(default_factory=dict)
+    """Which test problems of the verified tasks that are trained each node solves."""
     _cache: dict[str, ordering.Measured] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -197,4 +200,5 @@ def gather(table: pd.DataFrame, design: Design, config: MeasureConfig) -> Eviden
     seed_draws = statistics.draw_seeds(len(design.seeds), config.bootstrap, rng)
     gold = gold_scores(table, "test", nodes, design.trained, config)
     judged, same = frozenset(judged_tasks(table)), frozenset(same_judge(table))
-    return Evidence(design, config, tasks, scores, means, seed_draws, judged, same, gold)
+    right = solved(table, nodes, [task for task in design.trained if task not in judged])
+    return Evidence(design, config, tasks, scores, means, seed_draws, judged, same, gold, right)

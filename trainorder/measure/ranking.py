@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from trainorder.measure.beneath import beneath
 from trainorder.measure.design import Arm, Design
 from trainorder.measure.evidence import Evidence, as_json, mean_metrics
 from trainorder.metrics import statistics
@@ -87,6 +88,9 @@ def ranking(
                 "greedy": _mean_over_trained(evidence, metrics, "greedy"),
                 "pass_at_k": _mean_over_trained(evidence, metrics, "pass_at_k"),
                 "differences": {key: difference(arm, other) for key, other in against.items()},
+                **beneath(
+                    evidence, arm, float(own[:, 0].mean()), float(finals["base"][:, 0].mean())
+                ),
             }
         )
     return rows

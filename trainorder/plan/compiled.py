@@ -13,6 +13,7 @@ from trainorder import paths, results
 from trainorder.config import DEFAULT
 from trainorder.files import write_text
 from trainorder.plan import pipeline
+from trainorder.plan.check.budgets import spent
 from trainorder.reading import ParamsError, found_at, read_yaml, shaped
 from trainorder.tasks import make_task
 
@@ -68,7 +69,7 @@ def variant_data(plan: Plan, variant: str) -> dict[str, Any]:
     orders, singles = plan.arms(variant)
     return {
         "phases": {
-            name: {"kind": phase.kind, "tasks": dict(phase.tasks)}
+            name: {"kind": phase.kind, "tasks": dict(phase.tasks), "budget": spent(params, name)}
             for name, phase in params.phases.items()
         },
         "orders": {

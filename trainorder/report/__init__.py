@@ -59,6 +59,8 @@ def content(bwt: Bwt) -> dict[str, Any]:
         "arms": arms,
         "axis": axis,
         "by_task": tables.by_task(bwt),
+        "beneath": words.beneath(bwt),
+        "beneath_note": words.BENEATH,
         "matrices": [heat for heat in matrices if heat.title in shown],
         "more_matrices": [heat for heat in matrices if heat.title not in shown],
         "many": len(bwt["orders"]) > words.MANY,

@@ -51,6 +51,10 @@ def _variant(bwt: Bwt, mark: str) -> Iterator[str]:
             for row in others
         ]
         yield from _table(["arm", "kind", "measured", "interval", "minus the best arm"], rows)
+    yield from ["", f"{mark} Beneath the mean", ""]
+    below = words.beneath(bwt)
+    yield from _table(list(below[0]), [list(row.values()) for row in below])
+    yield from ["", words.BENEATH]
     yield from ["", f"{mark} What the transfer recommends", ""]
     for key, title in TRANSFERS.items():
         yield f"- {title}: {' '.join(advice.recommendation(bwt, key)) or 'no phase was trained alone.'}"

@@ -47,8 +47,9 @@ def verdict_record(bwt: Bwt) -> OrderRecord:
     shown = {
         key: value for key, value in bwt["winner"].items() if key in ("verdict", "best", "arm")
     }
+    arms = [a | b for a, b in zip(words.arms(bwt), words.beneath(bwt), strict=True)]
     files = {
-        "arms.csv": pandas.DataFrame(words.arms(bwt)).to_csv(index=False).encode(),
+        "arms.csv": pandas.DataFrame(arms).to_csv(index=False).encode(),
         "orders.md": orders_page(bwt).encode(),
         "transfer.csv": transfer_table(bwt).to_csv(index=False).encode(),
     }
@@ -99,6 +100,7 @@ def order_records(bwt: Bwt) -> Iterator[OrderRecord]:
         for seed, node in row["nodes"].items():
             order = bwt["orders"].get(row["arm"])
             metrics = [*_along(bwt, order, seed)] if order else [*_final(row, seed)]
+            metrics += _beneath(row, max(step for _, _, step in metrics))
             path = order["nodes"][seed] if order else [node]
             if variant and row["kind"] == "base":
                 continue  # all variants start from the same bases
@@ -153,6 +155,14 @@ def _final(row: Mapping[str, Any], seed: str) -> Iterator[tuple[str, float, int]
             for task, value in row["metrics"].get(metric, {}).items():
                 if value is not None:
                     yield f"{name}/{task}", value, step
+
+
+def _beneath(row: Mapping[str, Any], step: int) -> Iterator[tuple[str, float, int]]:
+    """What the mean does not show, of all seeds together."""
+    found = {"worst": row["worst"]["score"], "rollouts_per_point": row["rollouts_per_point"]}
+    found |= {key: (row["turnover"] or {}).get(key) for key in ("gained", "lost")}
+    found["rollouts"] = (row["cost"] or {}).get("rollouts")
+    yield from ((name, float(value), step) for name, value in found.items() if value is not None)
 
 
 def node_metrics(name: str) -> dict[str, float]:

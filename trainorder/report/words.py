@@ -359,6 +359,38 @@ def arms(bwt: Bwt) -> list[dict[str, str]]:
     ]
 
 
+def beneath(bwt: Bwt) -> list[dict[str, str]]:
+    """What the mean of an arm does not show: weakest task, problems gained and lost against the base, cost."""
+    return [
+        {
+            "arm": row["arm"],
+            "worst task": f"{row['worst']['task']} {score(row['worst']['score'])}",
+            "gained": _count(row["turnover"] and row["turnover"]["gained"]),
+            "lost": _count(row["turnover"] and row["turnover"]["lost"]),
+            "rollouts": _count(row["cost"] and row["cost"]["rollouts"]),
+            "rollouts per point": _count(row["rollouts_per_point"]),
+        }
+        for row in bwt["ranking"]
+    ]
+
+
+BENEATH = (
+    "Gained and lost: test problems of the verified tasks that the most likely answer solves where the base's does not, and "
+    "the other way round. Rollouts: of all training behind the arm under one seed, of a merge the checkpoints that it joins, of "
+    "distillation its teachers; a point is .01 of the mean over the base's."
+)
+"""What the columns of `beneath` mean."""
+
+
+def _count(value: float | None) -> str:
+    """A number of problems or rollouts.
+
+    >>> _count(20480.0), _count(1.5), _count(None)
+    ('20,480', '1.5', '-')
+    """
+    return "-" if value is None else f"{round(value, 1):,.10g}"
+
+
 def _difference(row: Mapping[str, Any], other: str) -> str:
     found = row["differences"][other]
     return "" if found is None else with_interval(found)

@@ -42,6 +42,11 @@ def budget(params: Params, phases: Sequence[str]) -> dict[str, float]:
     return spent
 
 
+def spent(params: Params, phase: str) -> dict[str, float]:
+    """What a phase spends in all: updates and rollouts, of `kind: sft` supervised updates and rows."""
+    return {key: value for key, value in _total(budget(params, [phase])).items() if value}
+
+
 ANY_TASK = "prompts of any task"
 
 
