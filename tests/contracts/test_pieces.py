@@ -154,7 +154,16 @@ def lopsided_roll() -> Roll:
 
 def sees_other_groups(entry: Entry) -> bool:
     """Whether some row's advantage or weight is another one without the other groups of the batch."""
-    return any(differs_alone(entry, roll) for roll in (some_roll(), lopsided_roll()))
+    return any(differs_alone(entry, roll) for roll in (some_roll(), lopsided_roll(), two_tasks()))
+
+
+def two_tasks() -> Roll:
+    """Two tasks, of whose groups one has no credit."""
+    roll = some_roll()
+    names = ["a" if group < 2 else "b" for group in roll.group.tolist()]
+    problems = [replace(p, task=name) for p, name in zip(roll.problem, names, strict=True)]
+    flat = (roll.group == 0)[:, None]
+    return replace(roll, problem=problems, advantages=torch.where(flat, 0.0, roll.advantages))
 
 
 def differs_alone(entry: Entry, roll: Roll) -> bool:

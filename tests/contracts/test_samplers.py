@@ -60,6 +60,10 @@ HAND: dict[str, tuple[dict[str, Any], int, Steps, list[float]]] = {
         [{}, {"a": seen(0.4, entropy=0.21), "b": seen(0.4, entropy=0.195)}, {"a": seen(0.4, entropy=0.2), "b": seen(0.4, entropy=0.2)}],
         [0.5, 0.5, 0.4256],
     ),
+    # J = .5 of .8 and of .2, nothing gained: signal .08 and .02; Adam's first step is the learning rate
+    "mt_grpo": ({}, 9, [{}, {"a": seen(reward=0.8), "b": seen(reward=0.2)}], [0.5, 0.4875]),
+    # no alignment is known: |A| / 2 of .8 and .4 times alpha .1, at temperature .1: 1 / (1 + e^-.2), .9 of it and .05
+    "tac": ({}, 9, [{}, {"a": seen(0.8), "b": seen(0.4)}], [0.5, 0.54485]),
     "together": ({}, 9, [{}], [0.5]),
     "in_turn": ({"cycles": 2}, 8, [{}] * 8, [1, 1, 0, 0, 1, 1, 0, 0]),
     # .5 to .51 gains less than .02
@@ -70,6 +74,13 @@ HAND: dict[str, tuple[dict[str, Any], int, Steps, list[float]]] = {
         8,
         [*a_then(0.5, 0.7, 0.8, 0.9), {"a": seen(reward=0.88)}, {"a": seen(reward=0.8)}, {}],
         [1, 1, 1, 1, 0.25, 0.25, 1, 1],
+    ),
+    # entropy falls from 1 to .4 below half: b begins a step early, both have what is left
+    "entropy_turns": (
+        {"window": 1},
+        8,
+        [{}, {"a": seen(entropy=1.0)}, {"a": seen(entropy=0.4)}, *[{"b": seen(entropy=1.0)}] * 5],
+        [1, 1, 0, 0, 0, 0, 0.5, 0.5],
     ),
     # the same fall: one step for a, then b goes on
     "refresh": (

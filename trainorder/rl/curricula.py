@@ -91,6 +91,36 @@ def stop_early(
 
 
 @curriculum
+def entropy_turns(
+    now: Moment,
+    mem: Mem,
+    *,
+    order: list[str] | None = None,
+    floor: float = 0.5,
+    window: int = 3,
+) -> dict[str, float]:
+    """One task after another; a turn ends early once the policy's entropy on the task fell below `floor` of where it began.
+
+    Entropy of the rollouts, means of the first and of the last `window` steps of the turn; at the latest a turn ends after
+    its share of the steps. What is saved goes to all tasks at the end. Ours, after Omni-Thinker's remark that entropy explains
+    where its order deviates from what was predicted; see the sampler `live_entropy` for the same signal without turns.
+    """
+    tasks = order or now.tasks
+    block, began = mem.setdefault("block", 0), mem.setdefault("began", 0)
+    if block >= len(tasks):
+        return dict.fromkeys(now.tasks, 1.0)
+    levels = mem.setdefault("levels", [])
+    if tasks[block] in now.seen:
+        levels.append(now.seen[tasks[block]]["entropy"])
+    fallen = len(levels) >= 2 * window and mean(levels[-window:]) < floor * mean(levels[:window])
+    if fallen or now.step - began >= _quota(now, tasks[block]):
+        mem["block"], mem["began"], mem["levels"] = block + 1, now.step, []
+        if mem["block"] >= len(tasks):
+            return dict.fromkeys(now.tasks, 1.0)
+    return _only(now, tasks[mem["block"]])
+
+
+@curriculum
 def refresh(
     now: Moment,
     mem: Mem,

@@ -81,9 +81,12 @@ class TaskSet:
 
         `key` names the stream of samplers that draw: seed and phase.
         """
-        now = Moment(state.step, state.total, self.weights, state.mem.get("seen", {}))
+        seen, alignment = state.mem.get("seen", {}), state.mem.get("alignment", {})
+        now = Moment(state.step, state.total, self.weights, seen, alignment)
         mem = state.mem.setdefault("scheduler", {})
-        return self.scheduler.counts(now, mem, prompts, (*key, state.step))
+        counts = self.scheduler.counts(now, mem, prompts, (*key, state.step))
+        state.mem["quota"] = counts
+        return counts
 
     def observe(self, sampled: Sequence[Roll], credited: Roll, state: State) -> None:
         """Note for the next `share` what this step showed of each task: `sampled` before edits, `credited` after."""

@@ -44,6 +44,8 @@ class Moment:
     """The phase's tasks with their weights."""
     seen: Mapping[str, Seen] = field(default_factory=dict)
     """The last step, by task; empty before the first, and without the tasks it did not ask."""
+    alignment: Mapping[str, float] = field(default_factory=dict)
+    """Task -> mean cosine of its gradient with those of the other tasks, where the metric `task_alignment` is asked for."""
 
     @property
     def tasks(self) -> list[str]:
@@ -146,6 +148,91 @@ def worst_task(
         last[task] = [*last[task], seen["reward"]][-window:]
     progress = {task: normal_progress(mean(first[task]), mean(last[task])) for task in now.tasks}
     return mixed(softmax({task: -p for task, p in progress.items()}, temperature), epsilon)
+
+
+@sampler
+def mt_grpo(
+    now: Moment,
+    mem: Mem,
+    *,
+    lr: float = 0.025,
+    trade: float = 0.2,
+    beta: float = 0.5,
+    clip: float = 0.2,
+    decay: float = 1e-5,
+) -> dict[str, float]:
+    """Weights that fall for tasks of high reward or fast improvement (MT-GRPO, arXiv 2602.05547, from its code).
+
+    z = softmax(w); each step w goes down the gradient of sum_k z_k (I_k + trade J_k) by Adam (`lr`, L2 of `decay`), z alone
+    being differentiated. J is a moving average of a task's mean reward (`beta`, from 0), I the change of its mean reward since
+    the step that asked it last, clipped to +-`clip`. `trade` goes from balanced progress (small) to the worst task (large);
+    the authors take .2 for three tasks and .1 to 1.2 for nine, and measure I on the objective after each update, of which
+    the change of reward is the option with clip .2. Shares are dealt out exactly; `dynamic_sampling` fills them up again
+    and the weight `keep_shares` holds them where that fails.
+    """
+    w = mem.setdefault("w", dict.fromkeys(now.tasks, 0.0))
+    level, last = mem.setdefault("level", dict.fromkeys(now.tasks, 0.0)), mem.setdefault("last", {})
+    gains = dict.fromkeys(now.tasks, 0.0)
+    for task, seen in now.seen.items():
+        gains[task] = max(-clip, min(clip, seen["reward"] - last.get(task, seen["reward"])))
+        level[task] = beta * level[task] + (1 - beta) * seen["reward"]
+        last[task] = seen["reward"]
+    if now.seen:
+        signal = {task: gains[task] + trade * level[task] for task in now.tasks}
+        gradient = softmax_gradient(softmax(w, 1.0), signal)
+        decayed = {task: gradient[task] + decay * w[task] for task in now.tasks}
+        adam(w, decayed, mem.setdefault("adam", {}), lr)
+    return softmax(w, 1.0)
+
+
+def softmax_gradient(shares: Mapping[str, float], signal: Mapping[str, float]) -> dict[str, float]:
+    """Gradient of sum_k z_k signal_k with respect to the logits of z.
+
+    >>> {k: round(g, 4) for k, g in softmax_gradient({"a": 0.5, "b": 0.5}, {"a": 0.16, "b": 0.04}).items()}
+    {'a': 0.03, 'b': -0.03}
+    """
+    mean = math.fsum(shares[task] * signal[task] for task in shares)
+    return {task: share * (signal[task] - mean) for task, share in shares.items()}
+
+
+def adam(w: dict[str, float], gradient: Mapping[str, float], mem: Mem, lr: float) -> None:
+    """One step of Adam (betas .9 and .999), in place; `mem` holds its moments.
+
+    >>> w: dict[str, float] = {"a": 0.0, "b": 0.0}
+    >>> adam(w, {"a": 0.03, "b": -0.03}, {}, 0.025)
+    >>> {k: round(v, 4) for k, v in w.items()}
+    {'a': -0.025, 'b': 0.025}
+    """
+    count = mem["count"] = mem.get("count", 0) + 1
+    first, second = mem.setdefault("first", {}), mem.setdefault("second", {})
+    for key, slope in gradient.items():
+        first[key] = 0.9 * first.get(key, 0.0) + 0.1 * slope
+        second[key] = 0.999 * second.get(key, 0.0) + 0.001 * slope**2
+        size = math.sqrt(second[key] / (1 - 0.999**count)) + 1e-8
+        w[key] -= lr * first[key] / (1 - 0.9**count) / size
+
+
+@sampler
+def tac(
+    now: Moment,
+    mem: Mem,
+    *,
+    alpha: float = 0.1,
+    temperature: float = 0.1,
+    epsilon: float = 0.1,
+) -> dict[str, float]:
+    """A bandit whose reward is learnability times transferability (TAC, arXiv 2606.25178).
+
+    Q <- (1 - alpha) Q + alpha |A| (1 + c) / 2, c the mean cosine of a task's gradient with those of the others in the last
+    step (metric `task_alignment`; 0 where it is not known, which leaves a bandit of |A| alone); P = (1 - epsilon)
+    softmax(Q / temperature) + epsilon / tasks. Written from the abstract: that both are multiplied and feed a bandit is the
+    paper's; how cosines become a factor, alpha, temperature and epsilon are ours, after SEC.
+    """
+    quality = mem.setdefault("quality", dict.fromkeys(now.tasks, 0.0))
+    for task, seen in now.seen.items():
+        found = seen["absadv"] * (1 + now.alignment.get(task, 0.0)) / 2
+        quality[task] = (1 - alpha) * quality[task] + alpha * found
+    return mixed(softmax(quality, temperature), epsilon)
 
 
 def normal_progress(start: float, level: float) -> float:

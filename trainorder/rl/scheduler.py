@@ -16,7 +16,7 @@ from trainorder.rl.curricula import CURRICULA
 from trainorder.rl.samplers import SAMPLERS, Mem, Moment, normal
 from trainorder.streams import stream
 
-DEALT = ("weights", "uniform", "worst_task")
+DEALT = ("weights", "uniform", "worst_task", "mt_grpo")
 """Samplers whose shares are dealt out exactly (largest remainder); prompts of the others are drawn one by one."""
 
 

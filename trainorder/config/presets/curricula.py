@@ -77,6 +77,28 @@ PRESETS = [
         not_grounded="no search; entities by a pattern; the format's coefficient",
     ),
     Preset(
+        name="mt_grpo",
+        summary="weights of tasks follow the worst one, prompts are drawn again until shares hold",
+        papers=("2602.05547",),
+        method={
+            "edit": ["dynamic_sampling"],
+            "advantage": ["grpo"],
+            "weight": ["keep_shares"],
+            "terms": [{"clipped_surrogate": {"clip_high": 0.28}}],
+        },
+        settings={"sampler": "mt_grpo"},
+        not_grounded="the factor that holds shares where drawing again fails",
+    ),
+    Preset(
+        name="tac",
+        summary="tasks by learnability times the alignment of their gradient with the others'",
+        papers=("2606.25178",),
+        method={**PLAIN, "metric": ["task_alignment"]},
+        settings={"sampler": "tac"},
+        basis="abstract",
+        not_grounded="the factor of cosines, the projected layer, the bandit's rates",
+    ),
+    Preset(
         name="puzzlecraft",
         summary="groups weighted by 4 d (1 - d) sqrt(spread of their answers)",
         papers=("2512.14944",),
