@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from trainorder.reading import ParamsError
 from trainorder.rewards import grading
 from trainorder.tasks import load_problems, load_task, make_task
 from trainorder.tasks.base import Problem, Prompt
-from trainorder.tasks.rows import Rows
+from trainorder.tasks.rows import Rows, files
 from trainorder.tasks.rows.schemas import SCHEMAS
 
 ROWS = Path(__file__).parents[1] / "rows"
@@ -211,7 +212,7 @@ def write(name: str, *rows: Any) -> str:
     return name
 
 
-def sums(numbers: range, **more: Any) -> list[dict[str, Any]]:
+def sums(numbers: Iterable[int], **more: Any) -> list[dict[str, Any]]:
     return [{"prompt": f"{n} + 1 = ?", "answer": str(n + 1), **more} for n in numbers]
 
 
@@ -453,6 +454,40 @@ def test_rows_are_read_once_while_they_do_not_change() -> None:
     assert before["rows"] == 60
     write("rows.jsonl", *sums(range(61)))
     assert task(file).survey("mine")["rows"] == 61
+
+
+def test_a_file_is_parsed_once_and_a_data_set_of_the_hub_surveyed_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parsed, read, loads, hub = list[bytes](), list[str](), files.loads, files._hub_rows
+    monkeypatch.setattr(files, "loads", lambda text: parsed.append(text) or loads(text))
+    monkeypatch.setattr(files, "_hub_rows", lambda *name: read.append(name[1]) or hub(*name))
+    Path("whole.json").write_text(json.dumps(sums(range(60)), indent=1))
+    assert task("whole.json").survey("mine")["rows"] == 60
+    assert len(parsed) == 1
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for split in ("train", "test"):  # a folder of that name stands in for the hub's repository
+        write(f"owner/name/{split}.jsonl", *sums(range(30)) if split == "train" else sums([70, 71]))
+    for _ in range(3):
+        assert task("owner/name@main").survey("mine")["rows"] == 32
+    assert sorted(read) == ["test", "train"]
+
+
+def test_the_check_counts_no_row_that_holds_a_special_token() -> None:
+    rows = sums(range(60))
+    for row in rows[:2]:
+        row["prompt"] += " [x <eos>"
+    file = write("rows.jsonl", *rows)
+    counts = task(file).survey("mine", ["<eos>", "<pad>"])["counts"]
+    assert sum(counts.values()) == 58
+    found = task(file).survey("mine")["counts"]
+    assert sum(found.values()) == 60
+    assert task(file).survey("mine", ["<pad>"])["counts"] == found
+    assert task(file).survey("mine", ["[x <eos>"])["counts"] == counts  # a token of no usual form
+    with pytest.raises(ParamsError, match="problems asked for, there are"):
+        preflight.rows.check(params(data=file, **found))
+    preflight.rows.check(params(data=file, **counts))
 
 
 SCORE = "from helper import RIGHT\n\ndef score(completions, level, **columns):\n    # one\n    return [RIGHT if c == 'yes' else level[0] for c in completions]\n"

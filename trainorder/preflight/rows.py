@@ -23,12 +23,13 @@ def check(params: Params) -> None:
     for name, config in params.tasks.items():
         task = make_task(name, config)
         if isinstance(task, Rows):
-            taken_rows(name, config, task.survey(name)["counts"])
+            found = task.survey(name, reserved_tokens(params.policy))
+            taken_rows(name, config, found["counts"])
             if task.reward:
                 _check_reward(params, name, task)
         elif isinstance(task, OwnRows):
-            found, _ = task.read(name, reserved_tokens(params.policy))
-            taken_rows(name, config, {split: len(own) for split, own in found.items()})
+            read, _ = task.read(name, reserved_tokens(params.policy))
+            taken_rows(name, config, {split: len(own) for split, own in read.items()})
 
 
 def _check_reward(params: Params, name: str, task: Rows) -> None:
@@ -52,7 +53,7 @@ def lines(params: Params) -> Iterator[str]:
         task = make_task(name, config)
         if not isinstance(task, Rows):
             continue
-        found = task.survey(name)
+        found = task.survey(name, reserved_tokens(params.policy))
         taken = taken_rows(name, config, found["counts"])
         graders = ", ".join(f"{key} {count}" for key, count in _most(found["graders"]))
         counts = ", ".join(f"{split} {taken[split]} of {found['counts'][split]}" for split in taken)

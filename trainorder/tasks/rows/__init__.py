@@ -126,9 +126,9 @@ class Rows:
         """
         return self._reader().read(task, reserved)
 
-    def survey(self, task: str) -> dict[str, Any]:
+    def survey(self, task: str, reserved: Sequence[str] = ()) -> dict[str, Any]:
         """What the rows are, from the user's cache folder where they were read before (`reader.Reader.survey`)."""
-        return self._reader().survey(task)
+        return self._reader().survey(task, reserved)
 
     def few(self, task: str, taken: Mapping[Split, int]) -> list[Problem]:
         """The first problems of each split, then the longest ones, of those that `taken` of the task allows."""

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -147,15 +148,14 @@ def _saved(folder: Path) -> tuple[Path, ...]:
 
 def _hub(where: str, name: str) -> list[Source]:
     try:
-        datasets: Any = importlib.import_module("datasets")
+        importlib.import_module("datasets")
     except ImportError:
         raise ParamsError(
             f"{where}: no file or folder {shown(name)}, and a data set on the hub needs the package `datasets`: "
             f"pip install datasets"
         ) from None
-    repo, config, revision = _parts(name)
     try:
-        found = datasets.get_dataset_split_names(repo, config, revision=revision)
+        found = _hub_splits(name)
     except Exception as error:  # the network, a missing name, a wrong configuration
         raise ParamsError(
             f"{where}: no file or folder {shown(name)}, and the hub gives no such data set "
@@ -164,6 +164,13 @@ def _hub(where: str, name: str) -> list[Source]:
     return [
         Source(_split(where, split), (), name, split) for split in found if split_of_name(split)
     ]
+
+
+@cache
+def _hub_splits(name: str) -> list[str]:
+    datasets: Any = importlib.import_module("datasets")
+    repo, config, revision = _parts(name)
+    return datasets.get_dataset_split_names(repo, config, revision=revision)
 
 
 def _hub_rows(name: str, split: str) -> Iterator[Numbered]:

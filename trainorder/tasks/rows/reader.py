@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +40,10 @@ FIRST, LONGEST = 4, 20
 """Problems that a survey keeps: of each split the first, of all the longest."""
 SHORT_ANSWER = 200
 """Characters of an answer that is compared as text where no grader is named."""
+MARK = re.compile(r"[<\[][^\s<>\[\]]{1,60}[>\]]")
+"""What special tokens look like: `<eos>`, `<|im_end|>`, `[MASK]`."""
+MOST_MARKS = 1000
+"""Different ones that a survey keeps."""
 REMEMBERED = 64
 """Surveys in the user's cache folder."""
 COLUMNS = ("prompt", "answer", "grader", "choices", "task", "split", "system", "think")
@@ -67,6 +72,8 @@ class Facts:
     guessed: int = 0
     """Rows that name no grader: their answer decides."""
     without_answer: int = 0
+    marks: set[str] = field(default_factory=set)
+    """What looks like a special token in the prompts, MOST_MARKS at most."""
 
 
 class Reader:
@@ -86,31 +93,44 @@ class Reader:
         found, dropped, _ = self._read(name, reserved)
         return found, dropped
 
-    def survey(self, name: str) -> dict[str, Any]:
+    def survey(self, name: str, reserved: Sequence[str] = ()) -> dict[str, Any]:
         """What the rows are: format, rows, tasks, graders, counts of the splits, what was dropped, and a few problems.
 
-        Kept in the user's cache folder under a hash of the files, the options and the code that reads them.
+        Kept in the user's cache folder under a hash of the files, the options and the code that reads them; of a data set on the
+        hub in this process. Rows are read again for `reserved` tokens only where some may hold one.
         """
+        if reserved:
+            known = self.survey(name)
+            if len(known["marks"]) < MOST_MARKS and all(map(MARK.fullmatch, reserved)):
+                reserved = sorted(set(reserved) & set(known["marks"]))
+            if not reserved:
+                return known
+        options = json.dumps([name, asdict(self.task), list(reserved)], sort_keys=True)
         files = self.files()
-        key = _key(self.task, name, files) if files else None
-        kept = paths.cache_folder() / "rows" / f"{key}.json"
-        if key:
-            with suppress(OSError, ValueError):
-                return _kept(kept, kept.stat().st_mtime_ns)
-        found, dropped, facts = self._read(name, ())
-        survey = {
+        if not files:
+            if options not in _OF_HUB:
+                _OF_HUB[options] = self._survey(name, reserved)
+            return _OF_HUB[options]
+        kept = paths.cache_folder() / "rows" / f"{_key(options, files)}.json"
+        with suppress(OSError, ValueError):
+            return _kept(kept, kept.stat().st_mtime_ns)
+        survey = self._survey(name, reserved)
+        with suppress(OSError):  # a folder that cannot be written costs the reading each time
+            write_json(kept, survey, indent=None)
+            for old in sorted(kept.parent.iterdir(), key=os.path.getmtime)[:-REMEMBERED]:
+                old.unlink()
+        return survey
+
+    def _survey(self, name: str, reserved: Sequence[str]) -> dict[str, Any]:
+        found, dropped, facts = self._read(name, reserved)
+        return {
             **vars(facts),
+            "marks": sorted(facts.marks),
             "counts": {split: len(problems) for split, problems in found.items()},
             "dropped": len(dropped),
             "reasons": [str(row)[:300] for row in dropped[:SHOWN]],
             "few": [asdict(problem) for problem in _few(found, self.task.taken)],
         }
-        if key:
-            with suppress(OSError):  # a folder that cannot be written costs the reading each time
-                write_json(kept, survey, indent=None)
-                for old in sorted(kept.parent.iterdir(), key=os.path.getmtime)[:-REMEMBERED]:
-                    old.unlink()
-        return survey
 
     def _sources(self, where: str) -> list[Source]:
         return sources(where, cast(Any, self.task.data))
@@ -121,10 +141,13 @@ class Reader:
         where = f"tasks.{name}"
         self._check_options(where)
         read_from, facts, bad = self._sources(f"{where}.data"), Facts(), list[Dropped]()
-        facts.format, schema = self._schema(where, read_from)
+        streams = [source.rows() for source in read_from]
+        heads = [list(islice(stream, LOOKED_AT)) for stream in streams]
+        columns = {k for h in heads for _, _, row in h if isinstance(row, dict) for k in row}
+        facts.format, schema = self._schema(where, columns)
         by_split: dict[Split | None, list[tuple[Problem, str, int]]] = {}
-        for source in read_from:
-            for file, number, given in source.rows():
+        for source, head, stream in zip(read_from, heads, streams, strict=True):
+            for file, number, given in chain(head, stream):
                 facts.rows += 1
                 try:
                     if isinstance(given, BadRow):
@@ -165,17 +188,8 @@ class Reader:
                     f"{where}.grader: no {ours!r}; there are {', '.join(sorted([*GRADERS, JUDGED]))}{hint}"
                 )
 
-    def _schema(
-        self, where: str, read_from: Sequence[Source]
-    ) -> tuple[str, Callable[[dict[str, Any]], Row]]:
+    def _schema(self, where: str, columns: set[str]) -> tuple[str, Callable[[dict[str, Any]], Row]]:
         """The schema by the columns of the first rows."""
-        columns = {
-            key
-            for s in read_from
-            for _, _, row in islice(s.rows(), LOOKED_AT)
-            if isinstance(row, dict)
-            for key in row
-        }
         if self.task.columns:
             mapping = self.task.columns
             if "prompt" not in mapping:
@@ -214,6 +228,8 @@ class Reader:
             raise BadRow(
                 f"{token} is a special token of the model's tokenizer: no text may hold it"
             )
+        if len(facts.marks) < MOST_MARKS and ("<" in text or "[" in text):
+            facts.marks.update(islice(MARK.findall(text), MOST_MARKS - len(facts.marks)))
         form = form_of(text)
         meta: dict[str, Any] = {"form": form}
         gold = None
@@ -342,13 +358,16 @@ def _few(found: Mapping[Split, Sequence[Problem]], taken: Mapping[str, int]) -> 
     )[:1]
 
 
-def _key(task: Rows, name: str, files: Sequence[Path]) -> str:
+_OF_HUB: dict[str, dict[str, Any]] = {}
+"""Surveys of data sets on the hub: nothing here says whether one has changed since."""
+
+
+def _key(options: str, files: Sequence[Path]) -> str:
     code = hashlib.sha256()
     package = Path(__file__).parents[2]
     for part in OWN_CODE:
         for file in sorted((package / part).glob("*.py")) or [package / part]:
             code.update(file.read_bytes())
-    options = json.dumps([name, asdict(task)], sort_keys=True)
     code.update(options.encode())
     for file in files:
         code.update(f"{file}\0{content_of(file.resolve())}".encode())
