@@ -371,7 +371,10 @@ def test_costs_add_up_and_provenance_shows_the_files_hash(tmp_path, monkeypatch)
     Path("evaluations/s0.parquet").write_bytes(b"x")
     found = records.manifests(["s0", "s0--math", "s0--code"])
     assert records.alarms(found)[0].endswith(": entropy from step 7 on, 3 steps, last value 0.02")
-    *_, total = tables.costs(found)
+    logged = [{"step": 0, "loss": 1.0}, {"step": 1, "loss": 1.0, "rl/parent_kl": 0.0321}]
+    Path("runs/s0--math/metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in logged))
+    base, child, total = tables.costs(found, records.parent_kl(found))
+    assert (base["kl"], child["kl"], total["kl"]) == ("", "0.0321", "")
     assert (total["tokens"], total["seconds"]) == ("2 000", "12.5")
     first, second = tables.provenance(["s0", "s0--code"], found)
     assert first["evaluation"] == "2d711642b726"  # sha256 of "x"

@@ -16,6 +16,7 @@ from trainorder.adapters import weights_hash
 from trainorder.config import PhaseConfig, RlConfig
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
+from trainorder.rl import trainer
 from trainorder.rl.guard import NonFiniteError
 from trainorder.rl.learner import Learner
 from trainorder.rl.method import Bound
@@ -284,6 +285,23 @@ def test_several_updates_per_batch_leave_the_old_policy_and_stay_finite():
     assert all(math.isfinite(value) for line in lines for value in line.values())
     assert lines[0]["rl/kl_old"] > 1e-3
     assert lines[0]["rl/clip_fraction"] > 0
+
+
+def test_the_last_step_says_how_far_the_policy_has_come_from_its_parent(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    phase = PhaseConfig(kind="structured", tasks={"math": 1.0}, steps=3)
+    learner, state = make_learner(PARENT, "math", phase, settings(), 0), State(total=3)
+    lines = [rl_step(learner, state) for _ in range(3)]
+    assert ["rl/parent_kl" in line for line in lines] == [False, False, True]
+    # by sampling: of the policy that answers at that step, E[ln p - ln p_parent] > 0
+    assert 1e-4 < lines[2]["rl/parent_kl"] < 5
+    still = make_learner(PARENT, "math", phase, settings(), 0)  # the policy of step 0 is the parent
+    assert rl_step(still, State(total=1))["rl/parent_kl"] == pytest.approx(0, abs=1e-7)
+    monkeypatch.setattr(trainer, "PARENT_BYTES", 0)
+    assert not make_learner(
+        PARENT, "math", phase, settings(), 0
+    ).models  # a large model has no copy
 
 
 def test_the_reference_is_the_parent_and_stays_so():

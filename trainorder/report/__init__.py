@@ -82,7 +82,7 @@ def content(bwt: Bwt) -> dict[str, Any]:
         "rewards": plots.learning(bwt, "reward/mean", "reward"),
         "training_entropy": plots.learning(bwt, "rollout/entropy", "entropy, nats per token"),
         "alarms": records.alarms(found),
-        "costs": tables.costs(found),
+        "costs": tables.costs(found, records.parent_kl(found)),
         "judge_calls": records.judge_calls(names),
         "provenance": tables.provenance(names, found),
         "versions": next(iter(found.values()), {}).get("versions", {}),

@@ -62,6 +62,12 @@ def curves(node: str) -> dict[str, list[tuple[int, float]]]:
     return result
 
 
+def parent_kl(names: Iterable[str]) -> dict[str, float]:
+    """Node -> KL to its parent per token of its own answers, nats, at the last step (`trainorder.rl.step.parent_kl`)."""
+    logged = {name: curves(name).get("rl/parent_kl") for name in names}
+    return {name: values[-1][1] for name, values in logged.items() if values}
+
+
 def judge_calls(names: Iterable[str]) -> str:
     """What judges that are asked cost: `Judges were asked 1,200 times in training; 300 verdicts were known`."""
     asked = kept = 0.0

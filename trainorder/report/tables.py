@@ -240,8 +240,10 @@ def by_task(bwt: Bwt) -> Heat:
     return Heat("", [*_columns(bwt), "greedy", "pass@k"], rows)
 
 
-def costs(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Node, tokens and seconds from the manifests, with a last row of sums."""
+def costs(
+    found: Mapping[str, Mapping[str, Any]], moved: Mapping[str, float] | None = None
+) -> list[dict[str, str]]:
+    """Node, tokens and seconds from the manifests, with a last row of sums; `moved` is the KL to the parent by node."""
     rows = [
         (n, m.get("steps"), m.get("tokens") or 0, m.get("seconds") or 0.0) for n, m in found.items()
     ]
@@ -251,6 +253,7 @@ def costs(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
         {
             "node": name,
             "steps": str(steps or ""),
+            "kl": f"{moved[name]:.4f}" if moved and name in moved else "",
             "tokens": f"{tokens:,}".replace(",", " "),
             "seconds": f"{seconds:.1f}",
             "rate": f"{tokens / seconds:,.0f}".replace(",", " ") if seconds and tokens else "",

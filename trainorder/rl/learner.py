@@ -33,7 +33,7 @@ class Learner:
     backend: Backend
     models: Mapping[str, Any]
     """Frozen models that pieces compare with, by name: `reference`, the phase's parent, `ema`, the average of the weights
-    of past steps, and `teacher`, that of `rl.teacher`. Only those that a piece needs."""
+    of past steps, and `teacher`, that of `rl.teacher`. Only those that a piece needs, and the parent where that costs little."""
     phase: str
     seed: int
     exact: bool = True

@@ -27,14 +27,14 @@ from trainorder.config import RlConfig
 from trainorder.rl import facts, guard
 from trainorder.rl.backend import Backend
 from trainorder.rl.forward import computed_tokens, forward
-from trainorder.rl.helpers import k3, log_ratio
+from trainorder.rl.helpers import k3, log_ratio, mmean
 from trainorder.rl.learner import Learner
 from trainorder.rl.looks import looking
 from trainorder.rl.method import Bound, Method
 from trainorder.rl.problems import split_by_prompt, split_by_task
 from trainorder.rl.records import describe, keep_some
 from trainorder.rl.reduce import reduction_shares
-from trainorder.rl.rollouts import StepRollouts, longest_row, score
+from trainorder.rl.rollouts import StepRollouts, longest_row, sampled_tokens, score
 from trainorder.rl.speed import rates, timed
 from trainorder.rl.types import Roll, State
 
@@ -68,6 +68,8 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
         task_set.observe(rollouts.sampled, roll, state)
         for metric in method.metric:
             log |= {f"rl/{name}": value for name, value in metric(roll, state).items()}
+        if state.step + 1 == state.total:
+            log |= parent_kl(rollouts.sampled, learner)
         with timed(clock, "train"):
             log |= update(learner, roll, state)
             learner.follow()
@@ -91,6 +93,20 @@ def add_reference(roll: Roll, learner: Learner) -> Roll:
         return roll
     found = score(learner.models["reference"], roll, learner)
     return replace(roll, token_facts={**roll.token_facts, "ref_logps": found["logps"]})
+
+
+def parent_kl(sampled: Sequence[Roll], learner: Learner) -> dict[str, float]:
+    """`rl/parent_kl`: KL(policy || phase's parent) per token of the policy's own answers, nats (k3).
+
+    How far the phase has moved the model on what it trains, which is said to predict what it forgets elsewhere (RL's Razor,
+    arXiv:2509.04259). Empty where the parent is not in memory.
+    """
+    if "reference" not in learner.models or not sampled:
+        return {}
+    roll = Roll.cat(sampled)
+    theirs = score(learner.models["reference"], roll, learner)["logps"]
+    mask = sampled_tokens(roll).to(roll.loss_mask)
+    return {"rl/parent_kl": float(mmean(k3(log_ratio(theirs, roll.old_logps, mask)), mask))}
 
 
 def give_credit(roll: Roll, method: Method, state: State) -> Roll:

@@ -52,6 +52,9 @@ SAMPLING, PLAIN = RolloutConfig(), TrainingConfig()
 Teacher = Path | str | Mapping[str, Path | str]
 """Where the teacher lies, or those of the tasks."""
 
+PARENT_BYTES = 1 << 28
+"""Weights of a model that is small: a copy of it is kept to be compared with at the end of a phase."""
+
 NO_TEACHER = (
     "rl.method names a piece that needs a teacher, and there is none: set rl.teacher to a node of the plan "
     "(`s{seed}--math`) or to {path: FOLDER}"
@@ -210,9 +213,10 @@ def make_learner(
         add_adapters(policy.model, training.lora, seed)
         if continues:
             continue_adapters(policy.model, parent, training.lora)
-    models = {
-        name: _frozen(name, policy, parent, training) for name in sorted(wanted - {"teacher"})
-    }
+    compared = (wanted - {"teacher"}) | (
+        {"reference"} if _parent_costs_little(policy, training) else set()
+    )
+    models = {name: _frozen(name, policy, parent, training) for name in sorted(compared)}
     answers = None
     if "teacher" in wanted and teacher is not None:
         models["teacher"] = load_teacher(teacher, policy, base_of(parent), training)
@@ -292,6 +296,13 @@ def _frozen(name: str, policy: Policy, parent: Path, training: TrainingConfig) -
     if name == "reference" and not _is_split(training):
         return sharing_base(policy.model)
     return Policy.load(parent).to(policy.device.type).model.requires_grad_(False)
+
+
+def _parent_costs_little(policy: Policy, training: TrainingConfig) -> bool:
+    """Whether the phase's parent is kept for `parent_kl` alone: as adapters on the same base, or as a small model."""
+    if training.lora is not None:
+        return not _is_split(training)
+    return sum(p.numel() * p.element_size() for p in policy.model.parameters()) <= PARENT_BYTES
 
 
 def _is_split(training: TrainingConfig) -> bool:
