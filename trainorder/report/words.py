@@ -257,8 +257,37 @@ def caveats(bwt: Bwt) -> list[str]:
     selected = "Differences between arms are corrected for comparing all of them."
     several = len(bwt["ranking"]) > 2
     return [
-        *filter(None, [note, selected if several else "", same_judge(bwt), over_optimisation(bwt)])
+        *filter(
+            None,
+            [
+                note,
+                selected if several else "",
+                unequal(bwt),
+                same_judge(bwt),
+                over_optimisation(bwt),
+            ],
+        )
     ]
+
+
+def unequal(bwt: Bwt) -> str:
+    """Which arms cost another number of rollouts than most; empty where none does.
+
+    >>> rows = [{"arm": a, "kind": "order", "cost": {"rollouts": n}} for a, n in (("x", 80), ("y", 80), ("z", 100))]
+    >>> unequal({"ranking": [*rows, {"arm": "base", "kind": "base", "cost": {"rollouts": 0}}]})
+    'Arms cost different numbers of rollouts: z 100, the others 80.'
+    """
+    costs = {row["arm"]: row["cost"] for row in bwt["ranking"] if row["kind"] != "base"}
+    by_count: dict[float, list[str]] = {}
+    for arm, cost in costs.items():
+        if cost is None:
+            return ""
+        by_count.setdefault(cost["rollouts"], []).append(arm)
+    if len(by_count) < 2:
+        return ""
+    most = max(by_count, key=lambda count: len(by_count[count]))
+    told = [f"{listed(arms)} {_count(n)}" for n, arms in sorted(by_count.items()) if n != most]
+    return f"Arms cost different numbers of rollouts: {', '.join(told)}, the others {_count(most)}."
 
 
 def same_judge(found: Mapping[str, Any]) -> str:
