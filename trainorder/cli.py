@@ -315,6 +315,21 @@ def power(
 
 
 @app.command()
+def mixture(
+    variant: Annotated[str, typer.Option(help="Under which variant of the params.")] = "default",
+    as_json: AsJson = False,
+    params: ParamsFile = None,
+) -> None:
+    """Which weights of tasks a joint phase should have, by a quadratic fit to the joint phases that were measured."""
+    with refusing():
+        from trainorder.config import load_params
+        from trainorder.measure import mixtures
+
+        found = mixtures.mixture(load_params(), variant)
+    _print_json(found) if as_json else _print(mixtures.table(found))
+
+
+@app.command()
 def recommend(
     two_stage: Annotated[
         bool,

@@ -12,6 +12,7 @@ from trainorder.config import ENGINE_OPTIONS, RlConfig
 from trainorder.config.presets import Preset, presets
 from trainorder.reading import ParamsError, did_you_mean
 from trainorder.rl.curricula import CURRICULA
+from trainorder.rl.elsewhere import ELSEWHERE
 from trainorder.rl.items import ITEMS
 from trainorder.rl.method import Method, bind
 from trainorder.rl.registry import SLOTS, Entry
@@ -264,7 +265,21 @@ def page() -> str:
                     "```",
                     "",
                 ]
-    return "\n".join([*lines, *_chooser_pages()])
+    return "\n".join([*lines, *_chooser_pages(), *_elsewhere_page()])
+
+
+def _elsewhere_page() -> Iterator[str]:
+    """The section about methods of other fields."""
+    yield from ["## Of other fields", ""]
+    yield from [
+        "Curricula that were made for other models: the idea, and what of it lives here.",
+        "",
+    ]
+    for one in ELSEWHERE:
+        link = f", [{one.paper}](https://arxiv.org/abs/{one.paper})" if one.paper else ""
+        yield f"- **{one.name}** ({one.field}{link}): {one.idea}<br>"
+        yield f"  Here: {one.here}"
+    yield ""
 
 
 TITLES = {
