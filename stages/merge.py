@@ -46,10 +46,10 @@ def main(arguments: argparse.Namespace) -> None:
         tuned = {}
         if isinstance(config.scale, list):
             from trainorder.evaluation import dev_scorer
-            from trainorder.tasks import load_task
+            from trainorder.tasks import judged
 
             tasks = arguments.tasks.split(",")
-            roles = {t: params.judges_of(t) for t in tasks if load_task(t).rewarded_by == "judge"}
+            roles = {task: params.judges_of(task) for task in judged(tasks)}
             scorer = dev_scorer(tasks, params.training, params.rollout, roles)
             tuned = tune_scale(base, folders, paths.checkpoint(node), config, scorer)
         else:

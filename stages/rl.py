@@ -129,10 +129,9 @@ def rewarding(params: Params, tasks: Iterable[str]) -> dict[str, str]:
     Raises:
         ParamsError: a task is not built.
     """
-    from trainorder.tasks import load_task
+    from trainorder.tasks import judged
 
-    judged = [task for task in tasks if load_task(task).rewarded_by == "judge"]
-    return {task: params.judges_of(task)["reward"] for task in judged}
+    return {task: params.judges_of(task)["reward"] for task in judged(tasks)}
 
 
 def data_of(tasks: Iterable[str], judges: Mapping[str, str]) -> list[Path]:

@@ -24,13 +24,27 @@ from typing import TYPE_CHECKING, Any
 
 from trainorder.files import write_json
 from trainorder.reading import ParamsError
-from trainorder.sources import locate
+from trainorder.sources import content_of, locate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 MODEL = "model.json"
+DECIDING = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "*.py",
+)
+"""Files beside the weights that decide what a model reads and says."""
 FILES = (CONFIG, WEIGHTS, BASE, MODEL)
 PREFIX = "base_model.model."
 """What peft puts before the names of the adapted model."""
@@ -116,6 +130,13 @@ def weights_hash(path: Path | str) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def model_hash(folder: Path) -> str:
+    """Hash of all in a node or model folder that decides what it reads and says: weights, architecture, tokenizer, template, code."""
+    files = sorted({file for name in DECIDING for file in folder.glob(name) if file.is_file()})
+    lines = [weights_hash(folder), *(f"{file.name} {content_of(file)}" for file in files)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def save_adapter(

@@ -26,7 +26,7 @@ from trainorder.tasks import load_problems, load_task
 from trainorder.tasks.base import SPLITS, reveals, turns
 from trainorder.tasks.leaks import LONGEST_RUN, HeldOut
 from trainorder.tasks.lines import BadRow
-from trainorder.tasks.rows.files import sources
+from trainorder.tasks.rows.files import row_sources
 from trainorder.tasks.rows.prompts import prompt_of, reply_of
 from trainorder.tasks.rows.schemas import messages
 from trainorder.workers import ALONE, Workers
@@ -110,7 +110,7 @@ def read(name: str, phase: PhaseConfig) -> list[Example]:
     where = f"phases.{name}.data"
     assert phase.data is not None
     found, bad = list[Example](), list[str]()
-    for source in sources(where, phase.data):
+    for source in row_sources(where, phase.data):
         for file, line, row in source.rows():
             try:
                 if isinstance(row, BadRow):

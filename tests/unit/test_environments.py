@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from trainorder.config import TaskConfig
 from trainorder.data import draw_problems
 from trainorder.reading import ParamsError
 from trainorder.tasks import make_task
 from trainorder.tasks.base import SPLITS, Task, split_of
-from trainorder.tasks.verifiers import share
+from trainorder.tasks.verifiers import problem_of, share
 
 GYM = importlib.util.find_spec("reasoning_gym") is not None
 needs_gym = pytest.mark.skipif(not GYM, reason="the extra `gym` is not installed")
@@ -172,6 +173,26 @@ def taskset(folder: Path, name: str, **parts: str) -> Task:
         text = text.replace(f"{{{key}}}", value)
     (folder / f"{name}.py").write_text(text)
     return make_task("mine", TaskConfig(kind="verifiers", options={"taskset": name}))
+
+
+class Data(BaseModel):
+    idx: int
+    prompt: str
+    answer: str
+    system_prompt: str | None = None
+
+
+def test_tasks_of_one_question_are_of_one_split_and_distinct() -> None:
+    made = [
+        problem_of("mine", Data(idx=i, prompt=f"How many {word}?{end}", answer=str(i)), i)
+        for word in ("seas", "lakes", "rivers", "ponds")
+        for i, end in enumerate(["", " ", "\n"])
+    ]
+    assert len({problem.id for problem in made}) == len(made)
+    by_question = [{split_of(problem.id) for problem in made[i : i + 3]} for i in range(0, 12, 3)]
+    assert [len(splits) for splits in by_question] == [1] * 4
+    again = problem_of("mine", Data(idx=7, prompt="How many seas?", answer="0"), 7)
+    assert again.id == made[0].id  # its place in the taskset is no content
 
 
 def test_single_turn_tasksets_are_read_once_each_and_scored_offline(

@@ -43,9 +43,19 @@ class Echo:
 
     rewarded_by: Literal["verifier", "judge"] = "verifier"
     version: int = 1
+    has_taste: bool = True
 
     def grade(self, completions, problems):
         return [Reward(None if text == "?" else float(text)) for text in completions]
+
+
+@dataclass(frozen=True)
+class Tasteless:
+    """A judged task that does not say that its grade is a taste."""
+
+    rewarded_by: Literal["verifier", "judge"] = "judge"
+    version: int = 1
+    grade = Echo.grade
 
 
 @dataclass(frozen=True)
@@ -144,6 +154,8 @@ def test_a_judged_task_is_scored_by_the_evaluation_judge_with_the_others_beside_
     assert metrics["pass_at_k"] == [0.0, 0.0]  # no win rate above one half
     assert metrics["reward_judge"] == pytest.approx([0.9, 0.9])
     assert metrics["gold"] == pytest.approx([2 / 3, 0.5])
+    plain = per_problem(exam(Tasteless()), given, judges, samples=3)
+    assert plain.keys() == metrics.keys() - {"gold"}  # its grade is nobody's taste
     assert metrics["vendi"] == pytest.approx(
         [1.8899, 3.0], abs=1e-4
     )  # shares 2/3, 1/3; three different

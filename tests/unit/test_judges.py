@@ -30,7 +30,7 @@ from trainorder.judges import load_judge
 from trainorder.judges.endpoint import EndpointJudge
 from trainorder.judges.model import ModelJudge
 from trainorder.judges.questions import Pairwise, Rubric
-from trainorder.judges.verdicts import Kept, Verdicts
+from trainorder.judges.verdicts import CachedJudge, Verdicts
 from trainorder.plan import compile_plan, judging, names
 from trainorder.plan.check import check
 from trainorder.policy import Policy
@@ -191,7 +191,11 @@ def ask(judge: Any, *answers: str) -> list[float | None]:
 
 
 def test_a_verdict_is_asked_for_once_over_calls_processes_and_nodes(tmp_path: Path):
-    plain, first, second = Counting(), Kept(Counting(), tmp_path), Kept(Counting(), tmp_path)
+    plain, first, second = (
+        Counting(),
+        CachedJudge(Counting(), tmp_path),
+        CachedJudge(Counting(), tmp_path),
+    )
     wanted = ask(plain, "a", "bb", "a", "?", "ccc")
     assert ask(first, "a", "bb", "a", "?", "ccc") == wanted
     assert first.counts == {"asked": 4, "kept": 0}
@@ -203,7 +207,7 @@ def test_a_verdict_is_asked_for_once_over_calls_processes_and_nodes(tmp_path: Pa
 
 
 def test_two_processes_that_ask_at_once_agree_on_the_first_verdict(tmp_path: Path):
-    one, other = Kept(Counting(), tmp_path), Kept(Counting(shift=0.1), tmp_path)
+    one, other = CachedJudge(Counting(), tmp_path), CachedJudge(Counting(shift=0.1), tmp_path)
     key = one._key(("p", "a", "r"))
     one.verdicts.add({key: 0.25})  # appended while the other one is asking
     other.verdicts.add({key: 0.75})
@@ -212,15 +216,15 @@ def test_two_processes_that_ask_at_once_agree_on_the_first_verdict(tmp_path: Pat
 
 
 def test_a_torn_line_is_no_verdict_and_spoils_none(tmp_path: Path):
-    judge = Kept(Counting(), tmp_path)
+    judge = CachedJudge(Counting(), tmp_path)
     values = ask(judge, "a", "bb")
     whole = judge.verdicts.path.read_bytes()
     for cut in (1, 20, 35, len(whole) - 1):
         judge.verdicts.path.write_bytes(whole[:cut])
-        again = Kept(Counting(), tmp_path)
+        again = CachedJudge(Counting(), tmp_path)
         assert ask(again, "a", "bb") == values
-        assert Kept(Counting(), tmp_path).win_probability(["p"], ["bb"], ["r"]) == values[1:]
-        assert ask(Kept(Counting(), tmp_path), "a", "bb") == values
+        assert CachedJudge(Counting(), tmp_path).win_probability(["p"], ["bb"], ["r"]) == values[1:]
+        assert ask(CachedJudge(Counting(), tmp_path), "a", "bb") == values
 
 
 def test_verdicts_outlive_a_kill_while_they_are_appended(tmp_path: Path):
@@ -256,9 +260,9 @@ def test_a_file_of_verdicts_stops_growing_at_its_bound(tmp_path: Path):
 
 
 def test_the_reference_is_part_of_a_verdict_only_where_it_is_shown(tmp_path: Path):
-    pair = Kept(Counting(), tmp_path)
+    pair = CachedJudge(Counting(), tmp_path)
     assert pair._key(("p", "a", "r")) != pair._key(("p", "a", "s"))
-    rubric = Kept(Counting(question=Rubric("vivid?")), tmp_path)
+    rubric = CachedJudge(Counting(question=Rubric("vivid?")), tmp_path)
     assert rubric._key(("p", "a", "r")) == rubric._key(("p", "a", "s"))
     assert rubric._key(("p", "a", "r")) != rubric._key(("p", "b", "r"))
 
@@ -334,7 +338,7 @@ def test_a_models_identity_follows_all_that_decides_and_is_the_same_before_and_a
     judge = local(model)
     judge.save(tmp_path / "referee")
     loaded = load_judge(tmp_path / "referee")
-    assert isinstance(loaded, Kept)
+    assert isinstance(loaded, CachedJudge)
     assert loaded.judge.identity == judge.identity
     assert json.loads((tmp_path / "referee/judge.json").read_text())["content"] == judge.content
     assert loaded.judge.win_probability(["p"], ["a"], ["b"]) == judge.win_probability(["p"], ["a"], ["b"])  # fmt: skip

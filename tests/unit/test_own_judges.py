@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import pytest
 from trainorder import paths
 from trainorder.config import EvaluationConfig, Params, PolicyConfig, parse_params
 from trainorder.data import build
-from trainorder.evaluation import evaluate
-from trainorder.judges import load_judge
+from trainorder.evaluation import _load_judges, evaluate, judged_tasks
+from trainorder.judges import annotator, load_judge
 from trainorder.judges.annotator import AgreementError, Bench, make_judge
-from trainorder.judges.opponents import Against
+from trainorder.judges.opponents import WithOpponents, write_opponents
 from trainorder.judges.pairs import heldout, read_pairs
 from trainorder.plan import compile_plan, judging, names
 from trainorder.plan.check import check
@@ -90,7 +91,7 @@ def test_own_rows_are_judged_against_their_reference_or_the_bases_answer(world: 
         p.reference is None for s in ("train", "dev", "test") for p in load_problems("poems", s)
     )
     judge = load_judge(paths.JUDGE / "taste")
-    assert isinstance(judge, Against)
+    assert isinstance(judge, WithOpponents)
     tasks = TaskSet.load({"poems": 1.0}, judges={"poems": "taste"})
     one = missing[0]
     base = judge.opponents[one.text]
@@ -118,7 +119,7 @@ def test_an_experiment_of_own_rows_plans_and_scores_without_a_hidden_taste(world
     config = EvaluationConfig(samples=2)
     tables = [evaluate("s0", paths.checkpoint("s0"), 0, config, roles=roles) for _ in range(2)]
     pd.testing.assert_frame_equal(*tables)  # the second from kept verdicts
-    assert len(list(paths.VERDICTS.iterdir())) == 1
+    assert sum(kept.is_file() for kept in paths.VERDICTS.iterdir()) == 1
     scores = tables[0].pivot_table(index="problem", columns="metric", values="value")
     assert "gold" not in scores
     assert scores["score"].drop("*").between(0, 1).all()
@@ -131,6 +132,38 @@ def test_an_experiment_of_own_rows_plans_and_scores_without_a_hidden_taste(world
     calls = judging.calls(plan, dict.fromkeys(stages, "stale"))
     assert calls == {"referee": len(plan.nodes) * each}  # the rows there are, not 256
     assert [line for line in rows.lines(world) if "graded by judge 30" in line]
+
+
+def test_judges_share_the_bases_answers_and_differ_by_them(
+    world: Params, monkeypatch: pytest.MonkeyPatch
+):
+    started, make = list[Any](), annotator.make_engine
+    monkeypatch.setattr(
+        annotator, "make_engine", lambda *given: started.append(given) or make(*given)
+    )
+    first = bench(world, "taste").opponents()
+    assert bench(world, "referee", rubric=None).opponents() == first
+    assert len(started) == 1
+    shutil.copy("mine/lm/model.safetensors", paths.checkpoint("s0"))
+    bench(world, "taste").opponents()
+    assert len(started) == 2
+
+    make_judge(bench(world, "referee"), paths.JUDGE / "referee")
+    for name, answer in (("one", "a"), ("same", "a"), ("other", "b")):
+        shutil.copytree(paths.JUDGE / "referee", paths.JUDGE / name)
+        write_opponents(paths.JUDGE / name, {"p": answer})
+    roles = {"poems": {"reward": "one", "evaluation": "other"}}
+    loaded = _load_judges(["poems"], roles, "cpu")["poems"]
+    assert loaded["reward"] is not loaded["evaluation"]
+    loaded = _load_judges(["poems"], {"poems": {"reward": "one", "evaluation": "same"}}, "cpu")
+    assert loaded["poems"]["reward"] is loaded["poems"]["evaluation"]
+
+
+def test_which_tasks_are_judged_is_known_without_their_problems(world: Params):
+    assert judged_tasks() == ["poems"]
+    for file in paths.TASK_DATA.glob("poems/*.jsonl"):
+        file.write_text("{")
+    assert judged_tasks() == ["poems"]
 
 
 def test_the_page_says_how_often_judges_were_asked(world: Params):

@@ -35,11 +35,12 @@ from trainorder.device import device_of, precision
 from trainorder.evaluation.answering import SAMPLING, Answers, Exam, answer, engine_for, sample
 from trainorder.evaluation.scoring import main_scorer, mean, per_problem, pooled
 from trainorder.judges import CARD, AnyJudge, load_judge
+from trainorder.judges.opponents import FILE as OPPONENTS
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
 from trainorder.resume import NOTHING, Saved, Work
 from trainorder.rollout import Engine, make_engine
-from trainorder.tasks import load_problems, load_task
+from trainorder.tasks import built_tasks, judged, load_problems, load_task
 from trainorder.tasks.base import Split
 
 PLAIN = TrainingConfig()
@@ -97,7 +98,7 @@ def evaluate(
     exams = built_exams()
     device = device_of(training.device)
     policy = Policy.load(checkpoint).to(device)
-    judges = _load_judges(exams, roles, device)
+    judges = _load_judges(_judged(exams), roles, device)
     found = list(examine(policy, exams, judges, config, work, training.dtype, rollout))
     for line in _calls(judges):
         print(line)
@@ -117,7 +118,7 @@ def dev_scorer(
     """Checkpoint folder -> mean `score` over these tasks' dev problems: what choices are made by."""
     exams = [_load_exam(name, "dev") for name in tasks]
     device = device_of(training.device)
-    judges = _load_judges(exams, roles, device)
+    judges = _load_judges(_judged(exams), roles, device)
     config = EvaluationConfig(samples=DEV_SAMPLES)
     started: list[Engine] = []
 
@@ -151,7 +152,7 @@ def dev_scorer(
 
 def built_exams() -> list[Exam]:
     """Every task under data/tasks, in order of name, dev then test."""
-    names = sorted(card.parent.name for card in paths.TASK_DATA.glob("*/task.json"))
+    names = built_tasks()
     if not names:
         raise ParamsError(f"{paths.TASK_DATA} holds no task: run `dvc repro build_data`")
     return [_load_exam(name, split) for name in names for split in SPLITS]
@@ -159,11 +160,7 @@ def built_exams() -> list[Exam]:
 
 def judged_tasks() -> list[str]:
     """The built tasks whose answers judges score."""
-    return [exam.name for exam in built_exams()[:: len(SPLITS)] if _is_judged(exam)]
-
-
-def _is_judged(exam: Exam) -> bool:
-    return exam.task.rewarded_by == "judge"
+    return judged(built_tasks())
 
 
 def examine(
@@ -239,16 +236,24 @@ def _calls(judges: Judges) -> Iterator[str]:
             yield f"judge: asked {counts['asked']} times, {counts['kept']} verdicts were known"
 
 
-def _load_judges(exams: Sequence[Exam], roles: Roles, device: str) -> Judges:
-    """Each judge once; one object where two cards are equal, so that it is asked once and the two win rates are equal."""
-    loaded: dict[bytes | str, AnyJudge] = {}
+def _judged(exams: Sequence[Exam]) -> list[str]:
+    return [*dict.fromkeys(exam.name for exam in exams if exam.task.rewarded_by == "judge")]
+
+
+def _load_judges(tasks: Sequence[str], roles: Roles, device: str) -> Judges:
+    """The judges of judged tasks, each once.
+
+    One object where two have equal cards and opponents, so that it is asked once and the two win rates are equal.
+    """
+    loaded: dict[tuple[bytes, ...] | str, AnyJudge] = {}
 
     def judge(name: str) -> AnyJudge:
-        card = paths.JUDGE / name / CARD
-        key = card.read_bytes() if card.is_file() else name
+        folder = paths.JUDGE / name
+        files = [folder / CARD, folder / OPPONENTS]
+        is_card = files[0].is_file()
+        key = tuple(f.read_bytes() for f in files if f.is_file()) if is_card else name
         if key not in loaded:
-            loaded[key] = load_judge(paths.JUDGE / name, device)
+            loaded[key] = load_judge(folder, device)
         return loaded[key]
 
-    tasks = dict.fromkeys(exam.name for exam in exams if _is_judged(exam))
     return {task: {role: judge(name) for role, name in roles[task].items()} for task in tasks}

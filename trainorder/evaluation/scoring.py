@@ -64,7 +64,7 @@ def per_problem(
             grades if same else _grouped(_by_judge(judges["reward"])(sampled.texts, asked), samples)
         )
         metrics |= {"reward_judge": [*map(mean, reward)]}
-        if getattr(exam.task, "has_taste", True):
+        if getattr(exam.task, "has_taste", False):
             gold = _grouped(_by_task(exam.task)(sampled.texts, asked), samples)
             metrics |= {"gold": [*map(mean, gold)]}
         variety = [_variety(texts) for texts in _grouped(sampled.texts, samples)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainorder.files import write_json
-from trainorder.judges.opponents import against
+from trainorder.judges.opponents import with_opponents
 from trainorder.registries import JUDGES, load
 
 CARD = "judge.json"
@@ -46,17 +46,17 @@ def load_judge(path: Path | str, device: str = "cpu") -> Any:
     """The judge in a folder, on `device` where it has weights; verdicts of one that is asked are kept (verdicts.py)."""
     card = Path(path) / CARD
     kind = json.loads(card.read_text(encoding="utf-8"))["kind"] if card.is_file() else "preference"
-    judge = keeping(load(JUDGES, kind, "judges").load(path).to(device))
-    return against(judge, Path(path))
+    judge = cached(load(JUDGES, kind, "judges").load(path).to(device))
+    return with_opponents(judge, Path(path))
 
 
-def keeping(judge: Any) -> Any:
+def cached(judge: Any) -> Any:
     """The judge with its verdicts kept, where asking costs more than looking them up: not a preference model's."""
     if not hasattr(judge, "identity"):
         return judge
-    from trainorder.judges.verdicts import Kept
+    from trainorder.judges.verdicts import CachedJudge
 
-    return Kept(judge)
+    return CachedJudge(judge)
 
 
 def read_card(path: Path | str) -> dict[str, Any]:

@@ -6,6 +6,8 @@ trained on answers to prompts of its own and from a first head of its own, so th
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +18,17 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from trainorder import paths
+from trainorder.adapters import model_hash
 from trainorder.config import AnyJudgeConfig, Params
 from trainorder.device import device_of, precision
 from trainorder.files import write_json
 from trainorder.judges import Comparisons
-from trainorder.judges.opponents import keep
+from trainorder.judges.opponents import FILE, read_opponents, write_opponents
 from trainorder.policy import Policy
 from trainorder.process import StageError
 from trainorder.registries import JUDGE_MAKERS, load
-from trainorder.resume import NOTHING, Saved, Work
+from trainorder.resume import NOTHING, Work
 from trainorder.rollout import Engine, Request, make_engine
 from trainorder.streams import seed_of, stream
 from trainorder.tasks import load_problems, load_task
@@ -83,7 +87,10 @@ class Bench:
             return _answers(engine, self.name, problems, room, config, self.task)
 
     def opponents(self) -> dict[str, str]:
-        """Prompt -> the base's most likely answer, for every problem of its tasks without a reference."""
+        """Prompt -> the base's most likely answer, for every problem of its tasks without a reference.
+
+        Kept beside the verdicts under what decides them, so that judges of the same problems share them.
+        """
         if getattr(self.config, "rubric", None) is not None:
             return {}
         missing = [
@@ -95,10 +102,17 @@ class Bench:
         ]
         if not missing:
             return {}
-        with self._sampling() as engine:
-            asked = [Request(p, max_new_tokens=room, temperature=0.0) for p, room in missing]
-            texts = engine.generate(asked).texts
-        return {problem.text: text for (problem, _), text in zip(missing, texts, strict=True)}
+        rows = [[problem.prompt, room] for problem, room in missing]
+        settings = [self.params.rollout.results(), self.params.training.dtype]
+        decides = json.dumps([model_hash(self.base), settings, rows])
+        kept = paths.VERDICTS / f"opponents-{hashlib.sha256(decides.encode()).hexdigest()[:16]}"
+        if not (kept / FILE).is_file():
+            with self._sampling() as engine:
+                asked = [Request(p, max_new_tokens=room, temperature=0.0) for p, room in missing]
+                texts = engine.generate(asked).texts
+            answers = {p.text: text for (p, _), text in zip(missing, texts, strict=True)}
+            write_opponents(kept, answers)
+        return read_opponents(kept)
 
     @contextmanager
     def _sampling(self) -> Iterator[Engine]:
@@ -134,13 +148,11 @@ def make_judge(bench: Bench, out: Path) -> dict[str, Any]:
         ParamsError: too few training problems, or a task that has no gold taste.
     """
     make: Maker = load(JUDGE_MAKERS, bench.config.kind, f"judges.{bench.name}.kind")
-    found = bench.work.part(
-        f"opponents-{bench.name}", lambda: Saved({}, {"answers": bench.opponents()})
-    )
+    opponents = bench.opponents()
     report = make(bench, out)
-    if found.state["answers"]:
-        keep(out, found.state["answers"])
-        report = {**report, "opponents": len(found.state["answers"])}
+    if opponents:
+        write_opponents(out, opponents)
+        report = {**report, "opponents": len(opponents)}
     write_json(out.with_suffix(".json"), report)
     return report
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainorder.config import PreferenceConfig
 from trainorder.device import device_of
-from trainorder.judges import keeping
+from trainorder.judges import cached
 from trainorder.judges.annotator import AgreementError, Bench, check_agreement
 from trainorder.judges.pairs import read_pairs
 from trainorder.registries import JUDGES, load
@@ -20,7 +20,7 @@ def appoint(bench: Bench, out: Path) -> dict[str, Any]:
     assert not isinstance(config, PreferenceConfig)
     judge, report = load(JUDGES, config.kind, "judges")(config), {}
     if config.pairs or bench.has_taste:
-        report = _agreement(bench, keeping(judge.to(device_of(bench.params.training.device))))
+        report = _agreement(bench, cached(judge.to(device_of(bench.params.training.device))))
         check_agreement(bench.name, report["agreement"], config.min_agreement)
     judge.save(out)
     return report

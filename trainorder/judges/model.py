@@ -16,7 +16,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from trainorder.adapters import weights_hash
+from trainorder.adapters import model_hash
 from trainorder.config import ModelJudgeConfig
 from trainorder.device import precision
 from trainorder.judges import read_card, write_card
@@ -24,22 +24,8 @@ from trainorder.judges.questions import Chat, Question, question
 from trainorder.llama import kernels_for
 from trainorder.policy import TEMPLATE_DATE, Policy
 from trainorder.reading import ParamsError
-from trainorder.sources import content_of, locate
+from trainorder.sources import locate
 from trainorder.texts import next_logits
-
-DECIDING = (
-    "config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "*.py",
-)
-"""Files beside the weights that decide what a model reads and says."""
 
 
 @dataclass
@@ -77,10 +63,7 @@ class ModelJudge:
     @cached_property
     def content(self) -> str:
         """Hash of the model as it lies here: weights, architecture, tokenizer, chat template, code."""
-        folder = locate(self.config.path, weights=True)
-        files = sorted({file for name in DECIDING for file in folder.glob(name) if file.is_file()})
-        lines = [weights_hash(folder), *(f"{file.name} {content_of(file)}" for file in files)]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return model_hash(locate(self.config.path, weights=True))
 
     @cached_property
     def question(self) -> Question:

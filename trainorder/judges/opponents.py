@@ -15,7 +15,7 @@ FILE = "opponents.jsonl"
 """In a judge's folder: `{"prompt": ..., "answer": ...}` for each problem without a reference."""
 
 
-class Against:
+class WithOpponents:
     """A judge that has an opponent for every prompt."""
 
     def __init__(self, judge: Any, opponents: dict[str, str]) -> None:
@@ -43,14 +43,17 @@ class Against:
         return [None if row[2] is None else next(values) for row in known]
 
 
-def keep(folder: Path, opponents: dict[str, str]) -> None:
+def write_opponents(folder: Path, opponents: dict[str, str]) -> None:
     """Write the opponents beside a judge."""
     rows = [{"prompt": prompt, "answer": answer} for prompt, answer in opponents.items()]
     write_jsonl(folder / FILE, rows)
 
 
-def against(judge: Any, folder: Path) -> Any:
+def read_opponents(folder: Path) -> dict[str, str]:
+    """Prompt -> answer, as `write_opponents` wrote them."""
+    return {row["prompt"]: row["answer"] for row in read_jsonl(folder / FILE)}
+
+
+def with_opponents(judge: Any, folder: Path) -> Any:
     """The judge with the opponents of its folder, if there are some."""
-    if not (folder / FILE).is_file():
-        return judge
-    return Against(judge, {row["prompt"]: row["answer"] for row in read_jsonl(folder / FILE)})
+    return WithOpponents(judge, read_opponents(folder)) if (folder / FILE).is_file() else judge

@@ -10,7 +10,7 @@ from trainorder.reading import ParamsError
 from trainorder.streams import stream
 from trainorder.tasks.base import turns
 from trainorder.tasks.lines import BadRow, short
-from trainorder.tasks.rows.files import sources
+from trainorder.tasks.rows.files import row_sources
 from trainorder.tasks.rows.prompts import prompt_of, reply_of
 
 MAX_BAD = 0.05
@@ -27,7 +27,7 @@ def read_pairs(where: str, path: str) -> list[Comparisons]:
     answers: dict[str, dict[str, int]] = {}
     wins: dict[str, list[tuple[int, int]]] = {}
     bad, rows = list[str](), 0
-    for source in sources(where, path):
+    for source in row_sources(where, path):
         for file, number, given in source.rows():
             rows += 1
             try:

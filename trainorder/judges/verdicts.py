@@ -71,7 +71,7 @@ class Verdicts:
             self._known.setdefault(key, value)
 
 
-class Kept:
+class CachedJudge:
     """A judge whose verdicts are kept. What has no verdict is asked again the next time."""
 
     def __init__(self, judge: Any, folder: Path = paths.VERDICTS) -> None:

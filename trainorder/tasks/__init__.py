@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -87,6 +88,20 @@ def load_task(task: str) -> Task:
             f"{made.version}: run `dvc repro build_data`"
         )
     return made
+
+
+def built_tasks() -> list[str]:
+    """Names of the tasks under data/tasks, sorted."""
+    return sorted(card.parent.name for card in paths.TASK_DATA.glob("*/task.json"))
+
+
+def judged(tasks: Iterable[str]) -> list[str]:
+    """Those of these built tasks whose answers judges score.
+
+    Raises:
+        ParamsError: one is not built.
+    """
+    return [task for task in tasks if load_task(task).rewarded_by == "judge"]
 
 
 def load_problems(task: str, split: Split) -> list[Problem]:

@@ -13,13 +13,14 @@ import itertools
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
 from trainorder.reading import ParamsError
 from trainorder.rewards import format
 from trainorder.tasks.base import Message, Problem, Prompt, Reward, Split, content_id, split_of
+from trainorder.tasks.leaks import normal_form
 
 RUNTIME = "runtime"
 TRIED = 8
@@ -49,15 +50,11 @@ class Verifiers:
     def read(
         self, task: str, reserved: Sequence[str] = ()
     ) -> tuple[dict[Split, list[Problem]], list[Any]]:
-        """Every task once, its split by the hash of its content (`task.key` hashes the position too)."""
+        """Every task once, its split by the hash of its question."""
         found: dict[Split, dict[str, Problem]] = {"train": {}, "dev": {}, "test": {}}
         for index, made in enumerate(self._tasks()):
-            prompt = _prompt(made.data)
-            content = made.data.model_dump(mode="json", exclude_none=True, exclude={"idx", "id"})
-            key = content_id(task, json.dumps(content, sort_keys=True))
-            found[split_of(key)].setdefault(
-                key, Problem(key, task, prompt, None, None, {"index": index})
-            )
+            problem = problem_of(task, made.data, index)
+            found[split_of(problem.id)].setdefault(problem.id, problem)
         return {split: list(own.values()) for split, own in found.items()}, []
 
     def few(self, task: str, taken: Any) -> list[Problem]:
@@ -94,6 +91,14 @@ class Verifiers:
 
     def _tasks(self) -> list[Any]:
         return _loaded(self.taskset, json.dumps(self.config, sort_keys=True), self.most)
+
+
+def problem_of(task: str, data: Any, index: int) -> Problem:
+    """The problem of a task's data: those of one question are of one split (`task.key` hashes the position too)."""
+    problem = Problem("", task, _prompt(data), None, None, {"index": index})
+    content = data.model_dump(mode="json", exclude_none=True, exclude={"idx", "id"})
+    variant = [json.dumps(content, sort_keys=True)]
+    return replace(problem, id=content_id(task, normal_form(problem.question), variant=variant))
 
 
 @cache

@@ -32,7 +32,7 @@ SPLIT_NAMES: dict[str, Split] = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 """What a split may be called -> ours."""
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w.-]+)?(?::[\w.-]+)?")
+HUB_DATASET = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w.-]+)?(?::[\w.-]+)?")
 """`owner/name`, with a revision behind @ and a configuration behind a colon."""
 _STEM = re.compile(r"[a-z]+")
 
@@ -41,7 +41,7 @@ Numbered = tuple[str, int, dict[str, Any] | BadRow]
 
 
 @dataclass(frozen=True)
-class Source:
+class RowSource:
     """Rows of one split, or of all where `split` is None."""
 
     split: Split | None
@@ -67,7 +67,7 @@ def split_of_name(name: str) -> Split | None:
     return SPLIT_NAMES.get(found[0]) if found else None
 
 
-def sources(where: str, data: str | Mapping[Split, str]) -> list[Source]:
+def row_sources(where: str, data: str | Mapping[Split, str]) -> list[RowSource]:
     """What `data` names: a file, a folder, a hub name, or one of these per split.
 
     Raises:
@@ -75,16 +75,16 @@ def sources(where: str, data: str | Mapping[Split, str]) -> list[Source]:
     """
     if isinstance(data, Mapping):
         return [
-            Source(split, source.paths, source.hub, source.hub_split)
+            RowSource(split, source.paths, source.hub, source.hub_split)
             for split, one in data.items()
-            for source in sources(f"{where}.{split}", one)
+            for source in row_sources(f"{where}.{split}", one)
         ]
     kind = found_at(data)
     if kind == "file":
-        return [Source(None, (_known(where, Path(data)),))]
+        return [RowSource(None, (_known(where, Path(data)),))]
     if kind == "folder":
         return _folder(where, Path(data))
-    if not kind and HUB_NAME.fullmatch(data) and not data.endswith(SUFFIXES):
+    if not kind and HUB_DATASET.fullmatch(data) and not data.endswith(SUFFIXES):
         return _hub(where, data)
     raise ParamsError(
         f"{where}: no file or folder {shown(data)}; name a file ({', '.join(SUFFIXES)}), a folder or a data set on the hub"
@@ -99,13 +99,13 @@ def _known(where: str, path: Path) -> Path:
     return path
 
 
-def _folder(where: str, folder: Path) -> list[Source]:
+def _folder(where: str, folder: Path) -> list[RowSource]:
     """A folder of `save_to_disk`, or of files or folders named after splits; other names hold rows of no split yet."""
     if (folder / "dataset_dict.json").is_file():
         names = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        return [Source(_split(where, name), _saved(folder / name)) for name in names]
+        return [RowSource(_split(where, name), _saved(folder / name)) for name in names]
     if (folder / "state.json").is_file():
-        return [Source(None, _saved(folder))]
+        return [RowSource(None, _saved(folder))]
     inner = [f for f in (folder, folder / "data") if f.is_dir()]
     files = sorted(p for f in inner for p in f.iterdir() if p.suffix.lower() in SUFFIXES)
     files += sorted(
@@ -128,7 +128,7 @@ def _folder(where: str, folder: Path) -> list[Source]:
         raise ParamsError(
             f"{where}: {folder} holds files that name a split and others that do not ({named}): name all, or none"
         )
-    return [Source(split, tuple(paths)) for split, paths in by_split.items()]
+    return [RowSource(split, tuple(paths)) for split, paths in by_split.items()]
 
 
 def _split(where: str, name: str) -> Split:
@@ -146,7 +146,7 @@ def _saved(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / file["filename"] for file in state["_data_files"])
 
 
-def _hub(where: str, name: str) -> list[Source]:
+def _hub(where: str, name: str) -> list[RowSource]:
     try:
         importlib.import_module("datasets")
     except ImportError:
@@ -162,7 +162,7 @@ def _hub(where: str, name: str) -> list[Source]:
             f"({type(error).__name__}: {str(error)[:160]}); without network, download it and name the folder"
         ) from None
     return [
-        Source(_split(where, split), (), name, split) for split in found if split_of_name(split)
+        RowSource(_split(where, split), (), name, split) for split in found if split_of_name(split)
     ]
 
 

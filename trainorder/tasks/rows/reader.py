@@ -27,7 +27,7 @@ from trainorder.tasks.base import Problem, Split, content_id
 from trainorder.tasks.leaks import normal_form
 from trainorder.tasks.lines import BadRow, Dropped, Written, plain, short
 from trainorder.tasks.rows import JUDGED, Rows, form_of, render
-from trainorder.tasks.rows.files import Source, sources, split_of_name
+from trainorder.tasks.rows.files import RowSource, row_sources, split_of_name
 from trainorder.tasks.rows.prompts import prompt_of
 from trainorder.tasks.rows.schemas import ANSWERS, GUESSED, SCHEMAS, Row, own
 from trainorder.tasks.rows.splits import in_splits, without_leaks
@@ -132,8 +132,8 @@ class Reader:
             "few": [asdict(problem) for problem in _few(found, self.task.taken)],
         }
 
-    def _sources(self, where: str) -> list[Source]:
-        return sources(where, cast(Any, self.task.data))
+    def _sources(self, where: str) -> list[RowSource]:
+        return row_sources(where, cast(Any, self.task.data))
 
     def _read(
         self, name: str, reserved: Sequence[str]
