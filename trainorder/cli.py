@@ -218,6 +218,19 @@ def run(
             help="Change `seeds` of params.yaml first: +2 adds two unused ones and trains only these, 0,1,2 is the list.",
         ),
     ] = None,
+    until_settled: Annotated[
+        bool,
+        typer.Option(
+            "--until-settled", help="Add seeds, round by round, until the best arm is settled."
+        ),
+    ] = False,
+    max_seeds: Annotated[
+        int | None, typer.Option(help="Of --until-settled: no more seeds than these; default 12.")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Of --until-settled: no round that would end later than this."),
+    ] = None,
     params: ParamsFile = None,
 ) -> None:
     """Bring everything params.yaml asks for up to date, then print which order won and how sure that is."""
@@ -230,6 +243,19 @@ def run(
         level = _sandbox(wanted)
     if level:
         print(f"model-written programs run at isolation {level}", flush=True)
+    if until_settled or max_seeds is not None or minutes is not None:
+        with refusing():
+            from trainorder.editing import settle
+            from trainorder.reading import ParamsError
+
+            if not until_settled:
+                raise ParamsError("--max-seeds and --minutes are of --until-settled: add it")
+            if dry_run or settings or exp or seeds is not None:
+                raise ParamsError(
+                    "--until-settled adds seeds by itself: leave --set, --seeds, --exp and --dry-run out"
+                )
+            code = settle.until_settled(max_seeds or settle.MAX_SEEDS, minutes)
+        raise typer.Exit(code)
     if settings or exp or seeds is not None:
         with refusing():
             from trainorder.editing import sweep

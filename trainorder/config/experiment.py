@@ -155,6 +155,15 @@ class MeasureConfig(Section):
     """Coverage of the intervals."""
     seed: Seed = 0
     """Seed of the resampling."""
+    looks: list[Annotated[int, Field(ge=1, le=10_000)]] = Field(
+        default_factory=list, max_length=100
+    )
+    """Numbers of seeds at which the answer was looked at while seeds were added, as `trainorder run --until-settled` writes
+    them: differences between arms then hold over all looks. Empty: one look, at the seeds that there are."""
+
+    def results(self) -> dict[str, Any]:
+        """What can change a measurement; the looks where there are any."""
+        return self.model_dump(exclude=set() if self.looks else {"looks"})
 
 
 class FlowConfig(Section):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from trainorder.config import parse_params
 from trainorder.reading import ParamsError, parse_yaml
 
@@ -24,8 +26,13 @@ def wanted(text: str, asked: str) -> list[int]:
         if not (number.isascii() and number.isdigit() and 1 <= int(number) <= MOST):
             raise ParamsError(f"--seeds {asked}: +N adds 1 to {MOST} seeds, as in --seeds +2")
         known = parse_params(parse_yaml(text, "params.yaml"), source="params.yaml").seeds
-        return [*known, *range(max(known) + 1, max(known) + 1 + int(number))]
+        return more(known, int(number))
     parts = [part.strip() for part in number.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
         raise ParamsError(f"--seeds {asked}: write +N to add seeds, or a list, as in --seeds 0,1,2")
     return [int(part) for part in parts]
+
+
+def more(known: Sequence[int], number: int) -> list[int]:
+    """With that many unused seeds behind them."""
+    return [*known, *range(max(known) + 1, max(known) + 1 + number)]

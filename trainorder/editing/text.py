@@ -36,9 +36,13 @@ def _on_a_line(text: str, path: Sequence[str], value: str) -> Iterator[str]:
     *above, last = path
     section, lines = _yaml().load(text), text.splitlines(keepends=True)
     for part in above:
+        if part not in section and len(above) == 1:
+            yield f"{text.rstrip(chr(10))}\n{part}: {{{last}: {value}}}\n"
         section = section.get(part)
         if not hasattr(section, "lc"):
             return
+    if section.fa.flow_style() and section:
+        yield from _in_braces(lines, section, last, value)
     if last in section:
         old, new = section[last], _yaml().load(value)
         if _extends(new, old) and not old.fa.flow_style():
@@ -58,6 +62,16 @@ def _on_a_line(text: str, path: Sequence[str], value: str) -> Iterator[str]:
             before = "".join(lines[: line + after])
             end = "\n" * bool(before and not before.endswith("\n"))
             yield "".join([before, end, new, *lines[line + after :]])
+
+
+def _in_braces(lines: list[str], section: Any, last: str, value: str) -> Iterator[str]:
+    """The text with the key's value exchanged, or with a new entry, in a section that braces hold on one line."""
+    line, column = section.lc.value(last if last in section else next(reversed(section)))
+    before, text = lines[line][:column], lines[line][column:]
+    ends = [i for i, sign in enumerate(text) if sign in ",}"]
+    for end in ends:
+        new = value if last in section else f"{text[:end]}, {last}: {value}"
+        yield "".join([*lines[:line], before, new, text[end:], *lines[line + 1 :]])
 
 
 def _set(data: Any, key: str, value: str) -> None:

@@ -5,13 +5,14 @@ undefined. Scores are the metric `score`; a number is of the test split unless i
 `{"value", "low", "high", "seeds": {"0": its own value}}`, with two or more seeds also `"bootstrap"` and `"t"`
 (trainorder/metrics/statistics.py::interval). Dictionaries with `task`, `phase`, `arm`, `metric` or `seed` as key:
 
-    hash (of all the rest), version, variant (`default`: the params as written), settings {bootstrap, level, seed}, seeds [int]
+    hash (of all the rest), version, variant (`default`: the params as written), settings {bootstrap, level, seed, looks: [number of
+                   seeds at each look, this one included; empty: one look], level_of_differences}, seeds [int]
     tasks, trained, held_out, judged, recall     [task]; `tasks` are the columns of every R: trained first
     same_judge     [task]; judged tasks whose scores are by the judge that gave the rewards
     phases         {phase: [task]}       phases that the plan uses
     problems       {split: {task: {used, dropped}}}     dropped: some node has no score, so no node's counts
     unscored       {split: {task: share}, worst: {node, split, task, share}}    samples that could not be graded
-    intervals      {covers, note}
+    intervals      {covers, runs: what the seeds are replicates of, note}
     base           {nodes: {seed: node}, metrics: {metric: {task: mean}}};   singles {phase: the same}
     ranking        [{arm, kind, variant, phases, nodes: {seed: node}, same_as: [arm], mean: I, tasks: {task: I}, greedy,
                      pass_at_k, metrics: {metric: {task: mean}}, differences: {best, joint, reverse, base: I with
@@ -84,7 +85,7 @@ from trainorder.config import MeasureConfig
 from trainorder.measure.across import across
 from trainorder.measure.assumptions import assumptions
 from trainorder.measure.design import Design, from_plan
-from trainorder.measure.evidence import Evidence, gather, mean_metrics
+from trainorder.measure.evidence import Evidence, gather, mean_metrics, settings
 from trainorder.measure.power import ability
 from trainorder.measure.prediction import prediction
 from trainorder.measure.ranking import differences, paired, ranked, ranking, winner
@@ -148,10 +149,9 @@ def _document(evidence: Evidence, variant: str) -> dict[str, Any]:
 
 
 def _setting(evidence: Evidence) -> dict[str, Any]:
-    design, config = evidence.design, evidence.config
-    tasks = evidence.tasks
+    design, tasks = evidence.design, evidence.tasks
     return {
-        "settings": {"bootstrap": config.bootstrap, "level": config.level, "seed": config.seed},
+        "settings": settings(evidence.config, len(design.seeds)),
         "seeds": list(design.seeds),
         "tasks": list(tasks),
         "trained": list(design.trained),
@@ -165,7 +165,11 @@ def _setting(evidence: Evidence) -> dict[str, Any]:
             for split, s in evidence.scores.items()
         },
         "unscored": _unscored(evidence),
-        "intervals": {"covers": covers(len(design.seeds)), "note": _note(evidence)},
+        "intervals": {
+            "covers": covers(len(design.seeds)),
+            "runs": design.replicates,
+            "note": _note(evidence),
+        },
     }
 
 
@@ -178,7 +182,7 @@ def _note(evidence: Evidence) -> str:
         )
     text = f"{share} intervals cover problems and {num_seeds} training seeds"
     if evidence.design.one_start:
-        text += " of RL from one base"
+        text += " of RL from one base (another base may differ)"
     if num_seeds < FEW_SEEDS:
         text += ", widened to a t-interval over the seeds' own values, since seeds are few"
     return text

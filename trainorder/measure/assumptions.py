@@ -163,7 +163,7 @@ def _with_verdict(
     evidence: Evidence, rows: list[dict[str, Any]], differences: Sequence[PerSeed]
 ) -> list[dict[str, Any]]:
     """Adds `differs`: whether the difference is not 0, with Holm's correction over the rows."""
-    p = {str(i): evidence.estimate(d).p for i, d in enumerate(differences)}
+    p = {str(i): evidence.estimates(d[None])[0].p for i, d in enumerate(differences)}
     adjusted = statistics.holm(p)
     limit = 1 - evidence.config.level
     return [{**row, "differs": adjusted[str(i)] < limit} for i, row in enumerate(rows)]

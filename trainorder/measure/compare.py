@@ -14,7 +14,7 @@ from trainorder import paths, results
 from trainorder.config import MeasureConfig
 from trainorder.measure.across import combined, survives
 from trainorder.measure.design import Arm, BySeed, Design
-from trainorder.measure.evidence import as_json
+from trainorder.measure.evidence import as_json, settings
 from trainorder.measure.parts import (
     GOLD,
     REWARD_JUDGE,
@@ -93,8 +93,7 @@ def arms_of(design: Design) -> dict[str, Arm]:
 
 def _ranking(bwt: Mapping[str, Any] | None, variant: str, config: MeasureConfig) -> Differences:
     """The ranking's differences between arms under a variant; empty where it was measured with other settings."""
-    settings = {"bootstrap": config.bootstrap, "level": config.level, "seed": config.seed}
-    if bwt is None or bwt["settings"] != settings:
+    if bwt is None or bwt["settings"] != settings(config, len(bwt["seeds"])):
         return {}
     found = bwt if variant == bwt["variant"] else bwt["variants"].get(variant, {})
     return found.get("differences", {})
@@ -133,7 +132,8 @@ def _variant(
     rng = numpy_stream("measure", config.seed, "seeds")
     draws = statistics.draw_seeds(len(design.seeds), config.bootstrap, rng)
     pooled = bool((table["problem"] == POOLED).any())
-    pairs = Pairs(scores, design.seeds, draws, config.level, pooled, design.one_start)
+    level = settings(config, len(design.seeds))["level_of_differences"]
+    pairs = Pairs(scores, design.seeds, draws, level, pooled, design.one_start)
     trained = [i for i, t in enumerate(tasks) if t in design.trained] or list(range(len(tasks)))
     rows = {task: pairs.row(first.final, second.final, [i]) for i, task in enumerate(tasks)}
     mean = pairs.row(first.final, second.final, trained)
@@ -144,11 +144,12 @@ def _variant(
     adjusted = statistics.holm({task: row["p"] for task, row in rows.items()})
     for task, row in rows.items():
         row["p_holm"] = adjusted[task]
-        row["differs"] = row["differs"] and adjusted[task] < 1 - config.level
+        row["differs"] = row["differs"] and adjusted[task] < 1 - level
         row["trained"], row["recall"] = task in design.trained, task in design.recall
     return {
         "seeds": list(design.seeds),
         "covers": statistics.covers(len(design.seeds)),
+        "runs": design.replicates,
         "nodes": {a: _names(first.final), b: _names(second.final)},
         "mean_over": [tasks[i] for i in trained],
         "problems": scores.used,
@@ -239,7 +240,7 @@ class Pairs:
             )
             return f"{start}; with one seed the intervals cover problems only, and another run may differ by more: add seeds"
         few = ", widened to a t-interval over the seeds" if count < statistics.FEW_SEEDS else ""
-        which = " of RL from one base" if self.one_start else ""
+        which = " of RL from one base (another base may differ)" if self.one_start else ""
         return f"the intervals cover problems and {count} seeds{which}{few}"
 
 

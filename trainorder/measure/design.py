@@ -75,6 +75,11 @@ class Design:
         return len(set(self.bases.values())) < len(self.bases)
 
     @property
+    def replicates(self) -> str:
+        """What the seeds are replicates of, in words: the runs that a verdict over seeds holds for."""
+        return "training runs from this base" if self.one_start else "training runs"
+
+    @property
     def trained(self) -> tuple[str, ...]:
         """Tasks that some phase trains, in order of the phases."""
         return tuple(dict.fromkeys(t for tasks in self.phase_tasks.values() for t in tasks))

@@ -19,6 +19,7 @@ from trainorder.measure.design import Design, Stage
 from trainorder.measure.parts import Parts, gold_scores, judged_tasks, same_judge
 from trainorder.measure.scores import SPLITS, Scores, check_nodes, scores_of, tasks_of
 from trainorder.metrics import statistics
+from trainorder.metrics.sequential import level_at
 from trainorder.streams import numpy_stream
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ class Evidence:
 
     @property
     def level(self) -> float:
-        """Coverage of intervals that a verdict is taken from."""
-        return self.config.level
+        """Level of the intervals that a verdict is taken from: they hold over all looks together."""
+        return settings(self.config, len(self.design.seeds))["level_of_differences"]
 
     @property
     def trained(self) -> list[int]:
@@ -92,13 +93,11 @@ class Evidence:
         """Mean score over the trained tasks."""
         return self.scores[split].of(nodes)[..., self.trained].mean(-1)
 
-    def estimates(self, values: Float[np.ndarray, "item seed draw"]) -> list[statistics.Interval]:
-        """Means over seeds with their intervals."""
-        return statistics.intervals(values, self.seed_draws, level=self.config.level)
-
-    def estimate(self, values: Float[np.ndarray, "seed draw"]) -> statistics.Interval:
-        """`estimates` of one value."""
-        return self.estimates(values[None])[0]
+    def estimates(
+        self, values: Float[np.ndarray, "item seed draw"], level: float | None = None
+    ) -> list[statistics.Interval]:
+        """Means over seeds with their intervals, of the config's level if none is given."""
+        return statistics.intervals(values, self.seed_draws, level=level or self.config.level)
 
     def intervals(self, values: Float[np.ndarray, "item seed draw"]) -> list[dict[str, Any] | None]:
         """`estimates` as JSON, None where undefined."""
@@ -171,6 +170,17 @@ class Evidence:
         """Whether every phase was trained right after every other one that was trained from the base."""
         have = {(*s.before, s.phase) for s in self.design.steps() if len(s.before) == 1}
         return have >= set(permutations(self.design.singles, 2))
+
+
+def settings(config: MeasureConfig, num_seeds: int) -> dict[str, Any]:
+    """`settings` of reports/bwt.json: what intervals were made with."""
+    return {
+        "bootstrap": config.bootstrap,
+        "level": config.level,
+        "seed": config.seed,
+        "looks": sorted({*config.looks, num_seeds}) if config.looks else [],
+        "level_of_differences": level_at(config.level, config.looks, num_seeds),
+    }
 
 
 def as_json(interval: statistics.Interval, seeds: Iterable[int]) -> dict[str, Any]:

@@ -39,14 +39,16 @@ def paired(evidence: Evidence, arms: list[Arm], finals: Finals) -> Paired:
     half = statistics.simultaneous(
         np.stack([finals[arm.name] for arm in distinct]),
         num_problems=sum(evidence.scores["test"].used[t] for t in evidence.design.trained),
-        level=evidence.config.level,
+        level=evidence.level,
         rng=numpy_stream("measure", evidence.config.seed, "simultaneous"),
     )
     names = [arm.name for arm in arms]
     result: dict[tuple[str, str], statistics.Interval] = {}
     for i, a in enumerate(names[:-1]):
         later = names[i + 1 :]
-        found = evidence.estimates(finals[a] - np.stack([finals[b] for b in later]))
+        found = evidence.estimates(
+            finals[a] - np.stack([finals[b] for b in later]), level=evidence.level
+        )
         for b, one in zip(later, found, strict=True):
             result[a, b] = one.widened(float(half[rows[a], rows[b]]))
             result[b, a] = result[a, b].negative()

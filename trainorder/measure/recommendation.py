@@ -136,12 +136,12 @@ def judged(
     phases = list(evidence.design.singles)
     gain, misfit = sampled(evidence, per_seed, predictor)
     rng = numpy_stream("measure", evidence.config.seed, "order", predictor)
-    found = ordering.recommend(gain, misfit=misfit, level=evidence.config.level, rng=rng)
+    found = ordering.recommend(gain, misfit=misfit, level=evidence.level, rng=rng)
     seen = np.asarray(
         ordering.order_value(per_seed, found.order)
         - ordering.order_value(per_seed, found.order[::-1])
     )
-    gap, num_seeds = evidence.estimate(seen), len(seen)
+    gap, num_seeds = evidence.estimates(seen[None], evidence.level)[0], len(seen)
     ends = {"low": min(gap.low, found.gap_low), "high": max(gap.high, found.gap_high)}
     best = _measured_best(evidence, tuple(phases[i] for i in found.order))
     reasons = set(found.reasons)
@@ -167,7 +167,7 @@ def judged(
 
 def _document(evidence: Evidence, of: Judged, source: str) -> dict[str, Any]:
     phases, found, misfit = list(evidence.design.singles), of.found, of.misfit
-    known, level = measured_orders(evidence), evidence.config.level
+    known, level = measured_orders(evidence), evidence.level
 
     def names(order: Sequence[int]) -> list[str]:
         return [phases[i] for i in order]

@@ -19,7 +19,7 @@ def certainty(bwt: Bwt) -> list[tuple[str, str]]:
     pairs = [
         ("over problems", "yes" if excludes else "no: the interval of the lead includes 0"),
         (
-            "over training runs",
+            f"over {bwt['intervals']['runs']}",
             "no: one seed says nothing about another run"
             if seeds == 1
             else f"{'yes' if excludes else 'no'} ({seeds} seeds)",
@@ -29,6 +29,8 @@ def certainty(bwt: Bwt) -> list[tuple[str, str]]:
             words.listed(winner["candidates"][1:]) or "no other arm",
         ),
     ]
+    if looks := bwt["settings"]["looks"]:
+        pairs.append(("looks, which the intervals account for", str(len(looks))))
     if found is not None and found["order"] is not None:
         pairs.append(
             (f"recommended: {words.path(found['order'])}", f"P(best order) {p_best(found)}")
@@ -74,7 +76,7 @@ def p_best(found: Mapping[str, Any]) -> str:
 
 
 ORDER_SCOPE = {
-    Verdict.SETTLED: "this order is identified over problems and training runs",
+    Verdict.SETTLED: "this order is identified over problems and {runs}",
     Verdict.PROBLEMS: "this order stands out on these problems; with one seed nothing is known about other training runs",
     Verdict.OPEN: "the data do not single out an order",
 }
@@ -83,7 +85,8 @@ ORDER_SCOPE = {
 
 def order_verdict(bwt: Bwt, found: Mapping[str, Any]) -> str:
     """The verdict on a recommended order, in a sentence."""
-    text = f"{found['verdict'].capitalize()}: {ORDER_SCOPE[Verdict(found['verdict'])]}"
+    scope = ORDER_SCOPE[Verdict(found["verdict"])].format(runs=bwt["intervals"]["runs"])
+    text = f"{found['verdict'].capitalize()}: {scope}"
     return f"{text}{words.one_seed(bwt['seeds']) if found['verdict'] == Verdict.OPEN else ''}."
 
 

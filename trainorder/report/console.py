@@ -35,7 +35,7 @@ def verdict(found: Mapping[str, Any]) -> str:
 
     >>> row = {"a": .8, "b": .7, "differs": True, "difference": {"value": .1, "low": .05, "high": .15}}
     >>> variant = {"mean": row, "parts": None, "seeds": [0, 1, 2], "verdict": "settled",
-    ...            "mean_over": ["math", "code"], "same_judge": []}
+    ...            "runs": "training runs", "mean_over": ["math", "code"], "same_judge": []}
     >>> print(verdict({"a": "x", "b": "y", "metric": "score", "split": "test", "variants": {"default": variant},
     ...                "verdict": "settled", "survives": None}))
     Settled: x minus y is +0.100 (+0.050 to +0.150); it holds over problems and training runs.
@@ -49,6 +49,7 @@ def verdict(found: Mapping[str, Any]) -> str:
         first["mean"]["difference"],
         first["parts"],
         first["seeds"],
+        first["runs"],
     )
     text += f"\nMean {found['metric']} of {words.listed(first['mean_over'])} on {found['split']}"
     if found["survives"] is not None:

@@ -162,6 +162,7 @@ def verdict(bwt: Bwt) -> str:
         lead["difference"],
         lead["parts"],
         bwt["seeds"],
+        bwt["intervals"]["runs"],
     )
     return f"{pair} {text}"
 
@@ -188,7 +189,7 @@ def enough(bwt: Bwt) -> str:
 
 
 SCOPE = {
-    Verdict.SETTLED: "it holds over problems and training runs",
+    Verdict.SETTLED: "it holds over problems and {runs}",
     Verdict.PROBLEMS: "it holds over problems, not over training runs (one seed)",
     Verdict.OPEN: "the data cannot decide",
 }
@@ -202,14 +203,17 @@ def claim(
     difference: Mapping[str, Any],
     parts: Mapping[str, Any] | None,
     seeds: Sequence[int],
+    runs: str,
 ) -> str:
     """The verdict on A minus B, with what the difference is made of; the same sentences wherever one is stated.
 
-    >>> claim("open", "x", "y", {"value": .01, "low": -.01, "high": .03}, None, [0, 1])
-    'Open: x minus y is +0.010 (-0.010 to +0.030); the data cannot decide.'
+    `runs` are what the seeds are replicates of.
+
+    >>> claim("settled", "x", "y", {"value": .02, "low": .01, "high": .03}, None, [0, 1], "training runs")
+    'Settled: x minus y is +0.020 (+0.010 to +0.030); it holds over problems and training runs.'
     """
     of = f"{a} minus {b} is {with_interval(difference)}"
-    text = f"{found.capitalize()}: {of}; {SCOPE[Verdict(found)]}"
+    text = f"{found.capitalize()}: {of}; {SCOPE[Verdict(found)].format(runs=runs)}"
     if found == Verdict.OPEN:
         text += one_seed(seeds)
     return f"{text}. {made_of(parts, found)}".rstrip()
@@ -256,18 +260,25 @@ def caveats(bwt: Bwt) -> list[str]:
     note = sentence(bwt["intervals"]["note"])
     selected = "Differences between arms are corrected for comparing all of them."
     several = len(bwt["ranking"]) > 2
-    return [
-        *filter(
-            None,
-            [
-                note,
-                selected if several else "",
-                unequal(bwt),
-                same_judge(bwt),
-                over_optimisation(bwt),
-            ],
-        )
-    ]
+    found = [note, selected if several else "", looks(bwt), unequal(bwt), same_judge(bwt)]
+    return [*filter(None, [*found, over_optimisation(bwt)])]
+
+
+def looks(bwt: Bwt) -> str:
+    """How often the answer was looked at while seeds were added, and that the intervals hold over it; empty for one look.
+
+    >>> looks({"settings": {"looks": [3, 4, 5], "level": 0.95, "level_of_differences": 0.9907}})
+    'It was looked at 3 times (with 3, 4 and 5 seeds): differences between arms hold over all looks, each at 99.07% so that it is 95% together.'
+    """
+    found = bwt["settings"]
+    if not found["looks"]:
+        return ""
+    times, numbers = len(found["looks"]), listed([str(n) for n in found["looks"]])
+    often = "once" if times == 1 else f"{times} times"
+    return (
+        f"It was looked at {often} (with {numbers} seeds): differences between arms hold over all looks, each at "
+        f"{100 * found['level_of_differences']:.4g}% so that it is {100 * found['level']:.4g}% together."
+    )
 
 
 def unequal(bwt: Bwt) -> str:
