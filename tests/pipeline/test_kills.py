@@ -40,7 +40,8 @@ phases:
   math:     {kind: structured, tasks: {math: 1}, steps: 4}
   creative: {kind: creative, tasks: {creative: 1}, steps: 4}
   joint:    {kind: mixed, tasks: {math: 1, creative: 2}, steps: 8, rl: {sampler: sec, curriculum: {unlock: {window: 2}}}}
-orders: {one: [math, creative], joint: [joint]}
+  distil:   {kind: distill, tasks: {math: 1, creative: 1}, steps: 3}
+orders: {one: [math, creative], joint: [joint], distil: [distil]}
 merges: {dare: {method: dare, density: 0.5}}
 evaluation: {samples: 2}
 measure: {bootstrap: 100}
@@ -56,6 +57,10 @@ STAGES = {
     "rl": ("--node", "s0--joint", "--phase", "joint", "--variant", "default", *RL),
     "structured": ("--node", "s0--math", "--phase", "math", "--variant", "default", *RL),
     "creative": ("--node", "s0--creative", "--phase", "creative", "--variant", "default", *RL),
+    "distill": (
+        *("--node", "s0--distil", "--phase", "distil", "--variant", "default", *RL),
+        *("--teachers", "math=s0--math,creative=s0--creative"),
+    ),
     "merge": (
         "--node",
         "s0--dare",
@@ -80,6 +85,7 @@ OUTPUTS = {
     "rl": ("checkpoints/s0--joint/*",),
     "structured": ("checkpoints/s0--math/*",),
     "creative": ("checkpoints/s0--creative/*",),
+    "distill": ("checkpoints/s0--distil/*",),
     "merge": ("checkpoints/s0--dare/*",),
     "evaluate": ("evaluations/s0.parquet",),
 }
@@ -141,6 +147,7 @@ KILLS = [
     ("rl", ["resume.torn:4", "rl.end"]),
     ("structured", ["rl.step:2", "resume.torn:3"]),
     ("creative", ["rl.step:3", "folder.rename:1"]),
+    ("distill", ["rl.step:2", "resume.torn:2"]),
     ("merge", ["resume.file", "folder.rename"]),
     ("evaluate", ["resume.part:3", "resume.part:4", "file.rename:3"]),
 ]

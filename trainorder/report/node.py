@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trainorder import paths
@@ -92,6 +92,17 @@ def made(kind: str, phase: str | None, steps: int | None) -> str:
     return kind if phase is None else f"{steps} steps of {phase}"
 
 
+def parents(phase: str | None, names: Sequence[str]) -> str:
+    """What a checkpoint of several parents is made from: a phase of the first one, with teachers, or a merge.
+
+    >>> parents("distil", ["s0", "s0--math"]), parents(None, ["s0", "s0--math", "s0--qa"])
+    ('taught by s0--math', 'merged from s0, s0--math, s0--qa')
+    """
+    return (
+        f"merged from {', '.join(names)}" if phase is None else f"taught by {', '.join(names[1:])}"
+    )
+
+
 METRICS = ("score", "strict", "greedy", "pass_at_k", "entropy_own", "length", "unscored", "gold")
 
 
@@ -112,7 +123,7 @@ def lines(found: dict[str, Any]) -> Iterator[RenderableType]:
         branch = branch.add(node)
     yield root
     if len(found["parents"]) > 1:
-        yield f"merged from {', '.join(found['parents'])}"
+        yield parents(found["phase"], found["parents"])
     if found["scores"]:
         shown = [m for m in METRICS if any(m in row for row in found["scores"].values())]
         table = Table("task", *shown, box=None, title="test", title_justify="left")
