@@ -118,7 +118,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("methods")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        build_parent({"math": TASK})
+        build_parent({"math": TASK, "qa": TASK})
         Policy.build_tiny(TINY, "data/tokenizer", 7).save(TEACHER)
     return folder
 

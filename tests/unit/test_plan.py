@@ -525,6 +525,12 @@ def test_an_unknown_sampler_option_and_an_order_of_other_tasks_are_refused():
     assert "no option 'windo'; it takes temperature, window" in refusal(
         **mixed(sampler={"dump": {"windo": 3}})
     )
+    assert "rl.items: no piece 'cure'" in refusal(**mixed(items="cure"))
+    assert "no option 'tau'; it takes cold_start, temperature" in refusal(
+        **mixed(items={"cures": {"tau": 1.0}})
+    )
+    assert "`items: shuffled` asks nothing" in refusal(**mixed(inherit_items=True))
+    assert "'learnability_gap' needs a teacher" in refusal(**mixed(items="learnability_gap"))
     assert "order must name each task of the phase once" in refusal(
         **mixed(curriculum={"unlock": {"order": ["math", "qa"]}})
     )

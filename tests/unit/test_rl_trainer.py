@@ -132,6 +132,26 @@ def test_a_phase_that_is_cut_and_read_back_goes_on_with_the_same_prompts():
     assert state.mem == restored.mem
 
 
+def test_a_second_phase_begins_with_what_the_first_knew_of_problems_if_it_is_asked_to():
+    _, _ = train("first", 2, settings(items="cures"))
+    text = Path("checkpoints/first/problems.json").read_text()
+    known = json.loads(text)["math"]
+    assert sum(own["visits"] for own in known.values()) == 2 * settings().prompts_per_step
+    phase = PhaseConfig(kind="structured", tasks={"math": 1.0}, steps=1)
+    for inherit in (True, False):
+        rl = settings(items="cures", inherit_items=inherit)
+        train_phase(
+            Path("checkpoints/first"), Path("checkpoints/next"), "math", phase, rl, 0, Lines()
+        )
+        later = json.loads(Path("checkpoints/next/problems.json").read_text())["math"]
+        visits = sum(own["visits"] for own in later.values())
+        assert visits == (3 if inherit else 1) * settings().prompts_per_step
+    train_phase(
+        Path("checkpoints/first"), Path("checkpoints/next"), "math", phase, settings(), 0, Lines()
+    )
+    assert not Path("checkpoints/next/problems.json").exists()
+
+
 def test_tokens_of_refilled_groups_are_counted():
     # a random policy solves nothing: all groups are flat and are drawn again, two times
     method = {"reward": ["graded"], "edit": [{"dynamic_sampling": {"max_rounds": 3}}]}

@@ -115,6 +115,9 @@ class RlConfig(Section):
     """Which task the next prompts come from, in a phase of several (trainorder/rl/samplers.py): `weights`, `dump`, ..."""
     items: Piece = "shuffled"
     """Which problem of a task comes next (item samplers, trainorder/rl/pieces/item_*.py): `shuffled`, `cures`, `{in_order: {by: length}}`, ..."""
+    inherit_items: bool = False
+    """True: an item sampler begins with what the parent's phase knew of problems (visits, grades), which such a phase leaves in
+    its node as problems.json; false: with nothing."""
     curriculum: Piece = "together"
     """Which of the phase's tasks are open at a step (trainorder/rl/curricula.py): `together`, `{unlock: {...}}`, ..."""
     serial_tasks: bool = False

@@ -205,7 +205,9 @@ def flow(value: Any) -> str:
 def params_file(chosen: Preset) -> str:
     """A whole params.yaml that trains the method and GRPO on the same problems, small enough to try."""
     papers = ", ".join(f"arXiv:{paper}" for paper in chosen.papers) or "no paper"
-    phase = "{kind: structured, tasks: {math: 1}, steps: 4"
+    tasks = "math: 1, qa: 1" if chosen.tasks > 1 else "math: 1"
+    phase = f"{{kind: structured, tasks: {{{tasks}}}, steps: 4"
+    gate = "math: 0.0, qa: 0.0" if chosen.tasks > 1 else "math: 0.0"
     names = dict.fromkeys(["grpo", chosen.name])
     teacher = dict.fromkeys(names, "") | {chosen.name: TEACHER if asks_teacher(chosen) else ""}
     phases = [
@@ -219,7 +221,8 @@ def params_file(chosen: Preset) -> str:
             "tasks:",
             "  math: {options: {max_value: 9, max_operand: 4, min_operations: 1, max_operations: 2, answer: first}, train: 64,",
             "         dev: 16, test: 16, max_new_tokens: 48, demonstrations: 1500, drills: 1500}",
-            "sft: {steps: 150, extension: 50, max_steps: 200, gate: {math: 0.0}, batch_size: 32, warmup_steps: 10}",
+            *(["  qa: {train: 64, dev: 16, test: 16, demonstrations: 1500}"] * (chosen.tasks > 1)),
+            f"sft: {{steps: 150, extension: 50, max_steps: 200, gate: {{{gate}}}, batch_size: 32, warmup_steps: 10}}",
             "rl: {prompts_per_step: 6, group_size: 4, warmup_steps: 1}",
             "phases:",
             *phases,

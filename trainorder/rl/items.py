@@ -8,13 +8,16 @@ problem (`Known`) is kept in `State.mem`, so that a resumed phase draws the same
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from trainorder.config import Piece
+from trainorder.files import write_json
 from trainorder.reading import ParamsError, did_you_mean
 from trainorder.rl.samplers import Mem, Seen
 from trainorder.rl.types import Roll
@@ -26,6 +29,9 @@ Known = dict[str, float]
 (mean grade of the last two visits), `length` (mean tokens of the last visit), `step` (of the last visit), and what was
 measured of it (rl/looks.py)."""
 Function = TypeVar("Function", bound=Callable[..., list[float]])
+FILE = "problems.json"
+"""In a node: what its phase knew of problems, by task and id."""
+COUNTED = ("visits", "rollouts", "solved", "last", "before", "length")
 LOOKED = 4
 """Rollouts per problem of the look `rate`: CurES's cold start."""
 
@@ -214,6 +220,24 @@ def expected_rate(known: Known) -> float:
     looked = LOOKED if "rate" in known else 0
     solved = known.get("solved", 0.0) + looked * known.get("rate", 0.0)
     return rate_of(solved, known.get("rollouts", 0.0) + looked)
+
+
+def inherited(folder: Path) -> dict[str, dict[str, Known]]:
+    """What the phase that made this node knew of problems, without what it measured under a policy of the past."""
+    file = folder / FILE
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {
+        task: {key: {n: v for n, v in own.items() if n in COUNTED} for key, own in problems.items()}
+        for task, problems in found.items()
+    }
+
+
+def leave(folder: Path, known: Mapping[str, Any]) -> None:
+    """Write what is known of problems beside the weights; a file that was copied from the parent goes where nothing is."""
+    if known:
+        write_json(folder / FILE, known, indent=None)
+    else:
+        (folder / FILE).unlink(missing_ok=True)
 
 
 def note(known: dict[str, dict[str, Known]], sampled: Sequence[Roll], step: int) -> None:

@@ -22,7 +22,7 @@ from trainorder.process import fail_point
 from trainorder.reading import ParamsError
 from trainorder.registries import BACKENDS, load
 from trainorder.resume import NOTHING, Work
-from trainorder.rl import facts
+from trainorder.rl import facts, items
 from trainorder.rl.adapters import (
     add_adapters,
     continue_adapters,
@@ -129,6 +129,8 @@ def train_phase(
         state = State.from_state_dict(saved.state["state"], under(SHARED, saved.tensors))
         tokens, metrics = saved.state["tokens"], saved.state["metrics"]
         tracker.restore(saved.state["log"])
+    elif rl.inherit_items:
+        state.mem["known"] = items.inherited(parent)
     trace = Trace(out.name)
     for step in _progress(phase_name, state.step, phase.steps):
         trace.before(step)
@@ -144,6 +146,8 @@ def train_phase(
             shards.save(state.step, learner.tensors() | kept, {**facts, "log": tracker.state()})
     fail_point("rl.end")
     save(learner, out, parent)
+    if backend.rank == 0:
+        items.leave(out, state.mem.get("known", {}))
     shards.done()
     seconds = time.perf_counter() - start + work.earlier
     return {

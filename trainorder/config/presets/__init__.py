@@ -41,6 +41,8 @@ class Preset:
     neutral: Rows | None = None
     """Keys beside `preset` under which it is the same update as with those of `reduces_to` beside it; None: there are none."""
     reduces_to: Rows = field(default_factory=dict)
+    tasks: int = 1
+    """Tasks of a phase that shows it: 2 for what weighs tasks."""
     family: str = ""
     """The module that lists it."""
 

@@ -87,6 +87,7 @@ PRESETS = [
             "terms": [{"clipped_surrogate": {"clip_high": 0.28}}],
         },
         settings={"sampler": "mt_grpo"},
+        tasks=2,
         not_grounded="the factor that holds shares where drawing again fails",
     ),
     Preset(
@@ -95,6 +96,7 @@ PRESETS = [
         papers=("2606.25178",),
         method={**PLAIN, "metric": ["task_alignment"]},
         settings={"sampler": "tac"},
+        tasks=2,
         basis="abstract",
         not_grounded="the factor of cosines, the projected layer, the bandit's rates",
     ),

@@ -226,6 +226,11 @@ def _check_phase(
     rl = params.phase_rl(name)
     check_piece(f"{where}.rl.sampler", "sampler", rl.sampler)
     check_piece(f"{where}.rl.items", "items", rl.items)
+    if rl.inherit_items and rl.items == "shuffled":
+        raise ParamsError(
+            f"{where}.rl.inherit_items: `items: shuffled` asks nothing of what is known of problems; name another item sampler "
+            "(`trainorder methods` lists them) or leave inherit_items out"
+        )
     check_piece(f"{where}.rl.curriculum", "curriculum", rl.curriculum)
     order = {} if isinstance(rl.curriculum, str) else next(iter(rl.curriculum.values()))
     if sorted(order.get("order") or phase.tasks) != sorted(phase.tasks):
