@@ -1,4 +1,4 @@
-"""DVC stage sft_phase@<node>: a parent, a phase of `kind: sft` and its rows -> checkpoint."""
+"""DVC stage <node> of plan/dvc.yaml, of `kind: sft`: a parent, a phase and its rows -> checkpoint."""
 
 from __future__ import annotations
 

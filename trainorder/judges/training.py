@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from trainorder.config import PreferenceConfig
@@ -29,7 +30,7 @@ def train(bench: Bench, out: Path) -> dict[str, float]:
         pairs = read_pairs(f"judges.{bench.name}.pairs", config.pairs)
         last = heldout(len(pairs), config.heldout_prompts)
         fit(judge, pairs[:-last], config, bench.seed, work=bench.work, dtype=training.dtype)
-        report = _agreement(judge, pairs[:-last], pairs[-last:])
+        report = _facts(judge, pairs[:-last], pairs[-last:])
         check_agreement(bench.name, report["agreement"], config.min_agreement)
         judge.save(out)
         return report
@@ -54,7 +55,8 @@ def train(bench: Bench, out: Path) -> dict[str, float]:
         work=bench.work,
         dtype=training.dtype,
     )
-    report = _facts(judge, data, tastes, config)
+    count = config.prompts
+    report = _facts(judge, data[:count], data[count:], tastes[count:])
     check_agreement(bench.name, report["agreement"], config.min_agreement)
     judge.save(out)
     return report
@@ -72,48 +74,30 @@ def _prompts(bench: Bench, problems: list[Problem], config: PreferenceConfig) ->
     return problems[bench.first : last]
 
 
-def _agreement(
-    judge: Judge, learned: Sequence[Comparisons], left: Sequence[Comparisons]
+def _facts(
+    judge: Judge,
+    learned: Sequence[Comparisons],
+    left: Sequence[Comparisons],
+    tastes: Sequence[Sequence[float]] | None = None,
 ) -> dict[str, float]:
-    """What is known about a judge of own pairs, on its held-out prompts."""
+    """What is known about a judge, on its held-out prompts unless the name says otherwise; `tastes` are those of their answers."""
     scores = judge.scores(
         [d.prompt for d in left for _ in d.answers], [text for d in left for text in d.answers]
     ).tolist()
-    starts = [sum(len(d.answers) for d in left[:i]) for i in range(len(left))]
-    wins = [(s + w, s + o) for s, d in zip(starts, left, strict=True) for w, o in d.wins]
-    return {
+    starts = [0, *accumulate(len(d.answers) for d in left)]
+    wins = [(s + w, s + o) for s, d in zip(starts, left, strict=False) for w, o in d.wins]
+    found = {
         "prompts": len(learned),
         "comparisons": sum(len(d.wins) for d in learned),
         "heldout_comparisons": len(wins),
         "agreement": agreement(scores, wins),
     }
-
-
-def _facts(
-    judge: Judge,
-    data: Sequence[Comparisons],
-    tastes: Sequence[Sequence[float]],
-    config: PreferenceConfig,
-) -> dict[str, float]:
-    """What is known about a judge, on its held-out prompts unless the name says otherwise."""
-    heldout, gold = (
-        data[config.prompts :],
-        [taste for texts in tastes[config.prompts :] for taste in texts],
-    )
-    scores = judge.scores(
-        [d.prompt for d in heldout for _ in d.answers],
-        [text for d in heldout for text in d.answers],
-    ).tolist()
-    starts = [i * config.answers for i in range(len(heldout))]
-    wins = [
-        (start + w, start + o) for start, d in zip(starts, heldout, strict=True) for w, o in d.wins
-    ]
+    if tastes is None:
+        return found
+    gold = [taste for texts in tastes for taste in texts]
     differ = [(w, o) if gold[w] > gold[o] else (o, w) for w, o in wins if gold[w] != gold[o]]
     return {
-        "prompts": config.prompts,
-        "comparisons": sum(len(d.wins) for d in data[: config.prompts]),
-        "heldout_comparisons": len(wins),
-        "agreement": agreement(scores, wins),
+        **found,
         "agreement_gold": agreement(scores, differ),
         "annotator_gold": agreement(gold, wins),
         "correlation_gold": _correlation(scores, gold),

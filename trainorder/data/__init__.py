@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,8 @@ from typing import Any, Protocol, TypeVar
 
 from trainorder import paths
 from trainorder.config import Params, PolicyConfig, TaskConfig
-from trainorder.files import write_json, write_jsonl, write_text
+from trainorder.data.tokenizer import SPECIALS, pieces, write_tokenizer
+from trainorder.files import write_json, write_jsonl
 from trainorder.reading import ParamsError
 from trainorder.rewards import format
 from trainorder.sources import find, locate
@@ -51,24 +51,6 @@ class UntilClean(Protocol):
     def __call__(self, draw: Callable[[], T], leaked: Callable[[T], str | None]) -> T:
         """The first clean draw."""
         ...
-
-
-SPECIALS = {
-    "pad_token": "<pad>",
-    "bos_token": "<bos>",
-    "sep_token": "<sep>",
-    "eos_token": "<eos>",
-    "unk_token": "<unk>",
-}
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}{{ message['content'] }}<eos>"
-    "{% else %}<bos>{{ message['content'] }}<sep>{% endif %}"
-    "{% endfor %}"
-)
-"""`<bos> prompt <sep> completion <eos>`. The prompt's `<sep>` is the generation prompt, so both calls agree on it."""
-
-_PIECE = re.compile(r" ?[0-9]| ?[^ 0-9]+| ")
 
 
 def build(params: Params) -> None:
@@ -185,17 +167,6 @@ def draw_problems(
     return {split: list(problems.values()) for split, problems in found.items()}
 
 
-def pieces(text: str) -> list[str]:
-    """The text as the tokenizer cuts it: words with their leading space, every digit alone; joined they are the text.
-
-    The text begins a word, so its first piece has a leading space too.
-
-    >>> pieces("8 + 5 = 13")
-    [' 8', ' +', ' 5', ' =', ' 1', '3']
-    """
-    return _PIECE.findall(f" {text}")
-
-
 def few_problems(name: str, config: TaskConfig) -> tuple[Task, list[Problem]]:
     """A task, and what its problems look like: the first and the longest of the user's own rows, or some that are drawn."""
     task = make_task(name, config)
@@ -217,66 +188,6 @@ def reserved_tokens(policy: PolicyConfig) -> list[str]:
         return [token["content"] for token in json.loads(text)["added_tokens"] if token["special"]]
     except (OSError, ValueError, KeyError, TypeError):  # the preflight says what a folder lacks
         return []
-
-
-def write_tokenizer(folder: Path, vocabulary: Iterable[str]) -> None:
-    """A `PreTrainedTokenizerFast` folder over these pieces: word level, lossless for text with single spaces.
-
-    A space becomes `\u2581`, at the front of a word; the decoder turns it back. Written by hand: importing transformers
-    would cost more than the whole build.
-    """
-    words = [*SPECIALS.values(), *sorted(piece.replace(" ", "\u2581") for piece in vocabulary)]
-    added = [_added_token(number, word) for number, word in enumerate(SPECIALS.values())]
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {
-                    "type": "Metaspace",
-                    "replacement": "\u2581",
-                    "prepend_scheme": "always",
-                    "split": False,
-                },
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": "\u2581?[0-9]|\u2581?[^\u25810-9]+|\u2581"},
-                    "behavior": "Isolated",
-                    "invert": False,
-                },
-            ],
-        },
-        "post_processor": None,
-        "decoder": {
-            "type": "Metaspace",
-            "replacement": "\u2581",
-            "prepend_scheme": "always",
-            "split": False,
-        },
-        "model": {
-            "type": "WordLevel",
-            "vocab": {w: i for i, w in enumerate(words)},
-            "unk_token": "<unk>",
-        },
-    }
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **SPECIALS,
-        "added_tokens_decoder": {str(token.pop("id")): token for token in map(dict, added)},
-        "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": 1_000_000,
-        "padding_side": "left",
-        "chat_template": CHAT_TEMPLATE,
-    }
-    write_text(
-        folder / "tokenizer.json", json.dumps(tokenizer, indent=1, ensure_ascii=False) + "\n"
-    )
-    write_json(folder / "tokenizer_config.json", config)
 
 
 def _named(problem: Problem, name: str) -> Problem:
@@ -444,14 +355,3 @@ def _remove_others(folder: Path, names: set[str]) -> None:
     for child in folder.iterdir():
         if (child / "task.json").is_file() and child.name not in names:
             shutil.rmtree(child)
-
-
-def _added_token(number: int, word: str) -> dict[str, Any]:
-    plain = {
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
-    return {"id": number, "content": word, **plain}
