@@ -220,6 +220,10 @@ def test_an_answer_may_return_fractions_and_define_what_is_named_like_a_builtin(
     assert (
         graded(vector, "assert (V(1) + V(2)).x == 3", "v = V(1)\nwhile v: break\nassert v") == 1.0
     )
+    enum = "import enum\nclass C(enum.Enum):\n    A = 1\n    B = 2\ndef other(c): return C.B if c is C.A else C.A"
+    assert graded(enum, "assert other(C.A) == C.B", "assert {C.A: 1}[other(C.B)] == 1") == 1.0
+    assert graded(enum, "assert other(C.A) == C.A") == 0.0
+    assert graded(enum, "assert other(C.A) == 2") == 0.0
     with pytest.raises(BadLabel, match="builtins only"):
         graded("def sum(a, b): return a + b", "assert abs(sum(1, 2) - 3) < 1e-9")
 

@@ -93,6 +93,7 @@ class Line:
 
     def __init__(self, requests, replies):
         self.requests, self.replies = requests, replies
+        self.remotes = {}
 
     def receive(self):
         """The next reply; what the completion raised is raised here, as a builtin exception of that name if there is one."""
@@ -114,8 +115,8 @@ class Line:
         return self.receive()
 
     def remote(self, handle):
-        """An object of the completion."""
-        return Remote(self, handle)
+        """An object of the completion, which is one object here too."""
+        return self.remotes.setdefault(handle, Remote(self, handle))
 
     def call(self, handle, name, args, kwargs):
         """The value of a call; lists and the like that the call changed are changed here too."""
@@ -196,11 +197,13 @@ def refill(old, new):
 def serve(code, requests, replies):
     """The completion's process: its names, then the reply to every request."""
     signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends this process
-    objects = []
+    objects, places = [], {}
 
     def keep(value):
-        objects.append(value)
-        return {"o": len(objects) - 1}
+        if id(value) not in places:
+            places[id(value)] = len(objects)
+            objects.append(value)  # which also keeps its id from being another's
+        return {"o": places[id(value)]}
 
     def reply(work):
         try:
