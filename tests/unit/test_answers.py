@@ -18,6 +18,7 @@ from trainorder.measure import from_plan, measure, to_json
 from trainorder.measure.compare import compare
 from trainorder.measure.design import Design
 from trainorder.reading import read_yaml
+from trainorder.report import console
 from trainorder.report.markdown import orders_page
 
 pytestmark = pytest.mark.long(
@@ -93,6 +94,13 @@ def test_the_difference_is_the_one_in_bwt_json_and_turns_its_sign_with_the_arms(
     assert x["low"] == pytest.approx(-y["high"])
     bwt = json.loads((folder / "reports" / "bwt.json").read_text())
     assert bwt["differences"][BEST][WORST] == x
+    turned, back = (f["variants"]["default"]["turnover"] for f in (one, other))
+    assert (turned["gained"], turned["lost"]) == (back["lost"], back["gained"])
+    assert turned["gained"] > turned["lost"]
+    said = "\n".join(str(part) for part in console.comparison(one))
+    assert f"{BEST} solves {round(turned['gained'], 1):g} that {WORST} does not" in said
+    entropy = compare(designs, BEST, WORST, CONFIG, metric="entropy_own")["variants"]["default"]
+    assert entropy["turnover"] is None
 
 
 def test_merges_phases_and_the_base_can_be_compared_and_have_no_common_positions(

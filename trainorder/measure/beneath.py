@@ -14,14 +14,17 @@ if TYPE_CHECKING:
     from trainorder.measure.evidence import Evidence
 
 Solved = Mapping[str, Mapping[str, np.ndarray]]
-"""Task -> node -> of every test problem whether the most likely answer is right."""
+"""Task -> node -> of every problem of a split whether the most likely answer is right."""
+GREEDY = "greedy"
 RIGHT = 0.5
 """A most likely answer counts as right from this score on."""
 
 
-def solved(table: pd.DataFrame, nodes: list[str], tasks: Iterable[str]) -> Solved:
+def solved(
+    table: pd.DataFrame, nodes: list[str], tasks: Iterable[str], split: str = "test"
+) -> Solved:
     """Of the tasks that have greedy scores at every node, over the problems that have one at every node."""
-    rows = table[(table["metric"] == "greedy") & (table["split"] == "test")]
+    rows = table[(table["metric"] == GREEDY) & (table["split"] == split)]
     found: dict[str, dict[str, np.ndarray]] = {}
     for task in tasks:
         own = rows[rows["task"] == task]
@@ -49,7 +52,7 @@ def beneath(evidence: Evidence, arm: Arm, mean: float, base: float) -> dict[str,
 
 
 def turnover(found: Solved, final: BySeed, bases: BySeed) -> dict[str, Any] | None:
-    """Test problems of verified tasks that an arm solves and the base of its seed does not, and the other way round.
+    """Problems of verified tasks that an arm solves and another, the base, of its seed does not, and the other way round.
 
     A mean over seeds; None where no task is verified. A stable mean can hide as many gained as lost problems (arXiv
     2606.03087). Most likely answers: sampled ones would turn over by chance alone.

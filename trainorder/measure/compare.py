@@ -13,6 +13,7 @@ from jaxtyping import Float
 from trainorder import paths, results
 from trainorder.config import MeasureConfig
 from trainorder.measure.across import combined, survives
+from trainorder.measure.beneath import GREEDY, solved, turnover
 from trainorder.measure.design import Arm, BySeed, Design
 from trainorder.measure.evidence import as_json, settings
 from trainorder.measure.parts import (
@@ -55,8 +56,8 @@ def compare(
     ranking's interval, which holds for all arms at once, so that both say the same; else that of this pair alone.
     Single tasks differ with Holm's correction over them. Positions only describe: they carry intervals and no verdict.
 
-    `variants` maps each variant to {mean, parts, same_judge, tasks, positions, verdict, ranked, note, seeds}; a row is
-    {a, b, difference, p, differs}; `ranked` is whether the interval is the ranking's, and `p` is null there. `verdict` is
+    `variants` maps each variant to {mean, parts, turnover, same_judge, tasks, positions, verdict, ranked, note, seeds}; a row
+    is {a, b, difference, p, differs}; `turnover` counts the problems that A solves and B does not as gained; `ranked` is whether the interval is the ranking's, and `p` is null there. `verdict` is
     that of all variants: the weakest, `open` where signs differ.
 
     Raises:
@@ -121,7 +122,8 @@ def _variant(
     names = list(dict.fromkeys(n for by_seed in nodes for n in by_seed.values()))
     judges = [GOLD, REWARD_JUDGE] if metric == SCORE else []
     by_judge = [SCORE, REWARD_JUDGE] if metric in BY_JUDGE else []
-    everything = _read(names, list(dict.fromkeys([metric, *judges, *by_judge])), split)
+    greedy = [GREEDY] if metric == SCORE else []
+    everything = _read(names, list(dict.fromkeys([metric, *judges, *by_judge, *greedy])), split)
     table = everything.loc[everything["metric"] == metric]
     tasks = tuple(t for t in tasks_of(table, design.trained) if _known(table, t, names))
     if not tasks:
@@ -172,6 +174,7 @@ def _variant(
         )
         if metric == SCORE
         else None,
+        "turnover": _turnover(everything, design, first, second, split),
         "same_judge": sorted(same_judge(everything) & set(tasks)) if metric in BY_JUDGE else [],
         "verdict": statistics.verdict(mean["differs"], len(design.seeds)).value,
         "ranked": is_ranked,
@@ -179,6 +182,15 @@ def _variant(
             first.final == second.final, mean["differs"], len(ranking) if is_ranked else 0
         ),
     }
+
+
+def _turnover(
+    table: pd.DataFrame, design: Design, a: Arm, b: Arm, split: str
+) -> dict[str, Any] | None:
+    """Problems that A solves and B does not (`gained`), and the other way round (`lost`); None without greedy answers."""
+    verified = [task for task in design.trained if task not in judged_tasks(table)]
+    names = list(dict.fromkeys([*a.final.values(), *b.final.values()]))
+    return turnover(solved(table, names, verified, split), a.final, b.final)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ def comparison(found: Mapping[str, Any]) -> Iterator[RenderableType]:
     for name, variant in found["variants"].items():
         title = f"{name}: " if len(found["variants"]) > 1 else ""
         yield _tasks(found, variant, title)
+        if variant["turnover"]:
+            yield f"{title}{words.turnover(a, b, variant['turnover'])}"
         if variant["positions"]:
             yield _positions(found, variant, title)
         yield f"[dim]{words.sentence(variant['note'])}[/]"

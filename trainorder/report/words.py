@@ -422,6 +422,18 @@ BENEATH = (
 """What the columns of `beneath` mean."""
 
 
+def turnover(a: str, b: str, found: Mapping[str, Any]) -> str:
+    """The problems beneath a difference.
+
+    >>> turnover("x", "y", {"gained": 12.0, "lost": 9.0, "problems": 640})
+    'Of 640 problems of verified tasks, x solves 12 that y does not, and y 9 that x does not (most likely answers).'
+    """
+    return (
+        f"Of {_count(found['problems'])} problems of verified tasks, {a} solves {_count(found['gained'])} that {b} does not, "
+        f"and {b} {_count(found['lost'])} that {a} does not (most likely answers)."
+    )
+
+
 def _count(value: float | None) -> str:
     """A number of problems or rollouts.
 
