@@ -216,6 +216,7 @@ def test_the_parts_of_a_lead_and_a_judges_lead_are_named_in_the_same_words_every
         "mean": {"difference": lead["difference"], "differs": True},
         "parts": lead["parts"],
         "seeds": bwt["seeds"],
+        "runs": bwt["intervals"]["runs"],
         "verdict": bwt["winner"]["verdict"],
         "mean_over": bwt["trained"],
         "same_judge": [],
