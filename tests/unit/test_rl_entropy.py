@@ -29,9 +29,11 @@ from trainorder.rl.pieces.entropy_tokens import (
 )
 from trainorder.rl.pieces.rewards import majority
 from trainorder.rl.reduce import reduction_shares
+from trainorder.rl.rollouts import add_rewards
 from trainorder.rl.step import give_credit
 from trainorder.rl.tokens import covariance
 from trainorder.rl.types import Live, Roll, State
+from trainorder.tasks.base import Problem
 
 
 def tensor(*values: float) -> Tensor:
@@ -238,8 +240,13 @@ def bandit(
     steps: int = 40,
     start: float = 1.0,
     pays: tuple[float, float] = (1.0, 0.0),
+    updates: int = 1,
+    thoughts: tuple[float, float] | None = None,
 ) -> list[float]:
-    """Entropies of a softmax policy of two arms that pay with these chances; 64 answers of a token a step, in groups of four."""
+    """Entropies of a softmax policy of two arms that pay with these chances; 64 answers of a token a step, in groups of four.
+
+    With `thoughts` the arms are ways to think whose tokens have these entropies, and what is returned is their mean.
+    """
     bound = Method.from_config(method)
     logits = tensor(start, 0.0).requires_grad_(True)
     noise, state, entropies = (
@@ -260,28 +267,46 @@ def bandit(
             "nucleus_entropy:0.8": entropy.detach().contiguous(),
             "expected_discriminator": (p * s).sum().expand(64, 1).contiguous(),
         }
+        found = float(entropy[0, 0].detach())
+        if thoughts is not None:
+            known["entropy"] = tensor(*thoughts)[arms][:, None]
+            found = float((p * tensor(*thoughts)).sum())
         paid = torch.rand(64, generator=noise) < torch.tensor(pays)[arms]
-        roll = make_roll(paid.double().tolist(), group=[i // 4 for i in range(64)])
+        roll = make_roll([0.0] * 64, group=[i // 4 for i in range(64)])
         roll = replace(
-            roll, token_facts={**roll.token_facts, **known, "old_logps": old, "ref_logps": old}
+            roll,
+            text=[f"<answer> {arm} </answer>" for arm in arms.tolist()],
+            problem=[Problem(f"sums/{i // 4}", "sums", "?", "1", "1") for i in range(64)],
+            token_facts={
+                **roll.token_facts,
+                **known,
+                "old_logps": old,
+                "ref_logps": old,
+                "char_start": torch.zeros(64, 1, dtype=torch.long),
+                "char_end": torch.ones(64, 1, dtype=torch.long),
+            },
         )
+        roll = add_rewards(roll, paid.double().tolist(), bound, state)
         roll = give_credit(roll, bound, state)
-        live = Live(logps[arms][:, None], dict.fromkeys(bound.live_needs, entropy))
-        loss = torch.zeros((), dtype=torch.float64)
-        for number, term in enumerate(bound.terms):
-            share = reduction_shares(
-                roll.token_facts.get(f"weights_of_term_{number}", roll.weights),
-                roll.loss_mask,
-                roll.group,
-                how=term.reduction or bound.reduction,
-                denominator=term.denominator or bound.denominator,
-                max_length=torch.ones(64, dtype=torch.float64),
-            )
-            loss = loss + term.coef_at(state) * (term(live, roll, state) * share).sum()
-        (slope,) = torch.autograd.grad(loss, logits)
-        with torch.no_grad():
-            logits -= 0.3 * slope
-        entropies.append(float(entropy[0, 0].detach()))
+        for _ in range(updates):
+            now = logits.log_softmax(0)
+            moving = -(now.exp() * now).sum().expand(64, 1)
+            live = Live(now[arms][:, None], dict.fromkeys(bound.live_needs, moving))
+            loss = torch.zeros((), dtype=torch.float64)
+            for number, term in enumerate(bound.terms):
+                share = reduction_shares(
+                    roll.token_facts.get(f"weights_of_term_{number}", roll.weights),
+                    roll.loss_mask,
+                    roll.group,
+                    how=term.reduction or bound.reduction,
+                    denominator=term.denominator or bound.denominator,
+                    max_length=torch.ones(64, dtype=torch.float64),
+                )
+                loss = loss + term.coef_at(state) * (term(live, roll, state) * share).sum()
+            (slope,) = torch.autograd.grad(loss, logits)
+            with torch.no_grad():
+                logits -= 0.3 * slope
+        entropies.append(found)
     return entropies
 
 
@@ -325,3 +350,62 @@ def test_entrocraft_holds_entropy_up_below_its_band_and_lets_it_fall_above():
     below, above, within = banded(5.0, 6.0), banded(0.0, 0.0), banded(0.0, 9.0)
     assert below > within + 0.03
     assert below > above + 0.03
+
+
+def terms(*more: Any, reduction: str = "token", **keys: Any) -> MethodConfig:
+    return MethodConfig.model_validate({"terms": list(more), "reduction": reduction, **keys})
+
+
+def test_kl_cov_slows_the_fall_from_the_second_update_of_a_batch_on():
+    def after(coef: float, updates: int) -> float:
+        penalty = {"log_ratio_size": {"coef": coef, "weight": [{"top_covariance": {"share": 0.5}}]}}
+        return mean_last(terms("unclipped_surrogate", penalty), updates=updates, steps=20)
+
+    assert after(0.5, 1) == pytest.approx(after(0.0, 1))
+    assert after(0.5, 3) > after(0.0, 3) + 0.01
+
+
+def test_siren_holds_entropy_at_what_it_was_at_the_first_step():
+    def after(coef: float) -> float:
+        pull = {"siren": {"coef": coef, "weight": ["entropy_peaks"], "denominator": "weight"}}
+        return mean_last(terms("clipped_surrogate", pull, advantage=["dr_grpo"]), steps=20)
+
+    start = mean_last(GRPO, steps=1)
+    free, held = after(0.0), after(2.0)
+    assert free < start - 0.1
+    assert abs(held - start) < abs(free - start) / 2
+
+
+def test_spine_holds_entropy_within_a_batch_though_the_majority_would_take_it():
+    def after(coef: float) -> float:
+        band = {"entropy_band": {"coef": coef}}
+        method = terms("clipped_surrogate", band, reward=["majority"])
+        return mean_last(method, updates=4, steps=2)
+
+    start = mean_last(GRPO, steps=1)
+    assert after(0.0) < start - 0.02
+    assert abs(after(5.0) - start) < abs(after(0.0) - start) / 2
+
+
+def test_pear_moves_to_the_thoughts_of_low_entropy_where_both_are_right():
+    both = {"pays": (1.0, 1.0), "thoughts": (0.9, 0.1), "start": 0.0}
+    start = mean_last(GRPO, **both)
+    assert start == pytest.approx(0.5)  # GRPO sees no difference
+    assert mean_last(config_of(presets()["pear"]).method, **both) < 0.3
+
+
+def test_ceeh_explores_on_hard_prompts():
+    # equally good ways to think: the advantage of entropy prefers the open one, of hard prompts only
+    even = {"pays": (0.5, 0.5), "thoughts": (0.9, 0.1), "start": 0.0, "steps": 20}
+
+    def shaped(alpha: float) -> float:
+        shaper = {"ceeh": {"alpha": alpha}}
+        return mean_last(terms("clipped_surrogate", advantage=["dr_grpo", shaper]), **even)
+
+    assert shaped(0.4) > shaped(0.0) + 0.01
+
+    def bonus(coef: float) -> float:
+        explored = {"entropy_bonus": {"coef": coef, "weight": ["ceeh_exploration"]}}
+        return mean_last(terms("clipped_surrogate", explored), pays=(0.6, 0.4), steps=20)
+
+    assert bonus(0.05) > bonus(0.0) + 0.01
