@@ -15,6 +15,7 @@ from trainorder.adapters import weights_hash
 from trainorder.config import Params, PolicyConfig, SftConfig
 from trainorder.data import build, write_tokenizer
 from trainorder.llama import kernels_for
+from trainorder.llama.texts import Texts
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
 from trainorder.sft import lines as lines_of
@@ -140,6 +141,49 @@ def test_gradient_is_the_weighted_mean_over_the_batch_however_it_is_cut(policy: 
     for a, b, c in zip(whole, parts, by_hand, strict=True):
         torch.testing.assert_close(a, c)
         torch.testing.assert_close(b, c)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "tied"), [(2, 2, 32, True), (4, 2, 6, False), (2, 1, 20, True)]
+)
+def test_a_gradient_by_hand_is_autograds(heads: int, kv_heads: int, size: int, tied: bool):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=size,
+        tie_word_embeddings=tied,
+        initializer_range=0.3,
+        max_position_embeddings=64,
+    )
+    noise = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    lengths = [40, 33, 17, 16, 3, 2, 1]
+    texts = [torch.randint(0, 50, (n,), generator=noise).tolist() for n in lengths]
+    shown = [
+        Line(ids, [0.0] * (len(ids) // 3) + [0.5] * (len(ids) - len(ids) // 3)) for ids in texts
+    ]
+    kernels = kernels_for(model)
+    assert kernels is not None
+    assert Texts.can(model)
+    loss, found = updates.gradients(model, shown, 2, ALONE)
+    expected = updates.weighted_nll(model.double(), shown[:-1]) / sum(
+        sum(line.weights) for line in shown
+    )
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    for ours, theirs in zip(
+        found, torch.autograd.grad(expected, list(model.parameters())), strict=True
+    ):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
+    model.model.norm.weight.requires_grad_(False)
+    assert not Texts.can(model)
 
 
 def test_threads_change_no_bit(policy: Policy, lines):

@@ -1,6 +1,7 @@
 """Small Llama models on a CPU, computed by ourselves: exact, and about twice as fast as their module code.
 
-`kernels.c` does in one pass what torch does in several, `training.py` is the forward with gradient, `decoder.py` samples.
+`kernels.c` does in one pass what torch does in several, `training.py` is the forward with gradient, `texts.py` loss and gradient of
+whole texts without autograd, `decoder.py` samples.
 Everything else in trainorder takes any model of transformers; this package is a faster way for one family, chosen by
 `kernels_for`.
 """

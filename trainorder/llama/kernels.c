@@ -386,3 +386,136 @@ void attend(float *mixed, const float *cos, const float *sin, const float *prefi
         default: ATTEND(d);
     }
 }
+
+/* y[j] += sum_c p[c * step] values[c, j] for c < n: as `mix`, with a column of p */
+static inline __attribute__((always_inline)) void mix_column(
+    const float *p, long step, const float *values, float *y, long n, const long d) {
+    long j = 0;
+    for (; j + LANES <= d; j += LANES) {
+        const float *v = values + j, *q = p;
+        sums s = {0};
+        add(&s, 0, 1.0f, y + j);
+        long c = 0;
+        for (; c + WAYS - 1 < n; c += WAYS)
+            for (int way = 0; way < WAYS; way++, v += d, q += step) add(&s, way, *q, v);
+        for (; c < n; c++, v += d, q += step) add(&s, 0, *q, v);
+        store_sum(y + j, &s);
+    }
+    for (; j < d; j++)
+        for (long c = 0; c < n; c++) y[j] += p[c * step] * values[c * d + j];
+}
+
+static inline long whole_lanes(long n) { return (n + LANES - 1) / LANES * LANES; }
+
+/* Pairs (j, j + d/2) of some heads of one token, turned by cos, sin [d/2]; sign -1 turns back. */
+static inline void turn(float *x, const float *cos, const float *sin, long heads, long d, float sign) {
+    const long half = d / 2;
+    for (long h = 0; h < heads; h++, x += d) {
+        SIMD(omp simd)
+        for (long j = 0; j < half; j++) {
+            const float a = x[j], b = x[j + half], s = sign * sin[j];
+            x[j] = a * cos[j] - b * s;
+            x[j + half] = b * cos[j] + a * s;
+        }
+    }
+}
+
+/* Columns of one head, n rows `stride` apart, behind one another, and (turned not NULL) turned [d, whole_lanes(n)] with zeros behind n */
+static inline void take(const float *x, long stride, float *rows, float *turned, long n, long d) {
+    const long wide = whole_lanes(n);
+    if (turned) memset(turned, 0, wide * d * sizeof(float));
+    for (long c = 0; c < n; c++, x += stride) {
+        if (rows) memcpy(rows + c * d, x, d * sizeof(float));
+        if (turned) for (long j = 0; j < d; j++) turned[j * wide + c] = x[j];
+    }
+}
+
+static inline __attribute__((always_inline)) void text_attention_(
+    float *qkv, const float *cos, const float *sin, const int64_t *lengths, float *probs, float *out, float *scratch,
+    long texts, long heads, long kv, float factor, const long d) {
+    const long group = heads / kv, stride = (heads + 2 * kv) * d, half = d / 2;
+    for (long r = 0; r < texts; r++) {
+        const long n = lengths[r], wide = whole_lanes(n);
+        float *keys = scratch, *values = keys + wide * d, *q = values + wide * d;
+        for (long i = 0; i < n; i++) turn(qkv + i * stride, cos + i * half, sin + i * half, heads + kv, d, 1.0f);
+        for (long k = 0; k < kv; k++) {
+            take(qkv + (heads + k) * d, stride, NULL, keys, n, d);
+            take(qkv + (heads + kv + k) * d, stride, values, NULL, n, d);
+            for (long h = k * group; h < (k + 1) * group; h++)
+                for (long i = 0; i < n; i++, probs += wide) {
+                    const float *from = qkv + i * stride + h * d;
+                    float *y = out + (i * heads + h) * d;
+                    const long full = whole_lanes(i + 1);
+                    for (long j = 0; j < d; j++) q[j] = from[j] * factor;
+                    scores(q, keys, wide, LANES, probs, i + 1, d);
+                    for (long c = i + 1; c < full; c++) probs[c] = -INFINITY;
+                    scale(probs, full, 1.0f / exp_sum(probs, full, max_of(probs, full, -INFINITY)));
+                    memset(probs + i + 1, 0, (wide - i - 1) * sizeof(float));
+                    memset(y, 0, d * sizeof(float));
+                    mix(probs, values, y, i + 1, d);
+                }
+        }
+        qkv += n * stride, cos += n * half, sin += n * half, out += n * heads * d;
+    }
+}
+
+static inline __attribute__((always_inline)) void text_attention_backward_(
+    const float *qkv, const float *cos, const float *sin, const int64_t *lengths, const float *probs, const float *dout,
+    float *dqkv, float *scratch, long texts, long heads, long kv, float factor, const long d) {
+    const long group = heads / kv, stride = (heads + 2 * kv) * d, half = d / 2;
+    for (long r = 0; r < texts; r++) {
+        const long n = lengths[r], wide = whole_lanes(n);
+        float *values = scratch, *keys = values + wide * d, *q = keys + wide * d, *dy = q + wide * d, *ds = dy + wide * d;
+        for (long i = 0; i < n; i++) memset(dqkv + i * stride + heads * d, 0, 2 * kv * d * sizeof(float));
+        for (long k = 0; k < kv; k++) {
+            take(qkv + (heads + k) * d, stride, keys, NULL, n, d);
+            take(qkv + (heads + kv + k) * d, stride, NULL, values, n, d);
+            for (long h = k * group; h < (k + 1) * group; h++, probs += n * wide) {
+                take(qkv + h * d, stride, q, NULL, n, d);
+                take(dout + h * d, heads * d, dy, NULL, n, d);
+                for (long i = 0; i < n; i++) {
+                    const long full = whole_lanes(i + 1);
+                    const float *p = probs + i * wide;
+                    float *s = ds + i * wide, *dq = dqkv + i * stride + h * d;
+                    scores(dy + i * d, values, wide, LANES, s, i + 1, d);
+                    const float c = dot(p, s, full); /* p is 0 behind i */
+                    SIMD(omp simd)
+                    for (long j = 0; j < full; j++) s[j] = p[j] * (s[j] - c) * factor;
+                    memset(dq, 0, d * sizeof(float));
+                    mix(s, keys, dq, i + 1, d);
+                }
+                for (long c = 0; c < n; c++) {
+                    float *dk = dqkv + c * stride + (heads + k) * d;
+                    mix_column(ds + c * wide + c, wide, q + c * d, dk, n - c, d);
+                    mix_column(probs + c * wide + c, wide, dy + c * d, dk + kv * d, n - c, d);
+                }
+            }
+        }
+        for (long i = 0; i < n; i++) turn(dqkv + i * stride, cos + i * half, sin + i * half, heads + kv, d, -1.0f);
+        qkv += n * stride, dqkv += n * stride, cos += n * half, sin += n * half, dout += n * heads * d;
+    }
+}
+
+#define BY_SIZE(CALL) \
+    switch (d) { \
+        case 32: CALL(32); break; \
+        case 64: CALL(64); break; \
+        case 128: CALL(128); break; \
+        default: CALL(d); \
+    }
+
+/* Causal attention within each of some texts, whose tokens lie behind one another: qkv [token, (heads + 2 kv) d], of which
+   queries and keys are turned in place by cos, sin [token, d/2]; out [token, heads d]. probs, for the way back: for each text of n tokens
+   [heads, n, n rounded up to LANES]. scratch: 3 rounded d floats of the longest text. */
+void text_attention(float *qkv, const float *cos, const float *sin, const int64_t *lengths, float *probs, float *out,
+                    float *scratch, long texts, long heads, long kv, long d, float factor) {
+#define FORWARD(D) text_attention_(qkv, cos, sin, lengths, probs, out, scratch, texts, heads, kv, factor, D)
+    BY_SIZE(FORWARD)
+}
+
+/* Its gradient, from the turned qkv. scratch: 4 rounded d + rounded^2 floats of the longest text. */
+void text_attention_backward(const float *qkv, const float *cos, const float *sin, const int64_t *lengths, const float *probs,
+                             const float *dout, float *dqkv, float *scratch, long texts, long heads, long kv, long d, float factor) {
+#define BACKWARD(D) text_attention_backward_(qkv, cos, sin, lengths, probs, dout, dqkv, scratch, texts, heads, kv, factor, D)
+    BY_SIZE(BACKWARD)
+}

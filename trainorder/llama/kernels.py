@@ -57,6 +57,8 @@ _POINTERS = {  # name -> pointers, longs, floats, in the order of kernels.c
     "log_prob_backward": (6, 2, 1),
     "sample": (6, 2, 1),
     "attend": (12, 8, 0),
+    "text_attention": (7, 4, 1),
+    "text_attention_backward": (8, 4, 1),
 }
 
 
