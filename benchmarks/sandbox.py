@@ -10,6 +10,7 @@ import time
 
 from trainorder.rewards.sandbox import LEVELS, Sandbox
 from trainorder.rewards.sandbox_language import compile_function
+from trainorder.rewards.sandbox_runtime import Runtime
 from trainorder.streams import stream
 from trainorder.tasks import programs
 from trainorder.tasks.hidden_inputs import hidden_inputs
@@ -30,7 +31,7 @@ def main() -> None:
     print("level       start_ms  programs_per_s  wall_ms  cpu_ms")
     before = time.perf_counter()
     for source, inputs in work:
-        function = compile_function(False, source)
+        function = compile_function(source, Runtime())
         for xs in inputs:
             with contextlib.suppress(ValueError):
                 function(list(xs))

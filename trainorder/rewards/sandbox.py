@@ -35,6 +35,7 @@ from trainorder.reading import ParamsError
 WORKER = Path(__file__).with_name("sandbox_worker.py")
 ISOLATION = Path(__file__).with_name("sandbox_isolation.py")
 LANGUAGE = Path(__file__).with_name("sandbox_language.py")
+RUNTIME = Path(__file__).with_name("sandbox_runtime.py")
 """Files of the worker's process; named here, they count as a part of whatever uses the sandbox."""
 LEVELS: tuple[IsolationLevel, ...] = ("process", "filtered", "namespaces")
 """See LEVELS in sandbox_isolation.py."""
@@ -59,7 +60,7 @@ class Limits:
 
     cpu_seconds: float = 5.0
     """Processor time: what stops an endless loop in full Python. In the whitelist language the number of steps does, which
-    no machine and no load changes (`sandbox_language.STEPS`); a program that a clock stops there has no result."""
+    no machine and no load changes (`sandbox_runtime.STEPS`); a program that a clock stops there has no result."""
     wall_seconds: float = 20.0
     """Clock time: what stops a sleeping program. Long, so that a busy machine costs no honest program its score."""
     memory_mb: int = 256

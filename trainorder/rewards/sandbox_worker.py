@@ -23,6 +23,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parent))  # run as a bare script, this is no part of a package
 import sandbox_isolation as isolation  # pyrefly: ignore[missing-import]
 import sandbox_language as language  # pyrefly: ignore[missing-import]
+import sandbox_runtime as runtime  # pyrefly: ignore[missing-import]
 
 sys.path.pop()
 
@@ -284,7 +285,7 @@ def child(line, first, writer, settings):
                 if number == 0:
                     os.setsid()
                     confine([writer], settings)
-                function = language.compile_function(False, source)
+                function = language.compile_function(source, runtime.Runtime())
                 # Arguments are fresh copies, so one call cannot spoil the next.
                 values = [plain(function(value)) for value in inputs]
                 text = json.dumps({"outputs": values}, allow_nan=False)
@@ -304,7 +305,7 @@ def free_child(given, writer, settings):
             os.setsid()
             confine([writer, given], settings)
             packets = taken()
-            function = language.compile_function(True, next(packets))
+            function = language.compile_python(next(packets))
             values = [plain(function(value)) for value in packets]
             text = json.dumps({"outputs": values}, allow_nan=False)
         except BaseException as error:
@@ -366,7 +367,7 @@ def explain(error):
     """`NameError: name 'y' is not defined`; without addresses, which differ from run to run."""
     if isinstance(error, language.Forbidden):
         return "forbidden: " + str(error)
-    if isinstance(error, language.StepLimit):
+    if isinstance(error, runtime.StepLimit):
         return "killed: steps"
     return type(error).__name__ + ": " + re.sub("0x[0-9a-f]+", "0x", str(error)[:160])
 
