@@ -194,10 +194,11 @@ def angle(looker: Looker, problems: Sequence[Problem]) -> list[float]:
     for roll in looker.read(requests):
         states = score(policy.model, roll, looker.learner, {"hidden"})["hidden"]
         for own, mask in zip(states, roll.loss_mask, strict=True):
-            length = int(mask.sum())
-            begin = max(0, first - 1)  # the first token of a prompt predicts, and is no target
-            end = max(begin, length - last)
-            found.append(concentration(own[begin:end], own[:begin]))
+            length = int(
+                mask.sum()
+            )  # the state of token i predicts token i + 1: the last one's is not there
+            end = max(first, min(length, length + 1 - last))
+            found.append(concentration(own[first:end], own[:first]))
     return found
 
 
