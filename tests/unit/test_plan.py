@@ -449,6 +449,9 @@ def test_a_merge_named_like_a_phase_and_a_merge_of_nothing_are_refused():
         merges={"math": {"method": "average"}}
     )
     assert "merges: nothing to merge" in refusal(orders={"x": ["joint"]})
+    assert "merges.x.unique_scale is of `method: ram`, and this is sce" in refusal(
+        merges={"x": {"method": "sce", "unique_scale": 1.2}}
+    )
 
 
 def test_seeds_are_distinct_and_not_negative():

@@ -63,7 +63,9 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
             roll = add_reference(roll, learner)
         roll = give_credit(roll, method, state)
         keep_some(roll, state)
-        credited = ((roll.advantages * roll.weights) != 0).any(1)
+        by_advantage = any(term.entry.scales_with_advantage for term in method.terms)
+        effect = roll.advantages if by_advantage else roll.loss_mask  # distillation: all rows teach
+        credited = ((effect * roll.weights) != 0).any(1)
         log["rl/credited"] = float(credited.sum()) / max(1, len(roll))
         task_set.observe(rollouts.sampled, roll, state)
         for metric in method.metric:

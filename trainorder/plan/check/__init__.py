@@ -356,11 +356,16 @@ def _check_variants(params: Params) -> None:
 
 
 def _check_merges(params: Params) -> None:
-    for name in params.merges:
+    for name, merge in params.merges.items():
         if name in params.phases:
             raise ParamsError(
                 f"merges.{name}: a phase has this name too, and both would be node s0--{name}; rename one"
             )
+        for key in ("threshold", "unique_scale"):
+            if merge.method != "ram" and key in merge.model_fields_set:
+                raise ParamsError(
+                    f"merges.{name}.{key} is of `method: ram`, and this is {merge.method}; remove it"
+                )
     if params.merges and len(single_phases(params)) < 2:
         raise ParamsError(
             "merges: nothing to merge, no order lists two or more phases; add one or remove `merges`"
