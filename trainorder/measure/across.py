@@ -88,7 +88,7 @@ def _pair(documents: Mapping[str, Mapping[str, Any]], a: str, b: str) -> dict[st
         difference = document["differences"].get(a, {}).get(b)
         if difference is None:
             return None
-        separated = statistics.excludes_0(difference)
+        separated = statistics.side(difference) != 0
         verdict = statistics.verdict(separated, len(document["seeds"])).value
         found[variant] = {"difference": difference, "verdict": verdict}
     entries = {

@@ -142,7 +142,7 @@ def _variant(
     ranked: Mapping[str, Any] = ranking.get(a, {}).get(b, {})
     is_ranked = bool(ranked) and _same(ranked["seeds"], mean["difference"]["seeds"])
     if is_ranked:
-        mean |= {"difference": ranked, "p": None, "differs": statistics.excludes_0(ranked)}
+        mean |= {"difference": ranked, "p": None, "differs": statistics.side(ranked) != 0}
     adjusted = statistics.holm({task: row["p"] for task, row in rows.items()})
     for task, row in rows.items():
         row["p_holm"] = adjusted[task]

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from trainorder.config import MeasureConfig
 from trainorder.measure.design import BySeed
 from trainorder.measure.scores import SCORE, Scores, scores_of
+from trainorder.metrics.statistics import side
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,8 +79,8 @@ class Parts:
         known: dict[str, Any] = {k: value for k, value in values.items() if value is not None}
         found: dict[str, Any] = dict.fromkeys(values)
         found |= zip(known, self.intervals(np.stack(list(known.values()))), strict=True)
-        sign = _sign(found["judged"])
-        return {**found, "judged_only": sign != 0 and _sign(found["verified"]) != sign}
+        sign = side(found["judged"])
+        return {**found, "judged_only": sign != 0 and side(found["verified"]) != sign}
 
 
 def _difference(
@@ -87,10 +88,3 @@ def _difference(
 ) -> Float[np.ndarray, "seed draw"] | None:
     at = list(columns)
     return (scores.of(a) - scores.of(b))[..., at].mean(-1) if at else None
-
-
-def _sign(interval: dict[str, Any] | None) -> int:
-    """1 or -1 where the interval excludes 0, else 0."""
-    if interval is None or interval["low"] is None:
-        return 0
-    return int(interval["low"] > 0) - int(interval["high"] < 0)

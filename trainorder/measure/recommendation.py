@@ -147,7 +147,7 @@ def judged(
     reasons = set(found.reasons)
     if not gap.excludes(0.0) and ordering.Reason.ONE_PHASE not in reasons:
         reasons.add(ordering.Reason.GAP_INCLUDES_0)
-    if best and best["minus_recommended"] and best["minus_recommended"]["low"] > 0:
+    if best and statistics.side(best["minus_recommended"]) > 0:
         reasons.add(ordering.Reason.MEASURED_BETTER)
     return Judged(
         gain[0],

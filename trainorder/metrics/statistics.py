@@ -48,15 +48,15 @@ def verdict(separated: bool, num_seeds: int) -> Verdict:
     return Verdict.SETTLED if num_seeds > 1 else Verdict.PROBLEMS
 
 
-def excludes_0(difference: Mapping[str, Any]) -> bool:
-    """Whether an interval as JSON lies on one side of 0; one without ends does not.
+def side(difference: Mapping[str, Any] | None) -> int:
+    """1 or -1 where an interval as JSON lies above or below 0; 0 where it holds 0, has no ends, or there is none.
 
-    >>> excludes_0({"low": 0.01, "high": 0.03}), excludes_0({"low": None, "high": None})
-    (True, False)
+    >>> side({"low": 0.01, "high": 0.03}), side({"low": -0.03, "high": -0.01}), side({"low": None, "high": None}), side(None)
+    (1, -1, 0, 0)
     """
-    if difference["low"] is None:
-        return False
-    return bool(difference["low"] > ROUNDING or difference["high"] < -ROUNDING)
+    if difference is None or difference["low"] is None:
+        return 0
+    return int(difference["low"] > ROUNDING) - int(difference["high"] < -ROUNDING)
 
 
 def identified(found: str) -> bool:

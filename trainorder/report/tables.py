@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainorder import paths
+from trainorder.metrics.statistics import side
 from trainorder.report import words
 from trainorder.report.records import digest
 from trainorder.report.words import Bwt
@@ -100,7 +101,7 @@ def step_changes(bwt: Bwt) -> list[Heat]:
                     [
                         _change_cell(
                             i["value"] if (i := step[task]) else None,
-                            bound * (PALER if i and i["low"] <= 0 <= i["high"] else 1),
+                            bound * (PALER if i and not side(i) else 1),
                             words.interval(i, sign=True),
                             task in own,
                         )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trainorder.metrics import power
-from trainorder.metrics.statistics import Verdict
+from trainorder.metrics.statistics import Verdict, side
 
 Bwt = Mapping[str, Any]
 """reports/bwt.json, as `trainorder.measure` writes it."""
@@ -236,7 +236,7 @@ def made_of(parts: Mapping[str, Any] | None, found: str = Verdict.OPEN) -> str:
     if parts["judged_only"] and found != Verdict.OPEN:
         text += " Warning: only tasks scored by a judge carry this difference"
         taste, judged = parts["hidden_taste"], parts["judged"]
-        if taste and (taste["low"] <= 0 <= taste["high"] or taste["value"] * judged["value"] < 0):
+        if taste and (not side(taste) or taste["value"] * judged["value"] < 0):
             text += ", and the hidden taste does not confirm it"
         text += "."
     return text
@@ -363,7 +363,7 @@ def costliest(bwt: Bwt) -> str:
         for name, order in orders(bwt).items()
         for place, (own, step) in enumerate(zip(order["positions"], order["steps"], strict=True))
         for task, i in step.items()
-        if i is not None and task not in own and i["high"] is not None and i["high"] < 0
+        if i is not None and task not in own and side(i) < 0
     ]
     if not found:
         return "No step took more from another task than chance explains."
