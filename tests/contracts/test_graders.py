@@ -216,6 +216,14 @@ def test_an_answer_may_return_fractions_and_define_what_is_named_like_a_builtin(
     assert graded(half, "assert abs(half(3) - 1.5) < 1e-9 and half(3) == 1.5") == 1.0
     assert graded("def sum(a, b): return a + b", "assert sum(10, 15) == 25") == 1.0
     assert graded("def trace(m): return -3", "assert abs(trace([[3]])) == 3") == 1.0
+    imported = "from solution import filter, sum as added\nassert list(filter([1])) == [2] and added(1) == 0"
+    assert graded("def filter(x): return [2]\ndef sum(x): return 0", imported) == 1.0
+    lines = "from solution import (\n    f,\n    g,\n)\nassert f(1) == g(1) == 2"
+    assert graded("def f(x): return 2\ng = f", lines) == 1.0
+    assert graded("def f(x): return 2", "import solution\nassert solution.f(1) == 2") == 1.0
+    everything = "from solution import *\nassert abs(f(1) - 2) < 1e-9"
+    assert graded("def f(x): return 2", everything) == 1.0
+    assert graded("def f(x): return 3\ndef abs(x): return 0", everything) == 0.0
     vector = "class V:\n    def __init__(self, x): self.x = x\n    def __add__(self, o): return V(self.x + o.x)"
     assert (
         graded(vector, "assert (V(1) + V(2)).x == 3", "v = V(1)\nwhile v: break\nassert v") == 1.0

@@ -118,7 +118,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _checked(test: str) -> str:
-    """The test, if it is Python of the standard library."""
+    """The test, if it is Python of the standard library and of the answer, which is the module `solution`."""
     if len(test) > MAX_CHARS:
         raise BadLabel(f"tests of at most {MAX_CHARS} characters, got {len(test)}")
     try:
@@ -134,13 +134,14 @@ def _checked(test: str) -> str:
         raise BadLabel(
             f"a test imports {others[0]!r}, and the sandbox has the standard library only"
         )
-    return re.sub(r"^from solution import .*$", "", test, flags=re.MULTILINE)
+    return test
 
 
 def _own(tests: list[str]) -> list[str]:
     """Names of builtins and library modules that the tests take from the answer.
 
-    `trace(m)` calls no module, so it is the answer's; `sum(1, 2)` is where the tests use no other name of the answer.
+    `trace(m)` calls no module, so it is the answer's; `sum(1, 2)` is where the tests use no other name of the answer and
+    import none.
     """
     nodes = [node for test in tests for node in ast.walk(ast.parse(test))]
     names = [node for node in nodes if isinstance(node, ast.Name)]
@@ -151,7 +152,8 @@ def _own(tests: list[str]) -> list[str]:
     free = {n.id for n in names} - bound
     called = {n.func.id for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
     modules = (called & free & sys.stdlib_module_names) - vars(builtins).keys()
-    if modules or free - vars(builtins).keys() - sys.stdlib_module_names:
+    imported = any(isinstance(n, ast.ImportFrom) and n.module == "solution" for n in nodes)
+    if imported or modules or free - vars(builtins).keys() - sys.stdlib_module_names:
         return sorted(modules)
     found = sorted(called & free & vars(builtins).keys())
     if len(found) > 1:

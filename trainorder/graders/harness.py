@@ -44,15 +44,20 @@ def run(xs):
 
 
 def verdicts(line, tests, entry, own):
-    """The verdict of each test; `own` lists the reserved names that the tests take from the completion."""
+    """The verdict of each test; `own` lists the reserved names that the tests take from the completion.
+
+    Tests may import from it too, as from a module `solution`.
+    """
     try:
         given = line.receive()
-        shown = {n: x for n, x in given.items() if n in own or n not in RESERVED or x == {"m": n}}
-        names = {name: decode(item, line.remote) for name, item in shown.items()}
-        candidates = [decode(given[entry], line.remote)] if entry else []
+        names = {name: decode(item, line.remote) for name, item in given.items()}
+        candidates = [names[entry]] if entry else []
     except Exception:
         return [False] * len(tests)
-    return [verdict(test, dict(names), candidates) for test in tests]
+    shown = {n for n, x in given.items() if n in own or n not in RESERVED or x == {"m": n}}
+    sys.modules["solution"] = solution = type(sys)("solution")
+    vars(solution).update(names, __all__=sorted(shown))
+    return [verdict(test, {name: names[name] for name in shown}, candidates) for test in tests]
 
 
 def start(code):
