@@ -36,7 +36,7 @@ RECORDERS = frozenset(
     {"trainorder.tracking", "trainorder.rl.speed", "trainorder.config.presets", "trainorder.warm"}
 )
 """Modules that log, time or preload what a stage does and decide nothing: no part of any fingerprint. What a preset stands
-for is in params.json."""
+for is in <name>.json."""
 MODULE, FILE = re.compile(r"(?:trainorder|stages)(?:\.\w+)+"), re.compile(r"\w+\.py")
 SKIPPED_FIELDS = {"ctx", "kind", "type_comment", "lineno", "col_offset"}
 REMEMBERED = 1000

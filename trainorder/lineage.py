@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 
 from trainorder import paths
 from trainorder.adapters import weights_hash
+from trainorder.config import DEFAULT
 from trainorder.files import sha256, write_json
 from trainorder.machine import chosen, processor
 from trainorder.reading import ParamsError, read_json
@@ -138,6 +139,15 @@ def manifests() -> dict[str, dict[str, Any]]:
         with contextlib.suppress(ParamsError):
             found[path.parent.name] = read_manifest(path.parent.name)
     return found
+
+
+def variant_of(manifest: Mapping[str, Any]) -> str:
+    """The variant under which a phase was trained, by the name of its fingerprint; the default one of any other node.
+
+    >>> variant_of({"code": {"phase_math.half_lr": "0f"}}), variant_of({"code": {"merge": "0f"}})
+    ('half_lr', 'default')
+    """
+    return next((name.partition(".")[2] for name in manifest.get("code", {})), "") or DEFAULT
 
 
 class _Manifest(TypedDict):

@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 from trainorder import paths, plan
 from trainorder.adapters import weights_hash, weights_of
 from trainorder.config import DEFAULT, Params, Section
-from trainorder.lineage import content_hash, manifest_hash, read_manifest
+from trainorder.lineage import content_hash, manifest_hash, read_manifest, variant_of
 from trainorder.plan.names import MEASURE, METRICS, REPORT, address, evaluation
 from trainorder.reading import ParamsError, did_you_mean, found_at, read_yaml, shaped
 from trainorder.sources import section
@@ -180,7 +180,7 @@ def _checkpoint(node: str, manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _params(manifest: Mapping[str, Any], params: Params) -> Iterator[str]:
-    variant = next((name.partition(".")[2] for name in manifest["code"]), "") or DEFAULT
+    variant = variant_of(manifest)
     if variant != DEFAULT and variant not in params.variants:
         yield f"params: params.yaml has no variant {variant} any more"
         return

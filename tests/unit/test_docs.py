@@ -105,6 +105,20 @@ def test_every_params_snippet_in_the_docs_is_accepted(text: str):
     parse_params(_merged(default, yaml.safe_load(text)))
 
 
+def test_the_layout_names_every_room_and_the_readme_every_command():
+    layout = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
+    rooms = [path for path in (ROOT / "trainorder").iterdir() if not path.name.startswith("__")]
+    names = [path.name if path.suffix else f"{path.name}/" for path in rooms]
+    names += [path.stem for path in (ROOT / "configs").glob("*.yaml")]
+    names += [f"{path.name}/" for path in (ROOT / "configs").iterdir() if path.is_dir()]
+    words = set(re.split(r"[\s,;:()]+", layout))
+    assert sorted(name for name in names if name not in words) == []
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    root: Any = typer.main.get_command(app)
+    commands = [name for name, command in root.commands.items() if not command.hidden]
+    assert [name for name in commands if f"| `trainorder {name}" not in readme] == []
+
+
 def test_news_stands_in_the_changelog_above_the_table_of_task_versions():
     _, versions = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## Task versions\n")
     assert [line for line in versions.splitlines() if line.startswith(("-", "#"))] == []

@@ -171,18 +171,29 @@ def test_a_nodes_run_gets_its_checkpoint_as_a_model_what_it_read_and_what_it_sco
     read = {"data/tasks/math/train.jsonl": "0f0f5d0788c0ffff"}
     make_node("s0--math", ["s0"], data=read, rollouts=[rollout])
     make_node("s0--ties", ["s0", "s0--math", "s0--qa"])
+    far = {"phase": "math", "code": {"phase_math.half": "0f"}}
+    make_node("s0--half--qa--math", ["s0--half--qa"], **far)
+    (paths.run("s0--half--qa--math") / "run.json").unlink()  # made elsewhere
     scores = {"s0": {}, "s0--math": {"test/score/math": 0.25}, "s0--ties": {"test/score/math": 0.5}}
+    scores["s0--half--qa--math"] = {}
     records = [tracking.read_node(node, values) for node, values in scores.items()]
-    assert tracking.log_nodes(records) == 3
+    assert tracking.log_nodes(records) == 4
     assert tracking.log_nodes(records) == 0
     found = {run.info.run_name: run for run in runs("nodes")}
     assert sorted(found) == sorted(scores)
-    base, math, ties = (found[node] for node in scores)
+    base, math, ties, far = (found[node] for node in scores)
     assert math.data.tags["mlflow.parentRunId"] == ties.data.tags["mlflow.parentRunId"]
     assert math.data.tags["mlflow.parentRunId"] == base.info.run_id
     assert "mlflow.parentRunId" not in base.data.tags
     assert math.data.metrics == {"reward/mean": 0.5, "test/score/math": 0.25}
     assert ties.data.params == {"merge.scale": "0.5"}
+    note = "**math**, after qa, seed 0, variant half. Checkpoint `checkpoints/s0--half--qa--math`"
+    assert far.data.tags["mlflow.note.content"].startswith(note)
+    assert ties.data.tags["mlflow.note.content"].startswith("**ties**, seed 0. ")
+    today = {"mlflow.user", "mlflow.source.git.commit", "mlflow.source.name", "host"}
+    for filled in (ties, far):  # the records do not say who made them
+        assert today & filled.data.tags.keys() == set()
+    assert {"mlflow.user", "host"} <= math.data.tags.keys()
     (data,) = math.inputs.dataset_inputs
     assert (data.dataset.name, data.dataset.digest) == ("math/train", "0f0f5d0788c0")
     client, _ = tracking.connect("nodes")

@@ -150,7 +150,7 @@ def _agreement(bwt: Bwt, predictor: str) -> str:
 def learning(bwt: Bwt, prefix: str, label: str) -> str | None:
     """One panel per phase: `prefix/<task>` by step, a line per place in an order where the phase was trained."""
     phases = {phase: bwt["phases"][phase] for phase in words.phases(bwt, bwt["phases"])}
-    found: dict[str, dict[str, list[tuple[int, float]]]] = {p: {} for p in phases}
+    found: dict[str, dict[str, Sequence[tuple[int, float]]]] = {p: {} for p in phases}
     for node in records.nodes(bwt):
         phase = node.rpartition("--")[2]
         if phase in phases and "--" in node:
@@ -186,11 +186,13 @@ def learning(bwt: Bwt, prefix: str, label: str) -> str | None:
             axes.set_xlabel("step")
             handles, labels = axes.get_legend_handles_labels()
             unique = dict(zip(labels, handles, strict=True))
+            rises = sum(curve[-1][1] - curve[0][1] for curve in lines.values()) > 0
+            free: Any = "upper left" if rises else "upper right"
             axes.legend(
                 unique.values(),
                 unique.keys(),
                 fontsize=7,
-                loc="best",
+                loc="best" if len(lines) <= LEGEND else free,
                 handlelength=1.8,
                 labelspacing=0.25,
             )
@@ -205,9 +207,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1)), (0, (6, 1.5, 1.5, 1.
 """Line styles by place in the order, so that lines differ without colour."""
 
 
-def _task_curves(
-    node: str, prefix: str, tasks: Sequence[str]
-) -> dict[str, list[tuple[int, float]]]:
+def _task_curves(node: str, prefix: str, tasks: Sequence[str]) -> records.Curves:
     logged = records.curves(node)
     alone = logged.get(prefix) if len(tasks) == 1 else None
     curves = {task: logged.get(f"{prefix}/{task}") or alone for task in tasks}

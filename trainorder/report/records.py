@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,28 @@ def alarms(found: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
-def curves(node: str) -> dict[str, list[tuple[int, float]]]:
-    """Metric -> (step, value) of every step that logged it."""
-    file = paths.run(node) / "metrics.jsonl"
-    result: dict[str, list[tuple[int, float]]] = {}
+DRAWN = ("reward/", "rollout/entropy", "perf/judge_")
+"""Metrics of steps that the page and DVC's plots show begin with one of these."""
+
+Curves = Mapping[str, Sequence[tuple[int, float]]]
+
+
+def curves(node: str) -> Curves:
+    """Metric of DRAWN -> (step, value) of every step that logged it. A page asks for each node's several times."""
+    file = (paths.run(node) / "metrics.jsonl").absolute()
     if not file.is_file():
-        return result
+        return {}
+    stat = file.stat()
+    return _curves(file, (stat.st_mtime_ns, stat.st_size))
+
+
+@lru_cache(maxsize=2000)
+def _curves(file: Path, stamp: tuple[int, int]) -> Curves:
+    result: dict[str, list[tuple[int, float]]] = {}
     for row in read_jsonl(file):
         step = row.pop("step")
         for name, value in row.items():
-            if value is not None:
+            if value is not None and name.startswith(DRAWN):
                 result.setdefault(name, []).append((step, value))
     return result
 

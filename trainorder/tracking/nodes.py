@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from trainorder import paths
 from trainorder.files import read_jsonl
+from trainorder.lineage import variant_of
 from trainorder.owner import identity, own_filter
 from trainorder.process import is_held
 from trainorder.tracking.store import (
     NODES,
     connect,
     folder_of,
+    log,
     log_data,
-    log_metrics,
-    log_params,
     log_traces,
     own_runs,
     share_view,
@@ -30,6 +30,7 @@ from trainorder.tracking.tracker import PARENT, node_tags, read_run_id
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 RECORDED = "recorded_run_id"
 """Tag of a run that was filled in from a node's records: the id in its run.json, of a store that is not here."""
@@ -72,28 +73,26 @@ def log_nodes(records: Sequence[NodeRecord]) -> int:
     runs = {
         run.data.tags.get(RECORDED, run.info.run_id): run for run in own_runs(client, experiment)
     }
-    found = {key: run.info.run_id for key, run in runs.items()}
     ids: dict[str, str] = {}
     changed = 0
     for record in sorted(records, key=lambda record: (record.name.count("--"), record.name)):
-        is_new = record.key not in found
-        if is_new:
+        known = runs.get(record.key)
+        is_new = known is None
+        if known is None:
             if record.run_id is not None and _knows(client, record.run_id):
                 continue
-            found[record.key] = _create(client, experiment, record, ids)
-            known: Any = client.get_run(found[record.key])
-        else:
-            known = runs[record.key]
-        ids[record.name] = run_id = found[record.key]
+            known = _create(client, experiment, record, ids)
+        ids[record.name] = run_id = known.info.run_id
         above = ids.get(_above(record), "")
-        if above and known.data.tags.get(PARENT) != above:
-            client.set_tag(run_id, PARENT, above)
-        model, made = _model(client, experiment, run_id, known.data.tags, record)
+        tags = {PARENT: above} if above and known.data.tags.get(PARENT) != above else {}
+        model = known.data.tags.get(MODEL)
+        if model is None and "weights" in record.manifest:
+            tags[MODEL] = model = _model(client, experiment, run_id, record)
         new = {n: v for n, v in record.metrics.items() if known.data.metrics.get(n) != v}
-        if new:
-            now = int(time.time() * 1000)
-            log_metrics(client, run_id, [(n, v, now, 0) for n, v in new.items()], model)
-        changed += is_new or made or bool(new)
+        now = int(time.time() * 1000)
+        metrics = [(n, v, now, 0) for n, v in new.items()]
+        log(client, run_id, metrics=metrics, tags=tags, model_id=model)
+        changed += is_new or MODEL in tags or bool(new)
     scores = sorted({name for record in records for name in record.metrics if "/score/" in name})
     view = {
         "selectedColumns": [f"metrics.`{name}`" for name in scores],
@@ -164,13 +163,17 @@ def _knows(client: MlflowClient, run_id: str) -> bool:
 
 def _create(
     client: MlflowClient, experiment: str, record: NodeRecord, ids: Mapping[str, str]
-) -> str:
-    """A run from what lies in runs/; the ids of its parents' runs are in `ids`."""
+) -> Run:
+    """A run from what lies in runs/; the ids of its parents' runs are in `ids`.
+
+    Who made the node, on which machine and from which commit is not in its records, so the run names none.
+    """
     manifest = record.manifest
     parents = list(manifest.get("parents", {}))
-    tags = {name: manifest.get(name) for name in ("phase",)}
+    tags = {"phase": manifest.get("phase"), "variant": variant_of(manifest)}
     tags = node_tags(record.name, manifest.get("seed", 0), tags)
-    tags |= identity() | {RECORDED: record.key, "parent_node": ", ".join(parents)}
+    tags |= {name: value for name, value in identity().items() if name != "host"}
+    tags |= {RECORDED: record.key, "parent_node": ", ".join(parents)}
     if (above := ids.get(_above(record))) is not None:
         tags |= {"parent_run_id": above, PARENT: above}
     file = paths.run(record.name) / "metrics.jsonl"
@@ -179,30 +182,21 @@ def _create(
     start = end - int(1000 * manifest.get("seconds", 0.0))
     run = client.create_run(experiment, start_time=start, run_name=record.name, tags=tags)
     run_id = run.info.run_id
-    log_params(client, run_id, manifest.get("params", {}))
     metrics = [
         (name, math.nan if value is None else value, end, line["step"])
         for line in (read_jsonl(file) if file.is_file() else [])
         for name, value in line.items()
         if name != "step"
     ]
-    log_metrics(client, run_id, metrics)
+    log(client, run_id, metrics=metrics, params=manifest.get("params", {}))
     client.set_terminated(run_id, "FINISHED", end)
-    return run_id
+    return run
 
 
-def _model(
-    client: MlflowClient,
-    experiment: str,
-    run_id: str,
-    tags: Mapping[str, str],
-    record: NodeRecord,
-) -> tuple[str | None, bool]:
-    """The logged model of a node's checkpoint, made where its run has none, and whether it was."""
+def _model(client: MlflowClient, experiment: str, run_id: str, record: NodeRecord) -> str:
+    """Log a node's checkpoint as a model of its run; returns the model's id."""
     from mlflow.entities import LoggedModelOutput
 
-    if MODEL in tags or "weights" not in record.manifest:
-        return tags.get(MODEL), False
     model = client.create_logged_model(
         experiment,
         name=record.name,
@@ -214,9 +208,8 @@ def _model(
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, record.manifest["steps"] or 0)])
     log_data(client, run_id, record.manifest.get("data", {}))
-    client.set_tag(run_id, MODEL, model.model_id)
     log_traces(experiment, run_id, record.name, record.manifest.get("rollouts", []))
-    return model.model_id, True
+    return model.model_id
 
 
 def sweep() -> int:

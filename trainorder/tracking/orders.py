@@ -15,8 +15,7 @@ from trainorder.tracking.store import (
     attach,
     connect,
     is_from_here,
-    log_metrics,
-    log_params,
+    log,
     own_runs,
     share_view,
 )
@@ -79,12 +78,10 @@ def _add_order(
 ) -> None:
     tags = {**record.tags, **mine, "mlflow.note.content": record.note}
     run_id = client.create_run(experiment, run_name=record.name, tags=tags).info.run_id
-    log_params(client, run_id, record.params)
     now = int(time.time() * 1000)
-    log_metrics(client, run_id, [(name, value, now, step) for name, value, step in record.metrics])
+    metrics = [(name, value, now, step) for name, value, step in record.metrics]
+    log(client, run_id, metrics=metrics, params=record.params)
     attach(client, run_id, record.files)
-    client.set_tag(run_id, "current", "true")
-    client.set_tag(
-        run_id, "order_key", record.key
-    )  # last: a run cut off before this is not "known"
+    # last: a run cut off before this is not "known"
+    log(client, run_id, tags={"current": "true", "order_key": record.key})
     client.set_terminated(run_id, "FINISHED")

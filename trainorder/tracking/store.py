@@ -32,7 +32,7 @@ NODES = "nodes"
 ORDERS = "orders"
 PROXIED = "mlflow-artifacts:/"
 """Begins the address of files that the server keeps in its own folder."""
-MAX_METRICS, MAX_PARAMS = 1000, 100  # of one log_batch call; MLflow refuses more
+MAX_ENTITIES, MAX_PARAMS = 1000, 100  # of one log_batch call; MLflow refuses more
 
 
 def connect(experiment: str) -> tuple[MlflowClient, str]:
@@ -97,27 +97,28 @@ def is_from_here(run: Run) -> bool:
     return folder_of(run) == Path.cwd() or not folder_of(run).is_dir()
 
 
-def log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
-    """Nested sections as parameters with dotted names."""
-    from mlflow.entities import Param
-
-    entities = [Param(name, str(value)) for name, value in _flat(params)]
-    for start in range(0, len(entities), MAX_PARAMS):
-        client.log_batch(run_id, params=entities[start : start + MAX_PARAMS])
-
-
-def log_metrics(
+def log(
     client: MlflowClient,
     run_id: str,
-    metrics: Sequence[tuple[str, float, int, int]],
+    *,
+    metrics: Sequence[tuple[str, float, int, int]] = (),
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
     model_id: str | None = None,
 ) -> None:
-    """Metrics are (name, value, timestamp in ms, step), of a run and of a model that it made."""
-    from mlflow.entities import Metric
+    """Metrics (name, value, timestamp in ms, step), nested sections as parameters with dotted names, and tags, in few calls.
 
-    entities = [Metric(*m, model_id=model_id, run_id=run_id) for m in metrics]
-    for start in range(0, len(entities), MAX_METRICS):
-        client.log_batch(run_id, entities[start : start + MAX_METRICS])
+    The metrics are of the run, and of a model that it made where `model_id` names one.
+    """
+    from mlflow.entities import Metric, Param, RunTag
+
+    rows = [Metric(*m, model_id=model_id, run_id=run_id) for m in metrics]
+    facts = [Param(name, str(value)) for name, value in _flat(params or {})]
+    marks = [RunTag(name, value) for name, value in (tags or {}).items()]
+    while rows or facts or marks:
+        now = MAX_ENTITIES - len(facts[:MAX_PARAMS]) - len(marks)
+        client.log_batch(run_id, rows[:now], facts[:MAX_PARAMS], marks)
+        rows, facts, marks = rows[now:], facts[MAX_PARAMS:], []
 
 
 def log_data(client: MlflowClient, run_id: str, digests: Mapping[str, str]) -> None:

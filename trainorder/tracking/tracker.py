@@ -18,10 +18,11 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from trainorder import paths
+from trainorder.config import DEFAULT
 from trainorder.files import write_json
 from trainorder.owner import identity, store_uri
 from trainorder.resume import NOTHING, Work
-from trainorder.tracking.store import NODES, connect, log_metrics, log_params
+from trainorder.tracking.store import NODES, connect, log
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -131,10 +132,10 @@ class _Mirror:
             self.client, experiment = connect(NODES)
             if known is not None and self._reopen(known):
                 return self.run_id
-            tags = self.tags | identity()
+            tags = self.tags | _source() | identity()
             run = self.client.create_run(experiment, run_name=self.node, tags=tags)
             self.run_id = run.info.run_id
-            log_params(self.client, self.run_id, self.params)
+            log(self.client, self.run_id, params=self.params)
         return self.run_id
 
     def _reopen(self, known: str) -> bool:
@@ -179,7 +180,7 @@ class _Mirror:
         assert self.run_id is not None
         self.due = time.monotonic() + self.batch_seconds
         with self._guarded():
-            log_metrics(self.client, self.run_id, self.pending)
+            log(self.client, self.run_id, metrics=self.pending)
             self.pending = []
 
     @contextmanager
@@ -199,13 +200,12 @@ class _Mirror:
 
 
 def node_tags(node: str, seed: int, tags: Mapping[str, Any]) -> dict[str, str]:
-    """Tags of a node's run: where it stands in the tree of checkpoints, who made it, from which commit.
+    """Tags of a node's run: where it stands in the tree of checkpoints.
 
     The parent's run is known from its run.json, where there is one; MLflow nests the run below it.
     """
     parent = tags.get("parent")
     result = {"node": node, "seed": str(seed), "mlflow.note.content": _note(node, seed, tags)}
-    result |= _source()
     result |= {
         name: str(value) for name, value in tags.items() if name != "parent" and value is not None
     }
@@ -219,15 +219,17 @@ def node_tags(node: str, seed: int, tags: Mapping[str, Any]) -> dict[str, str]:
 
 def _note(node: str, seed: int, tags: Mapping[str, Any]) -> str:
     """The run's description."""
-    before = [part for part in node.split("--")[1:-1] if part != tags.get("variant")]
-    after = f", after {' > '.join(before)}" if before else ""
-    phase = tags.get("phase") or node.split("--")[-1]
-    return f"**{phase}**{after}, seed {seed}. Checkpoint `{paths.checkpoint(node)}`, records `{paths.run(node)}`."
+    variant = tags.get("variant") or DEFAULT
+    path = [part for part in node.split("--")[1:-1] if part != variant]
+    before = f", after {' > '.join(path)}" if path and tags.get("phase") else ""
+    under = f", variant {variant}" if variant != DEFAULT else ""
+    what = tags.get("phase") or node.split("--")[-1]
+    return f"**{what}**{before}, seed {seed}{under}. Checkpoint `{paths.checkpoint(node)}`, records `{paths.run(node)}`."
 
 
 @cache
 def _source() -> dict[str, str]:
-    """Tags that MLflow's pages show as user, source and version; what is not known is left out."""
+    """Who makes a node now, by what and from which commit, as MLflow's pages show it; what is not known is left out."""
     found = {
         "mlflow.source.name": Path(sys.argv[0]).name or "python",
         "mlflow.source.type": "LOCAL",
