@@ -427,7 +427,7 @@ def methods(
 
             rows = [row for row in rows if row["name"] == preset(name).name]
     if as_json:
-        _print_json(rows)
+        _print_json(rows if name is not None else [*rows, *catalog.choosers()])
         return
     for family in dict.fromkeys(row["family"] for row in rows):
         print(family.replace("_", " "))
@@ -435,6 +435,10 @@ def methods(
             if row["family"] == family:
                 papers = ", ".join(row["papers"])
                 print(f"  {row['name']:<30} {papers:<24} {row['status']:<9} {row['summary']}")
+    for row in catalog.choosers():
+        print(
+            f"{row['family'] + ': ' + row['name']:<32} {', '.join(row['papers']):<24} {row['summary']}"
+        )
     print("`trainorder methods NAME` prints formulas, options and the lines of params.yaml")
 
 

@@ -90,13 +90,17 @@ def test_records_hold_the_expanded_method_and_stages_depend_on_no_preset():
 def test_the_command_lists_every_preset_and_prints_what_one_is():
     run = CliRunner()
     rows = json.loads(run.invoke(app, ["methods", "--json"]).output)
-    assert [row["name"] for row in rows] == list(presets())
+    methods, samplers = rows[: len(presets())], rows[len(presets()) :]
+    assert [row["name"] for row in methods] == list(presets())
+    assert {"rl.sampler", "rl.items", "rl.curriculum"} == {row["family"] for row in samplers}
     keys = {"name", "family", "slots", "needs", "papers", "neutral", "status"}
-    assert all(keys <= set(row) for row in rows)
+    assert all(keys <= set(row) for row in methods)
     shown = run.invoke(app, ["methods", "dapo"]).output
     for text in ("arXiv:2503.14476", "rl: {method: {preset: dapo}}", "edit: [dynamic_sampling]"):
         assert text in shown
     assert "clip_low: 0.2, clip_high: 0.2, dual_clip: null" in shown
+    told = run.invoke(app, ["methods", "sec_buckets"]).output
+    assert "rl: {items: {sec_buckets: {by: length, bins: 4, alpha: 0.1," in told
     assert "Per-token estimate of KL" in run.invoke(app, ["methods", "kl"]).output
 
 

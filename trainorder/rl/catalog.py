@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -35,6 +36,7 @@ CHOOSERS: dict[str, Mapping[str, Any]] = {
     "curriculum": CURRICULA,
 }
 """Key of `rl` beside `method` -> what it can name: which task, which of its problems, which tasks are open."""
+PAPER = re.compile(r"ar[Xx]iv[: ](\d{4}\.\d{4,5})")
 ASKS = "  # and rl.teacher: a node, or {path: FOLDER}"
 TEACHER = 'teacher: "s{seed}--grpo", '
 """In the configs: GRPO's node teaches."""
@@ -161,6 +163,26 @@ def _describe_chooser(key: str, name: str) -> str:
     if looks:
         lines += [f"May measure all problems of the task before a step: {', '.join(looks)}.", ""]
     return "\n".join(lines)
+
+
+def choosers() -> list[dict[str, Any]]:
+    """One row per sampler of tasks, sampler of problems and curriculum: name, key of `rl`, summary, papers, looks, params."""
+    rows = []
+    for key, listed in CHOOSERS.items():
+        for name, entry in listed.items():
+            function = function_of(entry)
+            text, options = inspect.cleandoc(function.__doc__ or ""), chooser_options(function)
+            rows.append(
+                {
+                    "name": name,
+                    "family": f"rl.{key}",
+                    "summary": text.split("\n\n")[0].replace("\n", " "),
+                    "papers": list(dict.fromkeys(PAPER.findall(text))),
+                    "looks": sorted(getattr(entry, "looks", ())),
+                    "params": f"rl: {flow({key: {name: options} if options else name})}",
+                }
+            )
+    return rows
 
 
 def function_of(entry: Any) -> Any:
@@ -294,15 +316,15 @@ TITLES = {
 
 def _chooser_pages() -> Iterator[str]:
     """Sections of what chooses tasks and problems."""
-    for key, listed in CHOOSERS.items():
+    rows = choosers()
+    for key in CHOOSERS:
         yield from [f"## {TITLES[key]}: `rl.{key}`", ""]
-        yield from ["| name | does | params |", "|---|---|---|"]
-        for name, entry in listed.items():
-            function = function_of(entry)
-            first = inspect.cleandoc(function.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-            options = chooser_options(function)
-            row = f"`rl: {flow({key: {name: options} if options else name})}`"
-            yield f"| `{name}` | {first.replace('|', chr(92) + '|')} | {row} |"
+        yield from ["| name | does | measures | params |", "|---|---|---|---|"]
+        for row in rows:
+            if row["family"] == f"rl.{key}":
+                looks = ", ".join(row["looks"]) or "nothing"
+                summary = row["summary"].replace("|", "\\|")
+                yield f"| `{row['name']}` | {summary} | {looks} | `{row['params']}` |"
         yield ""
 
 
