@@ -23,13 +23,13 @@ import numpy as np
 from jaxtyping import Float
 
 from trainorder.config import MeasureConfig
-from trainorder.measure.design import Design
 from trainorder.measure.evidence import Evidence
 from trainorder.measure.ranking import paired, ranked, winner
 from trainorder.measure.recommendation import from_base, judged
 from trainorder.measure.scores import SPLITS, Scores
 from trainorder.metrics import statistics
 from trainorder.order import every_order
+from trainorder.plan.design import Design
 
 Array = np.ndarray
 Effects = Float[Array, "task task"]

@@ -298,8 +298,8 @@ def compare(
     with refusing():
         from trainorder import plan
         from trainorder.config import load_params
-        from trainorder.measure import from_plan
         from trainorder.measure.compare import compare as compare_arms
+        from trainorder.plan.design import from_plan
 
         designs = from_plan(plan.stored())
         found = compare_arms(designs, a, b, load_params().measure, metric=metric, split=split)

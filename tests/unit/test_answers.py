@@ -14,12 +14,13 @@ from order_worlds import SINGLE, World, every_order
 
 from trainorder.config import MeasureConfig
 from trainorder.editing.orders import add_order
-from trainorder.measure import from_plan, measure, to_json
+from trainorder.measure import measure
 from trainorder.measure.compare import compare
-from trainorder.measure.design import Design
+from trainorder.plan.design import Design, from_plan
 from trainorder.reading import read_yaml
 from trainorder.report import console
 from trainorder.report.markdown import orders_page
+from trainorder.results import to_json
 
 pytestmark = pytest.mark.long(
     "64 trained nodes x 3 seeds are measured, and the commands start in processes of their own"

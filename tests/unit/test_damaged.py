@@ -15,8 +15,10 @@ from order_worlds import World
 from trainorder import lineage, plan, results
 from trainorder.cli import app
 from trainorder.config import MeasureConfig
-from trainorder.measure import from_plan, measure, to_json
+from trainorder.measure import measure
+from trainorder.plan.design import from_plan
 from trainorder.reading import ParamsError
+from trainorder.results import to_json
 from trainorder.verify import verify
 
 ROOT = Path(__file__).parents[2]

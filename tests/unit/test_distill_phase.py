@@ -19,9 +19,9 @@ from trainorder.config import (
     parse_params,
 )
 from trainorder.footprint.experiment import frozen_models
-from trainorder.measure import from_plan
 from trainorder.plan import Plan, compile_plan
 from trainorder.plan.check import budget, check
+from trainorder.plan.design import from_plan
 from trainorder.plan.orders import single_phases
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError, read_yaml

@@ -27,7 +27,9 @@ from order_worlds import World
 
 from trainorder.config import MeasureConfig
 from trainorder.flow.schedule import Schedule, topological
-from trainorder.measure import from_plan, measure, to_json
+from trainorder.measure import measure
+from trainorder.plan.design import from_plan
+from trainorder.results import to_json
 from trainorder.ui import prefect_server
 
 TOY = '''

@@ -11,9 +11,11 @@ from order_worlds import default_world
 
 from trainorder import paths
 from trainorder.config import MeasureConfig
-from trainorder.measure import from_plan, measure, to_json
+from trainorder.measure import measure
+from trainorder.plan.design import from_plan
 from trainorder.report import for_dvc
 from trainorder.report.words import Bwt
+from trainorder.results import to_json
 
 
 @pytest.fixture(scope="module")

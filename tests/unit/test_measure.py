@@ -14,11 +14,13 @@ from order_worlds import HARMFUL, SINGLE, Varied, World, default_world, every_or
 
 from trainorder import report
 from trainorder.config import MeasureConfig
-from trainorder.measure import from_plan, measure, to_json
+from trainorder.measure import measure
 from trainorder.measure.beneath import turnover
 from trainorder.measure.compare import compare
+from trainorder.plan.design import from_plan
 from trainorder.reading import ParamsError
 from trainorder.report import console, words
+from trainorder.results import to_json
 
 MERGES = ("average", "arithmetic", "ties", "dare")
 CONFIG = MeasureConfig(bootstrap=300)

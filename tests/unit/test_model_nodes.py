@@ -23,10 +23,10 @@ from trainorder.config import (
 )
 from trainorder.data import build
 from trainorder.files import write_json
-from trainorder.measure.design import from_plan
 from trainorder.merge import merge_folders
 from trainorder.plan.check import check
 from trainorder.plan.compile import compile_plan
+from trainorder.plan.design import from_plan
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
 from trainorder.report import node as nodes

@@ -17,7 +17,8 @@ from order_worlds import World, default_world, every_order
 
 from trainorder import paths, report
 from trainorder.config import MeasureConfig
-from trainorder.measure import from_plan, measure
+from trainorder.measure import measure
+from trainorder.plan.design import from_plan
 from trainorder.reading import ParamsError
 from trainorder.report import (
     advice,

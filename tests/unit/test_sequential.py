@@ -13,11 +13,13 @@ from benchmarks.planted_looks import World as Planted
 from benchmarks.planted_looks import run
 from trainorder.config import MeasureConfig, parse_params
 from trainorder.editing.settle import first, following, seeds_of, until_settled
-from trainorder.measure import from_plan, measure, to_json
+from trainorder.measure import measure
 from trainorder.measure.evidence import settings
 from trainorder.metrics.sequential import level_at, shares, spent
+from trainorder.plan.design import from_plan
 from trainorder.reading import ParamsError, parse_yaml
 from trainorder.report import words
+from trainorder.results import to_json
 
 TEXT = (Path(__file__).parents[2] / "params.yaml").read_text()
 

@@ -13,9 +13,9 @@ from rl_project import TINY, build_parent
 from trainorder import paths, supervised
 from trainorder.adapters import base_of, weights_hash
 from trainorder.config import LoraConfig, Params, PhaseConfig, TrainingConfig, parse_params
-from trainorder.measure.design import from_plan
 from trainorder.plan.check import budget, check
 from trainorder.plan.compile import compile_plan
+from trainorder.plan.design import from_plan
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
 from trainorder.resume import Work, working

@@ -84,7 +84,6 @@ import numpy as np
 from trainorder.config import MeasureConfig
 from trainorder.measure.across import across
 from trainorder.measure.assumptions import assumptions
-from trainorder.measure.design import Design, from_plan
 from trainorder.measure.evidence import Evidence, gather, mean_metrics, settings
 from trainorder.measure.power import ability
 from trainorder.measure.prediction import prediction
@@ -94,12 +93,13 @@ from trainorder.measure.retention import orders
 from trainorder.measure.scores import SPLITS
 from trainorder.measure.transitions import transfer_views
 from trainorder.metrics.statistics import FEW_SEEDS, covers
-from trainorder.results import VERSION, to_json
+from trainorder.plan.design import Design
+from trainorder.results import VERSION
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Design", "from_plan", "measure", "to_json"]
+__all__ = ["measure"]
 
 DIGITS = 6
 

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Float
 
 from trainorder import order as ordering
-from trainorder.measure.design import Stage
 from trainorder.measure.evidence import Evidence
 from trainorder.metrics import statistics
+from trainorder.plan.design import Stage
 
 Array = np.ndarray
 PerSeed = Float[Array, "seed draw"]

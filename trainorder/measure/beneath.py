@@ -10,8 +10,8 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
-    from trainorder.measure.design import Arm, BySeed
     from trainorder.measure.evidence import Evidence
+    from trainorder.plan.design import Arm, BySeed
 
 Solved = Mapping[str, Mapping[str, np.ndarray]]
 """Task -> node -> of every problem of a split whether the most likely answer is right."""

@@ -14,7 +14,6 @@ from trainorder import paths, results
 from trainorder.config import MeasureConfig
 from trainorder.measure.across import combined, survives
 from trainorder.measure.beneath import GREEDY, solved, turnover
-from trainorder.measure.design import Arm, BySeed, Design
 from trainorder.measure.evidence import as_json, settings
 from trainorder.measure.parts import (
     GOLD,
@@ -26,6 +25,7 @@ from trainorder.measure.parts import (
 )
 from trainorder.measure.scores import POOLED, SCORE, Scores, scores_of, tasks_of
 from trainorder.metrics import statistics
+from trainorder.plan.design import Arm, BySeed, Design
 from trainorder.reading import ParamsError, did_you_mean
 from trainorder.streams import numpy_stream
 

@@ -15,11 +15,11 @@ from jaxtyping import Float
 from trainorder import order as ordering
 from trainorder.config import MeasureConfig
 from trainorder.measure.beneath import Solved, solved
-from trainorder.measure.design import Design, Stage
 from trainorder.measure.parts import Parts, gold_scores, judged_tasks, same_judge
 from trainorder.measure.scores import SPLITS, Scores, check_nodes, scores_of, tasks_of
 from trainorder.metrics import statistics
 from trainorder.metrics.sequential import level_at
+from trainorder.plan.design import Design, Stage
 from trainorder.streams import numpy_stream
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float
 
 from trainorder.config import MeasureConfig
-from trainorder.measure.design import BySeed
 from trainorder.measure.scores import SCORE, Scores, scores_of
 from trainorder.metrics.statistics import side
+from trainorder.plan.design import BySeed
 
 if TYPE_CHECKING:
     import pandas as pd

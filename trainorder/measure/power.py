@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from trainorder import results
-from trainorder.measure.design import Arm
 from trainorder.measure.evidence import Evidence
 from trainorder.measure.ranking import Finals
 from trainorder.metrics import power
 from trainorder.metrics.statistics import Verdict
+from trainorder.plan.design import Arm
 from trainorder.reading import ParamsError
 
 

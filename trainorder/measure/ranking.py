@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from trainorder.measure.beneath import beneath
-from trainorder.measure.design import Arm, Design
 from trainorder.measure.evidence import Evidence, as_json, mean_metrics
 from trainorder.metrics import statistics
+from trainorder.plan.design import Arm, Design
 from trainorder.streams import numpy_stream
 
 Finals = Mapping[str, Float[np.ndarray, "seed draw"]]

@@ -1,4 +1,4 @@
-"""What was run, as measure sees it: bases, orders, singles and merges by seed, and what each phase trains."""
+"""What was planned, as measure compares it, read from plan.yaml: bases, orders, singles and merges by seed, and what each phase trains."""
 
 from __future__ import annotations
 
