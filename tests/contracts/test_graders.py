@@ -33,6 +33,12 @@ EXAMPLES: dict[str, tuple[Any, dict[str, Any], list[str], list[str]]] = {
         ["B", "(b)", "B. Quito", "Quito", "The answer is B.", "I take option B"],
         ["A", "Rome", "A or B? option A, option B"],
     ),
+    "mention": (
+        "York",
+        {"choices": ["Lima", "York", "New York"]},
+        ["The first one is 'york'.", "York, because York is cold."],
+        ["New York", "York or Lima", "The Yorkers", ""],
+    ),
     "number": (
         "... so\n#### 1,250",
         {},

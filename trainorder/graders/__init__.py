@@ -21,6 +21,7 @@ GRADERS: dict[str, str] = {
     "f1": "trainorder.graders.texts:F1",
     "regex": "trainorder.graders.texts:REGEX",
     "choice": "trainorder.graders.choices:CHOICE",
+    "mention": "trainorder.graders.choices:MENTION",
     "number": "trainorder.graders.numbers:NUMBER",
     "math": "trainorder.graders.numbers:MATH",
     "asserts": "trainorder.graders.code:ASSERTS",

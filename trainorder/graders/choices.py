@@ -1,4 +1,7 @@
-"""choice: the letter (or number, or other short name) or the text of one of the choices."""
+"""choice: the letter (or number, or other short name) or the text of one of the choices.
+
+mention: a sentence that holds the right choice and none of the others, for models that answer in sentences.
+"""
 
 from __future__ import annotations
 
@@ -93,4 +96,22 @@ def _is(said: str, letter: str, choices: Mapping[str, str]) -> bool:
     return bool(right) and same_text(said, right, fold_case=len(alike) == 1)
 
 
+def _read_mention(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The right text, and all texts."""
+    choices = [*_choices(row.get("choices") or row.get("options")).values()]
+    [wanted, *more] = texts_of(label)
+    if more or [text.casefold() for text in choices].count(wanted.casefold()) != 1:
+        raise BadLabel(f"the answer must be one of the row's `choices`, once, got {wanted[:60]!r}")
+    return {"right": wanted, "choices": choices}
+
+
+def _mention(answer: Answer, label: dict[str, Any]) -> float:
+    choices: list[str] = label["choices"]
+    longest = [re.escape(text) for text in sorted(choices, key=len, reverse=True)]
+    whole = re.compile(rf"(?<!\w)(?:{'|'.join(longest)})(?!\w)", re.IGNORECASE)
+    said = answer.marked or answer.text
+    return float({x.casefold() for x in whole.findall(said)} == {label["right"].casefold()})
+
+
 CHOICE = Grader(_read, _grade, lambda label: label["letter"])
+MENTION = Grader(_read_mention, _mention, lambda label: label["right"])
