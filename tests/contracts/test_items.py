@@ -313,6 +313,15 @@ def test_cyclical_draws_an_epoch_without_a_problem_twice():
         assert len(set(epoch)) == size
 
 
+def test_a_cycle_begins_anew_in_a_phase_that_inherits_visits():
+    known = {p.id: {"visits": 3.0} for p in problems(3)}
+    open_ = [score > -math.inf for score in scores("cyclical", known, low=0.34, high=1.0)]
+    assert open_ == [True] * 3
+    mem: dict[str, Any] = {}
+    scores("cyclical", known, mem=mem)
+    assert mem["share"] == 0.25  # the first epoch is not over before it began
+
+
 def test_what_a_key_of_the_meta_is_not():
     with pytest.raises(
         ParamsError,

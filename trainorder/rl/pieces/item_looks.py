@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from trainorder.rl.items import Pool, item
 from trainorder.rl.samplers import Mem
 from trainorder.streams import numpy_stream
 
+WORDS, BLOCK = 4096, 512
+"""Columns of the word counts at most, and texts compared with all others at a time: what bounds the memory."""
 GSM8K = 7473
 """Problems of the pool that GAIN-RL's numbers are of."""
 
@@ -120,8 +124,8 @@ def wiki_r1(
     if not seen:
         return [0.0] * len(pool)
     observed = np.array([rate_seen(seen.get(p.id)) for p in pool.problems])
-    near = similarities(tuple(p.question for p in pool.problems), neighbours)
-    found = propagated(near, observed, alpha, rounds, clamped=clamped)
+    near, weights = similar(tuple(p.question for p in pool.problems), neighbours)
+    found = propagated(near, weights, observed, alpha, rounds, clamped=clamped)
     return [-((float(a) - 0.5) ** 2) / (2 * width**2) for a in found]
 
 
@@ -131,12 +135,18 @@ def rate_seen(known: dict[str, float] | None) -> float:
 
 
 def propagated(
-    near: np.ndarray, observed: np.ndarray, alpha: float, rounds: int, *, clamped: bool
-) -> np.ndarray:
-    """Accuracies after the rounds; `near` [problem, problem] with rows that sum to 1, `observed` with nan where unknown.
+    near: Int[np.ndarray, "problem neighbour"],
+    weights: Float[np.ndarray, "problem neighbour"],
+    observed: Float[np.ndarray, " problem"],
+    alpha: float,
+    rounds: int,
+    *,
+    clamped: bool,
+) -> Float[np.ndarray, " problem"]:
+    """Accuracies after the rounds, from those seen (nan where unknown) and each problem's neighbours, whose weights sum to 1.
 
-    >>> linked, seen = np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([1.0, 0.0])
-    >>> [propagated(linked, seen, 0.8, n, clamped=False).round(4).tolist() for n in (1, 2, 10)]
+    >>> linked, seen = (np.array([[1], [0]]), np.ones((2, 1))), np.array([1.0, 0.0])
+    >>> [propagated(*linked, seen, 0.8, n, clamped=False).round(4).tolist() for n in (1, 2, 10)]
     [[0.2, 0.8], [0.84, 0.16], [0.6033, 0.3967]]
     """
     unknown = np.isnan(observed)
@@ -144,7 +154,7 @@ def propagated(
     base = np.where(unknown, start, observed)
     values = base.copy()
     for _ in range(rounds):
-        moved = alpha * near @ values + (1 - alpha) * base
+        moved = alpha * (weights * values[near]).sum(1) + (1 - alpha) * base
         if clamped:
             moved = np.where(unknown, moved, observed)
         done = np.abs(moved - values).max() < 1e-4
@@ -155,25 +165,40 @@ def propagated(
 
 
 @lru_cache(maxsize=4)
-def similarities(texts: tuple[str, ...], neighbours: int) -> np.ndarray:
-    """Row-normalised TF-IDF cosines of texts to their nearest others, [text, text]; a text like no other is its own neighbour."""
-    words = [text.lower().split() for text in texts]
-    places = {w: i for i, w in enumerate(sorted({w for row in words for w in row}))}
-    counts = np.zeros((len(texts), max(1, len(places))), dtype=np.float32)
-    for row, own in enumerate(words):
+def similar(
+    texts: tuple[str, ...], neighbours: int
+) -> tuple[Int[np.ndarray, "text neighbour"], Float[np.ndarray, "text neighbour"]]:
+    """Each text's nearest others by the TF-IDF cosine of their words, and these cosines made to sum to 1.
+
+    A text like no other is its own neighbour. Of more than WORDS different words, several share a place.
+
+    >>> near, weights = similar(("red apple", "red apple pie", "blue car"), 1)
+    >>> near.tolist(), weights.tolist()
+    ([[1], [0], [2]], [[1.0], [1.0], [1.0]])
+    """
+    rows = [text.lower().split() for text in texts]
+    words = sorted({word for row in rows for word in row})
+    few = len(words) <= WORDS
+    places = {w: i if few else zlib.crc32(w.encode()) % WORDS for i, w in enumerate(words)}
+    counts = np.zeros((len(texts), max(1, min(WORDS, len(words)))), dtype=np.float32)
+    for row, own in enumerate(rows):
         for word in own:
             counts[row, places[word]] += 1
-    rarity = np.log((1 + len(texts)) / (1 + (counts > 0).sum(0))) + 1
-    scaled = counts * rarity
+    scaled = counts * (np.log((1 + len(texts)) / (1 + (counts > 0).sum(0))) + 1)
     scaled /= np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-12)
-    near = (scaled @ scaled.T).astype(np.float64)
-    np.fill_diagonal(near, 0.0)
-    if neighbours < len(texts):
-        bound = np.partition(near, -neighbours, axis=1)[:, -neighbours][:, None]
-        near[near < bound] = 0.0
-    sums = near.sum(1, keepdims=True)
-    near += np.diag((sums[:, 0] <= 0).astype(np.float64))
-    return near / np.where(sums > 0, sums, 1.0)
+    kept = max(1, min(neighbours, len(texts) - 1))
+    near = np.empty((len(texts), kept), dtype=np.int64)
+    weights = np.empty((len(texts), kept))
+    for first in range(0, len(texts), BLOCK):
+        cosines = (scaled[first : first + BLOCK] @ scaled.T).astype(np.float64)
+        own = np.arange(len(cosines))
+        cosines[own, first + own] = 0.0
+        found = np.argsort(-cosines, axis=1, kind="stable")[:, :kept]
+        near[first : first + BLOCK] = found
+        weights[first : first + BLOCK] = np.take_along_axis(cosines, found, 1)
+    alone = weights.sum(1) <= 0
+    near[alone], weights[alone] = np.flatnonzero(alone)[:, None], 1.0
+    return near, weights / weights.sum(1, keepdims=True)
 
 
 @item()

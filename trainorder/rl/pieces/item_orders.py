@@ -114,13 +114,14 @@ def cyclical(
     """
     losses = pool.measured("loss")
     visits = pool.fact("visits")
-    begun = mem.setdefault("begun", {})
+    now = {p.id: v for p, v in zip(pool.problems, visits, strict=True) if v}
+    begun = mem.setdefault("begun", now)
     drawn = [v - begun.get(p.id, 0.0) for v, p in zip(visits, pool.problems, strict=True)]
     share, rising = mem.setdefault("share", low), mem.setdefault("rising", True)
     if math.fsum(drawn) >= max(1, math.floor(share * len(pool))):
         share, rising = next_share(share, rising, low, high, alpha)
         mem["share"], mem["rising"] = share, rising
-        mem["begun"] = {p.id: v for p, v in zip(pool.problems, visits, strict=True) if v}
+        mem["begun"] = now
         drawn = [0.0] * len(pool)
     used = min(drawn)
     return [
