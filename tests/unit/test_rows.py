@@ -476,8 +476,8 @@ def test_a_file_is_parsed_once_and_a_data_set_of_the_hub_surveyed_once(
 
 def test_the_check_counts_no_row_that_holds_a_special_token() -> None:
     rows = sums(range(60))
-    for row in rows[:2]:
-        row["prompt"] += " [x <eos>"
+    rows[0]["prompt"] += " [x <eos>"
+    rows[1] = {"prompt": "Which word?", "answer": "[x <eos>"}
     file = write("rows.jsonl", *rows)
     counts = task(file).survey("mine", ["<eos>", "<pad>"])["counts"]
     assert sum(counts.values()) == 58

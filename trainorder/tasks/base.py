@@ -56,6 +56,12 @@ class Problem:
         return "\n\n".join(turns(self.prompt))
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """What a model reads and learns: the prompt, and the right answer without the tags of its format."""
+        gold = self.gold or ""
+        return (self.text, *(format.parse(gold) or (gold,)))
+
+    @property
     def question(self) -> str:
         """The text without system turns: what makes two problems the same to a reader."""
         if isinstance(self.prompt, str):

@@ -23,7 +23,16 @@ from trainorder.rewards import format
 from trainorder.rewards.answers import numbers, same_expression, same_number, same_text
 from trainorder.tasks.base import SPLITS, Problem, Reward, Split, content_id
 from trainorder.tasks.leaks import normal_form
-from trainorder.tasks.lines import BadRow, Dropped, Written, lines, parse, plain, short
+from trainorder.tasks.lines import (
+    BadRow,
+    Dropped,
+    Written,
+    lines,
+    parse,
+    plain,
+    refuse_tokens,
+    short,
+)
 
 KEYS = ("prompt", "answer", "choices", "think")
 MAX_CHARS = 100_000
@@ -100,7 +109,7 @@ class Jsonl:
                 rows += 1
                 try:
                     problem = self._problem(task, line)
-                    _refuse_tokens(problem, reserved)
+                    refuse_tokens(problem.texts, reserved)
                     if problem.text in prompts:
                         raise BadRow(f"duplicate: the prompt of line {prompts[problem.text]} again")
                     key = normal_form(problem.text)
@@ -211,14 +220,6 @@ def _text(row: dict[str, Any], key: str, *, number: bool = False) -> str:
     if not format.visible(text):
         raise BadRow(f"{key}: must not be empty")
     return str(text)
-
-
-def _refuse_tokens(problem: Problem, reserved: Sequence[str]) -> None:
-    gold = problem.gold or ""
-    texts = (problem.text, *(format.parse(gold) or (gold,)))
-    token = next((token for token in reserved for text in texts if token in text), None)
-    if token:
-        raise BadRow(f"{token} is a special token of the model's tokenizer: no text may hold it")
 
 
 def _choices(row: dict[str, Any], answer: str) -> list[str]:

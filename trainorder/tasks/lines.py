@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,17 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         counts = Counter(key for key, _ in pairs)
         raise BadRow(f"key {short(next(key for key, n in counts.items() if n > 1))} twice")
     return row
+
+
+def refuse_tokens(texts: Sequence[str], reserved: Sequence[str]) -> None:
+    """Refuse a row of whose texts one holds a special token: the model would read it as what it stands for.
+
+    Raises:
+        BadRow: names the token.
+    """
+    token = next((token for token in reserved for text in texts if token in text), None)
+    if token:
+        raise BadRow(f"{token} is a special token of the model's tokenizer: no text may hold it")
 
 
 def plain(value: Any) -> Any:

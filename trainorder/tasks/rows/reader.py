@@ -25,7 +25,7 @@ from trainorder.rewards.answers import numbers
 from trainorder.sources import content_of
 from trainorder.tasks.base import Problem, Split, content_id
 from trainorder.tasks.leaks import normal_form
-from trainorder.tasks.lines import BadRow, Dropped, Written, plain, short
+from trainorder.tasks.lines import BadRow, Dropped, Written, plain, refuse_tokens, short
 from trainorder.tasks.rows import JUDGED, Rows, form_of, render
 from trainorder.tasks.rows.files import RowSource, row_sources, split_of_name
 from trainorder.tasks.rows.prompts import prompt_of
@@ -223,13 +223,6 @@ class Reader:
         prompt = prompt_of(row.prompt, self.task.system)
         problem = Problem("", name, prompt, None, None)
         text = problem.text
-        token = next((token for token in reserved if token in text), None)
-        if token:
-            raise BadRow(
-                f"{token} is a special token of the model's tokenizer: no text may hold it"
-            )
-        if len(facts.marks) < MOST_MARKS and ("<" in text or "[" in text):
-            facts.marks.update(islice(MARK.findall(text), MOST_MARKS - len(facts.marks)))
         form = form_of(text)
         meta: dict[str, Any] = {"form": form}
         gold = None
@@ -256,7 +249,11 @@ class Reader:
         key = content_id(name, normal_form(problem.question), variant=turns)
         label = _unwritten(meta.get("label"))
         reference = gold if gold or not isinstance(label, str) else label
-        return Problem(key, name, prompt, gold, reference, meta)
+        problem = Problem(key, name, prompt, gold, reference, meta)
+        refuse_tokens(problem.texts, reserved)
+        marks = (mark for text in problem.texts for mark in MARK.findall(text))
+        facts.marks.update(islice(marks, MOST_MARKS - len(facts.marks)))
+        return problem
 
     def _checks(self, row: Row, given: Mapping[str, Any], facts: Facts) -> list[list[Any]]:
         """[grader, label] of each of the row's graders."""
