@@ -27,9 +27,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 def compute(content: dict[str, Any]) -> str:
     """The text of reports/bwt.json for this content of plan.yaml."""
-    from trainorder.measure import measure
-    from trainorder.plan.design import from_plan
-    from trainorder.results import to_json
+    from trainorder.measure import from_plan, measure, to_json
 
     table = read_evaluations([Path(name) for name in content["evaluations"]])
     config = load_params().measure

@@ -93,13 +93,13 @@ from trainorder.measure.retention import orders
 from trainorder.measure.scores import SPLITS
 from trainorder.measure.transitions import transfer_views
 from trainorder.metrics.statistics import FEW_SEEDS, covers
-from trainorder.plan.design import Design
-from trainorder.results import VERSION
+from trainorder.plan.design import Design, from_plan
+from trainorder.results import VERSION, to_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["measure"]
+__all__ = ["from_plan", "measure", "to_json"]
 
 DIGITS = 6
 
