@@ -57,7 +57,7 @@ def control(name):
 with open("executions.log", "a") as log:
     log.write(f"{stage} {node or judge or ''}\\n")
 print(f"the last words of {node}", flush=True)
-if node and control("fail_at") == node:
+if control("fail_at") == (node or stage):
     sys.exit("planted failure")
 time.sleep(float(control("seconds") or 0))
 if stage == "build_data":
@@ -290,10 +290,18 @@ def test_a_failed_node_is_named_and_stops_only_what_needs_it(project):
     assert state == "Failed"
     # not ready: 1 node, 2 evaluations, measure, report, metrics, mirror
     assert (tasks["Failed"], tasks["NotReady"]) == (1, 7)
-    flow(project)
+    measured = project.root / "toy_bwt.json"  # another file, so that MLflow is to be told
+    measured.write_text(measured.read_text().replace("{", "{ ", 1))
+    (project.root / "fail_at").write_text("mirror")
+    done = flow(project)  # without MLflow all the rest is done and shown
+    (project.root / "fail_at").unlink()
+    assert "warning: planted failure" in done.stdout
+    assert "report.html" in done.stdout
     again = executions(project)
     assert again["rl s0--qa--math"] == again["rl s0--qa--math--creative"] == 1
     assert sum(line.startswith("rl ") for line in again) == 2
+    flow(project)
+    assert executions(project) == Counter({"mirror ": 1})  # tried again, and nothing else
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -10,11 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from order_worlds import World
 
 from trainorder import owner, paths, tracking
+from trainorder.config import MeasureConfig
 from trainorder.files import write_json
+from trainorder.measure import from_plan, measure, to_json
 from trainorder.preflight import machine
-from trainorder.process import exclusive
+from trainorder.process import StageError, exclusive
 from trainorder.reading import ParamsError
 from trainorder.resume import Work
 from trainorder.tracking import OrderRecord, Tracker
@@ -115,6 +119,20 @@ def test_a_store_that_breaks_in_the_middle_warns_once_and_loses_no_line(folder: 
         log_four_steps(folder / "mlflow.db")
     assert len(caught) == 1
     assert [line["step"] for line in lines("s0")] == [0, 1, 2, 3]
+
+
+def test_a_measurement_that_mlflow_could_not_take_is_a_failed_stage_to_try_again(monkeypatch):
+    from stages import mirror
+
+    world = World(("a", "b"), {"a": ("a",), "b": ("b",)}, {"x": ("a", "b")}, problems=8)
+    found = measure(world.table(), from_plan(world.plan()), MeasureConfig(bootstrap=100))
+    paths.BWT.parent.mkdir()
+    paths.BWT.write_text(to_json(found))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/nowhere/mlflow.db")
+    with pytest.raises(
+        StageError, match=r"^MLflow was not updated .*`dvc repro mirror`, tries again"
+    ):
+        mirror.main(argparse.Namespace())
 
 
 def test_metrics_wait_for_their_batch():

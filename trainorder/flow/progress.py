@@ -54,8 +54,9 @@ class Display:
         total = len(schedule.parents)
         self._bar.update(self._task, total=total, completed=len(schedule.done))
         if up_to_date < total:
+            left = total - up_to_date
             self.say(
-                f"{up_to_date} of {total} stages are up to date; the other {total - up_to_date} take about "
+                f"{up_to_date} of {total} stages are up to date; the other {left} take{'s' if left == 1 else ''} about "
                 f"{minutes(self.left())}"
             )
         else:

@@ -40,7 +40,7 @@ from trainorder.config import DEFAULT
 from trainorder.flow.dvc import Runner, StageFailed
 from trainorder.flow.progress import Display
 from trainorder.flow.schedule import Schedule, topological
-from trainorder.flow.state import EMBEDDED, HOME
+from trainorder.flow.state import EMBEDDED, HOME, MIRROR
 from trainorder.paths import judge_work
 from trainorder.plan import Plan, names
 from trainorder.reading import ParamsError, read_yaml
@@ -96,7 +96,8 @@ class Pipeline:
         """Run what the schedule has not done; stages that are up to date only appear, named Cached.
 
         Raises:
-            StageFailed: a stage failed; those that do not depend on it were brought up to date all the same.
+            StageFailed: a stage failed, other than the copy to MLflow; those that do not depend on it were brought up to
+                date all the same.
             RunCancelled: somebody cancelled the flow run; all stages were stopped, and go on from their step checkpoints.
         """
         self.display.show(schedule, len(schedule.done))
@@ -122,6 +123,9 @@ class Pipeline:
         for future in self.futures.values():
             future.wait()
         create_table_artifact(key="stages", table=_stage_rows(self), description=STAGES)
+        if (lost := self.failures.pop(MIRROR, None)) is not None:
+            said = [line for line in lost.splitlines() if not line.startswith("ERROR: ")]
+            self.say(f"warning: {said[-1].removeprefix('error: ')}")
         if self.failures:
             text = "\n\n".join(self.failures.values())
             about = f"```\n{text}\n```\nRun again: what was finished is kept."
