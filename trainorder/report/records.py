@@ -49,7 +49,7 @@ def alarms(found: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
-DRAWN = ("reward/", "rollout/entropy", "perf/judge_")
+DRAWN = ("reward/", "rollout/entropy", "perf/judge_", "rl/parent_kl")
 """Metrics of steps that the page and DVC's plots show begin with one of these."""
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
