@@ -1,7 +1,7 @@
 """rows: the user's own problems in the files they have: `tasks: {math: {data: rows.parquet}}`.
 
-`schemas.py` knows how thirteen frameworks write a row, `files.py` what rows lie in, `reader.py` makes problems of them. Each row
-has its graders (trainorder/graders), or one function of the user grades all.
+`schemas.py` knows how thirteen frameworks write a row, `files.py` what rows lie in, `reader.py` makes problems of them,
+`surveys.py` keeps what they are. Each row has its graders (trainorder/graders), or one function of the user grades all.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from trainorder.tasks.lines import Dropped
 
 LOADED: dict[str, str] = {
     "reader": "trainorder.tasks.rows.reader:Reader",
+    "survey": "trainorder.tasks.rows.surveys:survey",
     "function": "trainorder.graders.function:call",
     "verse": "trainorder.tasks.verse:Verse",
 }
@@ -127,8 +128,8 @@ class Rows:
         return self._reader().read(task, reserved)
 
     def survey(self, task: str, reserved: Sequence[str] = ()) -> dict[str, Any]:
-        """What the rows are, from the user's cache folder where they were read before (`reader.Reader.survey`)."""
-        return self._reader().survey(task, reserved)
+        """What the rows are, from the user's cache folder where they were read before (surveys.py)."""
+        return _loaded("survey")(self, task, reserved)
 
     def few(self, task: str, taken: Mapping[Split, int]) -> list[Problem]:
         """The first problems of each split, then the longest ones, of those that `taken` of the task allows."""

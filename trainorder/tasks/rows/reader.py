@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
 
-from trainorder import paths
-from trainorder.files import write_json
 from trainorder.graders import GRADERS, BadLabel, answer_of, grader, refused
 from trainorder.graders.names import resolve
 from trainorder.reading import ParamsError, did_you_mean
 from trainorder.rewards import format
 from trainorder.rewards.answers import numbers
-from trainorder.sources import content_of
 from trainorder.tasks.base import Problem, Split, content_id
 from trainorder.tasks.leaks import normal_form
 from trainorder.tasks.lines import BadRow, Dropped, Written, plain, refuse_tokens, short
@@ -36,27 +28,13 @@ LOOKED_AT = 1000
 """Rows of a file whose columns decide the schema."""
 SHOWN = 5
 """Bad rows that an error names."""
-FIRST, LONGEST = 4, 20
-"""Problems that a survey keeps: of each split the first, of all the longest."""
 SHORT_ANSWER = 200
 """Characters of an answer that is compared as text where no grader is named."""
 MARK = re.compile(r"[<\[][^\s<>\[\]]{1,60}[>\]]")
 """What special tokens look like: `<eos>`, `<|im_end|>`, `[MASK]`."""
 MOST_MARKS = 1000
 """Different ones that a survey keeps."""
-REMEMBERED = 64
-"""Surveys in the user's cache folder."""
 COLUMNS = ("prompt", "answer", "grader", "choices", "task", "split", "system", "think")
-OWN_CODE = (
-    "tasks/rows",
-    "graders",
-    "tasks/lines.py",
-    "tasks/leaks.py",
-    "tasks/base.py",
-    "rewards/answers.py",
-    "rewards/format.py",
-)
-"""What decides how a row is read: part of a survey's name."""
 
 
 @dataclass
@@ -90,54 +68,16 @@ class Reader:
         self, name: str, reserved: Sequence[str] = ()
     ) -> tuple[dict[Split, list[Problem]], list[Dropped]]:
         """See `Rows.read`."""
-        found, dropped, _ = self._read(name, reserved)
+        found, dropped, _ = self.read_with_facts(name, reserved)
         return found, dropped
-
-    def survey(self, name: str, reserved: Sequence[str] = ()) -> dict[str, Any]:
-        """What the rows are: format, rows, tasks, graders, counts of the splits, what was dropped, and a few problems.
-
-        Kept in the user's cache folder under a hash of the files, the options and the code that reads them; of a data set on the
-        hub in this process. Rows are read again for `reserved` tokens only where some may hold one.
-        """
-        if reserved:
-            known = self.survey(name)
-            if len(known["marks"]) < MOST_MARKS and all(map(MARK.fullmatch, reserved)):
-                reserved = sorted(set(reserved) & set(known["marks"]))
-            if not reserved:
-                return known
-        options = json.dumps([name, asdict(self.task), list(reserved)], sort_keys=True)
-        files = self.files()
-        if not files:
-            if options not in _OF_HUB:
-                _OF_HUB[options] = self._survey(name, reserved)
-            return _OF_HUB[options]
-        kept = paths.cache_folder() / "rows" / f"{_key(options, files)}.json"
-        with suppress(OSError, ValueError):
-            return _kept(kept, kept.stat().st_mtime_ns)
-        survey = self._survey(name, reserved)
-        with suppress(OSError):  # a folder that cannot be written costs the reading each time
-            write_json(kept, survey, indent=None)
-            for old in sorted(kept.parent.iterdir(), key=os.path.getmtime)[:-REMEMBERED]:
-                old.unlink()
-        return survey
-
-    def _survey(self, name: str, reserved: Sequence[str]) -> dict[str, Any]:
-        found, dropped, facts = self._read(name, reserved)
-        return {
-            **vars(facts),
-            "marks": sorted(facts.marks),
-            "counts": {split: len(problems) for split, problems in found.items()},
-            "dropped": len(dropped),
-            "reasons": [str(row)[:300] for row in dropped[:SHOWN]],
-            "few": [asdict(problem) for problem in _few(found, self.task.taken)],
-        }
 
     def _sources(self, where: str) -> list[RowSource]:
         return row_sources(where, cast(Any, self.task.data))
 
-    def _read(
+    def read_with_facts(
         self, name: str, reserved: Sequence[str]
     ) -> tuple[dict[Split, list[Problem]], list[Dropped], Facts]:
+        """`read`, and what the rows are."""
         where = f"tasks.{name}"
         self._check_options(where)
         read_from, facts, bad = self._sources(f"{where}.data"), Facts(), list[Dropped]()
@@ -343,37 +283,6 @@ def _gold(checks: Sequence[Sequence[Any]], form: str, row: Row, prompt: str) -> 
     if not made.costly and made.grade(answer_of(gold, prompt), label) != 1.0:
         raise BadRow(f"answer: grader {name}: no completion could give it, got {short(right)}")
     return gold
-
-
-def _few(found: Mapping[Split, Sequence[Problem]], taken: Mapping[str, int]) -> Iterator[Problem]:
-    kept = {split: problems[: taken.get(split)] for split, problems in found.items()}
-    yield from (problem for problems in kept.values() for problem in problems[:FIRST])
-    everything = [problem for problems in kept.values() for problem in problems]
-    yield from sorted(everything, key=lambda p: len(p.text), reverse=True)[:LONGEST]
-    yield from sorted(
-        (p for p in everything if p.gold), key=lambda p: len(p.gold or ""), reverse=True
-    )[:1]
-
-
-_OF_HUB: dict[str, dict[str, Any]] = {}
-"""Surveys of data sets on the hub: nothing here says whether one has changed since."""
-
-
-def _key(options: str, files: Sequence[Path]) -> str:
-    code = hashlib.sha256()
-    package = Path(__file__).parents[2]
-    for part in OWN_CODE:
-        for file in sorted((package / part).glob("*.py")) or [package / part]:
-            code.update(file.read_bytes())
-    code.update(options.encode())
-    for file in files:
-        code.update(f"{file}\0{content_of(file.resolve())}".encode())
-    return code.hexdigest()[:32]
-
-
-@lru_cache(maxsize=64)
-def _kept(file: Path, changed: int) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _explain(where: str, bad: Sequence[Dropped], facts: Facts, most: float) -> str:
