@@ -28,6 +28,7 @@ COST = {
     "spans": "one pass over the text",
     "attention_entropy": "a forward per row",
     "answers:teacher": "the teacher's sampling instead of the policy's",
+    "known": "a few numbers per problem in the state",
     "forward_kl:MODEL": "and whatever else names a model a forward of that model",
 }
 CHOOSERS: dict[str, Mapping[str, Any]] = {
