@@ -161,6 +161,10 @@ def plan_command(
     resolve: Annotated[
         bool, typer.Option("--resolve", help="Fill in `recommended` from reports/bwt.json.")
     ] = False,
+    dag: Annotated[
+        bool,
+        typer.Option("--dag", help="Print the checkpoints as a Mermaid graph, and write nothing."),
+    ] = False,
     as_json: AsJson = False,
     params: ParamsFile = None,
 ) -> None:
@@ -172,6 +176,9 @@ def plan_command(
         current = plan.load()
         if resolve:
             current = plan.compile_plan(current.params, plan.measured())
+        if dag:
+            print("\n".join(show.graph(current)))
+            return
         plan.repair()
         changed = plan.write(current)
         states = plan.status(current)

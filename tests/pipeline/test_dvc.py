@@ -338,7 +338,7 @@ def test_exp_run_changes_values_and_refuses_an_order_in_one_line(copy: Project):
     refused = copy.dvc("exp", "run", "-S", "orders.structured_first=[math,creative,qa]", ok=False)
     assert refused.returncode != 0
     (line,) = [x for x in (refused.stdout + refused.stderr).splitlines() if "-S changes which" in x]
-    assert "trainorder run --set KEY=VALUE --exp NAME can" in line
+    assert "`trainorder run --set KEY=VALUE --exp NAME` can" in line
 
 
 def test_a_clone_that_pulls_makes_nothing_again(copy: Project, tmp_path: Path):

@@ -17,7 +17,7 @@ from timing import cost
 from trainorder.config import Params, parse_params
 from trainorder.files import write_text
 from trainorder.paths import PLAN
-from trainorder.plan import Plan, compile_plan, names, pending
+from trainorder.plan import Plan, compile_plan, names, pending, show
 from trainorder.plan.check import MAX_NAME, budget, check, pieces
 from trainorder.plan.orders import held_out, single_phases
 from trainorder.reading import ParamsError, read_yaml
@@ -43,6 +43,19 @@ def refusal(**changes: Any) -> str:
     with pytest.raises(ParamsError) as caught:
         check(params(**changes))
     return str(caught.value)
+
+
+def test_the_graph_has_a_box_for_every_checkpoint_and_an_arrow_from_what_it_starts_at():
+    plan = compile_plan(params(orders={"x": ["math", "qa"]}, variants=HALF))
+    first, *lines = show.graph(plan)
+    boxes = [line for line in lines if '["' in line]
+    arrows = {tuple(line.split(" --> ")) for line in lines if " --> " in line}
+    assert first == "graph LR"
+    assert len(boxes) == len(plan.nodes)
+    assert len(arrows) == sum(len(node.parents) for node in plan.nodes.values())
+    numbers = dict(zip(plan.nodes, (line.split("[")[0] for line in boxes), strict=True))
+    assert (numbers["s0--math"], numbers["s0--math--qa"].strip()) in arrows
+    assert max(map(len, lines)) < 80
 
 
 def test_a_task_that_only_a_variant_trains_is_not_held_out():

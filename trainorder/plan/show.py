@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -67,6 +67,26 @@ def _line(plan: Plan, node: Node, state: State, time: float | None) -> str:
     text = f"{name}  [dim]{node.kind}[/]" if node.parents else name
     cost = f"  {duration(time)}" if state == "stale" else ""
     return f"{text}  {WORDS[state]}{cost}"
+
+
+def graph(plan: Plan) -> Iterator[str]:
+    """The checkpoints as a Mermaid graph, which GitHub, GitLab and editors draw: one box a node, an arrow from what it starts at.
+
+    `dvc dag` draws every stage with every file that it reads: thousands of columns for the default experiment.
+    """
+    numbers = {name: f"n{number}" for number, name in enumerate(plan.nodes)}
+    yield "graph LR"
+    for node in plan.nodes.values():
+        label = node.phase or node.merge or node.id
+        first = bool(node.parents) and not plan.nodes[node.parents[0]].parents
+        if first and node.variant != DEFAULT:
+            label = f"{node.variant}: {label}"
+        if first and len(plan.params.seeds) > 1:
+            label = f"s{node.seed} {label}"
+        yield f'  {numbers[node.id]}["{label}"]'
+        yield from (f"  {numbers[parent]} --> {numbers[node.id]}" for parent in node.parents)
+        if node.teacher is not None:
+            yield f"  {numbers[node.teacher]} -. teaches .-> {numbers[node.id]}"
 
 
 def document(
