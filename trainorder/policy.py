@@ -211,14 +211,15 @@ class Policy:
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """`decode` of every row."""
         stops, framing = self.stop_ids, self.framing_ids
-        texts = []
-        for row in rows:
+        keys = [tuple(row) for row in rows]
+        texts = dict.fromkeys(keys, "")  # a sure policy gives the same answer many times
+        for row in texts:
             answer = itertools.takewhile(lambda id_: id_ not in stops, row)
             runs = itertools.groupby(
                 (id_ for id_ in answer if id_ not in framing), self.known_ids.__contains__
             )
-            texts.append("".join(self._text(list(run), known) for known, run in runs))
-        return texts
+            texts[row] = "".join(self._text(list(run), known) for known, run in runs)
+        return [texts[key] for key in keys]
 
     def _text(self, ids: list[int], known: bool) -> str:
         if not known:

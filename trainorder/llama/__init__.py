@@ -25,14 +25,16 @@ def is_plain_llama(model: Any) -> bool:
     """
     if type(model).__name__ not in ("LlamaForCausalLM", "LlamaForSequenceClassification"):
         return False
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    modules = list(model.modules())  # walked once: this is asked several times in a step
+    linear = [m for m in modules if isinstance(m, nn.Linear)]
+    weights = [p for m in modules for p in m._parameters.values() if p is not None]
     return (
         model.config.hidden_act == "silu"
         and model.model.rotary_emb.rope_type in ("default", "linear", "llama3", "yarn")
         and all(type(m) is nn.Linear and m.bias is None for m in linear)
         and len(linear) == 1 + 7 * model.config.num_hidden_layers
-        and all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters())
-        and all(p.numel() == math.prod(getattr(p, "ds_shape", p.shape)) for p in model.parameters())
+        and all(p.dtype == torch.float32 and p.device.type == "cpu" for p in weights)
+        and all(p.numel() == math.prod(getattr(p, "ds_shape", p.shape)) for p in weights)
     )
 
 

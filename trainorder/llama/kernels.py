@@ -20,9 +20,9 @@ import tempfile
 from collections.abc import Callable
 from ctypes import c_float, c_long, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from trainorder.machine import processor
 from trainorder.paths import cache_folder
@@ -82,10 +82,11 @@ class Kernels:
         return call
 
 
-def _call(
-    function: Callable[..., None], pointers: int, *arguments: Tensor | int | float | None
-) -> None:
-    function(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
+def _call(function: Callable[..., None], pointers: int, *arguments: Any) -> None:
+    function(
+        *[None if a is None else a.data_ptr() for a in arguments[:pointers]],
+        *arguments[pointers:],
+    )
 
 
 @functools.cache
