@@ -32,6 +32,8 @@ from trainorder.reading import ParamsError
 from trainorder.rl import forward
 from trainorder.rl.adapters import add_adapters
 from trainorder.rl.backend import LocalBackend
+from trainorder.rl.head import check_forward
+from trainorder.rl.packing import computed_tokens
 from trainorder.rl.ranks import slots
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +80,7 @@ def real(config: Any, training: TrainingConfig, rl: RlConfig) -> LocalBackend:
     import transformers
 
     model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    forward.check_forward(model)
+    check_forward(model)
     if training.lora is not None:
         add_adapters(model, training.lora, 0)
     if training.gradient_checkpointing:
@@ -102,7 +104,7 @@ def train(backend: LocalBackend, rows: list[int]) -> None:
 def largest(backend: LocalBackend, budget: int) -> list[int]:
     roll = footprint.full_roll(*ROLL)
     batches = backend.micro_batches(roll, budget)
-    return max(batches, key=lambda rows: forward.computed_tokens(roll.rows(rows)))
+    return max(batches, key=lambda rows: computed_tokens(roll.rows(rows)))
 
 
 def sizes(backend: LocalBackend) -> dict[str, int]:

@@ -12,15 +12,10 @@ from rl_small import exact, make_roll, pad_more, tiny_llama
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainorder import likelihood, llama, prefix
-from trainorder.rl import forward as forward_module
-from trainorder.rl.forward import (
-    check_forward,
-    check_head,
-    chunk_entries_of,
-    forward,
-    micro_batches,
-    shares_prompts,
-)
+from trainorder.rl.forward import forward
+from trainorder.rl.head import check_forward, check_head, chunk_entries_of
+from trainorder.rl.packing import micro_batches
+from trainorder.rl.states import flatten, shares_prompts
 from trainorder.rl.types import Roll
 
 COMPILED = pytest.param("prefix compiled", marks=pytest.mark.long("torch.compile takes seconds"))
@@ -262,7 +257,7 @@ def test_heads_are_known_without_weights(kind):
 
 def padded_tokens(roll: Roll) -> int:
     """What attention holds of a micro-batch: every prompt as long as the longest, with as many rows as any has."""
-    layout = forward_module._flatten(roll).layout(torch.device("cpu"))
+    layout = flatten(roll).layout(torch.device("cpu"))
     return layout.groups * (layout.width + layout.rows * layout.length)
 
 

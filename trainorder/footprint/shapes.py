@@ -33,7 +33,9 @@ from trainorder.pretrained import import_transformers
 from trainorder.rl import facts, forward
 from trainorder.rl.adapters import add_adapters
 from trainorder.rl.backend import computing, trained
+from trainorder.rl.head import chunk_entries_for
 from trainorder.rl.method import MODELS, Method
+from trainorder.rl.packing import computed_tokens, micro_batches
 from trainorder.rl.types import Roll
 from trainorder.sources import locate
 from trainorder.texts import CHUNK_ENTRIES
@@ -220,12 +222,12 @@ def micro_batch_peak(
     """
     model, needs = shapes.model, Method.from_config(rl.method).live_needs
     kernels = shapes.kernels(device, training)
-    chunk = forward.chunk_entries_for(shapes.vocabulary, gpu if device == GPU else None)
+    chunk = chunk_entries_for(shapes.vocabulary, gpu if device == GPU else None)
 
     def run(shared: bool) -> int:
         model._shares_prefixes = shared
-        batches = forward.micro_batches(roll, rl.micro_batch_tokens, shared=shared or bool(kernels))
-        largest = max(batches, key=lambda rows: forward.computed_tokens(roll.rows(rows)))
+        batches = micro_batches(roll, rl.micro_batch_tokens, shared=shared or bool(kernels))
+        largest = max(batches, key=lambda rows: computed_tokens(roll.rows(rows)))
         rows = roll.rows(largest)
         told = replace(rows, informed_ids=rows.prompt_ids)  # about as long
         targets = forward.Targets.of(told, torch.device(CPU), informed=facts.reads_gold(needs))

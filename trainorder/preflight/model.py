@@ -234,7 +234,7 @@ def _check_saving(policy: Policy, where: str) -> None:
 
 def _check_head(policy: Policy, where: str) -> None:
     """Training computes the logits itself, from the states after the last norm."""
-    from trainorder.rl.forward import check_head
+    from trainorder.rl.head import check_head
 
     try:
         check_head(policy.model)

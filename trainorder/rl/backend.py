@@ -17,7 +17,8 @@ from torch import Tensor
 from trainorder.config import RlConfig, TrainingConfig
 from trainorder.optimizers import make_optimizer, set_lr
 from trainorder.reading import ParamsError
-from trainorder.rl.forward import micro_batches, shares_prompts
+from trainorder.rl.packing import micro_batches
+from trainorder.rl.states import shares_prompts
 from trainorder.rl.types import Roll
 from trainorder.workers import workers_for
 

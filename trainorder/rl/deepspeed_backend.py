@@ -22,8 +22,9 @@ from trainorder.optimizers import make_optimizer, set_lr
 from trainorder.reading import ParamsError
 from trainorder.rl.adapters import merged
 from trainorder.rl.backend import check_names, computing, split_by_size, trained
-from trainorder.rl.forward import micro_batches, shares_prompts
+from trainorder.rl.packing import micro_batches
 from trainorder.rl.ranks import INSTALL, launched
+from trainorder.rl.states import shares_prompts
 from trainorder.rl.types import Roll
 
 T = TypeVar("T")

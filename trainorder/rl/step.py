@@ -26,11 +26,12 @@ from torch import Tensor
 from trainorder.config import RlConfig
 from trainorder.rl import facts, guard
 from trainorder.rl.backend import Backend
-from trainorder.rl.forward import computed_tokens, forward
+from trainorder.rl.forward import forward
 from trainorder.rl.helpers import k3, log_ratio, mmean
 from trainorder.rl.learner import Learner
 from trainorder.rl.looks import looking
 from trainorder.rl.method import Bound, Method
+from trainorder.rl.packing import computed_tokens
 from trainorder.rl.problems import split_by_prompt, split_by_task
 from trainorder.rl.records import describe, keep_some
 from trainorder.rl.reduce import reduction_shares

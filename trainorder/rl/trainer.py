@@ -31,8 +31,9 @@ from trainorder.rl.adapters import (
     with_adapter_of,
 )
 from trainorder.rl.backend import Backend, holds_whole_weights
-from trainorder.rl.forward import ByTask, check_forward
+from trainorder.rl.forward import ByTask
 from trainorder.rl.guard import under, watch
+from trainorder.rl.head import check_forward
 from trainorder.rl.items import Picker
 from trainorder.rl.learner import Learner
 from trainorder.rl.method import Method
