@@ -241,37 +241,36 @@ def run(
     params: ParamsFile = None,
 ) -> None:
     """Bring everything params.yaml asks for up to date, then print which order won and how sure that is."""
+    changes = bool(settings or exp or seeds is not None)
     with refusing():
-        from trainorder.config import load_params
-        from trainorder.plan.check import check
+        from trainorder import plan
+        from trainorder.reading import ParamsError
 
-        wanted = load_params()
-        check(wanted)
-        level = _sandbox(wanted)
+        if dry_run and (changes or until_settled):
+            raise ParamsError(
+                "--dry-run trains nothing: leave --set, --seeds, --exp and --until-settled out"
+            )
+        if until_settled and changes:
+            raise ParamsError(
+                "--until-settled adds seeds by itself: leave --set, --seeds and --exp out"
+            )
+        if not until_settled and (max_seeds is not None or minutes is not None):
+            raise ParamsError("--max-seeds and --minutes are of --until-settled: add it")
+        level = _sandbox(plan.load().params)
     if level:
         print(f"model-written programs run at isolation {level}", flush=True)
-    if until_settled or max_seeds is not None or minutes is not None:
+    if until_settled:
         with refusing():
             from trainorder.editing import settle
-            from trainorder.reading import ParamsError
 
-            if not until_settled:
-                raise ParamsError("--max-seeds and --minutes are of --until-settled: add it")
-            if dry_run or settings or exp or seeds is not None:
-                raise ParamsError(
-                    "--until-settled adds seeds by itself: leave --set, --seeds, --exp and --dry-run out"
-                )
-            code = settle.until_settled(max_seeds or settle.MAX_SEEDS, minutes)
+            code = settle.until_settled(
+                settle.MAX_SEEDS if max_seeds is None else max_seeds, minutes
+            )
         raise typer.Exit(code)
-    if settings or exp or seeds is not None:
+    if changes:
         with refusing():
             from trainorder.editing import sweep
-            from trainorder.reading import ParamsError
 
-            if dry_run:
-                raise ParamsError(
-                    "--dry-run trains nothing to save: leave --set, --seeds and --exp out"
-                )
             code = sweep.run(settings or [], exp, seeds)
         raise typer.Exit(code)
     module = "trainorder.flow.dry" if dry_run else "trainorder.flow.run"

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from order_worlds import World
 from scipy import special
+from typer.testing import CliRunner
 
 from benchmarks.planted_looks import World as Planted
 from benchmarks.planted_looks import run
+from trainorder.cli import app
 from trainorder.config import MeasureConfig, parse_params
 from trainorder.editing.settle import first, following, seeds_of, until_settled
 from trainorder.measure import measure
@@ -131,3 +133,20 @@ def test_a_round_that_fails_ends_it_with_its_exit_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(TEXT)
     assert until_settled(12, None, lambda text, lock: 3) == 3
+    with pytest.raises(ParamsError, match="--minutes nan: from 0 to"):
+        until_settled(12, float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--max-seeds", "5"], "--max-seeds and --minutes are of --until-settled: add it"),
+        (["--until-settled", "--seeds", "+1"], "--until-settled adds seeds by itself"),
+        (["--until-settled", "--dry-run"], "--dry-run trains nothing"),
+        (["--dry-run", "--seeds", "+1"], "--dry-run trains nothing"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_in_one_line(arguments, said):
+    refused = CliRunner().invoke(app, ["run", *arguments])
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert said in refused.stderr

@@ -22,6 +22,7 @@ from trainorder.reading import ParamsError, parse_yaml
 FIRST = 3
 """Seeds of the first look, at least."""
 MAX_SEEDS = 12
+MOST_MINUTES = 1_000_000
 
 
 def until_settled(
@@ -38,6 +39,8 @@ def until_settled(
         ParamsError: the params cannot work, or allow no round.
         Busy: another flow runs in this folder, and nothing was changed.
     """
+    if minutes is not None and not 0 <= minutes <= MOST_MINUTES:
+        raise ParamsError(f"--minutes {minutes:g}: from 0 to {MOST_MINUTES:,}")
     begin, price, known = time.monotonic(), 0.0, 0
     with held(paths.FLOW_LOCK, "runs a flow in this folder") as lock:
         text = first(params_file().read_text(encoding="utf-8"), max_seeds)
