@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from trainorder.config import parse_params
 from trainorder.editing.seeds import wanted
 from trainorder.editing.sweep import _save, _trained, run, versions
+from trainorder.editing.text import with_value
 from trainorder.paths import FLOW_LOCK
+from trainorder.plan import compile_plan
 from trainorder.process import Busy, StageError, exclusive, held
-from trainorder.reading import ParamsError
+from trainorder.reading import ParamsError, parse_yaml
 
 TEXT = (Path(__file__).parents[2] / "params.yaml").read_text()
 ORDER = "orders.structured_first=[math, code, creative, qa]"
@@ -176,3 +179,17 @@ with exclusive(Path("lock"), "runs"):
     child.communicate("done\n")
     with exclusive(Path("lock"), "runs"):
         pass
+
+
+def test_a_seed_more_and_a_look_change_no_stage_that_trains_or_evaluates():
+    def stages(text: str) -> dict:
+        return compile_plan(parse_params(parse_yaml(text, "it"), source="it")).stages()
+
+    before = stages(TEXT)
+    after = stages(with_value(TEXT, "seeds", str(wanted(TEXT, "+1"))))
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"measure_bwt", "metrics", "report"}
+    new = set(after) - set(before)
+    assert new
+    assert all("s3--" in name for name in new)
+    assert stages(with_value(TEXT, "measure.looks", "[3, 4]")) == before
