@@ -25,6 +25,7 @@ import pandas as pd
 from trainorder import paths
 from trainorder.config.presets import Preset, presets
 from trainorder.files import read_jsonl, write_text
+from trainorder.measure.evidence import metric_means
 
 PARAMS = "configs/entropy_controls.yaml"
 PAGE = Path("docs/findings.md")
@@ -125,8 +126,7 @@ def outcome(method: str, phase: str, seed: int) -> Outcome | None:
 def scores(node: str) -> dict[str, float]:
     """Task -> mean test score."""
     table = pd.read_parquet(paths.evaluation(node))
-    mine = table[(table["metric"] == "score") & (table["split"] == "test")]
-    return {str(task): float(value) for task, value in mine.groupby("task")["value"].mean().items()}
+    return metric_means(table, "test")[node]["score"]
 
 
 def table(phase: str, found: Mapping[str, Mapping[int, Outcome]]) -> list[str]:

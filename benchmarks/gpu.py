@@ -146,6 +146,9 @@ def measured(side: str, work: Work, folder: Path, repeats: int) -> Iterator[dict
     """A line per repeat of a side."""
     device = "cuda" if torch.cuda.is_available() and work is not WORKS["tiny"] else "cpu"
     peak = peak_flops(device, work.edge)
+    if device == "cuda":  # what the products above held is not the side's
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     runs = SIDES[side](work, folder, device, repeats + WARM_UP)
     for number, line in enumerate(runs):
         if number >= WARM_UP:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -97,7 +97,8 @@ Pattern = Annotated[str, AfterValidator(_check_pattern)]
 """A regular expression."""
 
 
-SOURCES = ("policy", "expert", "replay", "teacher")
+Source = Literal["policy", "expert", "replay", "teacher"]
+SOURCES: tuple[Source, ...] = get_args(Source)
 """Where a row of the RL step comes from."""
 Reduction = Literal["token", "sequence", "constant", "prompt"]
 Denominator = Literal["mask", "weight"]
@@ -138,7 +139,7 @@ ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
         "weight": list[Piece],
         "reduction": Reduction | None,
         "denominator": Denominator | None,
-        "source": Literal["policy", "expert", "replay", "teacher"] | None,
+        "source": Source | None,
         "layers": Layers | None,
     },
 }

@@ -31,6 +31,7 @@ COST = {
     "known": "a few numbers per problem in the state",
     "forward_kl:MODEL": "and whatever else names a model a forward of that model",
 }
+"""What a need costs beside the policy's own forward; facts of the head cost one forward before the update."""
 CHOOSERS: dict[str, Mapping[str, Any]] = {
     "sampler": SAMPLERS,
     "items": ITEMS,
@@ -41,11 +42,10 @@ PAPER = re.compile(r"ar[Xx]iv[: ](\d{4}\.\d{4,5})")
 ASKS = "  # and rl.teacher: a node, or {path: FOLDER}"
 TEACHER = 'teacher: "s{seed}--grpo", '
 """In the configs: GRPO's node teaches."""
-"""What a need costs beside the policy's own forward; facts of the head cost one forward before the update."""
 
 
 def listing() -> list[dict[str, Any]]:
-    """One row per preset: name, family, slots, needs, papers, neutral setting, status."""
+    """One row per preset: name, family, slots, needs, papers, neutral setting, how far it is grounded."""
     return [facts(chosen) for chosen in presets().values()]
 
 

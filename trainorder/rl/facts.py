@@ -199,15 +199,9 @@ def check(needs: Iterable[str], allowed_models: Collection[str]) -> None:
             assert fact.other_model == (model is not None)
             _ = fact.argument is None or fact.argument(argument)
         except (AssertionError, ValueError):
-            takes = ":".join(
-                [name, *(["MODEL"] * fact.other_model), *(["ARGUMENT"] * bool(fact.argument))]
-            )
-            takes = f"one argument, {takes}" if ":" in takes else "no argument"
-            takes = (
-                takes
-                if takes.count(":") < 2
-                else takes.replace("one argument", "a model and an argument")
-            )
+            parts = ["MODEL"] * fact.other_model + ["ARGUMENT"] * bool(fact.argument)
+            count = ("no argument", "one argument", "a model and an argument")[len(parts)]
+            takes = f"{count}, {':'.join([name, *parts])}" if parts else count
             raise ParamsError(f"a piece needs {need!r}: {name} takes {takes}") from None
         if model is not None and model.removesuffix(GOLD) not in allowed_models:
             raise ParamsError(

@@ -22,6 +22,14 @@ Rows = Mapping[str, Any]
 """Keys of `rl.method`."""
 
 
+PPO = ["clipped_surrogate"]
+"""The terms of most methods."""
+CLIP_HIGHER = {"clip_low": 0.2, "clip_high": 0.28}
+"""Bounds of DAPO (arXiv:2503.14476)."""
+OWN: dict[str, Any] = {"clipped_surrogate": {"source": "policy"}}
+"""A term of the policy's own rows, where others learn from those of an expert or a teacher."""
+
+
 @dataclass(frozen=True)
 class Preset:
     """One published method as settings of `rl`."""

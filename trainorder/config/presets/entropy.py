@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainorder.config.presets import Preset
+from trainorder.config.presets import CLIP_HIGHER, OWN, Preset
 
 DAPO: dict[str, Any] = {
     "edit": ["dynamic_sampling"],
@@ -14,7 +14,7 @@ DAPO: dict[str, Any] = {
 }
 """Without its penalty of overlong answers, whose lengths are those of the paper's models."""
 WIDE = {"clipped_surrogate": {"clip_low": 1.0, "clip_high": 1.0}}
-CEEH_CLIP = {"clipped_surrogate": {"clip_low": 0.2, "clip_high": 0.28}}
+CEEH_CLIP = {"clipped_surrogate": CLIP_HIGHER}
 SIREN_CLIP = {"clipped_surrogate": {"clip_low": 0.28, "clip_high": 0.28}}
 
 
@@ -282,7 +282,7 @@ PRESETS = [
             "edit": ["expert_rows"],
             "advantage": ["grpo"],
             "terms": [
-                {"clipped_surrogate": {"source": "policy"}},
+                OWN,
                 {"nll": {"coef": 0.1, "source": "expert"}},
             ],
         },

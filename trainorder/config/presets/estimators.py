@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from trainorder.config.presets import Preset
-
-CLIP = {"clip_low": 0.2, "clip_high": 0.28}
-PPO = ["clipped_surrogate"]
+from trainorder.config.presets import CLIP_HIGHER, PPO, Preset
 
 PRESETS = [
     Preset(
@@ -63,7 +60,7 @@ PRESETS = [
             "reward": ["graded", "overlong_penalty"],
             "edit": ["dynamic_sampling"],
             "advantage": ["grpo"],
-            "terms": [{"clipped_surrogate": {**CLIP, "dual_clip": 10.0}}],
+            "terms": [{"clipped_surrogate": {**CLIP_HIGHER, "dual_clip": 10.0}}],
             "reduction": "token",
         },
         neutral={
@@ -92,7 +89,7 @@ PRESETS = [
         name="gppo",
         summary="clipped tokens keep a bounded gradient",
         papers=("2508.07629",),
-        method={"advantage": ["grpo"], "terms": [{"gppo": CLIP}]},
+        method={"advantage": ["grpo"], "terms": [{"gppo": CLIP_HIGHER}]},
         settings={"updates_per_batch": 4},
         not_grounded="its number of updates per batch; the supervised loss on right answers is left out",
     ),
@@ -103,7 +100,7 @@ PRESETS = [
             papers=("2509.23962",),
             method={
                 "advantage": [{"canon": {"by": by, "mu": 1.0}}],
-                "terms": [{"clipped_surrogate": CLIP}],
+                "terms": [{"clipped_surrogate": CLIP_HIGHER}],
                 "reduction": "constant",
             },
             not_grounded="mu fixed at 1; the paper also moves it with accuracy or on a cosine",
@@ -116,7 +113,7 @@ PRESETS = [
         name="lead",
         summary="correctness and nearness to the usual right length, mixed by how unstable each is",
         papers=("2605.09806",),
-        method={"advantage": ["lead"], "terms": [{"clipped_surrogate": CLIP}]},
+        method={"advantage": ["lead"], "terms": [{"clipped_surrogate": CLIP_HIGHER}]},
         not_grounded="the CV of efficiency is of its value mapped to [0, 1]; clip bounds",
     ),
     Preset(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from trainorder.config.presets import CLIP_HIGHER, OWN, Preset
 
-from trainorder.config.presets import Preset
-
-OWN: dict[str, Any] = {"clipped_surrogate": {"source": "policy"}}
 RISE = {"shape": "cosine", "start": 0.1, "end": 0.95, "steps": 200}
 FALL = {"shape": "cosine", "start": 0.9, "end": 0.05, "steps": 200}
 
@@ -83,7 +80,7 @@ PRESETS = [
             "advantage": ["dr_grpo", "self_imitation_credit"],
             "weight": ["finished_only"],
             "terms": [
-                {"clipped_surrogate": {"source": "policy", "clip_low": 0.2, "clip_high": 0.28}},
+                {"clipped_surrogate": {"source": "policy", **CLIP_HIGHER}},
                 {
                     "clipped_surrogate": {
                         "source": "replay",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from trainorder.config.presets import Preset
-
-PPO = ["clipped_surrogate"]
+from trainorder.config.presets import PPO, Preset
 
 PRESETS = [
     Preset(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trainorder.config.values import Source
 from trainorder.rl.registry import term, weight
 from trainorder.rl.tokens import above_own_quantile, counted, most_important, quantile, row_mean
 from trainorder.rl.types import Live, Roll, State
@@ -148,7 +149,7 @@ def surprising_tokens(
     *,
     keep: float = 0.8,
     discount: float = 0.8,
-    source: Literal["policy", "expert", "replay", "teacher"] = "expert",
+    source: Source = "expert",
 ) -> Float[Tensor, "row token"]:
     """1 for the share `keep` of the source's tokens of largest -log p - discount * H, else 0 (Entropy-SFT of Light-IF, arXiv:2508.03178).
 
