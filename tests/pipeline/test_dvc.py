@@ -182,7 +182,21 @@ def test_a_reorder_trains_the_changed_suffix_and_undoing_it_nothing(copy: Projec
     assert set(states(copy).values()) == {"cached"}
 
 
+OWN = """
+  mine:  # a stage of the user's
+    cmd: ls evaluations > mine.txt
+    params: [evaluation.samples]
+    deps: [evaluations]
+    outs: [mine.txt]
+"""
+
+
 def test_everything_lost_but_the_cache_is_restorable_and_restored(copy: Project):
+    copy.edit("dvc.yaml", "\n  mirror:", f"{OWN}\n  mirror:")
+    assert only(copy, "stale") == ["mine"]
+    copy.dvc("repro", "mine")
+    assert set(states(copy).values()) == {"cached"}
+    (copy.root / "mine.txt").unlink()
     for name in ("checkpoints", "runs", "evaluations", "reports", "data", ".fingerprints"):
         shutil.rmtree(copy.root / name)
     (copy.root / "dvc.lock").unlink()

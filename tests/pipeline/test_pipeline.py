@@ -6,6 +6,7 @@ facts below are read off them. Tests that change something work on a copy.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
@@ -159,6 +160,25 @@ def test_a_second_clone_pulls_everything_and_trains_nothing(trained: Project, tm
     made = ("checkpoints/**/*", "evaluations/*", "runs/**/*", "reports/*")
     assert hashes(clone, *made) == hashes(trained, *made)
     assert "to train" not in clone.cli("plan").stdout
+
+
+def test_a_run_with_other_params_is_saved_as_an_experiment_that_can_be_applied(trained: Project):
+    trained.run("git", "add", "--all")
+    who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    trained.run("git", *who, "commit", "--quiet", "--message", "an experiment")
+    before = hashes(trained, "checkpoints/**/*", "evaluations/*")
+    measured = (trained.root / "reports/bwt.json").read_bytes()
+    done = trained.cli("run", "--set", "measure.level=0.9", "--exp", "narrow")
+    assert "experiment narrow: `dvc exp show` compares" in done.stdout
+    assert hashes(trained, "checkpoints/**/*", "evaluations/*") == before  # only measured again
+    assert (trained.root / "reports/bwt.json").read_bytes() != measured
+    header, *rows = csv.DictReader(trained.dvc("exp", "show", "--csv").stdout.splitlines())
+    assert "narrow" in {row["Experiment"] for row in (header, *rows)}
+    trained.run("git", "checkout", "--quiet", "--", "params.yaml")
+    assert "0.9" not in (trained.root / "params.yaml").read_text()
+    trained.run("git", "stash", "--quiet", "--include-untracked")
+    trained.dvc("exp", "apply", "narrow")
+    assert "level: 0.9" in (trained.root / "params.yaml").read_text()
 
 
 def test_a_stale_plan_stops_dvc_repro_at_once(trained: Project):

@@ -155,7 +155,7 @@ class _World:
         )
 
     def _of_folder(self, folder: str, inside: list[str]) -> tuple[HashInfo, Meta] | None:
-        """A folder that holds the outputs (files) of several stages and nothing else."""
+        """A folder that holds the outputs (files) of several stages and nothing else: what a stage of the user's may read."""
         from dvc_data.hashfile.meta import Meta
         from dvc_data.hashfile.tree import Tree
 
