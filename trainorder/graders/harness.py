@@ -1,7 +1,7 @@
 """The program that the sandbox runs for tests: they run in its process, the completion in another that serves calls.
 
 Values come back as plain types only, so that nothing the completion returns, raises, overwrites or exits passes a test: an
-object of its own is a handle here, equal to nothing but itself. Sent to the sandbox as text (graders/code.py), so it imports
+object of its own is a handle here, equal to nothing but itself. Sent to the sandbox by itself (graders/code.py), so it imports
 the standard library only.
 """
 
@@ -27,6 +27,10 @@ VERDICT, INPUTS = 3, 4
 """Files of the sandbox that the completion must not reach."""
 
 
+LINE = None
+"""To the completion's process."""
+
+
 class Unsendable(Exception):
     """A test passes what cannot be sent to another process."""
 
@@ -36,10 +40,10 @@ def run(xs):
 
     The second call gives the verdict of each test: True, False, or None for what cannot be tested this way.
     """
+    global LINE
     if len(xs) > 1:
-        return globals()["judge"](*xs)
-    line = start(*xs)
-    globals()["judge"] = lambda *rest: verdicts(line, *rest)
+        return verdicts(LINE, *xs)
+    LINE = start(*xs)
     return None
 
 
