@@ -6,26 +6,35 @@
 
 Each method is a variant of configs/entropy_controls.yaml with a math and a creative phase, each trained from the same base
 under three seeds: an ordinary run (`trainorder run --params`), which goes on where it was ended. Creative answers are scored
-by the judge that did not give their rewards.
+by the judge that did not give their rewards. What a step costs is measured afterwards, in turn with GRPO's.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 import numpy as np
 import pandas as pd
+import torch
 
+from stages.rl import rewarding
 from trainorder import paths
+from trainorder.config import DEFAULT, load_params
 from trainorder.config.presets import Preset, presets
-from trainorder.files import read_jsonl, write_text
+from trainorder.files import read_jsonl, write_json, write_text
 from trainorder.measure.evidence import metric_means
+from trainorder.rewards import grading
+from trainorder.rl.step import rl_step
+from trainorder.rl.trainer import make_learner
+from trainorder.rl.types import State
 
 PARAMS = "configs/entropy_controls.yaml"
 PAGE = Path("docs/findings.md")
@@ -33,6 +42,9 @@ BEGIN, END = "<!-- entropy controls -->", "<!-- end of entropy controls -->"
 PHASES = ("math", "creative")
 SEEDS = (0, 1, 2)
 REFERENCE = "grpo"
+COSTS = Path("reports/entropy_costs.json")
+COST_STEPS = 4
+"""Steps of each method that are timed, after one that is not."""
 LEFT_OUT = {
     "entropy_law": "changes nothing",
     "rmt": "creative problems have no worked answer",
@@ -92,8 +104,6 @@ class Outcome:
     """Change of the rollouts' entropy, nats per 100 steps, by least squares over the steps."""
     others: float
     """Mean over the other tasks of test score minus that of the base."""
-    seconds: float
-    """Median seconds of a step."""
 
 
 def node_of(method: str, phase: str, seed: int) -> str:
@@ -119,7 +129,6 @@ def outcome(method: str, phase: str, seed: int) -> Outcome | None:
         after[phase],
         100 * slope,
         mean(after[task] - before[task] for task in after if task != phase),
-        float(np.median([row["time/step_seconds"] for row in steps])),
     )
 
 
@@ -129,8 +138,40 @@ def scores(node: str) -> dict[str, float]:
     return metric_means(table, "test")[node]["score"]
 
 
-def table(phase: str, found: Mapping[str, Mapping[int, Outcome]]) -> list[str]:
-    """Markdown rows of one phase: each method's means, and its differences to GRPO, paired by seed."""
+def step_costs(phase: str) -> dict[str, float]:
+    """Method -> CPU time of a step against GRPO's, each method's steps in turn with GRPO's, all from the first base."""
+    params, base = load_params(PARAMS), paths.checkpoint(f"s{SEEDS[0]}")
+    grading.configure(params.grading)
+    torch.set_num_threads(1)
+
+    def stepper(method: str) -> Callable[[], float]:
+        changed = params.variant(DEFAULT if method == REFERENCE else method)
+        chosen, rl = changed.phases[phase], changed.phase_rl(phase)
+        rl = rl.model_copy(update={"threads": 1})
+        judges = rewarding(changed, chosen.tasks)
+        learner = make_learner(base, phase, chosen, rl, SEEDS[0], judges=judges)
+        state = State(total=chosen.steps, key=(SEEDS[0], phase))
+
+        def step() -> float:
+            start = time.process_time()
+            rl_step(learner, state)
+            return time.process_time() - start
+
+        return step
+
+    found: dict[str, float] = {}
+    for chosen in methods():
+        pair = [stepper(REFERENCE), stepper(chosen.name)]
+        times = [[step() for step in pair] for _ in range(1 + COST_STEPS)][1:]
+        grpo, own = (median(column) for column in zip(*times, strict=True))
+        found[chosen.name] = own / grpo
+    return found
+
+
+def table(
+    phase: str, found: Mapping[str, Mapping[int, Outcome]], costs: Mapping[str, float]
+) -> list[str]:
+    """Markdown rows of one phase: each method's means, its differences to GRPO, paired by seed, and what a step costs."""
     lines = [
         f"**{phase}**",
         "",
@@ -149,10 +190,8 @@ def table(phase: str, found: Mapping[str, Mapping[int, Outcome]]) -> list[str]:
             ]
             cells += [f"{mean(own):+.3f}" if key != "score" else f"{mean(own):.3f}"]
             cells += ["" if name == REFERENCE or not pairs else _with_spread(pairs)]
-        costs = [
-            o.seconds / reference[seed].seconds for seed, o in by_seed.items() if seed in reference
-        ]
-        lines.append(f"| {' | '.join([*cells, f'{mean(costs):.2f} x' if costs else ''])} |")
+        cost = costs.get(name)
+        lines.append(f"| {' | '.join([*cells, f'{cost:.2f} x' if cost else ''])} |")
     return [*lines, ""]
 
 
@@ -169,6 +208,7 @@ def _with_spread(values: Sequence[float]) -> str:
 def report() -> str:
     """The Markdown of all that is there."""
     lines, missing = [], []
+    costs = json.loads(COSTS.read_text(encoding="utf-8")) if COSTS.is_file() else {}
     for phase in PHASES:
         found: dict[str, dict[int, Outcome]] = {}
         for chosen in methods():
@@ -178,7 +218,7 @@ def report() -> str:
                     missing.append(node_of(chosen.name, phase, seed))
                 else:
                     found.setdefault(chosen.name, {})[seed] = one
-        lines += table(phase, found)
+        lines += table(phase, found, costs.get(phase, {}))
     left_out = ", ".join(f"`{name}` ({why})" for name, why in LEFT_OUT.items())
     lines += [
         f"Differences are paired by seed, with their standard error over seeds. Left out: {left_out}."
@@ -196,7 +236,7 @@ def written(page: str, text: str) -> str:
 
 
 def main() -> int:
-    """Train what is missing, print the table; the exit code of the run."""
+    """Train what is missing, time a step of each method, print the table; the exit code of the run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--table", action="store_true", help="train nothing")
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE}")
@@ -205,6 +245,8 @@ def main() -> int:
     if not arguments.table:
         command = [sys.executable, "-m", "trainorder.cli", "run", "--params", PARAMS]
         code = subprocess.run(command, check=False).returncode
+        if code == 0:
+            write_json(COSTS, {phase: step_costs(phase) for phase in PHASES})
     text = report()
     print(text)
     if arguments.write:

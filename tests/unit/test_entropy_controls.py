@@ -16,7 +16,7 @@ from trainorder.plan import compile_plan
 ROOT = Path(__file__).parents[2]
 
 
-def leave(node: str, scores: dict[str, float], *, slope: float = 0.0, seconds: float = 1.0) -> None:
+def leave(node: str, scores: dict[str, float], *, slope: float = 0.0) -> None:
     """An evaluation with these test scores, and the records of ten steps."""
     rows = [
         {"node": node, "seed": 0, "split": split, "task": task, "problem": f"{task}/{i}"}
@@ -28,10 +28,7 @@ def leave(node: str, scores: dict[str, float], *, slope: float = 0.0, seconds: f
     paths.evaluation(node).parent.mkdir(exist_ok=True)
     pd.DataFrame(rows).to_parquet(paths.evaluation(node))
     paths.run(node).mkdir(parents=True, exist_ok=True)
-    lines = [
-        {"step": i, "rollout/entropy": 1 + slope * i, "time/step_seconds": seconds}
-        for i in range(10)
-    ]
+    lines = [{"step": i, "rollout/entropy": 1 + slope * i} for i in range(10)]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (paths.run(node) / "metrics.jsonl").write_text(text)
 
@@ -40,13 +37,13 @@ def test_a_method_is_compared_with_grpo_of_the_same_seed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for seed, lead in ((0, 0.1), (1, 0.3)):
         leave(f"s{seed}", {"math": 0.2, "qa": 0.5})
-        leave(f"s{seed}--math", {"math": 0.5, "qa": 0.4}, slope=-0.01, seconds=2.0)
-        leave(f"s{seed}--siren--math", {"math": 0.5 + lead, "qa": 0.6}, slope=-0.002, seconds=3.0)
+        leave(f"s{seed}--math", {"math": 0.5, "qa": 0.4}, slope=-0.01)
+        leave(f"s{seed}--siren--math", {"math": 0.5 + lead, "qa": 0.6}, slope=-0.002)
     found = entropy_controls.outcome("siren", "math", 1)
     assert found is not None
-    assert (found.score, found.slope, found.others, found.seconds) == pytest.approx(
-        (0.8, -0.2, 0.1, 3.0)
-    )
+    assert (found.score, found.slope, found.others) == pytest.approx((0.8, -0.2, 0.1))
+    entropy_controls.COSTS.parent.mkdir()
+    entropy_controls.COSTS.write_text(json.dumps({"math": {"grpo": 1.0, "siren": 1.5}}))
     text = entropy_controls.report()
     assert "| `grpo` | 0.500 |  | -1.000 |  | -0.100 |  | 1.00 x |" in text
     row = "| `siren` | 0.700 | +0.200 (se 0.100) | -0.200 | +0.800 (se 0.000) | +0.100 | +0.200 (se 0.000) | 1.50 x |"
