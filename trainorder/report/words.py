@@ -274,7 +274,7 @@ def looks(bwt: Bwt) -> str:
     if not found["looks"]:
         return ""
     times, numbers = len(found["looks"]), listed([str(n) for n in found["looks"]])
-    often = "once" if times == 1 else f"{times} times"
+    often = {1: "once", 2: "twice"}.get(times, f"{times} times")
     return (
         f"It was looked at {often} (with {numbers} seeds): differences between arms hold over all looks, each at "
         f"{100 * found['level_of_differences']:.4g}% so that it is {100 * found['level']:.4g}% together."
