@@ -324,7 +324,7 @@ def power(
         typer.Option("--difference", help="Of mean scores; give it again for more than one."),
     ] = None,
     level: Annotated[
-        float | None, typer.Option(help="Of the intervals; measure.level if left out.")
+        float | None, typer.Option(help="Of the intervals; that of the verdict if left out.")
     ] = None,
     wanted: Annotated[
         float, typer.Option("--power", help="Share of experiments that are to tell it.")

@@ -11,6 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from trainorder.cli import app
+from trainorder.config import MeasureConfig
+from trainorder.measure.evidence import settings
 from trainorder.measure.power import noise_of
 from trainorder.metrics.power import DIFFERENCES, Noise, Plan, noise, reached
 from trainorder.metrics.statistics import draw_problems, draw_seeds, intervals, simultaneous
@@ -80,13 +82,15 @@ def test_the_seeds_and_problems_that_are_named_reach_the_power_and_one_less_does
     assert one.noise.error(1, more) < 0.02 / 2.8
 
 
-def written(folder: Path, seeds: list[int], runs: float | None, more: dict | None) -> dict:
+def written(
+    folder: Path, seeds: list[int], runs: float | None, more: dict | None, looks=()
+) -> dict:
     """A reports/bwt.json with what `power` reads."""
     found = {
         "version": VERSION,
         "variant": "default",
         "variants": {},
-        "settings": {"level": 0.95, "bootstrap": 100, "seed": 0, "look": None},
+        "settings": settings(MeasureConfig(bootstrap=100, looks=list(looks)), len(seeds)),
         "seeds": seeds,
         "winner": {"verdict": "open"},
         "power": {
@@ -142,6 +146,12 @@ def test_before_any_run_and_with_absurd_numbers_it_refuses_in_one_line(tmp_path,
         refused = ask(*arguments)
         assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
         assert said in refused.stderr
+
+
+def test_after_several_looks_the_level_is_that_of_the_verdict(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, [0, 1, 2, 3], 0.01, None, looks=[3, 4])
+    assert json.loads(ask("--json", "--difference", "0.2").stdout)["level"] > 0.98
 
 
 def test_an_open_verdict_says_what_would_tell_more(tmp_path):
