@@ -174,6 +174,8 @@ def _default_store() -> Iterator[None]:
     name, logger = "MLFLOW_TRACKING_URI", logging.getLogger("mlflow.tracing")
     before, level = os.environ.get(name), logger.level
     mlflow.set_tracking_uri(store_uri())
+    # at once: MLflow's queue needs seconds to empty, for each node again
+    os.environ.setdefault("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
     logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
