@@ -496,3 +496,10 @@ def test_a_task_that_tests_recall_is_called_recall_wherever_its_score_stands(tmp
     assert "qa (recall)" in page
     assert "Recall: the test asks facts that training taught." in page
     assert "recall)" not in page_of("default")
+
+
+def test_commands_in_sentences_are_code_and_nothing_else_is_html():
+    assert (
+        report._code("Run `a --b <c>` & <look>")
+        == "Run <code>a --b &lt;c&gt;</code> &amp; &lt;look&gt;"
+    )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainorder import paths, results
 from trainorder.files import write_text
 from trainorder.report import advice, plots, reading, records, study, tables, words
 from trainorder.report.words import Bwt
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -30,7 +34,15 @@ def render(bwt: Bwt) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["code"] = _code
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(content(bwt))
+
+
+def _code(text: str) -> Markup:
+    """A sentence as HTML, what stands between backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def content(bwt: Bwt) -> dict[str, Any]:

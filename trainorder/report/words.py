@@ -337,16 +337,19 @@ def over_optimisation(bwt: Bwt) -> str:
     for task in bwt["judged"]:
         if task not in base.get("gold", {}):
             continue
-        arms = []
-        for row in bwt["ranking"]:
-            gold, judge = (row["metrics"][m][task] for m in ("gold", "score"))
-            if gold < base["gold"][task] - OVER_OPTIMISED and judge > base["score"][task]:
-                arms.append(
-                    f"{row['arm']} {score(judge)} (base {score(base['score'][task])}), the hidden taste "
-                )
-                arms[-1] += f"{score(gold)} (base {score(base['gold'][task])})"
-        if arms:
-            found.append(f"on {task} the judge scores {'; '.join(arms)}")
+        taste, scored = base["gold"][task], base["score"][task]
+        arms = [
+            (row["metrics"]["gold"][task], row["metrics"]["score"][task], row["arm"])
+            for row in bwt["ranking"]
+        ]
+        worse = sorted(a for a in arms if a[0] < taste - OVER_OPTIMISED and a[1] > scored)
+        if worse:
+            gold, judge, arm = worse[0]
+            text = f"on {task} the judge scores {arm} {score(judge)} (base {score(scored)}), the hidden taste "
+            text += f"{score(gold)} (base {score(taste)})"
+            more = len(worse) - 1
+            also = f"; likewise {more} other arm{'s' if more > 1 else ''}" if more else ""
+            found.append(text + also)
     return f"Possible reward over-optimisation: {'. '.join(found)}." if found else ""
 
 
