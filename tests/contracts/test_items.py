@@ -191,7 +191,7 @@ def test_edco_takes_the_most_uncertain_first_and_what_it_had_in_this_round_last(
     state.step = 1  # the same of five rounds
     again = tasks.draw({"a": 2}, state, 0, scripted)
     assert [p.id for p in again] == ["a/0", "a/1"]
-    # the next round measures anew
+    # the next round measures again
     state.step = 2
     values = {"a/0": 1.0, "a/1": 0.0, "a/2": 9.0}
     fresh = tasks.draw({"a": 1}, state, 0, lambda _, own: [values[p.id] for p in own])

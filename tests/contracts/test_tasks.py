@@ -14,23 +14,15 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from built_in_tasks import TASKS
 
 from trainorder.config import TaskConfig
 from trainorder.data import draw_problems
 from trainorder.reading import ParamsError
 from trainorder.streams import stream
-from trainorder.tasks import TASKS as KINDS
 from trainorder.tasks import make_task
 from trainorder.tasks.base import SPLITS, Problem, Reward, Task, split_of
 
-OTHERS = {
-    "jsonl",
-    "rows",
-    "reasoning_gym",
-    "verifiers",
-    "transformed",
-}  # of the user, or of another task
-TASKS = tuple(kind for kind in KINDS if kind not in OTHERS)
 HOSTILE = [
     " ",
     "\n",

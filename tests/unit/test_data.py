@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from built_in_tasks import TASKS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,18 +23,9 @@ from trainorder.files import read_jsonl, write_jsonl, write_text
 from trainorder.reading import ParamsError
 from trainorder.report import records
 from trainorder.sft.lines import read_rows
-from trainorder.tasks import TASKS as KINDS
 from trainorder.tasks import load_problems, load_task, make_task, programs
 from trainorder.tasks.base import SPLITS, Problem, split_of
 
-OTHERS = {
-    "jsonl",
-    "rows",
-    "reasoning_gym",
-    "verifiers",
-    "transformed",
-}  # of the user, or of another task
-TASKS = tuple(kind for kind in KINDS if kind not in OTHERS)
 ROOT = Path(__file__).resolve().parents[2]
 
 

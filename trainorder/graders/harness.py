@@ -56,7 +56,7 @@ def verdicts(line, tests, entry, own):
         given = line.receive()
         names = {name: decode(item, line.remote) for name, item in given.items()}
         candidates = [names[entry]] if entry else []
-    except Exception:
+    except Exception:  # the other process is the answer's own: what it sends can raise anything
         return [False] * len(tests)
     shown = {n for n, x in given.items() if n in own or n not in RESERVED or x == {"m": n}}
     sys.modules["solution"] = solution = type(sys)("solution")
@@ -163,7 +163,8 @@ class Remote:
     def __iter__(self):
         """Its items, as many as it says it has: one that hides them passes no test of every item."""
         count = 0
-        for count, item in enumerate(self._line.call(self._handle, "__iter__", (), {}), 1):  # noqa: B007
+        for item in self._line.call(self._handle, "__iter__", (), {}):
+            count += 1
             yield item
         said = self._line.ask(do="length", of=self._handle)
         if said is not None and said != {"i": hex(count)}:

@@ -76,7 +76,7 @@ class Design:
 
     @property
     def replicates(self) -> str:
-        """What the seeds are replicates of, in words: the runs that a verdict over seeds holds for."""
+        """What the seeds are replicates of: the runs that a verdict over seeds holds for, as a phrase."""
         return "training runs from this base" if self.one_start else "training runs"
 
     @property

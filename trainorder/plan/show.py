@@ -113,7 +113,7 @@ def document(
 def summary(
     plan: Plan, states: Mapping[str, State], times: Times, sizes: Sizes | None = None
 ) -> list[str]:
-    """Totals in words: nodes by state, time, disk, and orders that wait for a measurement.
+    """Totals as sentences: nodes by state, time, disk, and orders that wait for a measurement.
 
     `sizes` are those of checkpoints, where some must train.
     """

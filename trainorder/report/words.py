@@ -321,7 +321,7 @@ def summary(bwt: Bwt) -> str:
 
 
 OVER_OPTIMISED = 0.02
-"""A fall of the hidden taste by more than this, while the judge's score rises, is named in words."""
+"""A fall of the hidden taste by more than this, while the judge's score rises, is named."""
 
 
 def over_optimisation(bwt: Bwt) -> str:

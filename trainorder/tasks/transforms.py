@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from trainorder.reading import ParamsError
 from trainorder.rewards import format
@@ -69,11 +70,11 @@ def prefix(
     return problem if not shown else told(problem, f"{{}} {shown}")
 
 
-def told(problem: Problem, text: str, **changes: object) -> Problem:
+def told(problem: Problem, text: str, **changes: Any) -> Problem:
     """The problem with its prompt put at `{}` of a text."""
     before, _, after = text.partition("{}")
     prompt = reworded(problem.prompt, lambda said: f"{before}{said}{after}")
-    return replace(problem, prompt=prompt, **changes)  # type: ignore[arg-type]
+    return replace(problem, prompt=prompt, **changes)
 
 
 @transform
