@@ -138,24 +138,37 @@ def create(folder: Path, preset: str) -> list[str]:
 
 
 def _initialise(folder: Path) -> None:
-    """`git init` where no work tree is around the folder, then `dvc init`.
+    """`git init` where no work tree is around the folder or the one around ignores it, then `dvc init`.
 
     Raises:
         ParamsError: one of them failed; with its words.
     """
     from trainorder.reading import ParamsError
 
-    quiet = {**os.environ, "DVC_NO_ANALYTICS": "1"}
     around = any((path / ".git").exists() for path in (folder.resolve(), *folder.resolve().parents))
-    commands = [] if around else [["git", "init", "-q"]]
-    inside = around and not (folder / ".git").exists()
-    commands.append([sys.executable, "-m", "dvc", "init", "-q", *(["--subdir"] if inside else [])])
-    for command in commands:
-        pipes = {"capture_output": True, "text": True, "errors": "replace", "check": False}
-        done = subprocess.run(command, cwd=folder, env=quiet, **pipes)
+    # DVC refuses a folder that git ignores
+    ignored = around and not _call(folder, "git", "check-ignore", ".").returncode
+    commands = [["git", "init", "-q"]] if ignored or not around else []
+    subdir = [] if commands or (folder / ".git").exists() else ["--subdir"]
+    for command in (*commands, [sys.executable, "-m", "dvc", "init", *subdir]):
+        done = _call(folder, *command)
         if done.returncode:
             said = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()
-            raise ParamsError(f"{' '.join(command[-3:])} failed in {folder.absolute()}: {said[-1]}")
+            words = " ".join(command).removeprefix(f"{sys.executable} -m ")
+            raise ParamsError(f"`{words}` failed in {folder.absolute()}: {said[-1]}")
+
+
+def _call(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run it in the folder and keep what it says."""
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "DVC_NO_ANALYTICS": "1"},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
 
 
 def diff(folder: Path) -> Iterator[str]:

@@ -113,10 +113,20 @@ def test_a_folder_that_holds_something_and_an_unknown_preset_are_refused(
     assert tree(tmp_path) == before
 
 
+def test_a_folder_that_git_ignores_gets_a_repository_of_its_own(tmp_path: Path):
+    """DVC refuses an ignored folder, and `make real` makes its project in one."""
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    (tmp_path / ".gitignore").write_text("/ignored\n")
+    for name, own in (("ignored", True), ("tracked", False)):
+        project.create(tmp_path / name, "tiny")
+        assert (tmp_path / name / ".git").is_dir() == own
+        assert (tmp_path / name / ".dvc" / ".gitignore").is_file()
+
+
 def test_where_git_or_dvc_fail_the_folder_is_as_before(tmp_path: Path):
     (tmp_path / ".git").write_text("gitdir: nowhere\n")  # a work tree that was moved
     before = tree(tmp_path)
-    with pytest.raises(ParamsError, match="dvc init -q failed in"):
+    with pytest.raises(ParamsError, match="`dvc init` failed in"):
         project.create(tmp_path, "tiny")
     assert tree(tmp_path) == before
     with pytest.raises(ParamsError, match="file: name a folder"):
