@@ -190,6 +190,6 @@ def test_damaged_durations_are_measured_again(content: str | bytes):
     from trainorder.flow import state
 
     write(str(state.DURATIONS), content)
-    assert state.estimates({"report": "report"}) == {"report": state.FIRST_GUESS["report"]}
+    assert state.estimates({"report": "report"}, {}) == {"report": state.FIRST_GUESS["report"]}
     state.remember({"report": 3.0})
-    assert state.estimates({"report": "report"}) == {"report": 3.0}
+    assert state.estimates({"report": "report"}, {}) == {"report": 3.0}

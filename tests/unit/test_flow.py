@@ -26,6 +26,7 @@ from conftest import Project, make_project, make_toy_project
 from order_worlds import World
 
 from trainorder.config import MeasureConfig
+from trainorder.flow import state
 from trainorder.flow.schedule import Schedule, topological
 from trainorder.measure import measure
 from trainorder.plan.design import from_plan
@@ -154,6 +155,18 @@ def test_the_estimate_plays_the_schedule_forward():
     schedule.start()
     schedule.finish("a")  # aa 30 beside the rest of b 15 and c 20
     assert schedule.remaining(lambda stage: 5.0) == 35
+
+
+def test_a_stage_that_never_ran_takes_what_the_plan_says_of_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A run of a 135M model began with the minutes of the tiny one."""
+    monkeypatch.chdir(tmp_path)
+    kinds = {"train@a": "structured", "train@b": "structured", "evaluate@a": "evaluate"}
+    expected = {"train@a": 900.0, "train@b": 800.0, "evaluate@a": None}
+    assert state.estimates(kinds, expected) == expected | {"evaluate@a": 5.0}
+    state.remember({"train@a": 70.0})
+    assert state.estimates(kinds, expected)["train@b"] == 70.0
 
 
 def test_parents_come_before_children_whatever_the_order_of_the_names():

@@ -111,7 +111,7 @@ def plan_command(
     """Compile params.yaml into plan.yaml and show what is cached, restorable and to train."""
     with refusing():
         from trainorder import plan, storage
-        from trainorder.plan import show
+        from trainorder.plan import show, times
 
         current = plan.load()
         if resolve:
@@ -123,15 +123,15 @@ def plan_command(
         changed = plan.write(current)
         states = plan.status(current)
         sizes = storage.sizes(current) if "stale" in states.values() else None
-        times = show.seconds(current, sizes)
+        seconds = times.expected(current, sizes)
     if as_json:
-        print_json(show.document(current, states, times, sizes) | {"changed": changed})
+        print_json(show.document(current, states, seconds, sizes) | {"changed": changed})
         return
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print(show.tree(current, states, times))
-    for line in show.summary(current, states, times, sizes):
+    console.print(show.tree(current, states, seconds))
+    for line in show.summary(current, states, seconds, sizes):
         console.print(line)
     console.print(f"plan.yaml {'written' if changed else 'unchanged'}", style="dim")
 

@@ -15,7 +15,7 @@ from typer import Exit
 from trainorder import paths, plan, preflight
 from trainorder.config import Params, PreferenceConfig
 from trainorder.flow import dvc
-from trainorder.plan import show
+from trainorder.plan import show, times
 from trainorder.process import exclusive, keep_loopback_direct
 from trainorder.reading import ParamsError
 from trainorder.refusing import refusing
@@ -146,7 +146,7 @@ def _costs(wanted: plan.Plan) -> Iterator[str]:
     if asked:
         yield f"judges  score about {asked:,} answers in RL"
     states, sizes = plan.status(wanted), storage.sizes(wanted)
-    lines = show.summary(wanted, states, show.seconds(wanted, sizes), sizes)
+    lines = show.summary(wanted, states, times.expected(wanted, sizes), sizes)
     yield from (f"plan    {line}" for line in lines)
 
 

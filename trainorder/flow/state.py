@@ -13,9 +13,10 @@ from trainorder.config import Params
 from trainorder.files import write_json
 from trainorder.flow import dvc
 from trainorder.flow.schedule import Schedule
-from trainorder.plan import names
+from trainorder.plan import names, times
+from trainorder.plan.times import Times
 from trainorder.reading import ParamsError, read_json
-from trainorder.storage import check_room
+from trainorder.storage import check_room, sizes
 
 EMBEDDED = "TRAINORDER_EMBEDDED"
 """Environment variable: 1 where Prefect's server is the project's own."""
@@ -28,22 +29,12 @@ LAST = frozenset({names.address(names.REPORT), names.address(names.METRICS), MIR
 """Stages that wait for the second pass, where there is one."""
 FIRST_GUESS = {
     "build_data": 6.0,
-    "model": 6.0,
-    "base": 85.0,
-    "judge": 20.0,
-    "structured": 19.0,
-    "creative": 21.0,
-    "mixed": 45.0,
-    "sft": 15.0,
-    "distill": 60.0,
-    "merge": 4.0,
-    "evaluate": 17.0,
     "measure_bwt": 3.0,
     "report": 5.0,
     "metrics": 2.0,
     MIRROR: 3.0,
 }
-"""Kind of a stage -> its seconds in the default experiment on two cores, until it has run here once."""
+"""Seconds, on two cores, of the stages that `trainorder.plan.times` says nothing of."""
 RESTORE_SECONDS = 1.5
 
 
@@ -126,7 +117,9 @@ def schedule(state: ProjectState, leave_out: frozenset[str] = frozenset()) -> Sc
         for n in state.plan.nodes.values()
         if n.phase
     }
-    seconds = estimates(kinds)
+    at_work = "stale" in state.stages.values()
+    expected = times.expected(state.plan, sizes(state.plan)) if at_work else {}
+    seconds = estimates(kinds, expected)
     seconds |= {s: RESTORE_SECONDS for s, found in state.stages.items() if found == "restorable"}
     done = parents.keys() - state.stale
     return Schedule(parents, seconds, slots, params.flow.workers, set(done))
@@ -143,14 +136,21 @@ def _threads(params: Params, phase: str) -> int:
     return config.supervised.threads if config.kind == "sft" else params.phase_rl(phase).threads
 
 
-def estimates(kinds: Mapping[str, str]) -> dict[str, float]:
-    """Seconds a stage took last time; else the mean of its kind; else the table's."""
+def estimates(kinds: Mapping[str, str], expected: Times) -> dict[str, float]:
+    """Seconds a stage took last time; else the mean of its kind; else what is expected of it."""
     known = durations()
     of_kind: dict[str, list[float]] = {}
     for stage in kinds.keys() & known.keys():
         of_kind.setdefault(kinds[stage], []).append(known[stage])
-    guess = FIRST_GUESS | {kind: sum(s) / len(s) for kind, s in of_kind.items()}
-    return {stage: known.get(stage, guess.get(kind, 5.0)) for stage, kind in kinds.items()}
+    means = {kind: sum(s) / len(s) for kind, s in of_kind.items()}
+
+    def guess(stage: str, kind: str) -> float:
+        for seconds in (known.get(stage), means.get(kind), expected.get(stage)):
+            if seconds is not None:
+                return seconds
+        return FIRST_GUESS.get(kind, 5.0)
+
+    return {stage: guess(stage, kind) for stage, kind in kinds.items()}
 
 
 def remember(seconds: Mapping[str, float]) -> None:

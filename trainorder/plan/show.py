@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from trainorder import lineage, paths
-from trainorder.config import DEFAULT, Params, PreferenceConfig, SftConfig
+from trainorder import paths
+from trainorder.config import DEFAULT
 from trainorder.files import size_text
-from trainorder.plan import judging, names
+from trainorder.plan import judging
 from trainorder.plan.compile import Node, Plan, Sizes
 from trainorder.plan.orders import pending
 from trainorder.plan.state import State
-from trainorder.sources import section
+from trainorder.plan.times import Times, wall
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -25,21 +24,6 @@ WORDS = {
     "stale": "[yellow]to train[/]",
 }
 
-STARTUP_SECONDS = 6.0
-"""Importing torch and transformers, opening MLflow: once per stage."""
-MODEL_SIZE = 190_000
-"""Parameters of the tiny model that the following seconds were measured on, on one core."""
-SECONDS_PER_ROLLOUT = 0.33 / 128
-SECONDS_PER_SFT_LINE = 0.092 / 109
-SECONDS_PER_PAIR = 43 / 3500 / 4
-SECONDS_PER_ANSWER = 5.0 / (5 * 512 * 5)
-SAMPLED, TRAINED = 1 / 60 / 135e6, 1 / 36 / 135e6
-"""Seconds per token and weight of SmolLM2-135M on one core: a larger model's time is its products'."""
-
-
-Times = Mapping[str, float | None]
-"""Node -> expected seconds (`seconds`)."""
-
 
 def tree(plan: Plan, states: Mapping[str, State], times: Times) -> Tree:
     """One branch per seed, children under the checkpoint they start from."""
@@ -49,7 +33,7 @@ def tree(plan: Plan, states: Mapping[str, State], times: Times) -> Tree:
     branches: dict[str, Tree] = {}
     for node in plan.nodes.values():
         above = branches[node.parents[0]] if node.parents else root
-        branches[node.id] = above.add(_line(plan, node, states[node.stage], times[node.id]))
+        branches[node.id] = above.add(_line(plan, node, states[node.stage], times[node.stage]))
     return root
 
 
@@ -102,7 +86,7 @@ def document(
             "seed": node.seed,
             "variant": node.variant,
             "parents": list(node.parents),
-            "seconds": times[node.id],
+            "seconds": times[node.stage],
         }
         for node in plan.nodes.values()
     }
@@ -121,7 +105,7 @@ def summary(
     lines = [f"{counts['stale']} new, {counts['restorable']} restorable, {counts['cached']} cached"]
     if counts["stale"]:
         workers = plan.params.flow.workers
-        time = duration(_wall(plan, states, times, sizes))
+        time = duration(wall(plan, states, times))
         lines.append(f"about {time} with {workers} workers, {_disk(plan, states, sizes)}")
     lines += judging.lines(plan, states)
     waiting = pending(plan.params, plan.resolved)
@@ -132,128 +116,6 @@ def summary(
             f"{', '.join(waiting)}: once the transfer is measured, up to {longest - 1} more nodes each {each}"
         )
     return lines
-
-
-def seconds(plan: Plan, sizes: Sizes | None = None) -> dict[str, float | None]:
-    """Node -> expected seconds: as long per step as the same phase of this model took last time, else the table above.
-
-    None where nothing is known: another model on a GPU that was never trained here.
-    """
-    known = lineage.manifests()
-    found = {node: m for node, m in known.items() if m.get("steps") and _is_of(plan, known, node)}
-    per_step = {
-        m["phase"] if "--" in node else None: m["seconds"] / m["steps"] for node, m in found.items()
-    }
-    speed = _Speed.of(plan, sizes)
-    return {node.id: _node_seconds(plan, node, per_step, speed) for node in plan.nodes.values()}
-
-
-def _is_of(plan: Plan, known: Mapping[str, Mapping[str, Any]], node: str) -> bool:
-    """Whether a node descends from the model that params.yaml names now."""
-    while node in known and known[node]["parents"]:
-        node = next(iter(known[node]["parents"]))
-    return node in known and known[node]["params"].get("policy") == section(plan.params.policy)
-
-
-@dataclass(frozen=True)
-class _Speed:
-    """Seconds of the parts of a plan on one core: of the built-in model by what it does, of another by weights and tokens."""
-
-    params: Params
-    weights: float
-    """Of another model; of the built-in one its size against the measured one."""
-    own: bool
-
-    @classmethod
-    def of(cls, plan: Plan, sizes: Sizes | None) -> Self | None:
-        """None where nothing is known: no size, or a GPU."""
-        params = plan.params
-        if params.policy.path is None:
-            return cls(params, params.policy.tiny_bytes(500) / 4 / MODEL_SIZE, True)
-        if sizes is None or _has_gpu(params):
-            return None
-        return cls(params, sizes.full / 4, False)
-
-    def rollouts(self, phase: str, params: Params) -> float:
-        rl, tasks = params.phase_rl(phase), params.phases[phase].tasks
-        count = rl.prompts_per_step * rl.group_size
-        if self.own:
-            return count * SECONDS_PER_ROLLOUT * self.weights
-        total = sum(tasks.values())
-        tokens = sum(params.tasks[t].max_new_tokens * w / total for t, w in tasks.items())
-        return count * tokens * self.weights * (SAMPLED + TRAINED)
-
-    def line(self) -> float:
-        """A line of the warm-up."""
-        if self.own:
-            return SECONDS_PER_SFT_LINE * self.weights
-        return self._tokens() * self.weights * TRAINED
-
-    def pair(self) -> float:
-        """An answer that a judge learns from."""
-        return (
-            SECONDS_PER_PAIR * self.weights if self.own else self._tokens() * self.weights * TRAINED
-        )
-
-    def answers(self) -> float:
-        """All answers of an evaluation."""
-        each = self.params.evaluation.samples + 1
-        tasks = self.params.tasks.values()
-        if self.own:
-            return sum(t.dev + t.test for t in tasks) * each * SECONDS_PER_ANSWER * self.weights
-        tokens = sum((t.dev + t.test) * t.max_new_tokens for t in tasks)
-        return tokens * each * self.weights * SAMPLED
-
-    def _tokens(self) -> float:
-        tasks = self.params.tasks.values()
-        return sum(task.max_new_tokens for task in tasks) / len(tasks)
-
-
-def _has_gpu(params: Params) -> bool:
-    from trainorder.device import device_of
-
-    return device_of(params.training.device) != "cpu"
-
-
-def _node_seconds(
-    plan: Plan, node: Node, per_step: Mapping[str | None, float], speed: _Speed | None
-) -> float | None:
-    params = plan.params.variant(node.variant)
-    if node.kind in ("merge", "model"):
-        return STARTUP_SECONDS
-    sft = params.sft or SftConfig()
-    steps = sft.steps if node.phase is None else params.phases[node.phase].steps
-    if node.phase in per_step:
-        return per_step[node.phase] * steps
-    if speed is None:
-        return None
-    if node.phase is None:
-        lines = sft.batch_size + sft.drill_batch_size
-        return STARTUP_SECONDS + steps * lines * speed.line()
-    phase = params.phases[node.phase]
-    if phase.kind == "sft":
-        return STARTUP_SECONDS + steps * phase.supervised.batch_size * speed.line()
-    return STARTUP_SECONDS + steps * speed.rollouts(node.phase, params)
-
-
-def _wall(
-    plan: Plan, states: Mapping[str, State], times: Times, sizes: Sizes | None
-) -> float | None:
-    """Bases and judge one after the other, then everything else shared among the workers."""
-    speed = _Speed.of(plan, sizes)
-    stale = [node for node in plan.nodes.values() if states[node.stage] == "stale"]
-    if speed is None or any(times[node.id] is None for node in stale):
-        return None
-    first = sum(times[n.id] or 0 for n in stale if not n.parents)
-    rest = sum(times[n.id] or 0 for n in stale if n.parents)
-    for name, judge in plan.judges.items():
-        config, stale_judge = judge.config, states[names.judge(name)] == "stale"
-        if stale_judge and isinstance(config, PreferenceConfig):
-            answers = config.prompts * config.answers
-            first += STARTUP_SECONDS + answers * config.epochs * speed.pair()
-    evaluations = sum(states[names.evaluation(node)] == "stale" for node in plan.nodes)
-    rest += evaluations * (STARTUP_SECONDS + speed.answers())
-    return first + rest / plan.params.flow.workers
 
 
 def _disk(plan: Plan, states: Mapping[str, State], sizes: Sizes | None) -> str:
