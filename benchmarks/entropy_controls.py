@@ -2,7 +2,7 @@
 
     python -m benchmarks.entropy_controls            # trains what is missing, then prints the table
     python -m benchmarks.entropy_controls --table    # the table of what is there; trains nothing
-    python -m benchmarks.entropy_controls --write    # also puts it into docs/findings.md
+    python -m benchmarks.entropy_controls --write    # also keeps the numbers; `python -m benchmarks.methods_page` writes them into the docs
 
 Each method is a variant of configs/entropy_controls.yaml with a math and a creative phase, each trained from the same base
 under three seeds: an ordinary run (`trainorder run --params`), which goes on where it was ended. Creative answers are scored
@@ -16,20 +16,22 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from benchmarks import measured
 from stages.rl import rewarding
 from trainorder import paths
 from trainorder.config import DEFAULT, load_params
 from trainorder.config.presets import Preset, presets
-from trainorder.files import read_jsonl, write_json, write_text
+from trainorder.files import read_jsonl, write_json
 from trainorder.measure.evidence import metric_means
 from trainorder.rewards import grading
 from trainorder.rl.step import rl_step
@@ -37,11 +39,11 @@ from trainorder.rl.trainer import make_learner
 from trainorder.rl.types import State
 
 PARAMS = "configs/entropy_controls.yaml"
-PAGE = Path("docs/findings.md")
+PAGE = "docs/findings.md"
 BEGIN, END = "<!-- entropy controls -->", "<!-- end of entropy controls -->"
 PHASES = ("math", "creative")
 SEEDS = (0, 1, 2)
-REFERENCE = "grpo"
+REFERENCE = measured.REFERENCE
 COSTS = Path("reports/entropy_costs.json")
 COST_STEPS = 4
 """Steps of each method that are timed, after one that is not."""
@@ -100,7 +102,7 @@ class Outcome:
 
     score: float
     """Mean test score of the task that was trained."""
-    slope: float
+    entropy: float
     """Change of the rollouts' entropy, nats per 100 steps, by least squares over the steps."""
     others: float
     """Mean over the other tasks of test score minus that of the base."""
@@ -168,68 +170,52 @@ def step_costs(phase: str) -> dict[str, float]:
     return found
 
 
-def table(
-    phase: str, found: Mapping[str, Mapping[int, Outcome]], costs: Mapping[str, float]
-) -> list[str]:
-    """Markdown rows of one phase: each method's means, its differences to GRPO, paired by seed, and what a step costs."""
-    lines = [
-        f"**{phase}**",
-        "",
-        "| method | score | minus GRPO | entropy, nats per 100 steps | minus GRPO | other tasks | minus GRPO | cost of a step |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    reference = found.get(REFERENCE, {})
-    for name, by_seed in found.items():
-        cells = [f"`{name}`"]
-        for key in ("score", "slope", "others"):
-            own = [getattr(o, key) for o in by_seed.values()]
-            pairs = [
-                getattr(o, key) - getattr(reference[seed], key)
-                for seed, o in by_seed.items()
-                if seed in reference
-            ]
-            cells += [f"{mean(own):+.3f}" if key != "score" else f"{mean(own):.3f}"]
-            cells += ["" if name == REFERENCE or not pairs else _with_spread(pairs)]
-        cost = costs.get(name)
-        lines.append(f"| {' | '.join([*cells, f'{cost:.2f} x' if cost else ''])} |")
-    return [*lines, ""]
-
-
-def _with_spread(values: Sequence[float]) -> str:
-    """Mean, and the standard error over seeds.
-
-    >>> _with_spread([0.1, 0.2, 0.3])
-    '+0.200 (se 0.058)'
-    """
-    error = f" (se {stdev(values) / len(values) ** 0.5:.3f})" if len(values) > 1 else ""
-    return f"{mean(values):+.3f}{error}"
-
-
-def report() -> str:
-    """The Markdown of all that is there."""
-    lines, missing = [], []
+def numbers() -> list[measured.Measured]:
+    """What was measured of every method in every phase that is there, for benchmarks/entropy_controls.csv."""
+    rows = []
     costs = json.loads(COSTS.read_text(encoding="utf-8")) if COSTS.is_file() else {}
     for phase in PHASES:
         found: dict[str, dict[int, Outcome]] = {}
         for chosen in methods():
             for seed in SEEDS:
-                one = outcome(chosen.name, phase, seed)
-                if one is None:
-                    missing.append(node_of(chosen.name, phase, seed))
-                else:
+                if one := outcome(chosen.name, phase, seed):
                     found.setdefault(chosen.name, {})[seed] = one
-        lines += table(phase, found, costs.get(phase, {}))
-    left_out = ", ".join(f"`{name}` ({why})" for name, why in LEFT_OUT.items())
-    lines += [
-        f"Differences are paired by seed, with their standard error over seeds. Left out: {left_out}."
-    ]
-    if missing:
-        lines += [f"Not trained yet: {len(missing)} checkpoints, the first {missing[0]}."]
-    return "\n".join([*lines, ""])
+        for name, by_seed in found.items():
+            cost = costs.get(phase, {}).get(name)
+            rows.append(_compared(phase, name, by_seed, found.get(REFERENCE, {}), cost))
+    return rows
 
 
-def written(page: str, text: str) -> str:
-    """The page with the text between its markers."""
+def _compared(
+    phase: str,
+    name: str,
+    by_seed: Mapping[int, Outcome],
+    reference: Mapping[int, Outcome],
+    cost: float | None,
+) -> measured.Measured:
+    """A method's means over seeds, and its differences to the reference of the same seed."""
+    cells: dict[str, Any] = {}
+    for key in measured.MEASURES:
+        cells[key] = round(mean(getattr(one, key) for one in by_seed.values()), 3)
+        pairs = [
+            getattr(one, key) - getattr(reference[seed], key)
+            for seed, one in by_seed.items()
+            if name != REFERENCE and seed in reference
+        ]
+        cells[f"{key}_minus"], cells[f"{key}_se"] = measured.mean_and_error(pairs)
+    cost = None if cost is None else round(cost, 2)
+    return measured.Measured(phase=phase, method=name, seeds=len(by_seed), cost=cost, **cells)
+
+
+def missing() -> list[str]:
+    """Checkpoints that are not trained and evaluated yet."""
+    every = [(m.name, phase, seed) for phase in PHASES for m in methods() for seed in SEEDS]
+    return [node_of(*one) for one in every if outcome(*one) is None]
+
+
+def findings(page: str) -> str:
+    """docs/findings.md with the tables of the kept numbers between its markers."""
+    text = measured.tables(measured.read(), LEFT_OUT)
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{text}\n{END}{after}"
@@ -239,7 +225,9 @@ def main() -> int:
     """Train what is missing, time a step of each method, print the table; the exit code of the run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--table", action="store_true", help="train nothing")
-    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE}")
+    parser.add_argument(
+        "--write", action="store_true", help=f"keep the numbers in {measured.NUMBERS.name}"
+    )
     arguments = parser.parse_args()
     code = 0
     if not arguments.table:
@@ -247,10 +235,15 @@ def main() -> int:
         code = subprocess.run(command, check=False).returncode
         if code == 0:
             write_json(COSTS, {phase: step_costs(phase) for phase in PHASES})
-    text = report()
-    print(text)
-    if arguments.write:
-        write_text(PAGE, written(PAGE.read_text(encoding="utf-8"), text))
+    rows = numbers()
+    print(measured.tables(rows, LEFT_OUT))
+    if left := missing():
+        print(f"Not trained yet: {len(left)} checkpoints, the first {left[0]}.")
+    elif arguments.write:
+        measured.write(rows)
+        print(
+            f"{measured.NUMBERS}: written; `python -m benchmarks.methods_page` puts it into the docs"
+        )
     return code
 
 

@@ -1,10 +1,13 @@
-"""Write docs/methods.md, configs/methods/ and configs/entropy_controls.yaml from the registry of methods."""
+"""Write docs/methods.md, configs/methods/ and configs/entropy_controls.yaml from the registry of methods.
+
+What was measured of them comes from benchmarks/entropy_controls.csv, and so does the table in docs/findings.md.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks import entropy_controls
+from benchmarks import entropy_controls, measured
 from trainorder.config.presets import presets
 from trainorder.files import write_text
 from trainorder.rl import catalog
@@ -18,8 +21,11 @@ def files() -> dict[str, str]:
         f"{catalog.CONFIGS}/{name}.yaml": catalog.params_file(chosen)
         for name, chosen in presets().items()
     }
+    verdicts = measured.verdicts(measured.read(), entropy_controls.LEFT_OUT)
+    findings = (ROOT / entropy_controls.PAGE).read_text(encoding="utf-8")
     return {
-        catalog.PAGE: catalog.page(),
+        catalog.PAGE: catalog.page(verdicts),
+        entropy_controls.PAGE: entropy_controls.findings(findings),
         entropy_controls.PARAMS: entropy_controls.params_text(),
         **configs,
     }

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from benchmarks import entropy_controls
+from benchmarks import entropy_controls, measured
 from trainorder import paths
 from trainorder.config import load_params
 from trainorder.plan import compile_plan
+from trainorder.rl import catalog
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,14 +43,38 @@ def test_a_method_is_compared_with_grpo_of_the_same_seed(tmp_path, monkeypatch):
         leave(f"s{seed}--siren--math", {"math": 0.5 + lead, "qa": 0.6}, slope=-0.002)
     found = entropy_controls.outcome("siren", "math", 1)
     assert found is not None
-    assert (found.score, found.slope, found.others) == pytest.approx((0.8, -0.2, 0.1))
+    assert (found.score, found.entropy, found.others) == pytest.approx((0.8, -0.2, 0.1))
     entropy_controls.COSTS.parent.mkdir()
     entropy_controls.COSTS.write_text(json.dumps({"math": {"grpo": 1.0, "siren": 1.5}}))
-    text = entropy_controls.report()
+    rows = entropy_controls.numbers()
+    text = measured.tables(rows, {})
     assert "| `grpo` | 0.500 |  | -1.000 |  | -0.100 |  | 1.00 x |" in text
     row = "| `siren` | 0.700 | +0.200 (se 0.100) | -0.200 | +0.800 (se 0.000) | +0.100 | +0.200 (se 0.000) | 1.50 x |"
     assert row in text
-    assert "Not trained yet" in text
+    assert "s2--siren--math" in entropy_controls.missing()
+    measured.write(rows, Path("kept.csv"))
+    assert measured.read(Path("kept.csv")) == rows
+
+
+def test_a_verdict_is_open_within_two_standard_errors():
+    row = measured.Measured("math", "siren", 3, 0.7, -0.2, 0.1, 1.5, 0.2, 0.1, 0.81, 0.4, 0.2, 0.0)
+    clear = replace(row, phase="code", score_minus=-0.21)
+    found = measured.verdicts([row, clear], {"rmt": "no worked answer"})
+    first, second = "score +0.200 (open), entropy +0.810 (higher)", "score -0.210 (lower)"
+    assert found["siren"].startswith(f"math: {first}; code: {second}")
+    assert found["rmt"] == "not measured: no worked answer"
+
+
+def test_every_method_of_the_family_is_measured_and_on_the_page():
+    rows = measured.read()
+    names = {chosen.name for chosen in entropy_controls.methods()}
+    assert {(row.phase, row.method) for row in rows} == {
+        (phase, name) for phase in entropy_controls.PHASES for name in names
+    }
+    page = (ROOT / catalog.PAGE).read_text(encoding="utf-8")
+    for name, verdict in measured.verdicts(rows, entropy_controls.LEFT_OUT).items():
+        line = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert line.endswith(f"| {verdict} |")
 
 
 def test_its_params_are_one_variant_per_method_on_shared_bases():

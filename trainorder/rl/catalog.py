@@ -258,8 +258,8 @@ def params_file(chosen: Preset) -> str:
     )
 
 
-def page() -> str:
-    """docs/methods.md."""
+def page(verdicts: Mapping[str, str]) -> str:
+    """docs/methods.md; `verdicts` say in one clause what was measured of a method."""
     rows = listing()
     lines = [
         "# Methods of the RL step",
@@ -273,14 +273,18 @@ def page() -> str:
         + "; ".join(f"`{need}` {cost}" for need, cost in COST.items())
         + "; docs/performance.md has the measured prices.",
         "",
+        "The measured verdict is the method minus GRPO from the same bases on the same problems, mean of three seeds on the embedded",
+        "testbed: test score of the trained task, and the slope of the rollouts' entropy in nats per 100 steps. Higher or lower:",
+        "by more than two standard errors over seeds; open: by less. [Findings](findings.md) have all numbers with their errors.",
+        "",
     ]
     for family in dict.fromkeys(row["family"] for row in rows):
         lines += [f"## {family.replace('_', ' ').capitalize()}", ""]
         lines += [
-            "| preset | paper | does | needs | neutral | not grounded |",
-            "|---|---|---|---|---|---|",
+            "| preset | paper | does | needs | neutral | not grounded | measured verdict |",
+            "|---|---|---|---|---|---|---|",
         ]
-        lines += [_page_row(row) for row in rows if row["family"] == family]
+        lines += [_page_row(row, verdicts) for row in rows if row["family"] == family]
         lines += [""]
         for row in rows:
             if row["family"] == family:
@@ -329,7 +333,7 @@ def _chooser_pages() -> Iterator[str]:
         yield ""
 
 
-def _page_row(row: Mapping[str, Any]) -> str:
+def _page_row(row: Mapping[str, Any], verdicts: Mapping[str, str]) -> str:
     papers = ", ".join(f"[{p}](https://arxiv.org/abs/{p})" for p in row["papers"]) or "none"
     neutral = f"`{flow(row['neutral'])}`" if row["neutral"] else "none"
     cells = [
@@ -339,6 +343,7 @@ def _page_row(row: Mapping[str, Any]) -> str:
         ", ".join(f"`{need}`" for need in row["needs"]) or "nothing",
         neutral,
         row["not_grounded"] or "nothing",
+        verdicts.get(row["name"], "not measured"),
     ]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
