@@ -3,6 +3,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import pandas as pd
@@ -120,7 +121,7 @@ def test_metrics_of_a_verified_task_by_hand():
         [4, 2, 3, 1, 1, 4],
         [1.0, 2.0, 0.5, 1.0, 2.0, 3.0],
     )
-    metrics = per_problem(exam(Echo()), given, {}, samples=3)
+    metrics, _ = per_problem(exam(Echo()), given, {}, samples=3)
     assert metrics == {
         "score": pytest.approx([0.5, 0.3]),
         "greedy": [1.0, 0.25],
@@ -135,7 +136,7 @@ def test_metrics_of_a_verified_task_by_hand():
 
 def test_answers_that_cannot_be_graded_are_counted_and_left_out_of_means():
     given = answers(["1", "?", "0.5", "?", "?", "?"], ["?", "0"], [1] * 6, [1.0] * 6)
-    metrics = per_problem(exam(Echo()), given, {}, samples=3)
+    metrics, _ = per_problem(exam(Echo()), given, {}, samples=3)
     assert metrics["score"][0] == pytest.approx(0.75)
     assert metrics["unscored"] == pytest.approx([1 / 3, 1.0])
     assert metrics["pass_at_k"][0] == 1.0
@@ -148,13 +149,13 @@ def test_answers_that_cannot_be_graded_are_counted_and_left_out_of_means():
 def test_a_judged_task_is_scored_by_the_evaluation_judge_with_the_others_beside_it():
     judges = {"reward": Constant(0.9), "evaluation": Constant(0.4)}
     given = answers(["1", "0", "1", "1", "0.5", "0"], ["1", "1"], [1] * 6, [1.0] * 6)
-    metrics = per_problem(exam(Echo("judge")), given, judges, samples=3)
+    metrics, _ = per_problem(exam(Echo("judge")), given, judges, samples=3)
     assert metrics["score"] == pytest.approx([0.4, 0.4])
     assert metrics["greedy"] == pytest.approx([0.4, 0.4])
     assert metrics["pass_at_k"] == [0.0, 0.0]  # no win rate above one half
     assert metrics["reward_judge"] == pytest.approx([0.9, 0.9])
     assert metrics["gold"] == pytest.approx([2 / 3, 0.5])
-    plain = per_problem(exam(Tasteless()), given, judges, samples=3)
+    plain, _ = per_problem(exam(Tasteless()), given, judges, samples=3)
     assert plain.keys() == metrics.keys() - {"gold"}  # its grade is nobody's taste
     assert metrics["vendi"] == pytest.approx(
         [1.8899, 3.0], abs=1e-4
@@ -210,7 +211,7 @@ def test_an_answer_given_twice_is_judged_once_and_counts_twice():
     judge = Noting()
     judges = {"reward": judge, "evaluation": judge}
     given = answers(texts, greedy, [1] * 6, [1.0] * 6)
-    metrics = per_problem(exam(Echo(rewarded_by="judge")), given, judges, samples=3)
+    metrics, _ = per_problem(exam(Echo(rewarded_by="judge")), given, judges, samples=3)
     assert asked == ["1", "0", "0"]  # of the second problem once
     assert metrics["score"] == pytest.approx([(0.25 + 0.25 + 0.75) / 3, 0.75])
     assert metrics["greedy"] == [0.25, 0.75]
@@ -246,6 +247,10 @@ def test_table_has_one_row_per_problem_and_metric(here: Path):
     scores = dict(zip(greedy["problem"], greedy["value"], strict=True))
     assert all(row["score"] == scores[row["problem"]] for row in shown)
     assert all(row["prompt"] and isinstance(row["answer"], str) for row in shown)
+    sampled = table[(table["metric"] == "score") & (table["split"] == "test")]
+    means = dict(zip(sampled["problem"], sampled["value"], strict=True))
+    assert all(len(row["sampled"]) == len(row["scores"]) == CONFIG.samples for row in shown)
+    assert all(math.isclose(fmean(row["scores"]), means[row["problem"]]) for row in shown)
     lengths = table[table["metric"] == "length"]
     assert lengths.loc[lengths["task"] == "math", "value"].max() <= 31
     assert lengths.loc[lengths["task"] == "creative", "value"].max() <= 26

@@ -135,14 +135,18 @@ class EvaluationConfig(Section):
     """Answers sampled per problem; their mean is the main score, pass@k uses all."""
     temperature: float = Field(default=1.0, ge=0.01, le=100)
     """Of these answers. A small pretrained model is often far better below 1; `rl.temperature` is that of training."""
+    answers: int = Field(default=8, ge=0, le=100_000)
+    """Test problems of each task whose answers the table keeps, the most likely one and all samples: the page shows them, and
+    `trainorder probe` reads them."""
     seed: Seed = 0
     """Sampling seed; the same numbers for every checkpoint, so that differences are paired."""
     threads: Threads = 1
     """CPU threads, as in `rl.threads`."""
 
     def results(self) -> dict[str, Any]:
-        """What can change a score; the temperature where it is not 1."""
-        plain = {"temperature"} if self.temperature == 1 else set[str]()
+        """What can change a table; the temperature where it is not 1, the answers kept where they are not 8."""
+        usual = {"temperature": 1, "answers": 8}
+        plain = {key for key, value in usual.items() if getattr(self, key) == value}
         return self.model_dump(exclude=plain | self.changes_nothing)
 
 

@@ -33,7 +33,7 @@ from trainorder import paths
 from trainorder.config import EvaluationConfig, Role, RolloutConfig, TrainingConfig
 from trainorder.device import device_of, precision
 from trainorder.evaluation.answering import SAMPLING, Answers, Exam, answer, engine_for, sample
-from trainorder.evaluation.scoring import main_scorer, mean, per_problem, pooled
+from trainorder.evaluation.scoring import grouped, main_scorer, mean, per_problem, pooled
 from trainorder.judges import CARD, AnyJudge, load_judge
 from trainorder.judges.opponents import FILE as OPPONENTS
 from trainorder.policy import Policy
@@ -59,9 +59,6 @@ SPLITS: tuple[Split, ...] = ("dev", "test")
 DEV_SAMPLES = 2
 """Answers per dev problem where a scale is chosen: paired over scales, so few suffice."""
 
-SHOWN = 8
-"""Test problems of each task whose greedy answers an evaluation keeps, to be read."""
-
 
 @dataclass(frozen=True)
 class Examined:
@@ -74,6 +71,10 @@ class Examined:
     """Metric -> value of the whole exam."""
     greedy: Sequence[str]
     """Most likely answer to each problem."""
+    sampled: Sequence[Sequence[str]]
+    """The k samples of each problem."""
+    grades: Sequence[Sequence[float | None]]
+    """Their scores; None where a sample could not be graded."""
 
 
 def evaluate(
@@ -90,7 +91,7 @@ def evaluate(
 
     Every checkpoint is sampled with the same random numbers, keyed by (evaluation.seed, task, split, problem). Where
     another engine than torch samples, `attrs` (kept in the parquet file) has its settings as `rollout`: its answers may
-    differ by rounding. `attrs["answers"]` are the greedy answers to the first test problems of each task.
+    differ by rounding. `attrs["answers"]` are the greedy and the sampled answers to the first `config.answers` test problems of each task.
 
     Raises:
         ParamsError: no task is built, data/tasks was built by other code, or the checkpoint is missing.
@@ -103,7 +104,7 @@ def evaluate(
     for line in _calls(judges):
         print(line)
     table = tabulate(node, seed, found)
-    table.attrs["answers"] = [row for one in found for row in answers_shown(one)]
+    table.attrs["answers"] = [row for one in found for row in answers_kept(one, config.answers)]
     if rollout.backend != "torch":
         table.attrs["rollout"] = rollout.results()
     return table
@@ -177,18 +178,29 @@ def examine(
     for exam, answers in zip(exams, found, strict=True):
 
         def score(exam: Exam = exam, answers: Answers = answers) -> Saved:
-            single = per_problem(exam, answers, judges.get(exam.name, {}), config.samples)
-            return Saved({}, {"single": single, "all": pooled(exam, answers, config.samples)})
+            single, grades = per_problem(exam, answers, judges.get(exam.name, {}), config.samples)
+            over_all = pooled(exam, answers, config.samples)
+            return Saved({}, {"single": single, "all": over_all, "grades": grades})
 
         scores = work.part(f"scores-{exam.name}-{exam.split}", score).state
-        yield Examined(exam, scores["single"], scores["all"], answers.greedy)
+        sampled = grouped(answers.sampled.texts, config.samples)
+        yield Examined(
+            exam, scores["single"], scores["all"], answers.greedy, sampled, scores["grades"]
+        )
 
 
-def answers_shown(one: Examined) -> list[dict[str, Any]]:
-    """The greedy answers to an exam's first test problems; none of dev."""
+def answers_kept(one: Examined, count: int) -> list[dict[str, Any]]:
+    """The answers to an exam's first `count` test problems: the greedy one with its score, the samples with theirs; none of dev."""
     if one.exam.split != "test":
         return []
-    kept = zip(one.exam.problems[:SHOWN], one.greedy, one.single["greedy"], strict=False)
+    kept = zip(
+        one.exam.problems[:count],
+        one.greedy,
+        one.single["greedy"],
+        one.sampled,
+        one.grades,
+        strict=False,
+    )
     return [
         {
             "task": one.exam.name,
@@ -196,8 +208,10 @@ def answers_shown(one: Examined) -> list[dict[str, Any]]:
             "prompt": problem.prompt,
             "answer": text,
             "score": None if math.isnan(score) else score,
+            "sampled": list(samples),
+            "scores": list(scores),
         }
-        for problem, text, score in kept
+        for problem, text, score, samples, scores in kept
     ]
 
 

@@ -28,8 +28,8 @@ def main_scorer(exam: Exam, judges: Mapping[Role, AnyJudge]) -> Scorer:
 
 def per_problem(
     exam: Exam, answers: Answers, judges: Mapping[Role, AnyJudge], samples: int
-) -> dict[str, list[float]]:
-    """Metric -> one value per problem."""
+) -> tuple[dict[str, list[float]], list[list[float | None]]]:
+    """Metric -> one value per problem; and of each problem the score of every sample, None where it could not be graded."""
     sampled, problems = answers.sampled, exam.problems
     asked = [problem for problem in problems for _ in range(samples)]
     judged = exam.task.rewarded_by == "judge"
@@ -41,7 +41,7 @@ def per_problem(
         rewards = _each_once(partial(grading.grade, exam.task))(*given)
         values = [reward.value for reward in rewards]
         strict = [reward.parts.get("strict") for reward in rewards[: len(asked)]]
-    grades, greedy = _grouped(values[: len(asked)], samples), values[len(asked) :]
+    grades, greedy = grouped(values[: len(asked)], samples), values[len(asked) :]
     lengths = sampled.loss_mask.double().sum(1).view(-1, samples)
     assert sampled.entropies is not None  # the torch engine sees them
     entropies = sampled.entropies.double().sum(1).view(-1, samples)
@@ -57,19 +57,19 @@ def per_problem(
         "unscored": [values.count(None) / samples for values in grades],
     }
     if any(value is not None for value in strict):  # the score of answers in the asked form only
-        metrics["strict"] = [mean(values) for values in _grouped(strict, samples)]
+        metrics["strict"] = [mean(values) for values in grouped(strict, samples)]
     if judged:
         same = judges["reward"] is judges["evaluation"]
         reward = (
-            grades if same else _grouped(_by_judge(judges["reward"])(sampled.texts, asked), samples)
+            grades if same else grouped(_by_judge(judges["reward"])(sampled.texts, asked), samples)
         )
         metrics |= {"reward_judge": [*map(mean, reward)]}
         if getattr(exam.task, "has_taste", False):
-            gold = _grouped(_by_task(exam.task)(sampled.texts, asked), samples)
+            gold = grouped(_by_task(exam.task)(sampled.texts, asked), samples)
             metrics |= {"gold": [*map(mean, gold)]}
-        variety = [_variety(texts) for texts in _grouped(sampled.texts, samples)]
+        variety = [_variety(texts) for texts in grouped(sampled.texts, samples)]
         metrics |= {name: [values[name] for values in variety] for name in variety[0]}
-    return metrics
+    return metrics, grades
 
 
 def pooled(exam: Exam, answers: Answers, samples: int) -> dict[str, float]:
@@ -119,7 +119,8 @@ def _each_once(
     return score
 
 
-def _grouped(values: Sequence[T], size: int) -> list[list[T]]:
+def grouped(values: Sequence[T], size: int) -> list[list[T]]:
+    """The values in runs of `size`."""
     return [list(values[i : i + size]) for i in range(0, len(values), size)]
 
 
