@@ -237,19 +237,19 @@ def links(mlflow_url: str, prefect_url: str) -> dict[str, str]:
         if len(runs) > 1:
             query = f"runs={_quoted(runs)}&experiments={_quoted([orders])}&{TRAINING_MODE}"
             result["MLflow: orders compared"] = f"{mlflow_url}/#/compare-runs?{query}"
-        result["MLflow: orders, table"] = _page(mlflow_url, orders, f"viewStateShareKey={VIEW}")
-        result["MLflow: orders, curves"] = _page(mlflow_url, orders, "compareRunsMode=CHART")
+        result["MLflow: orders, table"] = _page(mlflow_url, orders)
+        result["MLflow: orders, curves"] = _page(mlflow_url, orders, "&compareRunsMode=CHART")
     if nodes is not None:
-        result["MLflow: nodes, table"] = _page(mlflow_url, nodes, f"viewStateShareKey={VIEW}")
-        result["MLflow: nodes, curves"] = _page(mlflow_url, nodes, "compareRunsMode=CHART")
+        result["MLflow: nodes, table"] = _page(mlflow_url, nodes)
+        result["MLflow: nodes, curves"] = _page(mlflow_url, nodes, "&compareRunsMode=CHART")
     result["Prefect: runs of the flow"] = f"{prefect_url}/runs"
     if paths.REPORT.exists():
         result["Report"] = paths.REPORT.absolute().as_uri()
     return result
 
 
-def _page(url: str, experiment: str, query: str) -> str:
-    return f"{url}/#/experiments/{experiment}/runs?{query}&{TRAINING_MODE}"
+def _page(url: str, experiment: str, mode: str = "") -> str:
+    return f"{url}/#/experiments/{experiment}/runs?viewStateShareKey={VIEW}{mode}&{TRAINING_MODE}"
 
 
 def _quoted(value: list[str]) -> str:
@@ -268,15 +268,19 @@ def _experiment(url: str, name: str) -> str | None:
 
 
 def _current_orders(url: str, experiment: str) -> list[str]:
-    """Run ids of the latest measurement's orders, as they were logged."""
+    """Run ids of the latest measurement's arms, best first."""
     from trainorder.owner import own_filter
+    from trainorder.tracking import ARM
 
-    arms = "tags.current = 'true' and tags.kind != 'verdict'"
-    wanted = " and ".join(filter(None, (arms, own_filter())))
-    body = {"experiment_ids": [experiment], "filter": wanted, "max_results": 50}
-    found = _ask(
-        f"{url}/api/2.0/mlflow/runs/search", body | {"order_by": ["attributes.start_time"]}
-    )
+    tags = {"current": "true"} | ARM
+    wanted = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+    body = {
+        "experiment_ids": [experiment],
+        "filter": " and ".join(filter(None, (*wanted, own_filter()))),
+        "max_results": 50,
+        "order_by": ["metrics.ACC DESC"],
+    }
+    found = _ask(f"{url}/api/2.0/mlflow/runs/search", body)
     return [run["info"]["run_id"] for run in found.get("runs", [])]
 
 

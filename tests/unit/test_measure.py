@@ -391,7 +391,13 @@ def test_every_step_of_an_order_has_what_it_changed_of_every_task_with_an_interv
         for task, was, now in zip(document["tasks"], before, after, strict=True):
             assert step[task]["value"] == pytest.approx(now - was, abs=1e-5)
             assert step[task]["low"] <= step[task]["value"] <= step[task]["high"]
-    limits = order["limits"]["0"]
+    for column, task in enumerate(document["tasks"]):
+        levels = order["levels"]["tasks"][task]
+        assert [i["value"] for i in levels] == pytest.approx(rows[:, column].tolist(), abs=1e-5)
+    arm = next(row for row in document["ranking"] if row["arm"] == "creative_first")
+    for end in ("low", "value", "high"):
+        assert order["levels"]["mean"][-1][end] == pytest.approx(arm["mean"][end])
+    limits = order["limits_seeds"]["0"]
     for column, task in enumerate(document["tasks"]):
         assert (np.array(limits["low"][task]) <= rows[:, column]).all()
         assert (np.array(limits["high"][task]) >= rows[:, column]).all()

@@ -421,6 +421,29 @@ def test_order_records_hold_every_position_as_a_step():
     assert {step for name, _, step in found["base"].metrics if name == mirror.MEAN} == {0}
 
 
+def test_an_arm_of_several_seeds_is_their_mean_and_its_seeds_stand_below_it():
+    bwt = measured("three_seeds")
+    found = list(mirror.order_records(bwt))
+    arms = [r for r in found if r.tags["row"] == "arm"]
+    assert [r.name for r in arms] == [row["arm"] for row in bwt["ranking"]]
+    assert [(r.name, r.above) for r in found[:4]] == [
+        (arms[0].name, None),
+        *((f"{arms[0].name} s{seed}", arms[0].name) for seed in range(3)),
+    ]
+    for arm, row in zip(arms, bwt["ranking"], strict=True):
+        end = max(step for _, _, step in arm.metrics)
+        last = {name: value for name, value, step in arm.metrics if step == end}
+        for name, interval in {mirror.MEAN: row["mean"], "score/qa": row["tasks"]["qa"]}.items():
+            ends = [last[f"{name}{part}"] for part in ("_low", "", "_high")]
+            assert ends == pytest.approx([interval[k] for k in ("low", "value", "high")], abs=1e-6)
+        below = [r for r in found if r.above == arm.name]
+        scores = [value for r in below for n, value, s in r.metrics if (n, s) == (mirror.MEAN, end)]
+        assert sum(scores) / 3 == pytest.approx(row["mean"]["value"], abs=1e-5)
+        assert "worst" in last
+        assert not any(name == "worst" for r in below for name, _, _ in r.metrics)
+    assert all(r.tags["row"] == "arm" for r in mirror.order_records(measured("default")))
+
+
 def test_the_verdict_is_a_record_with_the_tables_and_the_table_of_orders_opens_on_scores():
     bwt = measured("default")
     found = mirror.verdict_record(bwt)
@@ -473,7 +496,7 @@ def test_a_variants_orders_and_nodes_are_recorded_under_its_name():
 def test_records_of_the_same_measurement_have_the_same_keys_and_all_arms_differ():
     first = [r.key for r in mirror.order_records(measured("three_seeds"))]
     assert first == [r.key for r in mirror.order_records(measured("three_seeds"))]
-    assert len(set(first)) == 3 * len(measured("three_seeds")["ranking"])
+    assert len(set(first)) == 4 * len(measured("three_seeds")["ranking"])
 
 
 def test_a_report_before_any_measurement_says_what_to_do(tmp_path, monkeypatch):

@@ -165,6 +165,26 @@ def test_order_records_are_added_once_and_replaced_ones_are_no_longer_current():
     assert sorted(m.step for m in steps) == [0, 1]
 
 
+def test_a_seed_stands_below_its_arm_also_when_the_arm_has_changed():
+    def arm(mean: float) -> OrderRecord:
+        return OrderRecord("a", {}, [("ACC", mean, 0)], tracking.ARM)
+
+    seeds = [
+        OrderRecord(f"a s{i}", {}, [("ACC", value, 0)], {"row": "seed"}, above="a")
+        for i, value in enumerate((0.5, 0.7, 0.9))
+    ]
+    assert tracking.log_orders([arm(0.6), *seeds[:2]]) == 3
+    assert tracking.log_orders([arm(0.7), *seeds]) == 2  # a seed more
+    client, experiment = tracking.connect("orders")
+    current = client.search_runs([experiment], "tags.current = 'true'")
+    found = {run.info.run_name: run for run in current}
+    assert sorted(found) == ["a", "a s0", "a s1", "a s2"]
+    assert "mlflow.parentRunId" not in found["a"].data.tags
+    above = {found[f"a s{i}"].data.tags["mlflow.parentRunId"] for i in range(3)}
+    assert above == {found["a"].info.run_id}
+    assert found["a"].data.metrics == {"ACC": 0.7}
+
+
 def make_node(node: str, parents: list[str], **facts: object) -> None:
     """A node as its files tell: trained inside a Tracker, or merged."""
     if len(parents) < 2:

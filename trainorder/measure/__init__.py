@@ -27,9 +27,9 @@ undefined. Scores are the metric `score`; a number is of the test split unless i
                      not told yet and the seeds that tell it, null where the verdict is not open}, or null
     orders         {order: {kind, phases, positions: [[task]], reverse, nodes: {seed: [node]}, R: {split: rows},
                      R_seeds: {seed: {split: rows}}, measures: {split: {name: I}}, forgetting_of_noise: {split: number},
-                     along: {metric: {task: [mean]}}, along_seeds: {seed: the same}, limits: {seed: {low, high:
-                     {task: [end of its interval]}, mean_low, mean_high: [of the mean over trained tasks]}}, steps:
-                     [{task: I of the change}] of every phase}}
+                     along: {metric: {task: [mean]}}, along_seeds: {seed: the same}, levels: {mean: [I], tasks:
+                     {task: [I]}}, limits_seeds: {seed: {low, high: {task: [end of its interval]}, mean_low, mean_high:
+                     [of the mean over trained tasks]}}, steps: [{task: I of the change}] of every phase}}
                      first row, first node and first mean: the base
     transfer       {from_base: {split: {phase: {task: I}}}, after_training: {split: {phase: {earlier phase:
                      {mean, n, changes: [{node, parent, seed, change, orders}]}}}}, before_training: the same for

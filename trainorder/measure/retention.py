@@ -43,7 +43,8 @@ def _order(evidence: Evidence, name: str) -> dict[str, Any]:
         },
         "along": along(evidence, name, design.seeds),
         "along_seeds": {str(seed): along(evidence, name, [seed]) for seed in design.seeds},
-        "limits": {str(seed): limits(evidence, name, seed) for seed in design.seeds},
+        "levels": levels(evidence, name),
+        "limits_seeds": {str(seed): limits(evidence, name, seed) for seed in design.seeds},
         "steps": steps(evidence, name),
     }
 
@@ -60,6 +61,19 @@ def limits(evidence: Evidence, order: str, seed: int) -> dict[str, Any]:
         result[name] = dict(zip(evidence.tasks, ends.T.tolist(), strict=True))
         result[f"mean_{name}"] = means.tolist()
     return result
+
+
+def levels(evidence: Evidence, order: str) -> dict[str, Any]:
+    """Test scores at the base and after each phase, means over seeds with their intervals: by task, and `mean` over the trained ones."""
+    rows, _ = _rows(evidence, order, "test")
+    stages = np.moveaxis(rows, -2, 0)
+    return {
+        "mean": evidence.intervals(stages[..., evidence.trained].mean(-1)),
+        "tasks": {
+            task: evidence.intervals(stages[..., column])
+            for column, task in enumerate(evidence.tasks)
+        },
+    }
 
 
 def steps(evidence: Evidence, order: str) -> list[dict[str, Any]]:

@@ -7,11 +7,12 @@ training step. MLflow takes seconds to import, so it is imported when the first 
 """
 
 from trainorder.tracking.nodes import NodeRecord, fill, log_nodes, read_node, register, sweep
-from trainorder.tracking.orders import OrderRecord, log_orders
+from trainorder.tracking.orders import ARM, OrderRecord, log_orders
 from trainorder.tracking.store import connect, create_store
 from trainorder.tracking.tracker import Tracker, read_run_id
 
 __all__ = [
+    "ARM",
     "NodeRecord",
     "OrderRecord",
     "Tracker",

@@ -1,4 +1,4 @@
-"""What MLflow shows of the measurement: one summary run per arm and seed."""
+"""What MLflow shows of the measurement: one summary run per arm, its seeds below it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ from trainorder.tracking.store import (
     own_runs,
     share_view,
 )
+from trainorder.tracking.tracker import PARENT
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
+ARM = {"row": "arm"}
+"""Tag of a run that stands for an arm as a whole: what the compare page of `trainorder ui` shows."""
+
+
 @dataclass(frozen=True)
 class OrderRecord:
-    """Summary of one arm of the comparison under one seed, as MLflow shows it."""
+    """Summary of one arm of the comparison, or of one of its seeds, as MLflow shows it."""
 
     name: str
     params: dict[str, str]
@@ -38,6 +43,8 @@ class OrderRecord:
     """Its description, as Markdown."""
     files: dict[str, bytes] = field(default_factory=dict)
     """Name -> content of what is stored with it."""
+    above: str | None = None
+    """Name of the record that it is shown below."""
 
     @property
     def key(self) -> str:
@@ -49,7 +56,7 @@ class OrderRecord:
 
 
 def log_orders(records: Sequence[OrderRecord], view: Mapping[str, Any] | None = None) -> int:
-    """One summary run per record in the experiment `orders`; what is already there is not added again.
+    """One summary run per record in the experiment `orders`, an arm before its seeds; what is already there is not added again.
 
     Positions are MLflow's steps, so its charts and parallel coordinates show orders side by side. Runs of earlier
     measurements stay, with the tag `current` false; those of other projects and folders are not touched. Returns how many
@@ -62,9 +69,16 @@ def log_orders(records: Sequence[OrderRecord], view: Mapping[str, Any] | None = 
     mine = identity()
     here = (run for run in own_runs(client, experiment) if is_from_here(run))
     known = {run.data.tags.get("order_key"): run for run in here}
-    for record in records:
-        if record.key not in known:
-            _add_order(client, experiment, record, mine)
+    ids: dict[str, str] = {}
+    for record in records:  # an arm comes before its seeds
+        run = known.get(record.key)
+        parent = {} if record.above is None else {PARENT: ids[record.above]}
+        if run is None:
+            ids[record.name] = _add_order(client, experiment, record, {**mine, **parent})
+            continue
+        ids[record.name] = run.info.run_id
+        if parent and run.data.tags.get(PARENT) != parent[PARENT]:  # the arm has a seed more
+            client.set_tag(run.info.run_id, PARENT, parent[PARENT])
     keys = {record.key for record in records}
     for key, run in known.items():
         current = str(key in keys).lower()
@@ -75,7 +89,7 @@ def log_orders(records: Sequence[OrderRecord], view: Mapping[str, Any] | None = 
 
 def _add_order(
     client: MlflowClient, experiment: str, record: OrderRecord, mine: Mapping[str, str]
-) -> None:
+) -> str:
     tags = {**record.tags, **mine, "mlflow.note.content": record.note}
     run_id = client.create_run(experiment, run_name=record.name, tags=tags).info.run_id
     now = int(time.time() * 1000)
@@ -85,3 +99,4 @@ def _add_order(
     # last: a run cut off before this is not "known"
     log(client, run_id, tags={"current": "true", "order_key": record.key})
     client.set_terminated(run_id, "FINISHED")
+    return run_id
