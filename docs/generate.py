@@ -117,13 +117,14 @@ def _parameter(parameter: Any) -> str:
 
 def registries() -> Iterator[str]:
     """What params.yaml can name, with the first sentence of its documentation."""
+    from trainorder.evaluation import sitting, ways
     from trainorder.graders import GRADERS, grader
     from trainorder.order import PREDICTORS, RULES
     from trainorder.rl import curricula, items, method, samplers
     from trainorder.rl.registry import SLOTS
     from trainorder.tasks.rows.schemas import SCHEMAS
 
-    assert method  # fills the registries
+    assert all((method, ways))  # they fill the registries
     yield "# Registries"
     yield ""
     yield "What params.yaml can name. A variant is a function and one line in its registry (CONTRIBUTING.md)."
@@ -134,6 +135,10 @@ def registries() -> Iterator[str]:
     yield from _section("Samplers of tasks", dict(samplers.SAMPLERS))
     yield from _section("Samplers of a task's problems", dict(items.ITEMS))
     yield from _section("Curricula inside a phase", dict(curricula.CURRICULA))
+    yield from _section(
+        "Ways to use a checkpoint in an evaluation",
+        {n: e.function for n, e in sitting.WAYS.items()},
+    )
     yield from _section("Graders of own rows", {name: grader(name).grade for name in GRADERS})
     yield from _section("Schemas of own rows", {n: e.read for n, e in SCHEMAS.items()})
     yield from _section("Rules that choose an order", dict(RULES))

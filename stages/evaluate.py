@@ -26,6 +26,7 @@ def main(arguments: argparse.Namespace) -> None:
     config = params.evaluation
     from trainorder.evaluation import evaluate, judged_tasks
     from trainorder.lineage import inputs
+    from trainorder.plan.ways import asks_base
     from trainorder.resume import finished
     from trainorder.rewards import grading
 
@@ -40,6 +41,7 @@ def main(arguments: argparse.Namespace) -> None:
         *map(paths.judge_work, judges),
     ):  # DVC has these: nothing will go on from their step checkpoints
         finished(made)
+    base = params.base_of(seed) if asks_base(config) else None
     depends = inputs(
         seed=seed,
         params={
@@ -49,12 +51,20 @@ def main(arguments: argparse.Namespace) -> None:
             "roles": roles,
         },
         code="evaluate",
-        parents=[node],
+        parents=list(dict.fromkeys([node, base or node])),
         data=[paths.TASK_DATA, *(paths.JUDGE / name for name in judges)],
     )
     with stages.keeping(f"evaluate--{node}", params, depends) as work:
         table = evaluate(
-            node, paths.checkpoint(node), seed, config, work, params.training, params.rollout, roles
+            node,
+            paths.checkpoint(node),
+            seed,
+            config,
+            work,
+            params.training,
+            params.rollout,
+            roles,
+            paths.checkpoint(base) if base else None,
         )
         write(table, paths.evaluation(node))
 

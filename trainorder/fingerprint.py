@@ -26,8 +26,8 @@ from trainorder.reading import ParamsError
 from trainorder.registries import listed
 
 PACKAGES = ("trainorder", "stages")
-PIECES = "trainorder.rl.pieces"
-"""The package of the families of pieces. Nothing imports a family by name: the pieces that params name say which are run."""
+PIECES = ("trainorder.rl.pieces", "trainorder.evaluation.ways")
+"""The packages of the families of pieces and of the ways of evaluation. Nothing imports a family by name: the pieces that params name say which are run."""
 PHASE, JUDGE, MERGE = "phase_", "judge_", "merge_"
 """Begin the names of the fingerprints of phases, judges and merges; the others are the same in every plan."""
 LAZY = re.compile(r"(?:trainorder|stages)(?:\.\w+)+:\w+")
@@ -103,11 +103,11 @@ def compute(code: Mapping[str, Code], root: Path | None = None) -> dict[str, str
 def _families(root: Path | Places, pieces: frozenset[tuple[str, str]]) -> list[str]:
     """The modules of PIECES that list any of these."""
     named = {f"{slot}:{name}" for slot, name in pieces}
-    folder = PIECES.replace(".", "/")
-    files = sorted((root / folder).glob("*.py")) if named else []
     return [
-        f"{PIECES}.{file.stem}"
-        for file in files
+        f"{package}.{file.stem}"
+        for package in (PIECES if named else ())
+        for folder in [package.replace(".", "/")]
+        for file in sorted((root / folder).glob("*.py"))
         if named & set(_facts(root, f"{folder}/{file.name}").lists)
     ]
 

@@ -53,8 +53,9 @@ SLOT_OF = {
     "sampler": "sampler",
     "item": "items",
     "curriculum": "curriculum",
+    "way": "ways",
 }
-"""Decorator that lists a piece -> key of `rl.method:`, or of `rl:` itself."""
+"""Decorator that lists a piece -> key of `rl.method:`, of `rl:` itself, or of `evaluation:`."""
 
 
 def load(registry: Mapping[str, str], name: str, where: str) -> Any:

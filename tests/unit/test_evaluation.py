@@ -18,7 +18,7 @@ from trainorder.config import EvaluationConfig, PolicyConfig, parse_params
 from trainorder.data import build
 from trainorder.evaluation import POOLED, built_exams, evaluate
 from trainorder.evaluation.answering import Answers, Exam, answer, forced_entropies
-from trainorder.evaluation.scoring import pass_at_k, per_problem, pooled
+from trainorder.evaluation.scoring import per_problem, pooled
 from trainorder.judges.preference import Judge
 from trainorder.policy import Policy
 from trainorder.rollout import Completions
@@ -168,13 +168,6 @@ def test_pooled_variety_is_across_problems_and_for_judged_tasks_only():
     assert pooled(exam(Echo("judge")), given, 3)["vendi"] == pytest.approx(1.0)  # "a b" and "a b"
 
 
-def test_pass_at_k_is_the_share_of_k_subsets_with_a_success():
-    # of 10 subsets of 2 out of 5, those within the 3 failures are 3
-    assert pass_at_k(5, 2, 2) == pytest.approx(0.7)
-    assert pass_at_k(5, 0, 5) == 0.0
-    assert pass_at_k(5, 5, 1) == 1.0
-
-
 def test_forced_entropy_is_the_dense_mean_over_the_completion_alone(here: Path):
     policy = Policy.load(paths.checkpoint("s0"))
     with torch.no_grad():
@@ -254,6 +247,27 @@ def test_table_has_one_row_per_problem_and_metric(here: Path):
     lengths = table[table["metric"] == "length"]
     assert lengths.loc[lengths["task"] == "math", "value"].max() <= 31
     assert lengths.loc[lengths["task"] == "creative", "value"].max() <= 26
+
+
+def test_further_ways_stand_in_the_same_table_and_change_no_other_row(here: Path):
+    ways = [{"majority": {"k": 3}}, {"pass_at": {"k": 2}}, "decompose", "program", "tiers"]
+    config = CONFIG.model_copy(update={"ways": ways})
+    base, node = paths.checkpoint("s0"), paths.checkpoint("s0--math")
+    plain = evaluate("s0--math", node, 0, CONFIG, roles=ROLES)
+    table = evaluate("s0--math", node, 0, config, roles=ROLES, base=base)
+    new = table[~table["metric"].isin(plain["metric"])]
+    pd.testing.assert_frame_equal(
+        plain, table[table["metric"].isin(plain["metric"])].reset_index(drop=True)
+    )
+    assert set(new["metric"]) >= {"majority_at_3", "pass_at_2", "decompose_tb", "program", "tiers"}
+    assert set(new.loc[new["task"] == "creative", "metric"]) == {"pass_at_2"}
+    lengths = new[new["metric"].isin(["tiers_tokens", "program_tokens", "program_direct_tokens"])]
+    assert lengths["value"].between(1, 31).all()
+    # a checkpoint that is the base has no effect of either role
+    own = evaluate("s0", base, 0, config, roles=ROLES, base=base)
+    effects = own[own["metric"].isin(["decompose_planning", "decompose_solving"])]
+    assert len(effects) == 2 * 9
+    assert (effects["value"] == 0).all()
 
 
 def test_all_checkpoints_meet_the_same_random_numbers(here: Path):

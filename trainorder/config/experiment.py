@@ -10,7 +10,9 @@ from trainorder.config.model import SftPhaseConfig
 from trainorder.config.rl import expanded
 from trainorder.config.values import (
     Name,
+    Piece,
     Positive,
+    Samples,
     Section,
     Seed,
     Steps,
@@ -131,7 +133,7 @@ class EvaluationConfig(Section):
 
     changes_nothing = frozenset({"threads"})
 
-    samples: int = Field(default=4, ge=1, le=1024)
+    samples: Samples = 4
     """Answers sampled per problem; their mean is the main score, pass@k uses all."""
     temperature: float = Field(default=1.0, ge=0.01, le=100)
     """Of these answers. A small pretrained model is often far better below 1; `rl.temperature` is that of training."""
@@ -140,12 +142,21 @@ class EvaluationConfig(Section):
     `trainorder probe` reads them."""
     seed: Seed = 0
     """Sampling seed; the same numbers for every checkpoint, so that differences are paired."""
+    ways: list[Piece] = Field(default_factory=list, max_length=100)
+    """Further ways to use every checkpoint (trainorder/evaluation/ways/), whose values stand in the same long table:
+    `[{majority: {k: 4}}, {pass_at: {k: 2}}, decompose, program, evidence, tiers]`. What they are: docs/how-to/evaluate.md."""
     threads: Threads = 1
     """CPU threads, as in `rl.threads`."""
 
+    def pieces(self) -> frozenset[tuple[str, str]]:
+        """(slot, name) of the ways, for the fingerprint of evaluations."""
+        return frozenset(
+            ("ways", way if isinstance(way, str) else next(iter(way), "")) for way in self.ways
+        )
+
     def results(self) -> dict[str, Any]:
-        """What can change a table; the temperature where it is not 1, the answers kept where they are not 8."""
-        usual = {"temperature": 1, "answers": 8}
+        """What can change a table; the temperature where it is not 1, the answers kept where they are not 8, ways where there are any."""
+        usual = {"temperature": 1, "answers": 8, "ways": []}
         plain = {key for key, value in usual.items() if getattr(self, key) == value}
         return self.model_dump(exclude=plain | self.changes_nothing)
 

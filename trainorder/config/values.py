@@ -59,6 +59,8 @@ Steps = Annotated[int, Field(ge=1, le=10_000_000)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 """Problems, prompts, resamples: what is held in memory or written to one file."""
 Batch = Annotated[int, Field(ge=1, le=65_536)]
+Samples = Annotated[int, Field(ge=1, le=1024)]
+"""Answers to one problem."""
 Threads = Annotated[int, Field(ge=1, le=256)]
 
 Piece = str | dict[str, dict[str, Any]]
@@ -132,6 +134,8 @@ class Schedule(Section):
 
 Coef = float | Schedule
 Layers = Annotated[list[float], Field(min_length=2, max_length=2)]
+Tier = Annotated[list[Positive], Field(min_length=2, max_length=2)]
+"""Temperature of an answer, and the share of its task's limit of tokens that it may take."""
 ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
     "reward": {"coef": Coef},
     "terms": {

@@ -14,6 +14,7 @@ Per problem (`k` is `evaluation.samples`):
 | unscored | share of the k samples that could not be graded; they are left out of all means (nan if none is left) |
 | reward_judge, gold | judged tasks: win rate by the judge that gives the rewards in RL (`score` again where that is the evaluation judge), and the hidden taste that both imitate |
 | distinct_2, compression_ratio, vendi | judged tasks: variety among the k samples |
+| those of `evaluation.ways` | see each in trainorder/evaluation/ways/; nan where a way has no value for a problem |
 
 Judged tasks have the last three also with problem `*`: variety across problems, first sample of each.
 """
@@ -24,22 +25,25 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from trainorder import paths
-from trainorder.config import EvaluationConfig, Role, RolloutConfig, TrainingConfig
+from trainorder.config import EvaluationConfig, Piece, Role, RolloutConfig, TrainingConfig
 from trainorder.device import device_of, precision
 from trainorder.evaluation.answering import SAMPLING, Answers, Exam, answer, engine_for, sample
 from trainorder.evaluation.scoring import grouped, main_scorer, mean, per_problem, pooled
+from trainorder.evaluation.sitting import WAYS, Sitting, Who, named
 from trainorder.judges import CARD, AnyJudge, load_judge
 from trainorder.judges.opponents import FILE as OPPONENTS
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
 from trainorder.resume import NOTHING, Saved, Work
-from trainorder.rollout import Engine, make_engine
+from trainorder.rollout import Completions, Engine, Request, make_engine
 from trainorder.tasks import built_tasks, judged, load_problems, load_task
 from trainorder.tasks.base import Split
 
@@ -86,8 +90,11 @@ def evaluate(
     training: TrainingConfig = PLAIN,
     rollout: RolloutConfig = SAMPLING,
     roles: Roles = NO_ROLES,
+    base: Path | None = None,
 ) -> pd.DataFrame:
     """The long table of a checkpoint: columns node, seed, split, task, problem, metric, value.
+
+    `base` is the checkpoint that RL began at, where a way asks it.
 
     Every checkpoint is sampled with the same random numbers, keyed by (evaluation.seed, task, split, problem). Where
     another engine than torch samples, `attrs` (kept in the parquet file) has its settings as `rollout`: its answers may
@@ -100,7 +107,8 @@ def evaluate(
     device = device_of(training.device)
     policy = Policy.load(checkpoint).to(device)
     judges = _load_judges(_judged(exams), roles, device)
-    found = list(examine(policy, exams, judges, config, work, training.dtype, rollout))
+    other = None if base is None or base == checkpoint else Policy.load(base).to(device)
+    found = list(examine(policy, exams, judges, config, work, training.dtype, rollout, other))
     for line in _calls(judges):
         print(line)
     table = tabulate(node, seed, found)
@@ -172,9 +180,15 @@ def examine(
     work: Work = NOTHING,
     dtype: str = "fp32",
     rollout: RolloutConfig = SAMPLING,
+    base: Policy | None = None,
 ) -> Iterator[Examined]:
-    """All metrics of each exam. `judges` has `reward` and `evaluation` of every judged task."""
-    found = answer(policy, exams, config, work, dtype, rollout)
+    """All metrics of each exam. `judges` has `reward` and `evaluation` of every judged task.
+
+    `base` is the policy that RL began at, where a way asks it and it is not `policy` itself.
+    """
+    engine = cache(partial(engine_for, policy, exams, config, rollout, dtype))
+    found = answer(policy, exams, config, work, dtype, rollout, engine)
+    say = _asking(engine, policy, base, exams, config, rollout, dtype)
     for exam, answers in zip(exams, found, strict=True):
 
         def score(exam: Exam = exam, answers: Answers = answers) -> Saved:
@@ -183,10 +197,62 @@ def examine(
             return Saved({}, {"single": single, "all": over_all, "grades": grades})
 
         scores = work.part(f"scores-{exam.name}-{exam.split}", score).state
+        single = dict(scores["single"])
         sampled = grouped(answers.sampled.texts, config.samples)
-        yield Examined(
-            exam, scores["single"], scores["all"], answers.greedy, sampled, scores["grades"]
+        sitting = Sitting(
+            exam,
+            config,
+            sampled,
+            scores["grades"],
+            answers.greedy,
+            single["greedy"],
+            score=main_scorer(exam, judges.get(exam.name, {})),
+            ask=say,
+            tokens=policy.encode_completions,
+            is_base=base is None,
         )
+        for number, piece in enumerate(config.ways):
+
+            def use(piece: Piece = piece, sitting: Sitting = sitting) -> Saved:
+                return Saved({}, {"values": used(piece, sitting)})
+
+            single |= work.part(f"way-{number}-{exam.name}-{exam.split}", use).state["values"]
+        yield Examined(exam, single, scores["all"], answers.greedy, sampled, scores["grades"])
+
+
+def used(piece: Piece, sitting: Sitting) -> dict[str, list[float]]:
+    """What a way of `evaluation.ways` finds; nothing where it does not apply to the exam."""
+    import_module(f"{__name__}.ways")  # fills the registry
+    name, options = named(piece)
+    found = {metric: list(values) for metric, values in WAYS[name](sitting, **options).items()}
+    assert all(len(values) == len(sitting.problems) for values in found.values()), name
+    return found
+
+
+def _asking(
+    engine: Callable[[], Engine],
+    policy: Policy,
+    base: Policy | None,
+    exams: Sequence[Exam],
+    config: EvaluationConfig,
+    rollout: RolloutConfig,
+    dtype: str,
+) -> Callable[[Sequence[Request], Who], Completions]:
+    """What asks the checkpoint or the base: an engine each where they share the policy's weights, else one that takes both's."""
+    own = cache(lambda: engine_for(base or policy, exams, config, rollout, dtype))
+
+    def ask(requests: Sequence[Request], who: Who) -> Completions:
+        with precision(policy.device, dtype):
+            if who == "trained" or base is None:
+                return engine().generate(requests)
+            if rollout.backend == "torch":
+                return own().generate(requests)
+            engine().push(base.model.state_dict().items())
+            done = engine().generate(requests)
+            engine().push(policy.model.state_dict().items())
+            return done
+
+    return ask
 
 
 def answers_kept(one: Examined, count: int) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -63,13 +63,14 @@ def answer(
     work: Work = NOTHING,
     dtype: str = "fp32",
     rollout: RolloutConfig = SAMPLING,
+    engine: Callable[[], Engine] | None = None,
 ) -> list[Answers]:
     """Sampled and greedy answers to every exam, and the entropy on its references.
 
-    Entropies that the engine does not see are computed by the policy.
+    Entropies that the engine does not see are computed by the policy. `engine` gives the one that samples, if there is one already.
     """
     # started by the first part that was not done before: an engine with weights of its own takes its time
-    engine = cache(partial(engine_for, policy, exams, config, rollout, dtype))
+    engine = engine or cache(partial(engine_for, policy, exams, config, rollout, dtype))
 
     def sampling(exam: Exam) -> Saved:
         done = sample(engine(), exam, config)

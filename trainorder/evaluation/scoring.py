@@ -11,6 +11,7 @@ from trainorder.config import Role
 from trainorder.evaluation.answering import Answers, Exam
 from trainorder.judges import AnyJudge
 from trainorder.metrics.diversity import compression_ratio, distinct_n, vendi
+from trainorder.metrics.statistics import pass_at_k
 from trainorder.rewards import grading
 from trainorder.tasks.base import Problem, Task
 
@@ -75,15 +76,6 @@ def per_problem(
 def pooled(exam: Exam, answers: Answers, samples: int) -> dict[str, float]:
     """Metric -> value over the whole exam."""
     return _variety(answers.sampled.texts[::samples]) if exam.task.rewarded_by == "judge" else {}
-
-
-def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Unbiased chance that one of k samples is correct: 1 - C(n - c, k) / C(n, k) (Chen et al., arXiv 2107.03374).
-
-    >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2), pass_at_k(4, 1, 4)
-    (0.25, 0.5, 1.0)
-    """
-    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
 def _by_task(task: Task) -> Scorer:

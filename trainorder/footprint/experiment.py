@@ -31,6 +31,7 @@ from trainorder.footprint.shapes import (
 )
 from trainorder.plan.appointed import Appointed, appointed
 from trainorder.plan.compile import Sizes
+from trainorder.plan.ways import asks_base
 from trainorder.policy import Policy
 from trainorder.rl.backend import holds_whole_weights, splits_weights, trained
 from trainorder.rl.method import Method
@@ -369,6 +370,17 @@ def _evaluation(
     parts = [
         *_process(machine),
         Part("weights", shapes.weights, change="take a smaller model (policy.path)"),
+        *(
+            [
+                Part(
+                    "weights of the base",
+                    shapes.weights,
+                    change="leave out decompose (evaluation.ways)",
+                )
+            ]
+            if asks_base(params.evaluation)
+            else []
+        ),
         *judges,
         Part("KV cache", max(least, CACHE_BYTES[0 if gpu else 1]), "sampling", SHORTER, False),
     ]

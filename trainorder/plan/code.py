@@ -11,7 +11,7 @@ from trainorder import fingerprint
 from trainorder.config import ROLES, AnyJudgeConfig, ModelJudgeConfig, Role
 from trainorder.fingerprint import Code
 from trainorder.plan import pipeline
-from trainorder.plan.names import judge_code, phase_code
+from trainorder.plan.names import EVALUATE, judge_code, phase_code
 from trainorder.registries import BACKENDS, ENGINES, FORMATS, JUDGE_MAKERS, JUDGES
 from trainorder.sources import find
 from trainorder.tasks import TASKS, kind_of, make_task
@@ -70,6 +70,7 @@ def code(plan: Plan) -> dict[str, Code]:
             _loads(plan, names, ROLES, build=stage == "build_data")
             | ({engine} if stage in SAMPLING else set())
             | ({form} if form and stage in ("build_data", "base_model", "sft_warmup") else set()),
+            params.evaluation.pieces() if stage == EVALUATE else frozenset(),
         )
         for stage, names in _stage_tasks(plan).items()
     }

@@ -25,6 +25,7 @@ from trainorder.plan.names import (
     merge_values,
     phase_code,
 )
+from trainorder.plan.ways import asks_base
 from trainorder.reading import found_at
 from trainorder.tasks import kind_of
 from trainorder.tasks.base import SPLITS
@@ -148,6 +149,8 @@ def _problems(plan: Plan, task: str) -> list[Path]:
 def _evaluation(plan: Plan, node: Node) -> dict[str, Any]:
     command = f"evaluate --node {node.id} --seed {node.seed}"
     reads = [paths.checkpoint(node.id), paths.TASK_DATA, *_judges(plan, plan.judged)]
+    if asks_base(plan.params.evaluation):
+        reads.append(paths.checkpoint(plan.params.base_of(node.seed)))
     return _stage(command, EVALUATE, EVALUATE, reads, [paths.evaluation(node.id)])
 
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from trainorder import lineage
 from trainorder.config import Params, PreferenceConfig, SftConfig
-from trainorder.plan import names
+from trainorder.plan import names, ways
 from trainorder.plan.compile import Node, Plan, Sizes
 from trainorder.plan.state import State
 from trainorder.sources import section
@@ -97,7 +97,8 @@ class _Speed:
 
     def answers(self) -> float:
         """All answers of an evaluation."""
-        each = self.params.evaluation.samples + 1
+        config = self.params.evaluation
+        each = config.samples + 1 + ways.answers(config)
         tasks = self.params.tasks.values()
         if self.own:
             return sum(t.dev + t.test for t in tasks) * each * SECONDS_PER_ANSWER * self.weights

@@ -23,6 +23,7 @@ from trainorder.plan.check.method import (
     check_teacher,
     pieces,
 )
+from trainorder.plan.check.ways import check_ways
 from trainorder.plan.orders import order_phases, single_phases
 from trainorder.reading import ParamsError, found_at, shown
 from trainorder.tasks import make_task
@@ -69,6 +70,7 @@ def check(params: Params) -> None:
     _check_sft(params)
     check_judges(params, rewarded_by)
     check_method("rl.method", params.rl.method)
+    check_ways(params.evaluation)
     for variant in params.variant_names():
         changed = params.variant(variant)
         where = "" if variant == DEFAULT else f"variants.{variant}: "

@@ -21,10 +21,12 @@ from trainorder.plan.check.common import check_kept, check_known, check_model_pa
 from trainorder.reading import ParamsError, did_you_mean, shown
 from trainorder.registries import SLOT_OF, listed
 
-RL = Path(__file__).parents[2] / "rl"
+LIBRARY = Path(__file__).parents[2]
+RL = LIBRARY / "rl"
 SOURCES = [
     *sorted((RL / "pieces").glob("*.py")),
     *(RL / f"{name}.py" for name in ("samplers", "items", "curricula")),
+    *sorted((LIBRARY / "evaluation" / "ways").glob("*.py")),
 ]
 """Files that list pieces."""
 MAX_OPTION = 1e9
