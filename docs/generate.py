@@ -120,6 +120,7 @@ def registries() -> Iterator[str]:
     from trainorder.evaluation import sitting, ways
     from trainorder.graders import GRADERS, grader
     from trainorder.order import PREDICTORS, RULES
+    from trainorder.registries import PROBES, load
     from trainorder.rl import curricula, items, method, samplers
     from trainorder.rl.registry import SLOTS
     from trainorder.tasks.rows.schemas import SCHEMAS
@@ -143,6 +144,7 @@ def registries() -> Iterator[str]:
     yield from _section("Schemas of own rows", {n: e.read for n, e in SCHEMAS.items()})
     yield from _section("Rules that choose an order", dict(RULES))
     yield from _section("Predictors of an order", dict(PREDICTORS))
+    yield from _section("Probes of checkpoints", {n: load(PROBES, n, "probes") for n in PROBES})
 
 
 def _section(title: str, listed: dict[str, Any]) -> Iterator[str]:

@@ -23,6 +23,10 @@ MODELS = Path(".models")
 """Models in another form than a Hugging Face folder, converted; each is made again from its file where it is missing."""
 VERDICTS = Path(".verdicts")
 """Verdicts of judges that are asked, by content: what survives kills and reruns."""
+PROBED = Path(".probes")
+"""What probes found, by the content of what they read."""
+PROBES = Path("reports/probes.parquet")
+"""The long table of the probes that params.yaml asks for."""
 DUMPS = Path(".dumps")
 """Refused updates, for replay."""
 BASE = "base"

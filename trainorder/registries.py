@@ -42,6 +42,26 @@ JUDGE_MAKERS: dict[str, str] = {
 FORMATS: dict[str, str] = {"gguf": "trainorder.gguf_model:converted"}
 """Form of a model that is no Hugging Face folder -> what makes one of its file (trainorder/sources.py)."""
 
+PROBES: dict[str, str] = {
+    "sparsity": "trainorder.probes.updates:sparsity",
+    "rank": "trainorder.probes.updates:rank",
+    "overlap": "trainorder.probes.updates:overlap",
+    "cosine": "trainorder.probes.updates:cosine",
+    "formats": "trainorder.probes.answers:formats",
+    "turnover": "trainorder.probes.answers:turnover",
+    "length_accuracy": "trainorder.probes.answers:length_accuracy",
+    "format_only": "trainorder.probes.answers:format_only",
+    "random_valid": "trainorder.probes.answers:random_valid",
+    "diversity": "trainorder.probes.diversity:diversity",
+    "queries": "trainorder.probes.diversity:queries",
+    "kl": "trainorder.probes.behaviour:kl",
+    "plasticity": "trainorder.probes.behaviour:plasticity",
+    "gradient_cosine": "trainorder.probes.behaviour:gradient_cosine",
+    "participation_ratio": "trainorder.probes.representation:participation_ratio",
+    "perturbation": "trainorder.probes.representation:perturbation",
+}
+"""Name in `probes` -> what reads it from two checkpoints (trainorder/probes/base.py)."""
+
 SLOT_OF = {
     "plan": "plan",
     "reward": "reward",

@@ -122,7 +122,7 @@ def tune_scale(
 def _cut_of_folder(base: Path, parent: Path, density: float) -> float:
     """`cut_of` the delta of a parent, one tensor in memory at a time."""
     with ExitStack() as stack:
-        ours, theirs = _Weights(stack, base), _Weights(stack, parent)
+        ours, theirs = Weights(stack, base), Weights(stack, parent)
         return cut_of(
             lambda: (theirs.get(name).float() - ours.get(name).float() for name in ours.names),
             density,
@@ -135,7 +135,7 @@ def _factors_of_folders(base: Path, parents: Sequence[Path], config: MergeConfig
 
     shared, unique = (torch.zeros(len(parents), dtype=torch.long) for _ in range(2))
     with ExitStack() as stack:
-        ours, *theirs = (_Weights(stack, folder) for folder in (base, *parents))
+        ours, *theirs = (Weights(stack, folder) for folder in (base, *parents))
         for name in ours.names:
             before = ours.get(name).float()
             changed = torch.stack(
@@ -160,7 +160,7 @@ def _merge_shard(
     )
     with ExitStack() as stack:
         base = stack.enter_context(safe_open(shard, framework="pt"))
-        others = [_Weights(stack, folder) for folder in parents]
+        others = [Weights(stack, folder) for folder in parents]
         stream = stack.enter_context(out.open("wb"))
         stream.write(raw)
         for name in names:
@@ -173,8 +173,8 @@ def _merge_shard(
         os.fsync(stream.fileno())
 
 
-class _Weights:
-    """The tensors of a folder by name, read one at a time, from one file or from shards."""
+class Weights:
+    """The tensors of a folder of full weights by name, read one at a time, from one file or from shards."""
 
     def __init__(self, stack: ExitStack, folder: Path) -> None:
         from safetensors import safe_open
@@ -187,9 +187,11 @@ class _Weights:
 
     @property
     def names(self) -> list[str]:
+        """Of all tensors, sorted."""
         return sorted(self._file_of)
 
     def get(self, name: str) -> Tensor:
+        """One tensor, as it is stored."""
         return self._file_of[name].get_tensor(name)
 
 

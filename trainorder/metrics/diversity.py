@@ -23,6 +23,33 @@ def distinct_n(texts: Sequence[str], n: int = 2) -> float:
     return len(set(grams)) / len(grams) if grams else float("nan")
 
 
+def expected_distinct(distinct: int, total: int, vocabulary: int) -> float:
+    """Different words over those expected of as many random draws: N / (V (1 - ((V - 1) / V)^C)); no effect of length.
+
+    Expectation-adjusted distinct (Liu et al., arXiv 2202.13587). nan without words.
+
+    >>> round(expected_distinct(2, 3, 2), 4)
+    1.1429
+    """
+    if not total or not vocabulary:
+        return float("nan")
+    return distinct / (vocabulary * (1 - ((vocabulary - 1) / vocabulary) ** total))
+
+
+def edit_distance(a: Sequence[object], b: Sequence[object]) -> int:
+    """Insertions, deletions and replacements that turn one sequence into the other (Levenshtein).
+
+    >>> edit_distance("SRSA", "SSA"), edit_distance([], ["S"])
+    (1, 1)
+    """
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        last, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
+    return row[-1]
+
+
 def compression_ratio(texts: Sequence[str]) -> float:
     """Bytes of the texts, one per line, over their bytes in gzip; higher is more redundant (arXiv 2403.00553).
 

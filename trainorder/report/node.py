@@ -25,11 +25,7 @@ def facts(plan: Plan, name: str) -> dict[str, Any]:
         ParamsError: there is no such node.
         FileNotFoundError: it is not made yet.
     """
-    if name not in plan.nodes:
-        names = sorted(plan.nodes)
-        raise ParamsError(
-            f"no node {name!r} in the plan; there are {', '.join(names)}{did_you_mean(name, names)}"
-        )
+    check(plan, name)
     manifest = read_manifest(name)
     folder = paths.checkpoint(name)
     sizes = {
@@ -63,6 +59,19 @@ def facts(plan: Plan, name: str) -> dict[str, Any]:
         "scores": scores(name),
         "files": {"checkpoint": str(folder), "records": str(paths.run(name)), "sizes": sizes},
     }
+
+
+def check(plan: Plan, name: str) -> None:
+    """Refuse a name that no node of the plan has.
+
+    Raises:
+        ParamsError: there is no such node.
+    """
+    if name not in plan.nodes:
+        names = sorted(plan.nodes)
+        raise ParamsError(
+            f"no node {name!r} in the plan; there are {', '.join(names)}{did_you_mean(name, names)}"
+        )
 
 
 def lineage(plan: Plan, name: str) -> list[str]:
