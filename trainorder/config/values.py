@@ -94,6 +94,7 @@ PromptText = Annotated[str, _with("prompt")]
 BudgetText = Annotated[str, _with("prompt", "budget")]
 StepsText = Annotated[str, _with("prompt", "steps")]
 GoldText = Annotated[str, _with("prompt", "gold")]
+VoteText = Annotated[str, _with("prompt", "answer")]
 PromptTexts = Annotated[list[PromptText], Field(min_length=1)]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
 """A regular expression."""

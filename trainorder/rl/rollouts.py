@@ -26,6 +26,7 @@ from trainorder.rollout import Completions, Request
 from trainorder.rollout.base import rows_of, with_prompts
 from trainorder.streams import seed_of
 from trainorder.tasks.base import Problem, Reward, in_template
+from trainorder.tasks.posing import posed
 
 
 @dataclass
@@ -66,12 +67,16 @@ class StepRollouts:
             requests = plan(requests, self.state)
         return requests
 
-    def sample(self, requests: Sequence[Request]) -> Roll:
+    def sample(self, requests: Sequence[Request], *, aside: bool = False) -> Roll:
         """See Rollouts."""
         mine = self.share(requests)
         with timed(self.clock, "generate"):
             part = self.answered(mine) if mine else None
-        return self._finish(part)
+        return self._finish(part, aside=aside)
+
+    def pose(self, task: str, text: str) -> Problem | None:
+        """See Rollouts."""
+        return posed(self.learner.task_set.tasks[task], task, text)
 
     def answered(self, requests: Sequence[Request]) -> Roll:
         """Answers of the policy and of the teacher, in the order of the requests."""
@@ -185,11 +190,13 @@ class StepRollouts:
         own = slice(*slice_of(len(placed), learner.backend.rank, learner.backend.world))
         return with_prompts(learner.policy, placed[own])
 
-    def _finish(self, part: Roll | None) -> Roll:
+    def _finish(self, part: Roll | None, *, aside: bool = False) -> Roll:
         """Grade this rank's rows, join those of all ranks, and add old log-probabilities, facts and rewards."""
         learner, task_set = self.learner, self.learner.task_set
         with timed(self.clock, "grade"):
-            mine = [] if part is None else task_set.grade(part.problem, part.text)
+            mine = [Reward(None)] * len(part or ())
+            if part is not None and not aside:
+                mine = task_set.grade(part.problem, part.text)
         with timed(self.clock, "generate"):
             parts, shares = zip(*learner.backend.gather((part, mine)), strict=True)
             roll = add_old_facts(add_informed(in_order(parts), learner), learner)
@@ -198,7 +205,7 @@ class StepRollouts:
         self.prompt_tokens += sum(len(prompt) for _, prompt in set(asked))
         self.tokens += float(sampled_tokens(roll).sum())
         own = roll.is_from("policy")  # others say nothing about what the policy can
-        if own.any():
+        if own.any() and not aside:
             self.sampled.append(roll if own.all() else roll.rows(own.nonzero().flatten().tolist()))
         return roll
 

@@ -204,10 +204,19 @@ class Rollouts(Protocol):
         """The next problems of each task, `counts` many, as the method's plan pieces ask them."""
         ...
 
-    def sample(self, requests: Sequence[Request]) -> Roll:
+    def sample(self, requests: Sequence[Request], *, aside: bool = False) -> Roll:
         """Answers to the requests, with rewards.
 
         The engine seeds each request by its place in the step, and gives it a group of its own unless it names one.
+        `aside`: the rows are no answers to their problems. They are not graded (`scored` False), and samplers see none of them.
+        """
+        ...
+
+    def pose(self, task: str, text: str) -> Problem | None:
+        """The problem of a task that a text poses, with its answer (tasks/posing.py); None where it poses none.
+
+        Raises:
+            ParamsError: no program can verify written problems of the task.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainorder.config.presets import Preset
+from trainorder.config.presets import OWN, Preset
 
 PLAIN = {"advantage": ["grpo"], "terms": ["clipped_surrogate"]}
 
@@ -112,5 +112,45 @@ PRESETS = [
         settings={"group_size": 8},
         basis="paper",
         not_grounded="that the exponent is of the spread alone",
+    ),
+    Preset(
+        name="spell",
+        summary="the policy writes problems, answers them and judges the answers, and a program verifies both",
+        papers=("2509.23863",),
+        method={
+            "edit": ["self_play"],
+            "advantage": ["grpo"],
+            "metric": ["self_play_roles"],
+            "terms": [OWN, {"nll": {"source": "expert", "coef": 0.3}}],
+        },
+        settings={"group_size": 8},
+        basis="paper",
+        not_grounded="problems of a program instead of documents; rows that are shown while a role does not work, and their term; one answer per problem is voted on",
+    ),
+    Preset(
+        name="socratic_zero",
+        summary="the policy learns its own problems by how near their pass rate is to one half, and solves them",
+        papers=("2509.24726",),
+        method={
+            "edit": [
+                {
+                    "self_play": {
+                        "learn": "imitate",
+                        "utility": "socratic",
+                        "judged": False,
+                        "replay": 0.25,
+                    }
+                }
+            ],
+            "advantage": ["grpo"],
+            "metric": ["self_play_roles"],
+            "terms": [
+                OWN,
+                {"nll": {"source": "expert", "coef": 0.3, "weight": ["question_utility"]}},
+            ],
+        },
+        settings={"group_size": 8},
+        basis="paper",
+        not_grounded="solver and generator are one policy; GRPO instead of DPO; a program instead of the teacher; replay of problems, not of rounds",
     ),
 ]

@@ -20,6 +20,7 @@ from trainorder.plan.check.method import (
     asking_teachers,
     check_method,
     check_piece,
+    check_self_play,
     check_teacher,
     pieces,
 )
@@ -261,6 +262,8 @@ def _check_phase(
             f"a batch is split by prompt, so lower rl.updates_per_batch"
         )
     check_method(f"{where}.rl.method", rl.method)
+    if ("edit", "self_play") in rl.pieces():
+        check_self_play(where, params, phase)
     if phase.kind == "distill":
         _check_distillation(params, where, phase, rl)
     else:

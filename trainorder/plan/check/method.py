@@ -13,6 +13,8 @@ from trainorder.config import (
     ENGINE_OPTIONS,
     MethodConfig,
     ModelFolder,
+    Params,
+    PhaseConfig,
     Piece,
     RlConfig,
     values,
@@ -20,6 +22,8 @@ from trainorder.config import (
 from trainorder.plan.check.common import check_kept, check_known, check_model_path
 from trainorder.reading import ParamsError, did_you_mean, shown
 from trainorder.registries import SLOT_OF, listed
+from trainorder.tasks import make_task
+from trainorder.tasks.posing import can_pose
 
 LIBRARY = Path(__file__).parents[2]
 RL = LIBRARY / "rl"
@@ -72,6 +76,16 @@ def asking_teachers() -> frozenset[tuple[str, str]]:
             if answers or defaults.get("model") == "'teacher'":
                 found.add((slot, function.name))
     return frozenset(found)
+
+
+def check_self_play(where: str, params: Params, phase: PhaseConfig) -> None:
+    """A program verifies what the policy writes for its tasks."""
+    for task in phase.tasks:
+        if not can_pose(make_task(task, params.tasks[task])):
+            raise ParamsError(
+                f"{where}.rl.method: self_play writes problems, and no program verifies those of task {task!r}: take a task of "
+                "kind math, or one of your own with a method `pose`"
+            )
 
 
 def check_method(where: str, method: MethodConfig) -> None:

@@ -1,0 +1,78 @@
+"""Problems that a policy writes: a program reads the text, works the right answer out, or refuses it.
+
+A task of your own may have a method `pose(text)` that gives the problem, or None where the text poses none; of the built-in
+ones `math` can.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from trainorder.rewards import format
+from trainorder.tasks.base import Problem, content_id, split_of
+from trainorder.tasks.math import Math
+
+LONGER = 2
+"""Operations by which a written sum may be longer than those of the task."""
+_SUM = re.compile(r"\d{1,6}(?: [+-] \d{1,6})+ = \?")
+
+
+def can_pose(task: Any) -> bool:
+    """Whether a program can verify problems of the task that somebody writes."""
+    return hasattr(task, "pose") or type(task) in POSERS
+
+
+def posed(task: Any, name: str, text: str) -> Problem | None:
+    """The problem of the task `name` that a text poses, with its answer; None where it poses none that may be trained on.
+
+    The text is that of the answer tags, where there are any. A problem whose content belongs to dev or test is none.
+    """
+    said = (format.answer(text, marked=False) or text).strip()
+    own: Callable[[str], Problem | None] | None = getattr(task, "pose", None)
+    found = own(said) if own else POSERS[type(task)](task, said)
+    if found is None or split_of(found.id) != "train":
+        return None
+    return Problem(found.id, name, found.prompt, found.gold, found.reference, found.meta)
+
+
+def pose_sum(task: Math, text: str) -> Problem | None:
+    """A chain as an expression, within the task's bounds on operands and on every value on the way.
+
+    It has the task's least number of operations, and up to LONGER more than its largest.
+
+    >>> found = pose_sum(Math(), "7 + 4 - 3 = ?"); found.meta, found.gold
+    ({'chain': [7, 4, -3], 'answer': '8'}, '<think> 7 + 4 = 11 ; 11 - 3 = 8 </think> <answer> 8 </answer>')
+    >>> [pose_sum(Math(), text) for text in ("7 + 4 = ?", "7 + 4 - 3 =", "7 - 9 + 4 = ?", "19 + 9 - 9 = ?", "7 + 0 + 1 = ?")]
+    [None, None, None, None, None]
+    """
+    if not _SUM.fullmatch(text):
+        return None
+    words = text.removesuffix(" = ?").split(" ")
+    chain = [int(words[0])]
+    chain += [
+        int(n) * (1 if sign == "+" else -1)
+        for sign, n in zip(words[1::2], words[2::2], strict=True)
+    ]
+    totals = [sum(chain[: i + 1]) for i in range(len(chain))]
+    operations = len(chain) - 1
+    if not (
+        task.min_operations <= operations <= task.max_operations + LONGER
+        and all(1 <= abs(n) <= task.max_operand for n in chain[1:])
+        and all(0 <= total <= task.max_value for total in totals)
+        and text.split(" ")[0] == str(chain[0])
+    ):
+        return None
+    steps = " ; ".join(
+        f"{a} {'+' if n > 0 else '-'} {abs(n)} = {b}"
+        for a, n, b in zip(totals, chain[1:], totals[1:], strict=False)
+    )
+    answer = str(totals[-1])
+    gold = format.render(steps, answer, answer_first=task.answer == "first")
+    meta = {"chain": chain, "answer": answer}
+    return Problem(content_id("math", *chain), "math", text, gold, gold, meta)
+
+
+POSERS: dict[type, Callable[[Any, str], Problem | None]] = {Math: pose_sum}
+"""Kind of task -> what reads a written problem."""
