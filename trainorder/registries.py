@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from trainorder.reading import ParamsError, did_you_mean
@@ -91,6 +91,27 @@ def load(registry: Mapping[str, str], name: str, where: str) -> Any:
         )
     module, _, attribute = registry[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+EVERY = "all"
+"""In a list of probes: every one that is listed."""
+
+
+def chosen_probes(names: Iterable[str]) -> list[str]:
+    """The names of probes, `all` replaced by every one.
+
+    Raises:
+        ParamsError: a name that is not listed.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        if name != EVERY and name not in PROBES:
+            known = [*PROBES, EVERY]
+            raise ParamsError(
+                f"probes: no probe {name!r}; there are {', '.join(known)}{did_you_mean(name, known)}"
+            )
+        found |= dict.fromkeys(PROBES if name == EVERY else [name])
+    return list(found)
 
 
 def listed(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:

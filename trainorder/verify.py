@@ -20,7 +20,7 @@ from trainorder import paths, plan
 from trainorder.adapters import weights_hash, weights_of
 from trainorder.config import DEFAULT, Params, Section
 from trainorder.lineage import content_hash, manifest_hash, read_manifest, variant_of
-from trainorder.plan.names import MEASURE, METRICS, REPORT, address, evaluation
+from trainorder.plan.names import MEASURE, METRICS, PROBE, REPORT, address, evaluation
 from trainorder.reading import ParamsError, did_you_mean, found_at, read_yaml, shaped
 from trainorder.sources import section
 
@@ -58,6 +58,7 @@ def verify(node: str | None = None) -> list[str]:
         found += [f"{name}: {text}" for text in _node(name, current.params, fingerprints)]
     stages = [s for name in wanted for s in (current.nodes[name].stage, evaluation(name))]
     stages += [*SHARED, *current.judge_stages] if node is None else []
+    stages += [address(PROBE)] if node is None and current.params.probes else []
     if node is None:
         found += _compiled(current, fingerprints)
     for stage in stages:

@@ -27,6 +27,7 @@ HEAVY = (
     "rl",
     "merge",
     "evaluate",
+    "probes",
     "measure_bwt",
     "report",
     "metrics",

@@ -77,7 +77,7 @@ def params_of(stage: str) -> set[str]:
 def test_a_stages_params_are_the_sections_its_code_reads(stage: str):
     read: set[str] = set()
     for file in closure(ROOT, module_of(stage)):
-        if file.endswith(".py") and not file.startswith(("trainorder/config", "trainorder/plan/")):
+        if library(file):
             read |= sections_read(file)
     read -= {"flow"}  # how fast, and how often step checkpoints are written: changes no result
     read -= BOUNDS
@@ -86,6 +86,15 @@ def test_a_stages_params_are_the_sections_its_code_reads(stage: str):
         for s in read
     }
     assert folded == params_of(stage)
+
+
+def test_the_probes_stage_reads_what_its_values_hold():
+    read = {s for f in closure(ROOT, "stages.probes") if library(f) for s in sections_read(f)}
+    assert read - {"flow"} - BOUNDS == {"probes"}
+
+
+def library(file: str) -> bool:
+    return file.endswith(".py") and not file.startswith(("trainorder/config", "trainorder/plan/"))
 
 
 METHODS = {"phase_rl": "phases", "named_judges": "judges", "judges_of": "judges"}

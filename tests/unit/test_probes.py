@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
-from probes_small import build_folder, checkpoint, right_and_wrong, write_evaluation
+from probes_small import PARAMS, build_folder, checkpoint, right_and_wrong, write_evaluation
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from trainorder import paths
+from stages import probes as stage
+from trainorder import paths, plan
 from trainorder.cli import app
-from trainorder.config import LoraConfig
+from trainorder.config import LoraConfig, parse_params
 from trainorder.files import write_json
 from trainorder.lineage import write_manifest
+from trainorder.plan import compile_plan
+from trainorder.plan.check import check
 from trainorder.probes import answers, behaviour, diversity, representation, run, updates
 from trainorder.probes.base import Checkpoint, Pair, Probe
 from trainorder.reading import ParamsError
+from trainorder.report import probes
 
 Found = dict[tuple[str, str, str], float]
 
@@ -274,7 +280,7 @@ def test_what_is_kept_is_forgotten_when_an_evaluation_changes(folder: Path):
     ],
 )
 def test_what_is_missing_or_misspelt_is_said_in_one_line(folder: Path, given: list[str], says: str):
-    write_json(Path("params.yaml"), __import__("probes_small").PARAMS)
+    write_json(Path("params.yaml"), PARAMS)
     paths.evaluation("base").unlink()
     done = CliRunner().invoke(app, ["probe", *given])
     assert done.exit_code == 2, done.output
@@ -283,7 +289,7 @@ def test_what_is_missing_or_misspelt_is_said_in_one_line(folder: Path, given: li
 
 
 def test_the_command_prints_what_it_found_and_what_it_cost(folder: Path):
-    write_json(Path("params.yaml"), __import__("probes_small").PARAMS)
+    write_json(Path("params.yaml"), PARAMS)
     shutil.copytree(paths.checkpoint("one"), paths.checkpoint("s0--math"))
     write_manifest("s0--math", seed=0, params={}, code="none", parents=["base"])
     write_evaluation("s0--math", right_and_wrong(1))
@@ -298,6 +304,52 @@ def test_the_command_prints_what_it_found_and_what_it_cost(folder: Path):
     done = CliRunner().invoke(app, ["probe", "base", "s0--math", "--only", "turnover"])
     assert "turnover" in done.stdout
     assert "kept from before" in done.stdout
+
+
+ASKED = {**PARAMS, "probes": ["sparsity", "turnover", "formats"]}
+
+
+def test_the_stage_is_compiled_where_params_ask_for_it_and_only_there():
+    assert "probes" not in compile_plan(parse_params(PARAMS)).stages()
+    stages = compile_plan(parse_params(ASKED)).stages()
+    assert stages["probes"]["outs"] == ["reports/probes.parquet"]
+    assert "reports/probes.parquet" in stages["report"]["deps"]
+    with pytest.raises(ParamsError, match="did you mean 'formats'"):
+        check(parse_params({**PARAMS, "probes": ["format"]}))
+
+
+def test_its_fingerprint_covers_the_families_that_it_runs():
+    plan = compile_plan(parse_params({**PARAMS, "probes": ["sparsity"]}))
+    lines = plan.fingerprints()["probes"].splitlines()
+    families = {line.split()[0] for line in lines if line.startswith("trainorder/probes/")}
+    assert "trainorder/probes/updates.py" in families
+    assert "trainorder/probes/behaviour.py" not in families
+
+
+def test_the_stage_writes_one_table_which_the_page_shows(folder: Path):
+    write_json(Path("params.yaml"), ASKED)
+    current = compile_plan(parse_params(ASKED))
+    plan.write(current)
+    for number, node in enumerate(n for n in current.nodes if n != "base"):
+        checkpoint(node, number, parent="base")
+        write_evaluation(node, right_and_wrong(1))
+    stage.main(argparse.Namespace())
+    table = pd.read_parquet(paths.PROBES)
+    assert list(table.columns) == list(run.COLUMNS)
+    assert set(table["probe"]) == {"sparsity", "turnover", "formats"}
+    assert set(zip(table["node"], table["other"], strict=True)) == {("s0--math", "base")}
+    bwt: Any = {
+        "base": {"nodes": {"0": "base"}},
+        "ranking": [{"arm": "one", "nodes": {"0": "s0--math"}}],
+    }
+    shown = probes.section(bwt)
+    assert shown is not None
+    ((name, values),) = shown.arms
+    found = dict(zip(shown.columns, values, strict=True))
+    assert (name, found["gained"], found["lost"]) == ("one", "0.500", "0.500")
+    write_json(Path("params.yaml"), PARAMS)
+    plan.write(compile_plan(parse_params(PARAMS)))
+    assert probes.section(bwt) is None  # the file of before lies there still
 
 
 def test_models_of_another_architecture_are_refused(folder: Path):

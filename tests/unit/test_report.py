@@ -331,6 +331,26 @@ def test_the_same_problems_are_answered_side_by_side_first_those_that_the_arms_s
     assert "<b>3?" not in page
 
 
+def test_what_the_model_has_become_is_a_section_where_probes_ran(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bwt = measured("two")
+    assert 'id="become"' not in report.render(bwt)
+    arm = next(row for row in bwt["ranking"] if row["kind"] == "order")
+    pair = (arm["nodes"]["0"], bwt["base"]["nodes"]["0"])
+    rows = [
+        ("kl", *pair, "*", "*", "forward", 0.125),
+        ("formats", *pair, "math", "*", "alarm_one_form", 1.0),
+    ]
+    paths.PROBES.parent.mkdir()
+    pd.DataFrame(
+        rows, columns=["probe", "node", "other", "task", "part", "measure", "value"]
+    ).to_parquet(paths.PROBES)
+    paths.PLAN.write_text(json.dumps({"probes": [pair]}))
+    page = report.render(bwt)
+    assert page.count(">0.125<") == 2  # of the arm, and of the checkpoint
+    assert "on math: one form of answer now crowds out the others" in page
+
+
 def test_text_on_a_coloured_cell_can_be_read():
     # WCAG: contrast (L1 + 0.05) / (L2 + 0.05) of at least 4.5 for text of this size
     def luminance(colour: str) -> float:

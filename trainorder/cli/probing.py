@@ -29,10 +29,11 @@ def probe(
         from trainorder import plan
         from trainorder.config import load_params
         from trainorder.probes import run
+        from trainorder.registries import EVERY, chosen_probes
         from trainorder.report import node as nodes
         from trainorder.rewards import grading
 
-        chosen = run.chosen(only or [run.EVERY])
+        chosen = chosen_probes(only or [EVERY])
         current = plan.load()
         for name in (a, b):
             nodes.check(current, name)

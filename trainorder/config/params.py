@@ -91,6 +91,9 @@ class Params(Section):
     """Scoring."""
     measure: MeasureConfig = Field(default_factory=MeasureConfig)
     """Statistics."""
+    probes: list[str] = Field(default_factory=list, max_length=100)
+    """Probes (`trainorder probe`) of every checkpoint against what it was trained from, and of every arm's end against its base:
+    a table in reports/probes.parquet and a section of the page. `[all]`: every probe; empty: none, which costs nothing."""
     flow: FlowConfig = Field(default_factory=FlowConfig)
     """Orchestration."""
 

@@ -25,13 +25,16 @@ DURATIONS = HOME / "durations.json"
 FINGERPRINT = "fingerprint"
 MIRROR = "mirror"
 """The stage that copies results to MLflow. Where that fails nothing else does, and the next run tries again."""
-LAST = frozenset({names.address(names.REPORT), names.address(names.METRICS), MIRROR})
+LAST = frozenset(
+    {names.address(names.REPORT), names.address(names.METRICS), names.address(names.PROBE), MIRROR}
+)
 """Stages that wait for the second pass, where there is one."""
 FIRST_GUESS = {
     "build_data": 6.0,
     "measure_bwt": 3.0,
     "report": 5.0,
     "metrics": 2.0,
+    "probes": 120.0,
     MIRROR: 3.0,
 }
 """Seconds, on two cores, of the stages that `trainorder.plan.times` says nothing of."""

@@ -11,8 +11,16 @@ from trainorder import fingerprint
 from trainorder.config import ROLES, AnyJudgeConfig, ModelJudgeConfig, Role
 from trainorder.fingerprint import Code
 from trainorder.plan import pipeline
-from trainorder.plan.names import EVALUATE, judge_code, phase_code
-from trainorder.registries import BACKENDS, ENGINES, FORMATS, JUDGE_MAKERS, JUDGES
+from trainorder.plan.names import EVALUATE, PROBE, judge_code, phase_code
+from trainorder.registries import (
+    BACKENDS,
+    ENGINES,
+    FORMATS,
+    JUDGE_MAKERS,
+    JUDGES,
+    PROBES,
+    chosen_probes,
+)
 from trainorder.sources import find
 from trainorder.tasks import TASKS, kind_of, make_task
 
@@ -47,6 +55,7 @@ def _stage_tasks(plan: Plan) -> dict[str, list[str]]:
         "measure_bwt": [],
         "report": [],
         "metrics": [],
+        **({PROBE: list(plan.params.tasks)} if plan.params.probes else {}),
     }
 
 
@@ -63,12 +72,14 @@ def _graded(plan: Plan) -> dict[str, list[str]]:
 def code(plan: Plan) -> dict[str, Code]:
     """Fingerprint -> the stage module it covers, and what this module loads by name."""
     params, engine = plan.params, ENGINES[plan.params.rollout.backend]
+    probes = {PROBES[name] for name in chosen_probes(params.probes)}
     form = FORMATS.get(find(params.policy.path).kind) if params.policy.path else None
     found = {
         stage: Code(
             _module(stage),
             _loads(plan, names, ROLES, build=stage == "build_data")
             | ({engine} if stage in SAMPLING else set())
+            | (probes if stage == PROBE else set())
             | ({form} if form and stage in ("build_data", "base_model", "sft_warmup") else set()),
             params.evaluation.pieces() if stage == EVALUATE else frozenset(),
         )

@@ -60,7 +60,18 @@ def content(plan: Plan) -> dict[str, Any]:
             if getattr(make_task(name, config), "recall", False)
         ],
         "evaluations": [str(paths.evaluation(node)) for node in plan.nodes],
+        **({"probes": [list(pair) for pair in probed(plan)]} if plan.params.probes else {}),
     }
+
+
+def probed(plan: Plan) -> list[tuple[str, str]]:
+    """(node, other) of what probes compare: every node with what it was trained from, and the end of every arm with its base."""
+    found = [(node.id, node.parents[0]) for node in plan.nodes.values() if node.parents]
+    for variant in (DEFAULT, *plan.variants):
+        orders, _ = plan.arms(variant)
+        ends = [(nodes[-1], seed) for by_seed in orders.values() for seed, nodes in by_seed.items()]
+        found += [(node, plan.params.base_of(seed)) for node, seed in ends]
+    return list(dict.fromkeys(found))
 
 
 def variant_data(plan: Plan, variant: str) -> dict[str, Any]:
@@ -135,6 +146,18 @@ def resolved() -> dict[str, list[str]]:
         return {}
 
 
+def compared() -> list[tuple[str, str]]:
+    """The (node, other) that plan.yaml has probes compare; none where there is no plan.yaml or it asks for none.
+
+    Raises:
+        ParamsError: it is damaged.
+    """
+    if not found_at(paths.PLAN):
+        return []
+    content = shaped(read_yaml(paths.PLAN), _Compiled, paths.PLAN, REPAIR)
+    return [(node, other) for node, other in content.get("probes", [])]
+
+
 def measured() -> dict[str, list[str]]:
     """`resolved` as the measurement in reports/bwt.json has it; empty where it recommends nothing.
 
@@ -173,6 +196,7 @@ def _tag(variant: str) -> dict[str, str]:
 
 class _Compiled(TypedDict):
     resolved: NotRequired[dict[str, list[str]]]
+    probes: NotRequired[list[list[str]]]
 
 
 class _Base(TypedDict):

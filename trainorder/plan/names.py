@@ -6,7 +6,7 @@ from trainorder import fingerprint, paths
 from trainorder.config import DEFAULT
 
 EVALUATE, JUDGE = "evaluate", "judge"
-MEASURE, REPORT, METRICS = "measure_bwt", "report", "metrics"
+MEASURE, REPORT, METRICS, PROBE = "measure_bwt", "report", "metrics", "probes"
 
 
 def address(name: str) -> str:
@@ -37,7 +37,7 @@ def parts(stage: str) -> tuple[str, str]:
     file, colon, name = stage.rpartition(":")
     if not colon or file != paths.PIPELINE.as_posix():
         return stage, ""
-    if name in (MEASURE, REPORT, METRICS):
+    if name in (MEASURE, REPORT, METRICS, PROBE):
         return name, ""
     kind, dash, rest = name.partition("-")
     return (kind, rest) if dash and kind in (EVALUATE, JUDGE) else ("train", name)

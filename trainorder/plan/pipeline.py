@@ -20,6 +20,7 @@ from trainorder.plan.names import (
     JUDGE,
     MEASURE,
     METRICS,
+    PROBE,
     REPORT,
     judge_code,
     merge_values,
@@ -54,8 +55,14 @@ def content(plan: Plan) -> dict[str, Any]:
         if name != "run.json"
     ]
     stages[MEASURE] = _stage(MEASURE, MEASURE, MEASURE, [paths.PLAN, *evaluations], [paths.BWT])
+    shown: list[Path] = []
+    if plan.params.probes:
+        made = [paths.checkpoint(node) for node in plan.nodes]
+        read = [paths.PLAN, *made, *manifests(plan), *evaluations, paths.TASK_DATA]
+        stages[PROBE] = _stage(PROBE, PROBE, PROBE, read, [paths.PROBES])
+        shown = [paths.PROBES]
     stages[REPORT] = _stage(
-        REPORT, REPORT, None, [paths.BWT, *evaluations, *records], [paths.REPORT]
+        REPORT, REPORT, None, [paths.BWT, *evaluations, *records, *shown], [paths.REPORT]
     )
     curves = [record for record in records if record.name == "metrics.jsonl"]
     stages[METRICS] = _stage(METRICS, METRICS, None, [paths.BWT, *curves], [])
@@ -64,6 +71,11 @@ def content(plan: Plan) -> dict[str, Any]:
         {str(made): {"cache": False}} for made in (paths.METRICS, paths.PLOTS)
     ]
     return {"stages": stages}
+
+
+def manifests(plan: Plan) -> list[Path]:
+    """Of every node: what says from which it was trained."""
+    return [paths.run(node) / "manifest.json" for node in plan.nodes]
 
 
 def settings(plan: Plan) -> dict[str, str]:
@@ -75,6 +87,7 @@ def settings(plan: Plan) -> dict[str, str]:
         **({} if plan.params.sft else {"base_model": ("policy",)}),
         "evaluate": ("evaluation", "training"),
         "measure_bwt": ("measure",),
+        **({PROBE: ("probes",)} if plan.params.probes else {}),
     }
     found = {name: {key: every[key] for key in keys} for name, keys in sections.items()}
     training = {"training": every["training"]}

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from trainorder.config import DEFAULT, AnyJudgeConfig, ModelJudgeConfig
+from trainorder.registries import chosen_probes
 from trainorder.sources import find, section
 from trainorder.tasks import kind_of, options_of
 
@@ -38,6 +39,7 @@ def settings(plan: Plan) -> dict[str, Any]:
             **_roles(plan, params.tasks),
         },
         "measure": params.measure.results(),
+        "probes": chosen_probes(params.probes),
         **_sft(plan),
         "judges": _judges(plan),
         "phases": _phases(plan, DEFAULT),

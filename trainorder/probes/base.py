@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from trainorder import paths
 from trainorder.adapters import is_adapter_node, load_adapter, weights_of
 from trainorder.lineage import read_manifest
-from trainorder.merge import Weights
 from trainorder.plan.names import address, evaluation
 from trainorder.reading import ParamsError
 from trainorder.tasks.base import Prompt
@@ -227,6 +226,8 @@ def changes(before: Checkpoint, after: Checkpoint) -> Iterator[Change]:
         ParamsError: a checkpoint is missing, or the two are not of one architecture.
     """
     import torch
+
+    from trainorder.merge import Weights
 
     for node in (before, after):
         if not paths.checkpoint(node.name).is_dir():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainorder import paths, results
 from trainorder.files import write_text
-from trainorder.report import advice, plots, reading, records, study, tables, words
+from trainorder.report import advice, plots, probes, reading, records, study, tables, words
 from trainorder.report.words import Bwt
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def content(bwt: Bwt) -> dict[str, Any]:
         "judges": plots.judges(bwt),
         "rewards": plots.learning(bwt, "reward/mean", "reward"),
         "training_entropy": plots.learning(bwt, "rollout/entropy", "entropy, nats per token"),
+        "probes": probes.section(bwt),
         "alarms": records.alarms(found),
         "costs": tables.costs(found, records.parent_kl(found)),
         "judge_calls": records.judge_calls(names),

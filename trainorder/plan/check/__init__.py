@@ -27,6 +27,7 @@ from trainorder.plan.check.method import (
 from trainorder.plan.check.ways import check_ways
 from trainorder.plan.orders import order_phases, single_phases
 from trainorder.reading import ParamsError, found_at, shown
+from trainorder.registries import chosen_probes
 from trainorder.tasks import make_task
 
 __all__ = ["MAX_NAME", "budget", "check", "pieces"]
@@ -72,6 +73,7 @@ def check(params: Params) -> None:
     check_judges(params, rewarded_by)
     check_method("rl.method", params.rl.method)
     check_ways(params.evaluation)
+    chosen_probes(params.probes)
     for variant in params.variant_names():
         changed = params.variant(variant)
         where = "" if variant == DEFAULT else f"variants.{variant}: "
