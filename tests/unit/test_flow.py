@@ -22,6 +22,7 @@ from pathlib import Path
 
 import ordinary_user
 import pytest
+from browser import browsing
 from conftest import Project, make_project, make_toy_project
 from order_worlds import World
 
@@ -594,3 +595,25 @@ def test_orders_edited_in_the_run_form_train_only_what_is_new_and_cancelling_sto
     assert {artifact["key"] for artifact in artifacts} == {
         "arms", "transfer", "verdict", "progress", "report", "stages",
     }  # fmt: skip
+
+
+@long
+def test_prefects_pages_show_a_run_with_its_tasks_and_the_run_form_with_the_orders(
+    project, deployed
+):
+    url, key = deployed
+    _, (run, *_) = ask(
+        url,
+        "POST",
+        "/api/flow_runs/filter",
+        {"sort": "START_TIME_DESC", "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}},
+    )
+    with browsing(viewport={"width": 1500, "height": 1400}) as tab:
+        tab.open(f"{url}/runs/flow-run/{run['id']}")
+        tab.shows(run["name"], "Completed", "Parameters", "Artifacts")
+        tab.page.get_by_text("Task Runs", exact=True).click()
+        tab.shows("train s0--math", "evaluate s0--math")
+        tab.open(f"{url}/deployments/deployment/{key}/run")
+        tab.shows("trainorder", "orders (Optional)", "workers (Optional)")
+        tab.page.get_by_text('"structured_first"').first.wait_for()
+    assert tab.errors == []

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from browser import browsing
 from order_worlds import World, default_world, every_order
 
 from trainorder import paths, report
@@ -351,8 +352,9 @@ def test_what_the_model_has_become_is_a_section_where_probes_ran(tmp_path, monke
     assert "on math: one form of answer now crowds out the others" in page
 
 
-def test_text_on_a_coloured_cell_can_be_read():
-    # WCAG: contrast (L1 + 0.05) / (L2 + 0.05) of at least 4.5 for text of this size
+def contrast(one: str, other: str) -> float:
+    """WCAG's (L1 + 0.05) / (L2 + 0.05) of two colours: text of our sizes needs 4.5."""
+
     def luminance(colour: str) -> float:
         if colour.startswith("#"):
             digits = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
@@ -362,12 +364,16 @@ def test_text_on_a_coloured_cell_can_be_read():
         linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
+    light, dark = sorted([luminance(one), luminance(other)], reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_text_on_a_coloured_cell_can_be_read():
     cells = [tables.score_cell(i / 100) for i in range(101)]
     cells += [tables._change_cell(i / 100, 1.0, "", False) for i in range(-100, 101)]
     for cell in cells:
         back, text = re.findall(r"(?:background|color):([^;]+)", cell.style)
-        light, dark = sorted([luminance(back), luminance(text)], reverse=True)
-        assert (light + 0.05) / (dark + 0.05) > 4.5, cell
+        assert contrast(back, text) > 4.5, cell
 
 
 def test_ticks_are_round_and_inside():
@@ -546,3 +552,104 @@ def test_commands_in_sentences_are_code_and_nothing_else_is_html():
         report._code("Run `a --b <c>` & <look>")
         == "Run <code>a --b &lt;c&gt;</code> &amp; &lt;look&gt;"
     )
+
+
+# For everybody
+
+
+class Outline(HTMLParser):
+    """What a reader who does not see the page goes by: headings, names of regions and drawings, labels, targets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels: list[int] = []
+        self.ids: list[str] = []
+        self.targets: list[str] = []
+        self.labels: list[str] = []
+        self.inputs: list[str] = []
+        self.regions: list[str] = []
+        self.unnamed: list[str] = []
+        self.heading: str | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        self._end_of_header()
+        if "id" in found and tag not in ("g", "path", "clippath", "defs", "use"):
+            self.ids.append(found["id"])
+        if re.fullmatch("h[1-6]", tag):
+            self.levels.append(int(tag[1]))
+        if tag == "a" and found.get("href", "").startswith("#"):
+            self.targets.append(found["href"][1:])
+        if tag == "label":
+            self.labels.append(found["for"])
+        if tag == "input":
+            self.inputs.append(found["id"])
+        if found.get("role") == "region":
+            self.regions.append(found["aria-label"])
+        scrolls = "scroll" in found.get("class", "").split()
+        drawn = tag == "svg" and "axis" not in found.get("class", "")
+        if (scrolls and "tabindex" not in found) or (
+            (scrolls or drawn) and not found.get("aria-label")
+        ):
+            self.unnamed.append(f"{tag} {found}")
+        if tag == "th":
+            self.heading = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.heading is not None:
+            self.heading += data.strip()
+
+    def handle_endtag(self, tag: str) -> None:
+        self._end_of_header()
+
+    def _end_of_header(self) -> None:
+        if self.heading == "":
+            self.unnamed.append("th without text")
+        self.heading = None
+
+
+@pytest.mark.parametrize("world", ["default", "three_seeds", "every_order"])
+@pytest.mark.long("renders whole pages")
+def test_the_page_can_be_read_without_seeing_it(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outline = Outline()
+    outline.feed(page_of(world))
+    assert outline.levels[0] == 1
+    assert outline.levels.count(1) == 1
+    assert all(
+        below <= above + 1 for above, below in zip(outline.levels, outline.levels[1:], strict=False)
+    )
+    assert len(set(outline.ids)) == len(outline.ids)
+    assert set(outline.targets) <= set(outline.ids)
+    assert outline.labels == outline.inputs
+    assert len(outline.regions) > 5
+    assert len(set(outline.regions)) == len(outline.regions)
+    assert outline.unnamed == []
+
+
+def test_words_stand_out_from_what_is_behind_them_in_light_dark_and_print():
+    text = report.TEMPLATE.read_text(encoding="utf-8")
+    schemes = re.findall(r":root \{ (?:color-scheme: light dark; )?(--paper[^}]+) \}", text)
+    assert len(schemes) == 3
+    for scheme in schemes:
+        colours = dict(re.findall(r"--(\w+): (#\w+);", scheme))
+        for words_in, behind in (
+            ("ink", "paper"), ("soft", "paper"), ("accent", "paper"), ("paper", "accent"),
+            ("ink", "lead"), ("soft", "lead"),
+        ):  # fmt: skip
+            assert contrast(colours[words_in], colours[behind]) > 4.5, (words_in, behind, scheme)
+        assert contrast(colours["mark"], colours["paper"]) > 3  # lines and marks
+
+
+@pytest.mark.long("starts a browser")
+def test_a_browser_finds_no_error_and_axe_no_violation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "report.html").write_text(page_of("three_seeds"), encoding="utf-8")
+    with browsing(viewport={"width": 390, "height": 900}, color_scheme="dark") as tab:
+        tab.open((tmp_path / "report.html").as_uri())
+        tab.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        for name in ("Which order?", "What did each step cost the others?", "How sure?"):
+            tab.page.get_by_role("heading", name=name).wait_for()
+        assert tab.page.evaluate("document.documentElement.scrollWidth") == 390  # of a phone
+        assert tab.axe() == []
+        assert tab.errors == []

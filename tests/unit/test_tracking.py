@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from trainorder.process import StageError, exclusive
 from trainorder.reading import ParamsError
 from trainorder.resume import Work
 from trainorder.tracking import OrderRecord, Tracker
+from trainorder.tracking.usage import resident
 
 pytestmark = pytest.mark.long("every test opens an MLflow store, some start servers and processes")
 
@@ -48,8 +50,13 @@ def lines(node: str) -> list[dict]:
 
 
 def runs(experiment: str) -> list:
+    """Runs, without what the process used: a slow machine takes readings in a short test."""
     client, key = tracking.connect(experiment)
-    return client.search_runs([key])
+    found = client.search_runs([key])
+    for run in found:
+        for name in [name for name in run.data.metrics if name.startswith("system/")]:
+            del run.data.metrics[name]
+    return found
 
 
 def test_four_processes_on_a_fresh_store_each_leave_one_complete_run(folder: Path):
@@ -142,6 +149,25 @@ def test_metrics_wait_for_their_batch():
         assert run.data.metrics == {}
     (run,) = runs("nodes")
     assert run.data.metrics == {"sft/loss": 1.0}
+
+
+def test_what_the_process_uses_is_read_in_seconds_not_steps_and_leaves_the_file_as_it_is():
+    with Tracker("s0", 0, {}, {}) as tracker:
+        tracker._mirror.usage.seconds = 0.2
+        for step in range(40):
+            end = time.process_time() + 0.01
+            while time.process_time() < end:
+                pass
+            tracker.log(step, {"sft/loss": 1.0})
+    assert {name for line in lines("s0") for name in line} == {"step", "sft/loss"}
+    client, _ = tracking.connect("nodes")
+    busy, memory = (
+        client.get_metric_history(tracker.run_id, f"system/process_{name}")
+        for name in ("cpu_percentage", "memory_megabytes")
+    )
+    assert 1 <= len(busy) == len(memory) < 40
+    assert all(5 < m.value < 1000 for m in busy)
+    assert all(m.value == pytest.approx(resident() / 1e6, rel=0.5) for m in memory)
 
 
 def test_numbers_that_are_not_finite_leave_valid_json():

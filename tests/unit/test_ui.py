@@ -16,11 +16,16 @@ from pathlib import Path
 import httpx
 import pytest
 import requests
+from browser import browsing
+from order_worlds import World
 
+from trainorder.config import MeasureConfig
+from trainorder.measure import from_plan, measure, to_json
 from trainorder.process import keep_loopback_direct
 
 pytestmark = pytest.mark.long("starts MLflow and Prefect, and a process for every request")
 ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+ROLLOUT = {"step": 1, "task": "math", "problem": "math/1", "prompt": "1 + 1?", "answer": "it is 2"}
 RECORDS = {
     "s0": {"seed": 0, "phase": "sft", "parents": {}, "params": {"sft": {"lr": 0.1}}},
     "s0--math": {
@@ -28,14 +33,28 @@ RECORDS = {
         "phase": "math",
         "parents": {"s0": "abc"},
         "params": {"rl": {"lr": 0.2}},
+        "weights": "abcd",
+        "steps": 2,
+        "data": {"data/tasks/math/train.jsonl": "0f0f5d0788c0ffff"},
+        "rollouts": [{**ROLLOUT, "reward": 1.0, "advantage": 0.5, "tokens": 3}],
     },
 }
+WORLD = World(
+    ("math", "code"),
+    {"math": ("math",), "code": ("code",)},
+    {"math_first": ("math", "code"), "code_first": ("code", "math")},
+    seeds=(0, 1),
+    problems=8,
+)
 
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """What `trainorder ui` prints in a clone that pulled: records of nodes, and no store."""
+    """What `trainorder ui` prints in a clone that pulled: records of nodes, a measurement, and no store."""
     folder = tmp_path_factory.mktemp("clone")
+    found = measure(WORLD.table(), from_plan(WORLD.plan()), MeasureConfig(bootstrap=100))
+    (folder / "reports").mkdir()
+    (folder / "reports" / "bwt.json").write_text(to_json(found))
     for node, manifest in RECORDS.items():
         run = folder / "runs" / node
         run.mkdir(parents=True)
@@ -60,14 +79,16 @@ def ask(opened: str, path: str, body: dict, **headers: str) -> requests.Response
     return requests.post(f"{address}/api/2.0/mlflow/{path}", json=body, headers=headers, timeout=60)
 
 
+def node_runs(opened: str) -> dict[str, dict]:
+    (experiment,) = set(re.findall(r"nodes, table +\S+/experiments/(\d+)/runs\?", opened))
+    found = ask(opened, "runs/search", {"experiment_ids": [experiment]}).json()["runs"]
+    return {run["info"]["run_name"]: run for run in found}
+
+
 def test_a_clone_that_pulled_sees_the_runs_in_mlflow(opened: str):
     assert "2 runs filled in from runs/" in opened
-    (experiment,) = set(
-        re.findall(r"experiments/(\d+)/runs\?.*workflowType=machine_learning", opened)
-    )
-    found = ask(opened, "runs/search", {"experiment_ids": [experiment]}).json()["runs"]
-    runs = {run["info"]["run_name"]: run for run in found}
-    assert runs.keys() == RECORDS.keys()
+    runs = node_runs(opened)
+    assert runs.keys() == RECORDS.keys()  # of what was measured, the rest was not pulled
     data = runs["s0--math"]["data"]
     tags = {tag["key"]: tag["value"] for tag in data["tags"]}
     assert {tag: tags[tag] for tag in ("node", "seed", "phase", "recorded_run_id")} == {
@@ -83,6 +104,24 @@ def test_a_clone_that_pulled_sees_the_runs_in_mlflow(opened: str):
     }
     assert metrics == {("reward/mean", 1, 0.5)}
     assert runs["s0"]["info"]["artifact_uri"].startswith("mlflow-artifacts:/nodes/")
+
+
+def test_mlflows_pages_show_the_arms_side_by_side_and_a_nodes_model_data_and_rollouts(opened: str):
+    with browsing(viewport={"width": 1500, "height": 1400}) as tab:
+        links = dict(re.findall(r"^(MLflow: .+?)  +(http\S+)$", opened, re.MULTILINE))
+        tab.open(links["MLflow: orders compared"])
+        tab.shows("Comparing 3 Runs from 1 Experiment", "math_first", "code_first", "base", "pos2")
+        assert tab.page.get_by_text("math_first s0").count() == 0
+        tab.open(links["MLflow: orders, table"])
+        tab.shows("math_first", "code_first", "4", "score/math", "pos1")
+        run = node_runs(opened)["s0--math"]["info"]
+        page = f"/#/experiments/{run['experiment_id']}/runs/{run['run_id']}"
+        tab.open(links["MLflow: nodes, table"].partition("/#/")[0] + page)
+        tab.shows("s0--math", "reward/mean", "Parent run", "s0")
+        tab.page.get_by_text("math/train").first.wait_for()
+        tab.page.get_by_role("tab", name="Traces").click()
+        tab.page.get_by_text("it is 2").first.wait_for()
+    assert tab.errors == []
 
 
 @pytest.mark.parametrize("page", [{"Origin": "http://evil.example"}, {"Host": "evil.example"}])

@@ -24,6 +24,7 @@ ALONG = {"greedy": "greedy", "entropy_own": "entropy", "gold": "gold"}
 def mirror(bwt: Bwt) -> int:
     """Bring MLflow's experiments `orders` and `nodes` up to date; returns how many runs were added or changed."""
     records = [read_node(name, node_metrics(name)) for name in nodes(bwt)]
+    records = [record for record in records if record.manifest]  # the others were not pulled
     changed = tracking.log_orders([*order_records(bwt), verdict_record(bwt)], view(bwt))
     changed += tracking.log_nodes(records)
     best = next(iter(words.leader(bwt)["nodes"].values()))

@@ -23,6 +23,7 @@ from trainorder.files import write_json
 from trainorder.owner import identity, store_uri
 from trainorder.resume import NOTHING, Work
 from trainorder.tracking.store import NODES, connect, log
+from trainorder.tracking.usage import Usage
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,8 +36,9 @@ class Tracker:
     """Log of one node: `with Tracker("s0--math", 0, params, {"phase": "math", "parent": "s0"}) as tracker`.
 
     Leaves runs/<node>/metrics.jsonl (one line per `log`) and runs/<node>/run.json (`{"run_id": ...}`, null where MLflow
-    could not be reached). Metrics go to MLflow in batches: every `batch_seconds`, and at the end. A stage that goes on
-    after a kill goes on in the same MLflow run, without repeating or losing a step.
+    could not be reached). Metrics go to MLflow in batches: every `batch_seconds`, and at the end; with them what the process
+    uses, which the files leave out so that the same node has the same lines. A stage that goes on after a kill goes on in the
+    same MLflow run, without repeating or losing a step.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class Tracker:
         self._text += line
         self._file.write(line)
         self._file.flush()
-        self._mirror.add(int(step), values)
+        self._mirror.add(int(step), values | self._mirror.usage.read())
 
     def tag(self, name: str, value: str) -> None:
         """Set a tag of the MLflow run."""
@@ -124,6 +126,7 @@ class _Mirror:
         self.sent: set[tuple[str, int]] = set()
         """(metric, step) of what a killed process sent before this one."""
         self.due = time.monotonic() + batch_seconds
+        self.usage = Usage()
         self.warned = False
 
     def open(self, known: str | None) -> str | None:
