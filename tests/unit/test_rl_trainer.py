@@ -16,6 +16,7 @@ from trainorder.adapters import weights_hash
 from trainorder.config import PhaseConfig, RlConfig
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
+from trainorder.resume import Work
 from trainorder.rl import trainer
 from trainorder.rl.guard import NonFiniteError
 from trainorder.rl.learner import Learner
@@ -200,6 +201,52 @@ def test_the_learning_rate_warms_up_over_updates_not_steps():
     # updates at 1/4, 2/4 | 3/4, 1 | 1, 1 of the rate: logged is the mean of a step
     lines, _ = train("warm", 3, settings(updates_per_batch=2, warmup_steps=4, lr=0.008))
     assert [line["rl/lr"] for line in lines] == pytest.approx([0.003, 0.007, 0.008])
+
+
+def test_the_learning_rate_falls_on_a_line_to_its_end():
+    lines, _ = train("falls", 3, settings(lr=0.008, lr_end=0.25))
+    assert [line["rl/lr"] for line in lines] == pytest.approx([0.008, 0.005, 0.002])
+
+
+class Kept(Lines):
+    """A tracker that goes on with its lines."""
+
+    def state(self) -> dict[str, Any]:
+        return {"lines": self.lines}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.lines = state["lines"]
+
+
+class Cut(Kept):
+    """A tracker whose process ends in the fourth step."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        super().log(step, metrics)
+        if step == 3:
+            raise KeyboardInterrupt
+
+
+def test_the_node_is_the_average_of_its_last_steps_also_after_a_kill(tmp_path: Path):
+    def weights(name: str) -> torch.Tensor:
+        return Policy.load(Path("checkpoints", name)).model.model.embed_tokens.weight.detach()
+
+    # steps draw alike in a phase of any length, so nodes of 2, 3 and 4 steps are the weights after these
+    for count in (2, 3, 4):
+        train(f"of{count}", count, settings())
+    two, three, four = map(weights, ("of2", "of3", "of4"))
+    rl = settings(average={"last": 3})
+    train("mean", 4, rl)
+    torch.testing.assert_close(weights("mean"), (two + three + four) / 3)
+    train("ema", 4, settings(average={"last": 3, "kind": "ema", "alpha": 0.25}))
+    torch.testing.assert_close(weights("ema"), 0.25 * four + 0.75 * (0.25 * three + 0.75 * two))
+
+    phase = PhaseConfig(kind="structured", tasks={"math": 1.0}, steps=4)
+    out = Path("checkpoints/resumed")
+    with pytest.raises(KeyboardInterrupt):
+        train_phase(PARENT, out, "math", phase, rl, 0, Cut(), Work(tmp_path, 0.0))
+    train_phase(PARENT, out, "math", phase, rl, 0, Kept(), Work(tmp_path, 0.0))
+    assert weights_hash(out) == weights_hash("checkpoints/mean")
 
 
 def only(keep: int) -> Any:

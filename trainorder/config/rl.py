@@ -19,6 +19,7 @@ from trainorder.config.values import (
     Rate,
     Reduction,
     Section,
+    Share,
     Steps,
     Threads,
 )
@@ -72,6 +73,19 @@ class AlarmConfig(Section):
     """Steps in a row beyond a bound before its alarm sounds."""
 
 
+class AverageConfig(Section):
+    """The weights of the last steps of a phase as one checkpoint (arXiv:2511.18903)."""
+
+    last: int = Field(default=6, ge=2, le=1000)
+    """Steps whose weights are averaged, the phase's last one among them; fewer where the phase has fewer."""
+    every: Steps = 1
+    """Steps from one to the next."""
+    kind: Literal["mean", "ema"] = "mean"
+    """mean: all count alike; ema: from the first of them on, average = alpha x weights + (1 - alpha) x average."""
+    alpha: Share = 0.2
+    """Of `ema`."""
+
+
 class ModelFolder(Section):
     """A model that is no node of the plan."""
 
@@ -93,7 +107,12 @@ class RlConfig(Section):
     optimizer: OptimizerName = "adamw"
     """Fresh in every phase. muon: Muon for the weight matrices of the layers, AdamW for the rest; not with DeepSpeed."""
     lr: Rate = 3e-4
-    """Learning rate of AdamW after warm-up, constant."""
+    """Learning rate of AdamW after warm-up, constant unless `lr_end` says otherwise."""
+    lr_end: Share = 1.0
+    """Share of the learning rates that is left at the phase's last step, on a line from its first: 1 constant, .33 gentle, 0 none."""
+    average: AverageConfig | None = None
+    """The node is the average of the weights after the phase's last steps instead of the last ones alone; not with DeepSpeed. A
+    constant rate with it takes the place of a decay (arXiv:2511.18903)."""
     muon_lr: Rate = 1e-3
     """Learning rate of Muon (torch's default); it follows the same schedule. Unused by adamw."""
     warmup_steps: int = Field(default=5, ge=0, le=10_000_000)

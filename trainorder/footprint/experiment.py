@@ -415,9 +415,10 @@ def _loading(machine: Machine, weights: int) -> tuple[Part, ...]:
 
 
 def step_bytes(shapes: Shapes, rl: RlConfig) -> int:
-    """Bytes of a step checkpoint of an RL phase: what is trained, its optimizer, and the average where a piece needs it."""
+    """Bytes of a step checkpoint of an RL phase: what is trained, its optimizer, and the averages where there are any."""
     ema = shapes.base if "ema" in Method.from_config(rl.method).models else 0
-    return shapes.trained + state_bytes(shapes, rl) + ema
+    average = shapes.trained if rl.average else 0
+    return shapes.trained + state_bytes(shapes, rl) + ema + average
 
 
 def disk(params: Params, config: Any) -> Sizes:

@@ -75,6 +75,27 @@ def most_forgettable_first(change: Float[Array, "phase phase"]) -> tuple[int, ..
     return least_forgettable_first(change)[::-1]
 
 
+def near_first(change: Float[Array, "phase phase"]) -> tuple[int, ...]:
+    """After each phase the one most like it: a curriculum by similarity (arXiv:2211.15470, of which the abstract alone was read).
+
+    Two phases are the more alike the better they do each other, (change[j, k] + change[k, j]) / 2, where the paper compares features
+    of classes. First comes the phase most like all others.
+
+    >>> near_first(HAND)
+    (1, 2, 0)
+    """
+    return _chain(_likeness(change))
+
+
+def far_first(change: Float[Array, "phase phase"]) -> tuple[int, ...]:
+    """After each phase the one least like it; first the one least like all others (see `near_first`).
+
+    >>> far_first(HAND)
+    (0, 2, 1)
+    """
+    return _chain(-_likeness(change))
+
+
 def random(change: Float[Array, "phase phase"], *, seed: int = 0) -> tuple[int, ...]:
     """A random order: what a rule must beat; equal seeds give equal orders."""
     return tuple(int(i) for i in np.random.default_rng(seed).permutation(len(change)))
@@ -87,6 +108,8 @@ RULES: Mapping[str, Rule] = {
     "omni_greedy": omni_greedy,
     "least_forgettable_first": least_forgettable_first,
     "most_forgettable_first": most_forgettable_first,
+    "near_first": near_first,
+    "far_first": far_first,
     "random": random,
 }
 """Name -> rule."""
@@ -97,6 +120,20 @@ HAND = np.array([[0.3, -0.1, -0.1], [-0.02, 0.3, -0.04], [-0.06, 0.01, 0.3]])
 
 def _off_diagonal(change: Float[Array, "phase phase"]) -> Float[Array, "phase phase"]:
     return change - np.diag(np.diag(change))
+
+
+def _likeness(change: Float[Array, "phase phase"]) -> Float[Array, "phase phase"]:
+    both = _off_diagonal(change)
+    return (both + both.T) / 2
+
+
+def _chain(likeness: Float[Array, "phase phase"]) -> tuple[int, ...]:
+    """Begins at the largest sum and goes on to the largest entry among those left; of equals the first."""
+    left = list(range(len(likeness)))
+    order = [left.pop(int(np.argmax(likeness.sum(1))))]
+    while left:
+        order.append(left.pop(int(np.argmax(likeness[order[-1], left]))))
+    return tuple(order)
 
 
 def _descending(values: Float[Array, " phase"]) -> tuple[int, ...]:

@@ -151,7 +151,8 @@ def update(learner: Learner, roll: Roll, state: State) -> dict[str, float]:
             factor=loss_factor,
             models=learner.models,
         )
-        lr, norm = learning_rate(config, state.updates) * rate_factor, 0.0
+        progress = state.step / max(1, state.total - 1)
+        lr, norm = learning_rate(config, state.updates, progress) * rate_factor, 0.0
         not_finite = guard.broken({"loss": sums["loss"]}, batch)
         if not not_finite:
             norm = backend.step(lr)
@@ -341,13 +342,16 @@ def task_factors(roll: Roll, config: RlConfig) -> tuple[float, Float[Tensor, "ro
     return 1.0, roll.loss_mask.new_tensor(factors)[:, None]
 
 
-def learning_rate(config: RlConfig, update: int) -> float:
-    """Linear warm-up over `warmup_steps` updates, then constant.
+def learning_rate(config: RlConfig, update: int, progress: float = 0.0) -> float:
+    """Linear warm-up over `warmup_steps` updates, times what `lr_end` leaves at this `progress` (0 to 1) of the phase.
 
     >>> [learning_rate(RlConfig(lr=1.0, warmup_steps=2), i) for i in range(3)]
     [0.5, 1.0, 1.0]
+    >>> [learning_rate(RlConfig(lr=1.0, warmup_steps=0, lr_end=0.25), 9, p) for p in (0.0, 0.5, 1.0)]
+    [1.0, 0.625, 0.25]
     """
-    return config.lr * min(1.0, (update + 1) / max(1, config.warmup_steps))
+    left = 1 + (config.lr_end - 1) * progress
+    return config.lr * left * min(1.0, (update + 1) / max(1, config.warmup_steps))
 
 
 def _weights_name(term: int) -> str:

@@ -30,6 +30,7 @@ from trainorder.rl.adapters import (
     sharing_base,
     with_adapter_of,
 )
+from trainorder.rl.averaging import Average
 from trainorder.rl.backend import Backend, holds_whole_weights
 from trainorder.rl.forward import ByTask
 from trainorder.rl.guard import under, watch
@@ -123,10 +124,11 @@ def train_phase(
     state = State(total=phase.steps, key=(seed, phase_name))
     tokens, metrics = 0.0, dict[str, float]()
     backend = learner.backend
-    shards = Shards(backend, work)
+    shards, average = Shards(backend, work), Average(rl.average, phase.steps)
     saved = shards.latest()
     if saved is not None:
         learner.restore(saved.tensors)
+        average.restore(saved.tensors)
         state = State.from_state_dict(saved.state["state"], under(SHARED, saved.tensors))
         tokens, metrics = saved.state["tokens"], saved.state["metrics"]
         tracker.restore(saved.state["log"])
@@ -140,12 +142,15 @@ def train_phase(
         metrics |= watch(metrics, state, rl.alarms, rl.prompts_per_step * rl.group_size)
         tokens += metrics["rollout/tokens"]
         tracker.log(step, metrics)
+        average.see(learner, step)
         fail_point("rl.step")
         if shards.due():
             facts = {"state": state.state_dict(), "tokens": tokens, "metrics": metrics}
             kept = {f"{SHARED}{name}": values for name, values in state.tensors.items()}
+            kept |= average.tensors()
             shards.save(state.step, learner.tensors() | kept, {**facts, "log": tracker.state()})
     fail_point("rl.end")
+    average.put(learner)
     save(learner, out, parent)
     if backend.rank == 0:
         items.leave(out, state.mem.get("known", {}))
@@ -188,6 +193,11 @@ def make_learner(
         raise ParamsError(
             f"rl.method.terms: `layers` needs whole gradients, and training.backend: {training.backend} splits them; leave it "
             "out or train with the backend `local`"
+        )
+    if rl.average and training.backend != "local":
+        raise ParamsError(
+            f"rl.average needs whole weights, and training.backend: {training.backend} splits them; leave it out or train with the "
+            "backend `local`"
         )
     picker = Picker.of(rl.items)
     asks_teacher = facts.ANSWERS in method.needs or "teacher_rate" in picker.item.looks
