@@ -159,6 +159,19 @@ def test_judges_share_the_bases_answers_and_differ_by_them(
     assert loaded["poems"]["reward"] is loaded["poems"]["evaluation"]
 
 
+def test_compared_answers_are_sampled_at_the_judges_temperatures(world: Params):
+    """SmolLM2 writes word salad at 1.4, and a judge of it knows nothing of what RL samples."""
+    problems = load_problems("poems", "train")[:3]
+    cold, hot, both = (
+        bench(world, "taste", temperatures=kept, corrupted=0.0).answers(problems)
+        for kept in ([1e-3], [2.0], [1e-3, 2.0])
+    )
+    assert all(len(set(answers)) == 1 for answers in cold)
+    assert all(len(set(answers)) == len(answers) == 4 for answers in hot)
+    mixed = [answer for answers in both for answer in answers]
+    assert 0 < sum(text == cold[i // 4][0] for i, text in enumerate(mixed)) < len(mixed)
+
+
 def test_which_tasks_are_judged_is_known_without_their_problems(world: Params):
     assert judged_tasks() == ["poems"]
     for file in paths.TASK_DATA.glob("poems/*.jsonl"):

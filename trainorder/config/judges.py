@@ -74,6 +74,8 @@ class Compared(Section):
     """Answers per prompt; the annotator compares all of them with one another: 4 answers, 6 comparisons."""
     heldout_prompts: Count = 150
     """Prompts on which the judge's agreement with the annotator is measured."""
+    temperatures: list[Positive] = Field(default=[0.7, 1.0, 1.4], min_length=1, max_length=16)
+    """The base's answers are sampled at these in equal shares: below and above that of RL, which leaves its own distribution."""
     corrupted: float = Field(default=0.30, ge=0, le=1)
     """Share of answers that are damaged samples (stutter, cut, words swapped): what RL finds if the judge never saw it."""
     flat: float = Field(default=0.15, ge=0, le=1)

@@ -34,9 +34,6 @@ from trainorder.streams import seed_of, stream
 from trainorder.tasks import load_problems, load_task
 from trainorder.tasks.base import SPLITS, Problem, Task
 
-TEMPERATURES = (0.7, 1.0, 1.4)
-"""The base's answers are sampled at these in equal shares: RL will leave the distribution at 1."""
-
 
 class AgreementError(StageError):
     """A judge agrees too little with the annotator to be trusted with rewards."""
@@ -218,8 +215,10 @@ def _answers(
     rng = stream("judge", "answers", name)
     slots = [problem for problem in problems for _ in range(config.answers)]
     texts = [""] * len(slots)
-    kinds = rng.choices(("flat", *TEMPERATURES), [share, *[(1 - share) / 3] * 3], k=len(slots))
-    for temperature in TEMPERATURES:
+    temperatures = config.temperatures
+    weights = [share, *[(1 - share) / len(temperatures)] * len(temperatures)]
+    kinds = rng.choices(("flat", *temperatures), weights, k=len(slots))
+    for temperature in dict.fromkeys(temperatures):
         rows = [i for i, kind in enumerate(kinds) if kind == temperature]
         sampled = engine.generate(
             [
