@@ -26,7 +26,7 @@ def main(arguments: argparse.Namespace) -> None:
     config = params.evaluation
     from trainorder.evaluation import evaluate, judged_tasks
     from trainorder.lineage import inputs
-    from trainorder.plan.ways import asks_base
+    from trainorder.registries import asks_base
     from trainorder.resume import finished
     from trainorder.rewards import grading
 
@@ -41,7 +41,7 @@ def main(arguments: argparse.Namespace) -> None:
         *map(paths.judge_work, judges),
     ):  # DVC has these: nothing will go on from their step checkpoints
         finished(made)
-    base = params.base_of(seed) if asks_base(config) else None
+    base = params.base_of(seed) if asks_base(config.pieces()) else None
     depends = inputs(
         seed=seed,
         params={

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from trainorder.reading import ParamsError, did_you_mean
@@ -126,3 +128,22 @@ def listed(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
                 called = decorator.func if isinstance(decorator, ast.Call) else decorator
                 if isinstance(called, ast.Name) and called.id in SLOT_OF:
                     yield SLOT_OF[called.id], item
+
+
+@cache
+def ways() -> dict[str, dict[str, Any]]:
+    """Way of `evaluation.ways` -> what its `@way(...)` says: `answers` it samples per problem, and whether it asks the `base`.
+
+    Read from the source, as importing it would import torch.
+    """
+    found = {}
+    for file in sorted((Path(__file__).parent / "evaluation" / "ways").glob("*.py")):
+        for _, function in listed(ast.parse(file.read_text(encoding="utf-8"))):
+            (said,) = [d for d in function.decorator_list if isinstance(d, ast.Call)]
+            found[function.name] = {str(k.arg): ast.literal_eval(k.value) for k in said.keywords}
+    return found
+
+
+def asks_base(pieces: Iterable[tuple[str, str]]) -> bool:
+    """Whether one of these (slot, name) is a way that also asks the checkpoint that RL began at."""
+    return any(ways()[name].get("base", False) for slot, name in pieces if slot == "ways")

@@ -13,13 +13,14 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
+from trainorder import fingerprint, registries
 from trainorder.config import EvaluationConfig, parse_params
 from trainorder.evaluation import used, ways
 from trainorder.evaluation.answering import Exam
 from trainorder.evaluation.sitting import WAYS, Sitting
 from trainorder.plan.check import check, pieces
 from trainorder.plan.check.ways import OF_SAMPLES
-from trainorder.plan.ways import answers, declared
+from trainorder.plan.times import sampled_by_ways
 from trainorder.reading import ParamsError
 from trainorder.rewards.format import render
 from trainorder.rollout import Completions, Request
@@ -131,12 +132,12 @@ def test_no_more_is_sampled_than_the_plan_prices(name: str):
     reckoner, own = Reckoner(), problems()
     used({name: OPTIONS.get(name, {})}, sitting(reckoner, own))
     taken = sum(r.samples * r.max_new_tokens / 24 for _, r in reckoner.asked)
-    assert taken <= answers(config) * len(own)
-    assert (answers(config) == 0) == (not reckoner.asked)
+    assert taken <= sampled_by_ways(config) * len(own)
+    assert (sampled_by_ways(config) == 0) == (not reckoner.asked)
 
 
 def test_what_is_declared_is_what_is_listed():
-    assert set(declared()) == set(WAYS) == set(pieces()["ways"])
+    assert set(registries.ways()) == set(WAYS) == set(pieces()["ways"])
     for name, k in OF_SAMPLES.items():
         assert inspect.signature(WAYS[name].function).parameters["k"].default == k
     for name, options in pieces()["ways"].items():
@@ -247,3 +248,18 @@ def test_what_cannot_be_used_is_refused_in_a_line():
             check(params(bad))
     with pytest.raises(ParamsError, match="decompose stands there twice"):
         check(params("decompose", {"decompose": {"by": "questions"}}))
+
+
+def test_evaluations_depend_on_the_ways_that_are_named_and_on_no_others():
+    def files(*named: str) -> set[str]:
+        pieces = EvaluationConfig(ways=list(named)).pieces()
+        text = fingerprint.compute({"evaluate": fingerprint.Code("stages.evaluate", pieces=pieces)})
+        return {line.split(" ")[0] for line in text["evaluate"].splitlines()}
+
+    plain, tiers = files(), files("tiers")
+    assert not any("evaluation/ways" in file or "plan/" in file for file in plain)
+    assert {file for file in tiers - plain if file.endswith("s.py")} >= {
+        "trainorder/evaluation/ways/tiers.py",
+        "trainorder/evaluation/ways/votes.py",
+    }
+    assert "trainorder/evaluation/ways/decompose.py" not in tiers

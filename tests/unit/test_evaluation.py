@@ -21,6 +21,7 @@ from trainorder.evaluation.answering import Answers, Exam, answer, forced_entrop
 from trainorder.evaluation.scoring import per_problem, pooled
 from trainorder.judges.preference import Judge
 from trainorder.policy import Policy
+from trainorder.reading import ParamsError
 from trainorder.rollout import Completions
 from trainorder.tasks.base import Problem, Reward
 
@@ -263,6 +264,8 @@ def test_further_ways_stand_in_the_same_table_and_change_no_other_row(here: Path
     assert set(new.loc[new["task"] == "creative", "metric"]) == {"pass_at_2"}
     lengths = new[new["metric"].isin(["tiers_tokens", "program_tokens", "program_direct_tokens"])]
     assert lengths["value"].between(1, 31).all()
+    with pytest.raises(ParamsError, match="one of them asks the base"):
+        evaluate("s0--math", node, 0, config, roles=ROLES)
     # a checkpoint that is the base has no effect of either role
     own = evaluate("s0", base, 0, config, roles=ROLES, base=base)
     effects = own[own["metric"].isin(["decompose_planning", "decompose_solving"])]

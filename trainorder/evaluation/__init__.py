@@ -42,6 +42,7 @@ from trainorder.judges import CARD, AnyJudge, load_judge
 from trainorder.judges.opponents import FILE as OPPONENTS
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
+from trainorder.registries import asks_base
 from trainorder.resume import NOTHING, Saved, Work
 from trainorder.rollout import Completions, Engine, Request, make_engine
 from trainorder.tasks import built_tasks, judged, load_problems, load_task
@@ -101,8 +102,14 @@ def evaluate(
     differ by rounding. `attrs["answers"]` are the greedy and the sampled answers to the first `config.answers` test problems of each task.
 
     Raises:
-        ParamsError: no task is built, data/tasks was built by other code, or the checkpoint is missing.
+        ParamsError: no task is built, data/tasks was built by other code, the checkpoint is missing, or no `base` is given where
+            a way asks it.
     """
+    if base is None and asks_base(config.pieces()):
+        raise ParamsError(
+            "evaluation.ways: one of them asks the base, and the stage names none: take stages/evaluate.py of this version "
+            "(`trainorder init --diff` shows it)"
+        )
     exams = built_exams()
     device = device_of(training.device)
     policy = Policy.load(checkpoint).to(device)

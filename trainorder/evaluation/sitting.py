@@ -100,7 +100,7 @@ def way(
 
     Args:
         answers: what it samples per problem, in answers of full length; "samples": as many as `evaluation.samples`. Read
-            from the source by `trainorder plan` (plan/ways.py), as is `base`.
+            from the source by `trainorder plan` (registries.py), as is `base`.
         base: it also asks the checkpoint that RL began at.
         judged: it is for tasks that a judge scores too.
     """

@@ -31,8 +31,8 @@ from trainorder.footprint.shapes import (
 )
 from trainorder.plan.appointed import Appointed, appointed
 from trainorder.plan.compile import Sizes
-from trainorder.plan.ways import asks_base
 from trainorder.policy import Policy
+from trainorder.registries import asks_base
 from trainorder.rl.backend import holds_whole_weights, splits_weights, trained
 from trainorder.rl.method import Method
 from trainorder.rl.ranks import slots
@@ -378,7 +378,7 @@ def _evaluation(
                     change="leave out decompose (evaluation.ways)",
                 )
             ]
-            if asks_base(params.evaluation)
+            if asks_base(params.evaluation.pieces())
             else []
         ),
         *judges,

@@ -26,8 +26,8 @@ from trainorder.plan.names import (
     merge_values,
     phase_code,
 )
-from trainorder.plan.ways import asks_base
 from trainorder.reading import found_at
+from trainorder.registries import asks_base
 from trainorder.tasks import kind_of
 from trainorder.tasks.base import SPLITS
 
@@ -162,7 +162,7 @@ def _problems(plan: Plan, task: str) -> list[Path]:
 def _evaluation(plan: Plan, node: Node) -> dict[str, Any]:
     command = f"evaluate --node {node.id} --seed {node.seed}"
     reads = [paths.checkpoint(node.id), paths.TASK_DATA, *_judges(plan, plan.judged)]
-    if asks_base(plan.params.evaluation):
+    if asks_base(plan.params.evaluation.pieces()):
         reads.append(paths.checkpoint(plan.params.base_of(node.seed)))
     return _stage(command, EVALUATE, EVALUATE, reads, [paths.evaluation(node.id)])
 

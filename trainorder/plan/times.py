@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from trainorder import lineage
-from trainorder.config import Params, PreferenceConfig, SftConfig
-from trainorder.plan import names, ways
+from trainorder.config import EvaluationConfig, Params, PreferenceConfig, SftConfig
+from trainorder.plan import names
 from trainorder.plan.compile import Node, Plan, Sizes
 from trainorder.plan.state import State
+from trainorder.registries import ways
 from trainorder.sources import section
 
 STARTUP_SECONDS = 6.0
@@ -98,7 +99,7 @@ class _Speed:
     def answers(self) -> float:
         """All answers of an evaluation."""
         config = self.params.evaluation
-        each = config.samples + 1 + ways.answers(config)
+        each = config.samples + 1 + sampled_by_ways(config)
         tasks = self.params.tasks.values()
         if self.own:
             return sum(t.dev + t.test for t in tasks) * each * SECONDS_PER_ANSWER * self.weights
@@ -156,3 +157,9 @@ def wall(plan: Plan, states: Mapping[str, State], times: Times) -> float | None:
         else:
             rest += time
     return first + rest / plan.params.flow.workers
+
+
+def sampled_by_ways(config: EvaluationConfig) -> float:
+    """Answers of full length that `evaluation.ways` sample per problem, beside the samples and the greedy one."""
+    counts = [ways()[name].get("answers", 0.0) for _, name in sorted(config.pieces())]
+    return float(sum(config.samples if count == "samples" else count for count in counts))

@@ -12,6 +12,7 @@ from trainorder.lineage import read_manifest
 from trainorder.plan.compile import Plan
 from trainorder.plan.names import evaluation
 from trainorder.reading import ParamsError, did_you_mean
+from trainorder.registries import ways
 from trainorder.report.records import test_means
 
 if TYPE_CHECKING:
@@ -112,6 +113,20 @@ def parents(phase: str | None, names: Sequence[str]) -> str:
     )
 
 
+def _ways(scores: dict[str, dict[str, float]]) -> Iterator[RenderableType]:
+    """The metrics of `evaluation.ways`, a row each; nothing where there are none."""
+    from rich.table import Table
+
+    known = {name for row in scores.values() for name in row} - set(METRICS)
+    names = [name for name in sorted(known) if name.startswith(tuple(ways()))]
+    if names:
+        table = Table("other ways", *scores, box=None, title="test", title_justify="left")
+        for name in names:
+            cells = (f"{row[name]:.3f}" if name in row else "-" for row in scores.values())
+            table.add_row(name, *cells)
+        yield table
+
+
 METRICS = ("score", "strict", "greedy", "pass_at_k", "entropy_own", "length", "unscored", "gold")
 
 
@@ -139,6 +154,7 @@ def lines(found: dict[str, Any]) -> Iterator[RenderableType]:
         for task, row in found["scores"].items():
             table.add_row(task, *(f"{row[m]:.3f}" if m in row else "-" for m in shown))
         yield table
+        yield from _ways(found["scores"])
     else:
         yield f"not evaluated: `dvc repro {evaluation(found['node'])}`"
     for name, entry in (found["alarms"] or {}).items():
