@@ -23,7 +23,7 @@ from trainorder.files import write_json
 from trainorder.lineage import write_manifest
 from trainorder.plan import compile_plan
 from trainorder.plan.check import check
-from trainorder.probes import answers, behaviour, diversity, representation, run, updates
+from trainorder.probes import answers, behaviour, diversity, predict, representation, run, updates
 from trainorder.probes.base import Checkpoint, Pair, Probe
 from trainorder.reading import ParamsError
 from trainorder.report import probes
@@ -276,6 +276,8 @@ def test_what_is_kept_is_forgotten_when_an_evaluation_changes(folder: Path):
         (["base", "oen"], "no node 'oen' in the plan"),
         (["base", "s0--math", "--only", "sparcity"], "did you mean 'sparsity'?"),
         (["base", "s0--math", "--only", "sparsity"], "run `dvc repro plan/dvc.yaml:s0--math`"),
+        (["base"], "two nodes of the plan, or --predict"),
+        (["--predict"], "needs 8 evaluated phases"),
         (["base", "base", "--only", "turnover"], "run `dvc repro plan/dvc.yaml:evaluate-base`"),
     ],
 )
@@ -350,6 +352,38 @@ def test_the_stage_writes_one_table_which_the_page_shows(folder: Path):
     write_json(Path("params.yaml"), PARAMS)
     plan.write(compile_plan(parse_params(PARAMS)))
     assert probes.section(bwt) is None  # the file of before lies there still
+
+
+def test_a_probe_that_goes_with_forgetting_is_told_from_one_that_does_not():
+    # forgetting rises with the KL on the new task, within both phases; rank does not go with it, and phase b forgets more
+    steps, rows, losses = [], [], []
+    for i in range(24):
+        phase = "ab"[i % 2]
+        new = frozenset({"math" if phase == "a" else "qa"})
+        steps.append(predict.Step(f"n{i}", "base", phase, new, frozenset()))
+        losses.append({"others": i / 24 + (phase == "b")})
+        at = (f"n{i}", "base")
+        rows += [
+            ("kl", *at, t, "*", "forward", float(i) if t in new else 0.0) for t in ("math", "qa")
+        ]
+        rows.append(("rank", *at, "*", "*", "effective_rank", float(i * 7 % 24) / 24))
+    table = pd.DataFrame(rows, columns=list(run.COLUMNS))
+    found = {(r["probe"], r["role"]): r for r in predict.predict(table, steps, losses, count=200)}
+    assert found["kl", "new"]["within"]["spearman"] == 1.0
+    assert found["kl", "new"]["all"]["spearman"] < 0.9
+    assert found["rank", "all"]["within"]["low"] < 0 < found["rank", "all"]["within"]["high"]
+    assert found["rank", "all"]["outcome"] == "others"
+    assert ("rank", "new") not in found  # it looks at no task
+
+
+def test_forgetting_is_what_a_phase_cost_the_tasks_that_it_does_not_train(folder: Path):
+    write_evaluation(
+        "one", right_and_wrong(0, 4)
+    )  # (1 + 1 + 0) / 3 of every problem; before, of every second one 1/3
+    step = predict.Step("one", "base", "math", frozenset({"math"}), frozenset({"qa"}))
+    assert predict.forgetting(step) == pytest.approx({"others": -1 / 6, "earlier": -1 / 6})
+    step = predict.Step("one", "base", "both", frozenset({"math", "qa"}), frozenset())
+    assert predict.forgetting(step) == {}
 
 
 def test_models_of_another_architecture_are_refused(folder: Path):

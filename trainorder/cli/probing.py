@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trainorder.cli.app import AsJson, ParamsFile, app, print_json, print_parts
 from trainorder.refusing import refusing
 
+if TYPE_CHECKING:
+    from trainorder.plan import Plan
+
 
 @app.command()
 def probe(
-    a: Annotated[str, typer.Argument(help="The checkpoint to compare with, e.g. base.")],
-    b: Annotated[str, typer.Argument(help="The checkpoint that is looked at, e.g. s0--math.")],
+    a: Annotated[
+        str | None, typer.Argument(help="The checkpoint to compare with, e.g. base.")
+    ] = None,
+    b: Annotated[
+        str | None, typer.Argument(help="The checkpoint that is looked at, e.g. s0--math.")
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option("--only", help="A probe; give it again for more than one. All if left out."),
@@ -21,6 +28,16 @@ def probe(
     every: Annotated[
         bool, typer.Option("--all", help="Every row, also by kind of module and by format.")
     ] = False,
+    predict: Annotated[
+        bool,
+        typer.Option(
+            "--predict",
+            help="In place of A and B: which probes of every phase go with what it made the model forget.",
+        ),
+    ] = False,
+    variant: Annotated[
+        str, typer.Option(help="With --predict: under which variant of the params.")
+    ] = "default",
     as_json: AsJson = False,
     params: ParamsFile = None,
 ) -> None:
@@ -29,17 +46,31 @@ def probe(
         from trainorder import plan
         from trainorder.config import load_params
         from trainorder.probes import run
+        from trainorder.reading import ParamsError
         from trainorder.registries import EVERY, chosen_probes
         from trainorder.report import node as nodes
         from trainorder.rewards import grading
 
-        chosen = chosen_probes(only or [EVERY])
-        current = plan.load()
-        for name in (a, b):
-            nodes.check(current, name)
-        grading.configure(load_params().grading)
-        found = run.run([(b, a)], chosen)
-    if as_json:
+        found, of_pair = dict[str, Any](), list[run.Found]()
+        chosen, current, config = chosen_probes(only or [EVERY]), plan.load(), load_params()
+        grading.configure(config.grading)
+        if predict:
+            if a is not None:
+                raise ParamsError(
+                    "probe --predict looks at every phase of the plan: leave A and B out"
+                )
+            found = _predicted(current, chosen, variant, config.measure.level)
+        elif a is None or b is None:
+            raise ParamsError("probe takes two nodes of the plan, or --predict")
+        else:
+            for name in (a, b):
+                nodes.check(current, name)
+            of_pair = run.run([(b, a)], chosen)
+    from trainorder.report import probes
+
+    if predict:
+        print_json(found) if as_json else print_parts(probes.predictions(found, every))
+    elif as_json:
         print_json(
             {
                 "node": b,
@@ -51,11 +82,37 @@ def probe(
                         "kept": one.known,
                         "rows": [row._asdict() for row in one.rows],
                     }
-                    for one in found
+                    for one in of_pair
                 ],
             }
         )
-        return
-    from trainorder.report import probes
+    else:
+        print_parts(probes.lines(of_pair, every))
 
-    print_parts(probes.lines(found, every))
+
+def _predicted(current: Plan, chosen: list[str], variant: str, level: float) -> dict[str, Any]:
+    """Probes of every evaluated phase, and how they go with forgetting."""
+    from trainorder.metrics.correlation import MIN_ITEMS_INTERVAL
+    from trainorder.probes import predict, run
+    from trainorder.reading import ParamsError
+
+    known, missing = predict.steps(current, variant)
+    if len(known) < MIN_ITEMS_INTERVAL:
+        raise ParamsError(
+            f"probe --predict needs {MIN_ITEMS_INTERVAL} evaluated phases for an interval, there are {len(known)} under "
+            f"variant {variant!r}: `trainorder run` first"
+        )
+    found = run.run([(step.node, step.parent) for step in known], chosen)
+    losses = [predict.forgetting(step) for step in known]
+    return {
+        "variant": variant,
+        "level": level,
+        "steps": len(known),
+        "not_evaluated": missing,
+        "seconds": round(sum(one.seconds for one in found), 1),
+        "forgetting": [
+            {"node": step.node, "phase": step.phase, **loss}
+            for step, loss in zip(known, losses, strict=True)
+        ],
+        "predictions": predict.predict(run.table(found), known, losses, level=level),
+    }

@@ -114,7 +114,7 @@ def entropy(shares: Mapping[str, float]) -> float:
     >>> round(entropy({"a": 0.5, "b": 0.3, "c": 0.2}), 4), round(entropy({"a": 0.9, "b": 0.05, "c": 0.05}), 4)
     (1.0297, 0.3944)
     """
-    return -math.fsum(p * math.log(p) for p in shares.values() if p)
+    return abs(math.fsum(p * math.log(p) for p in shares.values() if p))
 
 
 def total_variation(a: Mapping[str, float], b: Mapping[str, float]) -> float:
@@ -221,12 +221,14 @@ def format_only(pair: Pair) -> Iterator[Row]:
 
     With v the share of samples with an answer that can be read, c their mean score and u that of the others: form is
     (v' - v) (c - u), content v' (c' - c) + (1 - v') (u' - u). A control by format alone, as instruction tuning asks for (arXiv
-    2305.11383): a gain that is all form is no skill. Verified tasks only.
+    2305.11383): a gain that is all form is no skill. Verified tasks only, without those of which no answer stands apart from its text.
     """
     for task in pair.tasks:
         if pair.node.judged(task):
             continue
         before, after = (_form(checkpoint, task) for checkpoint in pair.both)
+        if not before.valid and not after.valid:  # whole texts are graded
+            continue
         yield from compared(task, ALL, "valid", before.valid, after.valid)
         yield from compared(task, "valid", "score", before.score, after.score)
         form_part, content = parts_of_gain(before, after)

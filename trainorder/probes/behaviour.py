@@ -154,7 +154,7 @@ def state_rank(states: Float[Tensor, "token width"], delta: float = DELTA) -> fl
 def gradient_cosine(pair: Pair) -> Iterator[Row]:
     """Cosine of the policy gradients of every two tasks, by kind of module, at both checkpoints.
 
-    A task's gradient is that of sum (score - mean score of its problem) log p over the checkpoint's own samples, which is what
+    A task's gradient is that of the mean of (score - mean score of its problem) log p over the checkpoint's own samples, which is what
     one more step of RL would follow; nothing of a task whose samples all score alike. TAC (arXiv 2606.25178) takes such an
     alignment as transfer. `task` is `code+math`; `norm` is a task's own.
     """
@@ -201,16 +201,18 @@ def _gradients(checkpoint: Checkpoint, tasks: Sequence[str]) -> dict[str, _Gradi
 
 
 def _gradient(checkpoint: Checkpoint, task: str) -> dict[str, Tensor] | None:
-    answers, weights = [], []
+    answers, weights, asked = [], [], 0
     for group in checkpoint.sampled(task):
         graded = [answer for answer in group if answer.score is not None]
         level = mean([answer.score or 0.0 for answer in graded])
+        asked += len(graded)
         for answer in graded:
             if answer.score != level:
                 answers.append(answer)
                 weights.append((answer.score or 0.0) - level)
     if not answers:
         return None
+    weights = [weight / asked for weight in weights]
     policy = checkpoint.policy
     model = policy.model
     model.zero_grad()

@@ -36,7 +36,10 @@ def participation_ratio(pair: Pair) -> Iterator[Row]:
     for layer, (before, after) in enumerate(zip(*states, strict=True)):
         part = f"layer {layer}"
         yield from compared(ALL, part, "participation_ratio", dimensions(before), dimensions(after))
-        yield Row(ALL, part, "similarity", cka(before, after))
+        likeness = cka(before, after)
+        yield Row(ALL, part, "similarity", likeness)
+        if layer == len(states[0]) - 1:
+            yield Row(ALL, "last", "similarity", likeness)
 
 
 def _states(checkpoint: Checkpoint, answers: Sequence[Answer]) -> list[Tensor]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainorder import paths, plan
 from trainorder.probes.base import AFTER, ALL, BEFORE, CHANGE, Row
+from trainorder.probes.headlines import HEADLINES, by_pair
 from trainorder.probes.run import Found
 from trainorder.report.words import Bwt
 
@@ -79,37 +81,52 @@ def lines(found: Iterable[Found], every: bool) -> Iterator[RenderableType]:
     yield f"{total:.1f} s of computing" + ("" if every else "; --all prints every row")
 
 
-@dataclass(frozen=True)
-class Headline:
-    """One column of the page's table: a mean over the tasks of a measure."""
-
-    label: str
-    probe: str
-    part: str
-    measure: str
-
-
-HEADLINES = (
-    Headline("weights unchanged (bf16)", "sparsity", ALL, "unchanged_bf16"),
-    Headline("size of the update", "sparsity", ALL, "relative_norm"),
-    Headline("its effective rank", "rank", ALL, "effective_rank"),
-    Headline("overlap of top tenths", "overlap", ALL, "top_overlap"),
-    Headline("KL from before", "kl", ALL, "forward"),
-    Headline("KL to before", "kl", ALL, "reverse"),
-    Headline("gained", "turnover", ALL, "gained"),
-    Headline("lost", "turnover", ALL, "lost"),
-    Headline("change of forms", "formats", ALL, "distance"),
-    Headline("gain by form", "format_only", ALL, "gain_form"),
-    Headline("above a guess", "random_valid", ALL, "above.change"),
-    Headline("different answers", "diversity", "within", "semantic_vendi.change"),
-    Headline("length", "length_accuracy", ALL, "length.change"),
-    Headline("rank of states", "plasticity", ALL, "state_rank.change"),
-    Headline("tasks that move alike", "perturbation", "update", "entanglement"),
-)
 ALARMS = {
     "alarm_one_form": "one form of answer now crowds out the others",
     "alarm_wrong_form": "the form that gains share scores less than another",
 }
+
+
+def predictions(found: Mapping[str, Any], every: bool) -> Iterator[RenderableType]:
+    """How probes go with forgetting, strongest within phases first."""
+    from rich.table import Table
+
+    rows = found["predictions"]
+    shown = [row for row in rows if every or row["outcome"] == "others"]
+    shown.sort(key=lambda row: -_strength(row["within"]["spearman"]))
+    left = f"; {found['not_evaluated']} more are not evaluated" if found["not_evaluated"] else ""
+    yield (
+        f"{found['steps']} phases{left}. Spearman with the mean score that a phase cost the tasks it does not train, "
+        f"{found['level']:.0%} intervals over phases"
+    )
+    table = Table(box=None)
+    for name in ("probe", "measure", "on tasks", "forgetting of"):
+        table.add_column(name)
+    for name in ("phases", "all phases", "within a phase"):
+        table.add_column(name, justify="right")
+    for row in shown:
+        cells = (row["probe"], row["label"], row["role"], row["outcome"], str(row["steps"]))
+        table.add_row(*cells, _interval(row["all"]), _interval(row["within"]))
+    yield table
+    clear = sum(row["within"]["low"] > 0 or row["within"]["high"] < 0 for row in rows)
+    chance = (1 - found["level"]) * len(rows)
+    yield (
+        f"Within phases {clear} of {len(rows)} intervals exclude 0; about {chance:.0f} would by chance alone, and phases that "
+        f"share checkpoints make intervals too narrow. {found['seconds']:.0f} s of computing"
+        + ("" if every else "; --all adds the forgetting of tasks trained before")
+    )
+
+
+def _strength(value: float) -> float:
+    return abs(value) if math.isfinite(value) else 0.0
+
+
+def _interval(found: Mapping[str, float]) -> str:
+    if not math.isfinite(found["spearman"]):
+        return "-"
+    if not math.isfinite(found["low"]):
+        return f"{found['spearman']:+.2f}"
+    return f"{found['spearman']:+.2f} ({found['low']:+.2f} to {found['high']:+.2f})"
 
 
 @dataclass(frozen=True)
@@ -132,38 +149,25 @@ def section(bwt: Bwt) -> Section | None:
     import pandas as pd
 
     table = pd.read_parquet(paths.PROBES)
-    by_pair: Values = {}
-    for key, own in table.groupby(["node", "other"], sort=False):
-        by_pair[key] = [_headline(own, headline) for headline in HEADLINES]
-    used = [i for i in range(len(HEADLINES)) if any(v[i] is not None for v in by_pair.values())]
+    known = {
+        pair: [headline.value(found) for headline in HEADLINES]
+        for pair, found in by_pair(table).items()
+    }
+    used = [i for i in range(len(HEADLINES)) if any(v[i] is not None for v in known.values())]
     bases = {str(seed): node for seed, node in bwt["base"]["nodes"].items()}
     arms = []
     for row in bwt["ranking"]:
         pairs = [(node, bases.get(str(seed), "")) for seed, node in row["nodes"].items()]
-        found = [by_pair[pair] for pair in pairs if pair in by_pair]
+        found = [known[pair] for pair in pairs if pair in known]
         if found:
             means = [_mean([values[i] for values in found]) for i in used]
             arms.append((row["arm"], [number(value) for value in means]))
     steps = [
         (f"{node} after {other}", [number(values[i]) for i in used])
-        for (node, other), values in by_pair.items()
+        for (node, other), values in known.items()
         if (node, other) in asked
     ]
     return Section([HEADLINES[i].label for i in used], arms, steps, list(_alarms(table)))
-
-
-Values = dict[Any, list[float | None]]
-
-
-def _headline(rows: pd.DataFrame, headline: Headline) -> float | None:
-    own = rows[
-        (rows["probe"] == headline.probe)
-        & (rows["part"] == headline.part)
-        & (rows["measure"] == headline.measure)
-    ]
-    over_all = own[own["task"] == ALL]
-    values = (over_all if len(over_all) else own)["value"]
-    return float(values.mean()) if len(values) else None
 
 
 def _mean(values: list[float | None]) -> float | None:
