@@ -7,8 +7,10 @@ lock, so that stages side by side convert once and a kill leaves nothing half-wr
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import sys
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -69,8 +71,11 @@ def converted(file: Path) -> Path:
 
 def _convert(file: Path, folder: Path) -> None:
     import torch
+    from tqdm import tqdm
 
     transformers = import_transformers()
+    reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    reader.tqdm = partial(tqdm, disable=None)  # its bar obeys no setting: only on a terminal
     with explained(file, "the model"), silent():
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, dtype=torch.float32, output_loading_info=True

@@ -69,9 +69,15 @@ def params(path: str, **sections: Any) -> Any:
     )
 
 
-def test_a_gguf_file_becomes_the_folder_of_its_dequantized_weights(tiny_gguf: Path):
+def test_a_gguf_file_becomes_the_folder_of_its_dequantized_weights(
+    tiny_gguf: Path, capfd: pytest.CaptureFixture[str]
+):
     whole = load_file(tiny_gguf.parent / "tiny-whole" / "model.safetensors")
     policy = Policy.load(str(tiny_gguf))
+    said = capfd.readouterr().err
+    assert said.startswith("converting tiny.gguf into ")
+    assert said.count("\n") == 1  # no bars of transformers where stderr is no terminal
+    assert "\r" not in said
     for name, weight in policy.model.state_dict().items():
         assert weight.dtype == torch.float32
         bound = whole[name].abs().max() / 127  # Q8_0: 127 steps to a block's largest
