@@ -7,10 +7,11 @@ import sys
 
 import stages
 from trainorder.report import write_report
+from trainorder.report.spending import spending
 
 
 def main(arguments: argparse.Namespace) -> None:
-    print(write_report())
+    print(write_report([one.text for one in spending()]))
 
 
 if __name__ == "__main__":

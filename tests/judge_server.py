@@ -83,7 +83,9 @@ def judge_server() -> Iterator[Server]:
             if not isinstance(done, tuple):
                 content = done or read_frame(body["messages"][1]["content"])
                 choice = {"message": {"role": "assistant", "content": content}}
-                done = (200, {}, json.dumps({"choices": [choice]}))
+                read = sum(len(message["content"].split()) for message in body["messages"])
+                usage = {"prompt_tokens": read, "completion_tokens": 1}  # a word is a token
+                done = (200, {}, json.dumps({"choices": [choice], "usage": usage}))
             status, headers, text = done
             self.send_response(status)
             data = text.encode("latin-1" if "X-Raw" in headers else "utf-8")

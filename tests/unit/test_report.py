@@ -13,14 +13,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from browser import browsing
 from order_worlds import World, default_world, every_order
 
 from trainorder import paths, report
-from trainorder.config import MeasureConfig
+from trainorder.config import MeasureConfig, load_params
+from trainorder.judges.endpoint import EndpointJudge
+from trainorder.judges.verdicts import Spent
 from trainorder.measure import measure
 from trainorder.plan.design import from_plan
-from trainorder.reading import ParamsError
+from trainorder.reading import ParamsError, read_yaml
 from trainorder.report import (
     advice,
     console,
@@ -33,6 +36,7 @@ from trainorder.report import (
     tables,
     words,
 )
+from trainorder.report.spending import spending
 
 TWO = World(
     tasks=("a", "b"),
@@ -477,9 +481,27 @@ def test_the_verdict_is_a_record_with_the_tables_and_the_table_of_orders_opens_o
     assert found.files["transfer.csv"].decode().splitlines()[0] == "phase,task,change,low,high"
     assert len(found.files["transfer.csv"].splitlines()) == 1 + 4 * len(bwt["tasks"])
     assert found.files["arms.csv"].decode().count("\n") == 1 + len(bwt["ranking"])
+    assert found.metrics == []
     columns = mirror.view(bwt)["selectedColumns"]
     assert columns[0] == "metrics.`ACC`"
     assert columns[-4:] == [f"params.`pos{i}`" for i in (1, 2, 3, 4)]
+
+
+def test_what_judges_cost_is_on_the_page_and_in_mlflow(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    smoke = read_yaml(Path(__file__).parents[2] / "configs/smoke.yaml")
+    judge = {"base_url": "http://127.0.0.1:8000/v1", "model": "m", "input_price": 2.0}
+    smoke["judge"] = {"backend": "endpoint", "endpoint": judge}
+    Path("params.yaml").write_text(yaml.safe_dump(smoke))
+    config = load_params().named_judges()["endpoint"]
+    asked = {"asked": 4, "input_tokens": 1_000_000, "output_tokens": 4}
+    Spent(EndpointJudge(config).identity).add(asked)
+    [found] = spending()
+    bwt = measured("two")
+    assert "1,000,000 tokens asked, 4 replied; 2.00 at its prices." in found.text
+    assert found.text in report.render(bwt, [found.text])
+    logged = {name: value for name, value, _ in mirror.verdict_record(bwt).metrics}
+    assert (logged["judge/endpoint/cost"], logged["judge/endpoint/calls"]) == (2.0, 4.0)
 
 
 def test_what_the_mean_does_not_show_is_said_alike_on_page_in_markdown_and_in_mlflow(

@@ -57,9 +57,23 @@ class EndpointConfig(Section):
     """null: not sent, for models that refuse it."""
     body: dict[str, JsonValue] = Field(default_factory=dict, max_length=32)
     """Further keys of the request's body, e.g. {reasoning_effort: low}."""
+    input_price: float = Field(default=0.0, ge=0, le=1e6)
+    """Of a million tokens of what is asked, in any currency. 0: no cost is shown for them. A price changes no stage that trains."""
+    output_price: float = Field(default=0.0, ge=0, le=1e6)
+    """Of a million tokens of replies, thoughts included."""
     same_in_both_roles: bool = False
     """Let this one model judge in training and in evaluation; then no score of a judged task is independent of training,
     and reports say so."""
+
+    def cost(self, input_tokens: float, output_tokens: float) -> float | None:
+        """What so many tokens cost; None without a price.
+
+        >>> EndpointConfig(input_price=2.0, output_price=10.0).cost(1_500_000, 20_000), EndpointConfig().cost(1, 1)
+        (3.2, None)
+        """
+        if not self.input_price + self.output_price:
+            return None
+        return (input_tokens * self.input_price + output_tokens * self.output_price) / 1e6
 
 
 class Compared(Section):
@@ -152,6 +166,8 @@ class PreferenceConfig(Named, PreferenceSettings):
 
 class EndpointJudgeConfig(Named, QuestionConfig, Compared, EndpointConfig):
     """A model behind an OpenAI-compatible endpoint."""
+
+    changes_nothing = Named.changes_nothing | {"input_price", "output_price"}
 
     kind: Literal["endpoint"] = "endpoint"
     """A model behind an OpenAI-compatible endpoint."""

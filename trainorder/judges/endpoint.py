@@ -31,6 +31,8 @@ from trainorder.redact import SECRET
 
 MAX_BODY = 1 << 20
 """Bytes of a response that are read."""
+MAX_TOKENS = 10**9
+"""Of one response; a higher count is none."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds before the first retry, doubled each time."""
 WAITING = {408, 425, 429, 502, 503, 504}
@@ -58,7 +60,8 @@ class EndpointJudge:
         self.failures: list[str] = []
         """Why rows of the last call have no verdict."""
         self.counts: Counter[str] = Counter()
-        """`asked`, `retried`, `position` (the verdict followed the position: a tie) since the start."""
+        """`asked`, `retried`, `position` (the verdict followed the position: a tie), `input_tokens` and `output_tokens` as the
+        endpoint counts them, `unmetered` (replies that came without a count) since the start."""
         self._key = _key(config)
         self._lock = threading.Lock()
         self._next = 0.0
@@ -86,8 +89,7 @@ class EndpointJudge:
     @property
     def identity(self) -> str:
         """Hash of all that decides a verdict, as far as it is known here."""
-        asked = self.config.model_dump(include=set(DECIDES) & set(type(self.config).model_fields))
-        return hashlib.sha256(json.dumps([asked, repr(self.question)]).encode()).hexdigest()[:16]
+        return identity_of(self.config, self.question)
 
     @property
     def at_once(self) -> int:
@@ -152,7 +154,7 @@ class EndpointJudge:
         while not self._stop.is_set():
             self._pace()
             status, text, wait = wire.post(body)
-            self.counts["asked"] += 1
+            self._count(asked=1)
             if status == 200:
                 self._last_success, self._paused = time.monotonic(), False
                 return self._read(text)
@@ -185,7 +187,7 @@ class EndpointJudge:
             )
         backoff = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(attempts - 1, 10))
         left = max(0.0, self.config.outage_seconds - silent)
-        self.counts["retried"] += 1
+        self._count(retried=1)
         self._stop.wait(min(max(asked, backoff * random.uniform(0.5, 1.0)), left + 0.01))
 
     def _pace(self) -> None:
@@ -204,7 +206,9 @@ class EndpointJudge:
         A closed thought before it and a full stop after it do not count; the text may come in parts.
         """
         try:
-            [choice] = json.loads(text)["choices"]
+            response = json.loads(text)
+            self._count(**_usage(response))
+            [choice] = response["choices"]
             content = choice["message"]["content"]
             if isinstance(content, list):
                 content = "".join(part["text"] for part in content if part["type"] == "text")
@@ -215,6 +219,10 @@ class EndpointJudge:
             return said
         *others, last = self.question.replies
         return self._fail(f"the judge's reply is not {', '.join(others)} or {last}")
+
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            self.counts.update(more)
 
     def _fail(self, reason: str) -> None:
         self.failures.append(reason)
@@ -235,6 +243,27 @@ class EndpointJudge:
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._key}"} if self._key else {}
+
+
+def identity_of(config: EndpointConfig, question: Question) -> str:
+    """Hash of all that decides a verdict."""
+    asked = config.model_dump(include=set(DECIDES) & set(type(config).model_fields))
+    return hashlib.sha256(json.dumps([asked, repr(question)]).encode()).hexdigest()[:16]
+
+
+def _usage(response: Any) -> dict[str, int]:
+    """The tokens of a response by the endpoint's own count; `unmetered` where it gives none.
+
+    >>> _usage({"usage": {"prompt_tokens": 90, "completion_tokens": 2}}), _usage({"usage": None})
+    ({'input_tokens': 90, 'output_tokens': 2}, {'unmetered': 1})
+    """
+    usage = response.get("usage") if isinstance(response, dict) else None
+    named = {"input_tokens": "prompt_tokens", "output_tokens": "completion_tokens"}
+    found = (
+        {ours: usage.get(name) for ours, name in named.items()} if isinstance(usage, dict) else {}
+    )
+    known = {name: n for name, n in found.items() if type(n) is int and 0 <= n < MAX_TOKENS}
+    return known if len(known) == len(named) else {"unmetered": 1}
 
 
 def _is_equal(question: Question, row: tuple[str, str, str]) -> bool:

@@ -3,6 +3,9 @@
 One file per identity of a judge, `.verdicts/<identity>`, one line per verdict: hash of (prompt, answer, reference), value. A line is
 appended by one write as soon as its verdict is there. Several processes may append at the same time; the first
 line of a key is its verdict for all of them.
+
+What an endpoint's replies took is kept beside it, in `.verdicts/<identity>.spent`: one JSON object per call of the judge, whatever
+became of the stage that asked.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +75,46 @@ class Verdicts:
             self._known.setdefault(key, value)
 
 
+METERED = ("input_tokens", "output_tokens", "unmetered")
+"""Counts of a judge that is paid for."""
+
+
+class Spent:
+    """What was asked of one judge in this folder, killed stages included; local state, as verdicts are."""
+
+    def __init__(self, identity: str, folder: Path = paths.VERDICTS) -> None:
+        self.path = folder / f"{identity}.spent"
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """Append the calls and tokens of a judge that is metered."""
+        if not any(counts.get(name) for name in METERED):
+            return
+        line = json.dumps({name: counts[name] for name in ("asked", *METERED) if counts.get(name)})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(file, f"{line}\n".encode())
+        finally:
+            os.close(file)
+
+    def total(self) -> Counter[str]:
+        """All calls and tokens; torn lines are skipped."""
+        total: Counter[str] = Counter()
+        if self.path.is_file():
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError):
+                    found = json.loads(line)
+                    total.update({n: int(found.get(n, 0)) for n in ("asked", *METERED)})
+        return total
+
+
 class CachedJudge:
     """A judge whose verdicts are kept. What has no verdict is asked again the next time."""
 
     def __init__(self, judge: Any, folder: Path = paths.VERDICTS) -> None:
         self.judge = judge
         self.verdicts = Verdicts(folder / judge.identity)
+        self.spent = Spent(judge.identity, folder)
         self.failures: list[str] = []
         """Why rows of the last call have no verdict."""
 
@@ -100,7 +138,11 @@ class CachedJudge:
         todo = list(fresh.items())
         for start in range(0, len(todo), self.judge.at_once):
             part = todo[start : start + self.judge.at_once]
-            values = self.judge.win_probability(*zip(*(row for _, row in part), strict=True))
+            before = self.counts.copy()
+            try:
+                values = self.judge.win_probability(*zip(*(row for _, row in part), strict=True))
+            finally:  # an outage in the middle was paid for up to there
+                self.spent.add(self.counts - before)
             self.failures += self.judge.failures
             found = zip((key for key, _ in part), values, strict=True)
             self.verdicts.add({key: value for key, value in found if value is not None})

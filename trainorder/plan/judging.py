@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from math import ceil, comb
 from typing import Any
 
-from trainorder.config import PreferenceConfig
+from trainorder.config import EndpointJudgeConfig, PreferenceConfig
+from trainorder.data import few_problems
 from trainorder.plan import names
 from trainorder.plan.appointed import Appointed
 from trainorder.plan.compile import Node, Plan
@@ -16,6 +17,8 @@ from trainorder.tasks.base import OwnRows
 
 FRAME = 150
 """Tokens around request and answers: system message, marks, question; about."""
+CHARACTERS = 4
+"""Of a token of English text, about."""
 
 
 def calls(plan: Plan, states: Mapping[str, State]) -> dict[str, int]:
@@ -33,15 +36,38 @@ def lines(plan: Plan, states: Mapping[str, State]) -> Iterator[str]:
     for name, count in calls(plan, states).items():
         if not count:
             continue
-        config, tasks = plan.judges[name].config, plan.judges[name].tasks
-        shown = 1 if getattr(config, "rubric", None) is not None else 2
-        tokens = FRAME + shown * max(plan.params.tasks[task].max_new_tokens for task in tasks)
-        rate = getattr(config, "requests_per_minute", None)
+        tokens = _answers_and_frame(plan, name)
+        rate = getattr(plan.judges[name].config, "requests_per_minute", None)
         pace = f", {count / rate / 60:.1f} h at {rate:g} a minute" if rate else ""
         yield (
             f"judge {name}: at most {count} calls, each of about {tokens} tokens and the prompt{pace}; "
-            f"verdicts that are kept cost nothing"
+            f"verdicts that are kept cost nothing{_price(plan, name, count)}"
         )
+
+
+def _answers_and_frame(plan: Plan, name: str) -> int:
+    """Tokens of what a judge reads beside the prompt, where all answers are as long as they may be."""
+    config, tasks = plan.judges[name].config, plan.judges[name].tasks
+    shown = 1 if getattr(config, "rubric", None) is not None else 2
+    return FRAME + shown * max(plan.params.tasks[task].max_new_tokens for task in tasks)
+
+
+def cost(plan: Plan, name: str, count: int) -> float | None:
+    """What so many calls of a judge cost at most, at its prices; None where it has none.
+
+    A prompt counts by the longest of a few, at CHARACTERS a token; a reply by the judge's `max_tokens`.
+    """
+    config, tasks = plan.judges[name].config, plan.judges[name].tasks
+    if not isinstance(config, EndpointJudgeConfig) or config.cost(1, 1) is None:
+        return None
+    texts = [p.text for task in tasks for p in few_problems(task, plan.params.tasks[task])[1]]
+    asked = _answers_and_frame(plan, name) + max(map(len, texts), default=0) / CHARACTERS
+    return config.cost(count * asked, count * config.max_tokens)
+
+
+def _price(plan: Plan, name: str, count: int) -> str:
+    found = cost(plan, name, count)
+    return "" if found is None else f"; at its prices about {found:,.2f} at most"
 
 
 def _verdicts(

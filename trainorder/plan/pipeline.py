@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainorder import paths
-from trainorder.config import ROLES, ModelFolder
+from trainorder.config import ROLES, EndpointJudgeConfig, ModelFolder
 from trainorder.plan.names import (
     EVALUATE,
     JUDGE,
@@ -62,7 +62,7 @@ def content(plan: Plan) -> dict[str, Any]:
         stages[PROBE] = _stage(PROBE, PROBE, PROBE, read, [paths.PROBES])
         shown = [paths.PROBES]
     stages[REPORT] = _stage(
-        REPORT, REPORT, None, [paths.BWT, *evaluations, *records, *shown], [paths.REPORT]
+        REPORT, REPORT, REPORT, [paths.BWT, *evaluations, *records, *shown], [paths.REPORT]
     )
     curves = [record for record in records if record.name == "metrics.jsonl"]
     stages[METRICS] = _stage(METRICS, METRICS, None, [paths.BWT, *curves], [])
@@ -90,6 +90,7 @@ def settings(plan: Plan) -> dict[str, str]:
         **({PROBE: ("probes",)} if plan.params.probes else {}),
     }
     found = {name: {key: every[key] for key in keys} for name, keys in sections.items()}
+    found[REPORT] = {"judges": _prices(plan)}
     training = {"training": every["training"]}
     for name, judge in every["judges"].items():
         found[judge_code(name)] = {"judges": judge, **training}
@@ -101,6 +102,16 @@ def settings(plan: Plan) -> dict[str, str]:
         for name, phase in phases.items():
             found[phase_code(name, variant)] = {"phases": phase}
     return {f"{name}.json": json.dumps(value, indent=1) + "\n" for name, value in found.items()}
+
+
+def _prices(plan: Plan) -> dict[str, list[float]]:
+    """Judge -> its prices, of those that have some: the page shows what they cost."""
+    configs = {name: judge.config for name, judge in plan.judges.items()}
+    return {
+        name: [config.input_price, config.output_price]
+        for name, config in configs.items()
+        if isinstance(config, EndpointJudgeConfig) and config.cost(1, 1) is not None
+    }
 
 
 def _node(plan: Plan, node: Node) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +18,19 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
-def write_report() -> Path:
+def write_report(spent: Sequence[str] = ()) -> Path:
     """Read reports/bwt.json and what the nodes left, write reports/report.html whole; returns its path.
+
+    `spent` are sentences about what judges have cost (spending.py).
 
     Raises:
         ParamsError: nothing was measured yet, the file is damaged, or another version of the program wrote it.
     """
-    write_text(paths.REPORT, render(results.load()))
+    write_text(paths.REPORT, render(results.load(), spent))
     return paths.REPORT
 
 
-def render(bwt: Bwt) -> str:
+def render(bwt: Bwt, spent: Sequence[str] = ()) -> str:
     """The page of one measurement; node records are read where they lie."""
     from jinja2 import Environment, StrictUndefined
 
@@ -35,7 +38,9 @@ def render(bwt: Bwt) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["code"] = _code
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(content(bwt))
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        {**content(bwt), "spending": spent}
+    )
 
 
 def _code(text: str) -> Markup:

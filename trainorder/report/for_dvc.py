@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from trainorder import paths
 from trainorder.config import DEFAULT
 from trainorder.files import write_text
-from trainorder.report.mirror import transfer_table
 from trainorder.report.records import curves, nodes
 from trainorder.report.words import Bwt
 
@@ -67,6 +66,19 @@ def orders(bwt: Bwt) -> DataFrame:
                     rows.append((each["variant"], name, position, values[0], task, *values[1:]))
     columns = ["variant", "order", "position", "phase", "task", "score", "entropy"]
     return pandas.DataFrame(rows, columns=columns)
+
+
+def transfer_table(bwt: Bwt) -> DataFrame:
+    """What each phase does to each task from the base, on test: one row a pair."""
+    import pandas
+
+    rows = [
+        {"phase": phase, "task": task, "change": i["value"], "low": i["low"], "high": i["high"]}
+        for phase, by_task in bwt["transfer"]["from_base"]["test"].items()
+        for task, i in by_task.items()
+        if i is not None
+    ]
+    return pandas.DataFrame(rows, columns=["phase", "task", "change", "low", "high"])
 
 
 def rewards(bwt: Bwt) -> DataFrame:

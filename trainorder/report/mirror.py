@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainorder import paths, results, tracking
 from trainorder.report import words
+from trainorder.report.for_dvc import transfer_table
 from trainorder.report.markdown import orders_page
 from trainorder.report.records import nodes, test_means
+from trainorder.report.spending import spending
 from trainorder.report.words import Bwt
 from trainorder.tracking import ARM, OrderRecord, read_node
-
-if TYPE_CHECKING:
-    import pandas
 
 MEAN = "ACC"
 """The mean score over the trained tasks; logged first, as MLflow's comparison opens on the first metric."""
@@ -59,7 +58,7 @@ def verdict_record(bwt: Bwt) -> OrderRecord:
     return OrderRecord(
         name="verdict",
         params={},
-        metrics=[],
+        metrics=[(key, v, 0) for one in spending() for key, v in one.metrics.items()],
         tags={
             "kind": "verdict",
             "row": "verdict",
@@ -68,19 +67,6 @@ def verdict_record(bwt: Bwt) -> OrderRecord:
         note=words.summary(bwt),
         files=files,
     )
-
-
-def transfer_table(bwt: Bwt) -> pandas.DataFrame:
-    """What each phase does to each task from the base, on test: one row a pair."""
-    import pandas
-
-    rows = [
-        {"phase": phase, "task": task, "change": i["value"], "low": i["low"], "high": i["high"]}
-        for phase, by_task in bwt["transfer"]["from_base"]["test"].items()
-        for task, i in by_task.items()
-        if i is not None
-    ]
-    return pandas.DataFrame(rows, columns=["phase", "task", "change", "low", "high"])
 
 
 def view(bwt: Bwt) -> dict[str, Any]:
