@@ -29,6 +29,7 @@ def main(arguments: argparse.Namespace) -> None:
     from trainorder.registries import asks_base
     from trainorder.resume import finished
     from trainorder.rewards import grading
+    from trainorder.tasks.harness import files
 
     grading.configure(params.grading)
     node, seed = arguments.node, arguments.seed
@@ -52,7 +53,11 @@ def main(arguments: argparse.Namespace) -> None:
         },
         code="evaluate",
         parents=list(dict.fromkeys([node, base or node])),
-        data=[paths.TASK_DATA, *(paths.JUDGE / name for name in judges)],
+        data=[
+            paths.TASK_DATA,
+            *(paths.JUDGE / name for name in judges),
+            *files(config.harness),
+        ],
     )
     with stages.keeping(f"evaluate--{node}", params, depends) as work:
         table = evaluate(

@@ -10,7 +10,7 @@ from typing import Any
 from trainorder import paths
 from trainorder.reading import ParamsError, did_you_mean, read_json
 
-VERSION = 9
+VERSION = 10
 """Of the schema of reports/bwt.json (trainorder/measure/__init__.py)."""
 REPAIR = "run `dvc repro plan/dvc.yaml:measure_bwt`"
 

@@ -145,6 +145,13 @@ class EvaluationConfig(Section):
     ways: list[Piece] = Field(default_factory=list, max_length=100)
     """Further ways to use every checkpoint (trainorder/evaluation/ways/), whose values stand in the same long table:
     `[{majority: {k: 4}}, {pass_at: {k: 2}}, decompose, program, evidence, tiers]`. What they are: docs/how-to/evaluate.md."""
+    harness: list[Annotated[str, Field(min_length=1, max_length=300)]] = Field(
+        default_factory=list, max_length=64
+    )
+    """Tasks of lm-eval (extra `eval`) on every checkpoint: names and groups of lm-eval, or task files of your own
+    (`mine/capitals.yaml`). They are never trained; the page shows them as base retention."""
+    harness_limit: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Documents of each of these tasks, the first ones; null: all."""
     threads: Threads = 1
     """CPU threads, as in `rl.threads`."""
 
@@ -155,8 +162,8 @@ class EvaluationConfig(Section):
         )
 
     def results(self) -> dict[str, Any]:
-        """What can change a table; the temperature where it is not 1, the answers kept where they are not 8, ways where there are any."""
-        usual = {"temperature": 1, "answers": 8, "ways": []}
+        """What can change a table: of later keys only those that are not as usual, so that a new key changes no fingerprint."""
+        usual = {"temperature": 1, "answers": 8, "ways": [], "harness": [], "harness_limit": None}
         plain = {key for key, value in usual.items() if getattr(self, key) == value}
         return self.model_dump(exclude=plain | self.changes_nothing)
 

@@ -16,7 +16,8 @@ Per problem (`k` is `evaluation.samples`):
 | distinct_2, compression_ratio, vendi | judged tasks: variety among the k samples |
 | those of `evaluation.ways` | see each in trainorder/evaluation/ways/; nan where a way has no value for a problem |
 
-Judged tasks have the last three also with problem `*`: variety across problems, first sample of each.
+Judged tasks have the last three also with problem `*`: variety across problems, first sample of each. Tasks of lm-eval
+(`evaluation.harness`) have the split `harness` and metrics of their own (harness.py).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import pandas as pd
 from trainorder import paths
 from trainorder.config import EvaluationConfig, Piece, Role, RolloutConfig, TrainingConfig
 from trainorder.device import device_of, precision
+from trainorder.evaluation import harness
 from trainorder.evaluation.answering import SAMPLING, Answers, Exam, answer, engine_for, sample
 from trainorder.evaluation.scoring import grouped, main_scorer, mean, per_problem, pooled
 from trainorder.evaluation.sitting import WAYS, Sitting, Who, named
@@ -47,6 +49,7 @@ from trainorder.resume import NOTHING, Saved, Work
 from trainorder.rollout import Completions, Engine, Request, make_engine
 from trainorder.tasks import built_tasks, judged, load_problems, load_task
 from trainorder.tasks.base import Split
+from trainorder.tasks.harness import label
 
 PLAIN = TrainingConfig()
 
@@ -118,7 +121,10 @@ def evaluate(
     found = list(examine(policy, exams, judges, config, work, training.dtype, rollout, other))
     for line in _calls(judges):
         print(line)
-    table = tabulate(node, seed, found)
+    guards = list(_guards(policy, config, work, training.dtype))
+    table = tabulate(node, seed, found, guards)
+    if guards:
+        table.attrs["harness"] = harness.made_by()
     table.attrs["answers"] = [row for one in found for row in answers_kept(one, config.answers)]
     if rollout.backend != "torch":
         table.attrs["rollout"] = rollout.results()
@@ -288,8 +294,25 @@ def answers_kept(one: Examined, count: int) -> list[dict[str, Any]]:
     ]
 
 
-def tabulate(node: str, seed: int, results: Iterable[Examined]) -> pd.DataFrame:
-    """The long table of evaluated exams."""
+def _guards(
+    policy: Policy, config: EvaluationConfig, work: Work, dtype: str
+) -> Iterator[tuple[str, list[harness.Row]]]:
+    """Name and rows of each task of `evaluation.harness`."""
+    for i, entry in enumerate(config.harness):
+
+        def score(entry: str = entry) -> Saved:
+            return Saved({}, {"rows": harness.examine(policy, entry, config, dtype)})
+
+        yield label(entry), work.part(f"harness-{i}", score).state["rows"]
+
+
+def tabulate(
+    node: str,
+    seed: int,
+    results: Iterable[Examined],
+    guards: Iterable[tuple[str, list[harness.Row]]] = (),
+) -> pd.DataFrame:
+    """The long table of evaluated exams and of tasks of lm-eval."""
     rows = []
     for one in results:
         exam = one.exam
@@ -301,6 +324,7 @@ def tabulate(node: str, seed: int, results: Iterable[Examined]) -> pd.DataFrame:
         rows += [
             (exam.split, exam.name, POOLED, metric, value) for metric, value in one.over_all.items()
         ]
+    rows += [(harness.SPLIT, name, *row) for name, own in guards for row in own]
     table = pd.DataFrame(rows, columns=["split", "task", "problem", "metric", "value"])
     table.insert(0, "node", node)
     table.insert(1, "seed", seed)

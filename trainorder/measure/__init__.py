@@ -25,6 +25,7 @@ undefined. Scores are the metric `score`; a number is of the test split unless i
     power          {sd: {runs (null with one seed), problems, answers} of the difference of two trained arms, of one seed and
                      these problems; arms, num_problems; more: {difference, seeds}: the largest usual difference that is
                      not told yet and the seeds that tell it, null where the verdict is not open}, or null
+    guards         [{task, kind: held_out or harness (a task of lm-eval), problems, base: I, change: {arm: I, minus the base}}]
     orders         {order: {kind, phases, positions: [[task]], reverse, nodes: {seed: [node]}, R: {split: rows},
                      R_seeds: {seed: {split: rows}}, measures: {split: {name: I}}, forgetting_of_noise: {split: number},
                      along: {metric: {task: [mean]}}, along_seeds: {seed: the same}, levels: {mean: [I], tasks:
@@ -85,6 +86,7 @@ from trainorder.config import MeasureConfig
 from trainorder.measure.across import across
 from trainorder.measure.assumptions import assumptions
 from trainorder.measure.evidence import Evidence, gather, mean_metrics, settings
+from trainorder.measure.guards import guards
 from trainorder.measure.power import ability
 from trainorder.measure.prediction import prediction
 from trainorder.measure.ranking import differences, paired, ranked, ranking, winner
@@ -113,7 +115,7 @@ def measure(
         ParamsError: an evaluation is missing or incomplete; names the node and the command that makes it.
     """
     documents = {
-        name: _plain(_document(gather(table, design, config), name))
+        name: _plain(_document(table, gather(table, design, config), name))
         for name, design in designs.items()
     }
     first, *others = documents
@@ -125,7 +127,7 @@ def measure(
     }
 
 
-def _document(evidence: Evidence, variant: str) -> dict[str, Any]:
+def _document(table: pd.DataFrame, evidence: Evidence, variant: str) -> dict[str, Any]:
     design = evidence.design
     arms, finals = ranked(evidence)
     pairs = paired(evidence, arms, finals)
@@ -139,6 +141,7 @@ def _document(evidence: Evidence, variant: str) -> dict[str, Any]:
         "differences": differences(evidence, finals, pairs),
         "winner": won,
         "power": ability(evidence, arms, finals, won["verdict"]),
+        "guards": guards(table, evidence),
         "orders": orders(evidence),
         "transfer": transfer_views(evidence),
         "recommended": recommended(evidence),

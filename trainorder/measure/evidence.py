@@ -198,6 +198,7 @@ def gather(table: pd.DataFrame, design: Design, config: MeasureConfig) -> Eviden
     Raises:
         ParamsError: an evaluation is missing or incomplete; names the node and the command.
     """
+    table = table.loc[table["split"].isin(SPLITS)]
     nodes, tasks = design.nodes(), tasks_of(table, design.trained)
     table = table.loc[table["node"].isin(nodes)]
     check_nodes(table, nodes, tasks)

@@ -93,7 +93,7 @@ def scores_of(
         wide = rows.pivot_table(index="node", columns="problem", values="value", dropna=False)
         scores = wide.reindex(nodes).to_numpy(dtype=float)
         complete = ~np.isnan(scores).any(0)
-        if metric == SCORE:
+        if metric == SCORE and split in SPLITS:  # others are averaged with nothing
             _check_scale(scores, split, task, nodes)
         used[task] = int(complete.sum())
         dropped[task] = int((~complete).sum())

@@ -22,7 +22,7 @@ from trainorder.registries import (
     chosen_probes,
 )
 from trainorder.sources import find
-from trainorder.tasks import TASKS, kind_of, make_task
+from trainorder.tasks import TASKS, harness, kind_of, make_task
 
 if TYPE_CHECKING:
     from trainorder.plan.compile import Plan
@@ -38,6 +38,8 @@ def fingerprints(plan: Plan) -> dict[str, str]:
     for name, config in plan.params.tasks.items():
         files = getattr(make_task(name, config), "files", ())
         texts["build_data"] += "".join(f"{file} {_hash(file)}\n" for file in files)
+    own_tasks = harness.files(plan.params.evaluation.harness)
+    texts["evaluate"] += "".join(f"{file} {_hash(file)}\n" for file in own_tasks)
     for name, tasks in _graded(plan).items():
         own = [getattr(make_task(task, plan.params.tasks[task]), "code", ()) for task in tasks]
         texts[name] += fingerprint.of_files(sorted({file for files in own for file in files}))

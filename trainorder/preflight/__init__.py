@@ -24,6 +24,10 @@ def check(params: Params) -> None:
     machine.check()
     rows.check(params)
     model.check(params)
+    if params.evaluation.harness:
+        from trainorder.evaluation import harness  # and lm-eval: seconds
+
+        harness.check(params.evaluation)
     if params.policy.path is not None or MUCH * params.policy.tiny_bytes() > ram_bytes():
         from trainorder import footprint  # builds the model's shapes: seconds
 

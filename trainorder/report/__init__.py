@@ -76,6 +76,7 @@ def content(bwt: Bwt) -> dict[str, Any]:
         "arms": arms,
         "axis": axis,
         "by_task": tables.by_task(bwt),
+        "guards": tables.guards(bwt),
         "beneath": words.beneath(bwt),
         "beneath_note": words.BENEATH,
         "matrices": [heat for heat in matrices if heat.title in shown],

@@ -241,6 +241,23 @@ def by_task(bwt: Bwt) -> Heat:
     return Heat("", [*_columns(bwt), "greedy", "pass@k"], rows)
 
 
+def guards(bwt: Bwt) -> Heat | None:
+    """What every arm changed of the tasks that no phase trains; first row: their scores at the base."""
+    found = bwt["guards"]
+    if not found:
+        return None
+    columns = [("lm-eval " if g["kind"] == "harness" else "") + g["task"] for g in found]
+    bound = _bound(i["value"] for g in found for i in g["change"].values() if i)
+    base = [Cell(words.score(g["base"]["value"]), small=words.interval(g["base"])) for g in found]
+    rows = [("base", base)]
+    for row in bwt["ranking"]:
+        if row["arm"] != "base":
+            changes = [g["change"][row["arm"]] for g in found]
+            cells = [_change_cell(i["value"], bound * (1 if side(i) else PALER), words.interval(i, sign=True), False) for i in changes]  # fmt: skip
+            rows.append((row["arm"], cells))
+    return Heat("", columns, rows)
+
+
 def costs(
     found: Mapping[str, Mapping[str, Any]], moved: Mapping[str, float] | None = None
 ) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ from trainorder.config import (
 )
 from trainorder.plan.check.budgets import budget, check_budgets
 from trainorder.plan.check.common import check_kept, check_known, check_model_path
+from trainorder.plan.check.harness import check_harness
 from trainorder.plan.check.judges import VARIABLE, check_judges
 from trainorder.plan.check.method import (
     asking_teachers,
@@ -74,6 +75,7 @@ def check(params: Params) -> None:
     check_method("rl.method", params.rl.method)
     check_ways(params.evaluation)
     chosen_probes(params.probes)
+    check_harness(params.evaluation)
     for variant in params.variant_names():
         changed = params.variant(variant)
         where = "" if variant == DEFAULT else f"variants.{variant}: "
