@@ -13,11 +13,11 @@ from trainorder.rewards import format
 from trainorder.rl.types import Roll, Rollouts, State
 from trainorder.rollout import Request
 from trainorder.tasks.base import Problem, Prompt, in_template
+from trainorder.tasks.posing import vote_of
 
 KEY = "self_play"
 ROLES = ("responder", "questioner", "verifier")
 """`asked("role")` of a row is the place here; the step's own problems have none, and are answered by the responder."""
-VOTES = {"1": True, "0": False}
 VOTE_TOKENS = 8
 QUESTIONERS = 1 << 40
 """The group of all questioner rows: others are places of requests."""
@@ -42,15 +42,6 @@ def balanced(positive: Sequence[bool], stream: torch.Generator) -> list[int]:
         side[i] for side in sides for i in torch.randperm(len(side), generator=stream).tolist()[:least]
     ]  # fmt: skip
     return sorted(kept)
-
-
-def vote_of(text: str) -> bool | None:
-    """A binary vote, None where the text is none.
-
-    >>> vote_of("1"), vote_of("<answer> 0 </answer>"), vote_of("10")
-    (True, False, None)
-    """
-    return VOTES.get((format.answer(text, marked=False) or text).strip())
 
 
 def majority_of(ballots: Sequence[bool | None]) -> bool | None:

@@ -28,6 +28,7 @@ TASKS: dict[str, str] = {
     "reasoning_gym": "trainorder.tasks.reasoning_gym:ReasoningGym",
     "verifiers": "trainorder.tasks.verifiers:Verifiers",
     "transformed": "trainorder.tasks.transformed:Transformed",
+    "roles": "trainorder.tasks.roles:Roles",
 }
 """Kind -> class. By name, so that one task's code is no dependency of another task's phases."""
 

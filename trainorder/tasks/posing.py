@@ -7,13 +7,17 @@ ones `math` can.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainorder.rewards import format
 from trainorder.tasks.base import Problem, content_id, split_of
 from trainorder.tasks.math import Math
 
+ASK = "{prompt} write another problem like this one ."
+JUDGE = "{prompt} is {answer} right ? write 1 if it is and 0 if not ."
+"""What questioner and verifier are asked; a model may learn both questions from tasks of kind `roles`."""
+VOTES = {"1": True, "0": False}
 LONGER = 2
 """Operations by which a written sum may be longer than those of the task."""
 _SUM = re.compile(r"\d{1,6}(?: [+-] \d{1,6})+ = \?")
@@ -76,3 +80,23 @@ def pose_sum(task: Math, text: str) -> Problem | None:
 
 POSERS: dict[type, Callable[[Any, str], Problem | None]] = {Math: pose_sum}
 """Kind of task -> what reads a written problem."""
+
+
+def sum_text(chain: Sequence[int]) -> str:
+    """A chain as the text that poses it.
+
+    >>> sum_text([7, 4, -3])
+    '7 + 4 - 3 = ?'
+    """
+    return " ".join(
+        [str(chain[0]), *(f"{'+' if n > 0 else '-'} {abs(n)}" for n in chain[1:]), "= ?"]
+    )
+
+
+def vote_of(text: str) -> bool | None:
+    """A binary vote, None where the text is none.
+
+    >>> vote_of("1"), vote_of("<answer> 0 </answer>"), vote_of("10")
+    (True, False, None)
+    """
+    return VOTES.get((format.answer(text, marked=False) or text).strip())

@@ -121,7 +121,7 @@ PRESETS = [
             "edit": ["self_play"],
             "advantage": ["grpo"],
             "metric": ["self_play_roles"],
-            "terms": [OWN, {"nll": {"source": "expert", "coef": 0.3}}],
+            "terms": [OWN, {"nll": {"source": "expert", "coef": 0.1}}],
         },
         settings={"group_size": 8},
         basis="paper",
@@ -146,7 +146,7 @@ PRESETS = [
             "metric": ["self_play_roles"],
             "terms": [
                 OWN,
-                {"nll": {"source": "expert", "coef": 0.3, "weight": ["question_utility"]}},
+                {"nll": {"source": "expert", "coef": 0.1, "weight": ["question_utility"]}},
             ],
         },
         settings={"group_size": 8},

@@ -13,9 +13,7 @@ from trainorder.rl.pieces.item_rates import utility_of
 from trainorder.rl.playing import KEY, ROLES, Play, balanced, rewarded, whole
 from trainorder.rl.registry import edit, metric, weight
 from trainorder.rl.types import Roll, Rollouts, State
-
-ASK = "{prompt}\nWrite another problem of this kind, a bit harder."
-JUDGE = "{prompt}\nIs the answer {answer} right? Write 1 if it is and 0 if not."
+from trainorder.tasks.posing import ASK, JUDGE
 
 
 @edit
@@ -30,7 +28,7 @@ def self_play(
     votes: Count = 8,
     judged: bool = True,
     trust: Literal["rule", "either"] = "rule",
-    show: int = 8,
+    show: int = 4,
     show_below: Share = 0.5,
     memory: int = 3,
     replay: Share = 0.0,
