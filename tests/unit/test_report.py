@@ -67,6 +67,21 @@ def page_of(world_name: str) -> str:
     return report.render(measured(world_name))
 
 
+def test_other_ways_are_a_table_of_the_page_where_there_are_any():
+    bwt = copy.deepcopy(measured("two"))
+    assert study.other_ways(bwt) is None
+    for row in bwt["ranking"]:
+        row["metrics"] |= {"majority_at_4": {"a": 0.5, "b": 0.25}, "tiers": {"a": None}}
+    found = study.other_ways(bwt)
+    assert found is not None
+    assert found.columns == [row["arm"] for row in bwt["ranking"]]
+    assert [(name, {cell.text for cell in cells}) for name, cells in found.rows] == [
+        ("majority_at_4", {"0.375"})
+    ]
+    assert "Other ways to use the checkpoints" in report.render(bwt)
+    assert "Other ways to use the checkpoints" not in page_of("two")
+
+
 class Links(HTMLParser):
     """Everything a browser would fetch, and tags that were not closed."""
 

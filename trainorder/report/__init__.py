@@ -76,6 +76,7 @@ def content(bwt: Bwt) -> dict[str, Any]:
         "arms": arms,
         "axis": axis,
         "by_task": tables.by_task(bwt),
+        "other_ways": study.other_ways(bwt),
         "guards": tables.guards(bwt),
         "beneath": words.beneath(bwt),
         "beneath_note": words.BENEATH,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainorder.metrics.plasticity import area_ratio
+from trainorder.registries import ways
 from trainorder.report import words
 from trainorder.report.records import curves
 from trainorder.report.tables import (
@@ -19,6 +20,27 @@ from trainorder.report.tables import (
     score_cell,
 )
 from trainorder.report.words import Bwt
+
+
+def other_ways(bwt: Bwt) -> Heat | None:
+    """What every arm is worth in the ways of `evaluation.ways`: means over the tasks that have a value; None without ways."""
+    found: dict[str, dict[str, float]] = {}
+    for row in bwt["ranking"]:
+        for metric, by_task in row["metrics"].items():
+            known = [v for v in by_task.values() if v is not None and v == v]
+            if metric != "pass_at_k" and metric.startswith(tuple(ways())) and known:
+                found.setdefault(metric, {})[row["arm"]] = sum(known) / len(known)
+    if not found:
+        return None
+    arms = [row["arm"] for row in bwt["ranking"]]
+    rows = [
+        (
+            metric,
+            [Cell("" if arm not in by_arm else f"{by_arm[arm]:.3g}") for arm in arms],
+        )
+        for metric, by_arm in sorted(found.items())
+    ]
+    return Heat("", arms, rows)
 
 
 def plasticity(bwt: Bwt) -> Heat | None:
