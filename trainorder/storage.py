@@ -110,7 +110,7 @@ def sizes(current: Plan) -> Sizes:
     if current.params.policy.path is None:
         known = max((_size(paths.checkpoint(node)) for node in current.nodes), default=0)
         size = known or current.params.policy.tiny_bytes() + TOKENIZER_BYTES
-        return Sizes(size, size, OPTIMIZER_COPIES * size)
+        return Sizes(size, size, OPTIMIZER_COPIES * size, current.params.policy.num_layers)
     from trainorder import footprint
 
     return footprint.disk(current.params, footprint.model_config(current.params.policy))

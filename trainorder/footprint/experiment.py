@@ -441,4 +441,5 @@ def disk(params: Params, config: Any) -> Sizes:
         for phase in params.phases.values()
         if phase.kind == "sft"
     ]
-    return Sizes(full, shapes.trained, max([sft, *steps, *supervised]))
+    layers = whole.model.config.num_hidden_layers
+    return Sizes(full, shapes.trained, max([sft, *steps, *supervised]), layers)

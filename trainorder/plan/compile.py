@@ -66,6 +66,8 @@ class Sizes:
     full: int
     phase: int
     step: int
+    layers: int
+    """How many layers the model has."""
 
     def of(self, node: Node) -> int:
         """Bytes of a node's checkpoint."""

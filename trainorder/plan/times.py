@@ -22,7 +22,7 @@ SECONDS_PER_ROLLOUT = 0.33 / 128
 SECONDS_PER_SFT_LINE = 0.092 / 109
 SECONDS_PER_PAIR = 43 / 3500 / 4
 SECONDS_PER_ANSWER = 5.0 / (5 * 512 * 5)
-SAMPLED, TRAINED = 1 / 60 / 135e6, 1 / 36 / 135e6
+SAMPLED, TRAINED = 1 / 150 / 135e6, 1 / 70 / 135e6
 """Seconds per token and weight of SmolLM2-135M on one core: a larger model's time is its products'."""
 
 
@@ -44,7 +44,9 @@ def expected(plan: Plan, sizes: Sizes | None = None) -> dict[str, float | None]:
     times = {node.stage: _node(plan, node, per_step, speed) for node in plan.nodes.values()}
     for name, judge in plan.judges.items():
         if isinstance(judge.config, PreferenceConfig):
-            times[names.judge(name)] = None if speed is None else _judge(judge.config, speed)
+            times[names.judge(name)] = (
+                None if speed is None else STARTUP_SECONDS + speed.judge(judge.config)
+            )
     answers = None if speed is None else STARTUP_SECONDS + speed.answers()
     return times | {names.evaluation(node): answers for node in plan.nodes}
 
@@ -64,16 +66,18 @@ class _Speed:
     weights: float
     """Of another model; of the built-in one its size against the measured one."""
     own: bool
+    layers: int
 
     @classmethod
     def of(cls, plan: Plan, sizes: Sizes | None) -> Self | None:
         """None where nothing is known: no size, or a GPU."""
         params = plan.params
         if params.policy.path is None:
-            return cls(params, params.policy.tiny_bytes(500) / 4 / MODEL_SIZE, True)
+            size = params.policy.tiny_bytes(500) / 4 / MODEL_SIZE
+            return cls(params, size, True, params.policy.num_layers)
         if sizes is None or _has_gpu(params):
             return None
-        return cls(params, sizes.full / 4, False)
+        return cls(params, sizes.full / 4, False, sizes.layers)
 
     def rollouts(self, phase: str, params: Params) -> float:
         rl, tasks = params.phase_rl(phase), params.phases[phase].tasks
@@ -90,11 +94,15 @@ class _Speed:
             return SECONDS_PER_SFT_LINE * self.weights
         return self._tokens() * self.weights * TRAINED
 
-    def pair(self) -> float:
-        """An answer that a judge learns from."""
-        return (
-            SECONDS_PER_PAIR * self.weights if self.own else self._tokens() * self.weights * TRAINED
-        )
+    def judge(self, config: PreferenceConfig) -> float:
+        """A preference model: the answers that it compares, and learning from them."""
+        answers, tokens = config.prompts * config.answers, self._tokens()
+        share = 1.0 if config.layers is None else config.layers / self.layers
+        if self.own:
+            return answers * config.epochs * share * SECONDS_PER_PAIR * self.weights
+        sampled = answers + config.heldout_prompts * config.answers
+        learned = answers * config.epochs * share
+        return (sampled * SAMPLED + learned * TRAINED) * tokens * self.weights
 
     def answers(self) -> float:
         """All answers of an evaluation."""
@@ -136,10 +144,6 @@ def _node(
     if phase.kind == "sft":
         return STARTUP_SECONDS + steps * phase.supervised.batch_size * speed.line()
     return STARTUP_SECONDS + steps * speed.rollouts(node.phase, params)
-
-
-def _judge(config: PreferenceConfig, speed: _Speed) -> float:
-    return STARTUP_SECONDS + config.prompts * config.answers * config.epochs * speed.pair()
 
 
 def wall(plan: Plan, states: Mapping[str, State], times: Times) -> float | None:
