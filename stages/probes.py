@@ -6,22 +6,18 @@ import argparse
 import sys
 
 import stages
-from trainorder import paths, plan
+from trainorder import paths
 from trainorder.config import load_params
 from trainorder.files import writing
 
 
 def main(arguments: argparse.Namespace) -> None:
     params = load_params()
-    from trainorder import machine
     from trainorder.probes import run
     from trainorder.rewards import grading
 
     grading.configure(params.grading)
-    pairs = plan.compared()
-    if pairs:
-        machine.prepare(1, paths.checkpoint(pairs[0][0]))
-    found = run.run(pairs, params.probes)
+    found = run.run(run.asked(), params.probes)
     with writing(paths.PROBES) as stream:
         run.table(found).to_parquet(stream, engine="pyarrow", compression="zstd", index=False)
     for line in run.costs(found):

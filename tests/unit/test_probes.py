@@ -360,7 +360,7 @@ def test_a_probe_that_goes_with_forgetting_is_told_from_one_that_does_not():
     for i in range(24):
         phase = "ab"[i % 2]
         new = frozenset({"math" if phase == "a" else "qa"})
-        steps.append(predict.Step(f"n{i}", "base", phase, new, frozenset()))
+        steps.append(predict.Step(f"n{i}", "base", phase, new, frozenset(), i // 12))
         losses.append({"others": i / 24 + (phase == "b")})
         at = (f"n{i}", "base")
         rows += [
@@ -371,6 +371,7 @@ def test_a_probe_that_goes_with_forgetting_is_told_from_one_that_does_not():
     found = {(r["probe"], r["role"]): r for r in predict.predict(table, steps, losses, count=200)}
     assert found["kl", "new"]["within"]["spearman"] == 1.0
     assert found["kl", "new"]["all"]["spearman"] < 0.9
+    assert found["kl", "new"]["place"]["spearman"] == 1.0
     assert found["rank", "all"]["within"]["low"] < 0 < found["rank", "all"]["within"]["high"]
     assert found["rank", "all"]["outcome"] == "others"
     assert ("rank", "new") not in found  # it looks at no task

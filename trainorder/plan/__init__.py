@@ -7,7 +7,7 @@ cached, what the DVC cache can restore and what must run; `repair` what a killed
 """
 
 from trainorder.plan.compile import Node, Plan, Resolved, compile_plan, load
-from trainorder.plan.compiled import compared, measured, stale_files, stored, write
+from trainorder.plan.compiled import measured, stale_files, stored, write
 from trainorder.plan.orders import pending, waiting
 from trainorder.plan.repair import repair
 from trainorder.plan.state import State, status
@@ -17,7 +17,6 @@ __all__ = [
     "Plan",
     "Resolved",
     "State",
-    "compared",
     "compile_plan",
     "load",
     "measured",

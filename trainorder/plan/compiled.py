@@ -146,18 +146,6 @@ def resolved() -> dict[str, list[str]]:
         return {}
 
 
-def compared() -> list[tuple[str, str]]:
-    """The (node, other) that plan.yaml has probes compare; none where there is no plan.yaml or it asks for none.
-
-    Raises:
-        ParamsError: it is damaged.
-    """
-    if not found_at(paths.PLAN):
-        return []
-    content = shaped(read_yaml(paths.PLAN), _Compiled, paths.PLAN, REPAIR)
-    return [(node, other) for node, other in content.get("probes", [])]
-
-
 def measured() -> dict[str, list[str]]:
     """`resolved` as the measurement in reports/bwt.json has it; empty where it recommends nothing.
 
@@ -196,7 +184,6 @@ def _tag(variant: str) -> dict[str, str]:
 
 class _Compiled(TypedDict):
     resolved: NotRequired[dict[str, list[str]]]
-    probes: NotRequired[list[list[str]]]
 
 
 class _Base(TypedDict):

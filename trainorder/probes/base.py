@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from trainorder import paths
 from trainorder.adapters import is_adapter_node, load_adapter, weights_of
 from trainorder.lineage import read_manifest
-from trainorder.plan.names import address, evaluation
 from trainorder.reading import ParamsError
 from trainorder.tasks.base import Prompt
 
@@ -128,7 +127,9 @@ class Checkpoint:
 
         file = paths.evaluation(self.name)
         if not file.is_file():
-            raise ParamsError(f"{file} not found: run `dvc repro {evaluation(self.name)}`")
+            raise ParamsError(
+                f"{file} not found: run `dvc repro {_stage('evaluate-' + self.name)}`"
+            )
         return pd.read_parquet(file)
 
     @cached_property
@@ -208,6 +209,21 @@ class Pair:
         return self.other, self.node
 
 
+def check_made(node: str) -> None:
+    """Refuse a node whose checkpoint does not lie here.
+
+    Raises:
+        ParamsError: names the command that makes it.
+    """
+    folder = paths.checkpoint(node)
+    if not folder.is_dir():
+        raise ParamsError(f"{folder} not found: run `dvc repro {_stage(node)}`")
+
+
+def _stage(name: str) -> str:
+    return f"{paths.PIPELINE.as_posix()}:{name}"  # as plan.names has it, without all that plan/ imports
+
+
 class Change(NamedTuple):
     """One tensor before, and what was added to it; both float32."""
 
@@ -230,10 +246,7 @@ def changes(before: Checkpoint, after: Checkpoint) -> Iterator[Change]:
     from trainorder.merge import Weights
 
     for node in (before, after):
-        if not paths.checkpoint(node.name).is_dir():
-            raise ParamsError(
-                f"{paths.checkpoint(node.name)} not found: run `dvc repro {address(node.name)}`"
-            )
+        check_made(node.name)
     places = [weights_of(paths.checkpoint(node.name)) for node in (before, after)]
     low = [_Adapter(node.name) for node in (before, after)]
     with ExitStack() as stack:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 MOST = 32
 """Answers per task and checkpoint that a probe reads with a model."""
-BATCH_LOGITS = 2**24
-"""Logits of a batch at most (64 MiB of float32)."""
+BATCH_LOGITS = 2**22
+"""Logits of a batch at most (16 MiB of float32, and twice that in float64 of both models); of one row, whatever it has."""
 
 
 class Batch(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,8 @@ class Step:
     """The tasks that the phase trains."""
     earlier: frozenset[str]
     """Those that phases before it trained."""
+    place: int = 0
+    """How many phases came before it."""
 
 
 def steps(plan: Plan, variant: str = DEFAULT) -> tuple[list[Step], int]:
@@ -61,7 +64,7 @@ def steps(plan: Plan, variant: str = DEFAULT) -> tuple[list[Step], int]:
             at = plan.nodes[at.parents[0]]
         new = frozenset(params.phases[node.phase].tasks)
         before = frozenset(t for phase in phases for t in params.phases[phase].tasks)
-        found.append(Step(node.id, parent, node.phase, new, before - new))
+        found.append(Step(node.id, parent, node.phase, new, before - new, len(phases)))
     return found, missing
 
 
@@ -91,10 +94,11 @@ def predict(
     level: float = 0.95,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Of every headline, role and outcome the Spearman correlation with forgetting, over all steps and within phases.
+    """Of every headline, role and outcome the Spearman correlation with forgetting: over all steps, within phases, within places.
 
     Within: both sides minus their phase's mean, so that a difference between phases (creative ones move more than others)
-    predicts nothing. Steps share what they were trained from, so that percentile intervals over steps are rather too narrow;
+    predicts nothing; `place`: minus the mean of the same phase after as many phases, so that neither does that first
+    phases move the model more and have more to gain. Steps share what they were trained from, so that percentile intervals over steps are rather too narrow;
     many measures are asked, of which 1 - level exclude 0 by chance.
 
     Args:
@@ -116,7 +120,8 @@ def predict(
                     continue
                 x = np.array([values[i] for i in used], dtype=float)
                 y = np.array([losses[i][outcome] for i in used])
-                phases = [known[i].phase for i in used]
+                phases = [(known[i].phase,) for i in used]
+                places = [(known[i].phase, known[i].place) for i in used]
                 row: dict[str, Any] = {
                     "probe": headline.probe,
                     "measure": headline.measure,
@@ -126,11 +131,16 @@ def predict(
                     "steps": len(used),
                 }
                 key = (headline.probe, headline.measure, role, outcome)
-                for name, (a, b) in {
+                sides = {
                     "all": (x, y),
                     "within": (_within(x, phases), _within(y, phases)),
-                }.items():
+                    "place": (_within(x, places), _within(y, places)),
+                }
+                for name, (a, b) in sides.items():
                     rng = numpy_stream("predict", seed, *key, name)
+                    if len(a) < MIN_ITEMS:
+                        row[name] = {"spearman": math.nan, "low": math.nan, "high": math.nan}
+                        continue
                     one = correlations(a, b, count=count, level=level, rng=rng)["spearman"]
                     row[name] = {"spearman": one.value, "low": one.low, "high": one.high}
                 found.append(row)
@@ -147,14 +157,18 @@ def _value(headline: Headline, role: str, found: Measures, step: Step) -> float 
     return mean(chosen) if chosen and not any("+" in task for task in own) else None
 
 
-def _within(values: np.ndarray, phases: Sequence[str]) -> np.ndarray:
-    """Minus the mean of the own phase.
+def _within(values: np.ndarray, groups: Sequence[tuple[str | int, ...]]) -> np.ndarray:
+    """Minus the mean of the own group, without those that are alone in theirs.
 
-    >>> _within(np.array([1.0, 3.0, 5.0]), ["a", "a", "b"]).tolist()
-    [-1.0, 1.0, 0.0]
+    >>> _within(np.array([1.0, 3.0, 5.0]), [("a",), ("a",), ("b",)]).tolist()
+    [-1.0, 1.0]
     """
-    names = np.array(phases)
-    means = {name: values[names == name].mean() for name in set(phases)}
-    return np.round(
-        values - np.array([means[name] for name in phases]), 12
-    )  # equal ones stay equal
+    members: dict[tuple[str | int, ...], list[float]] = {}
+    for value, group in zip(values.tolist(), groups, strict=True):
+        members.setdefault(group, []).append(value)
+    found = [
+        value - mean(members[group])
+        for value, group in zip(values.tolist(), groups, strict=True)
+        if len(members[group]) > 1
+    ]
+    return np.round(np.array(found), 12)  # equal ones stay equal

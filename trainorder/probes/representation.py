@@ -105,12 +105,8 @@ def perturbation(pair: Pair) -> Iterator[Row]:
     weights = dict(node.policy.model.named_parameters())
     before = dict(pair.other.policy.model.named_parameters())
     update = {name: (weights[name] - before[name]).detach() for name in weights}
-    made = {
-        "update": update,
-        "top": {n: top(d, n) for n, d in update.items()},
-        "random": {n: like(d, n) for n, d in update.items()},
-    }
-    for direction, delta in made.items():
+    for direction, make in DIRECTIONS.items():
+        delta = {name: make(own, name) for name, own in update.items()}
         found = {step: _moved(node, delta, step, texts, start) for step in STEPS}
         for step, changes in found.items():
             for task, change in changes.items():
@@ -165,6 +161,9 @@ def like(delta: Tensor, name: str) -> Tensor:
     """A random tensor of the same shape and length."""
     drawn = torch.randn(delta.shape, generator=torch_stream("probe", "random", name)).to(delta)
     return drawn * (delta.norm() / drawn.norm().clamp(min=1e-30))
+
+
+DIRECTIONS = {"update": lambda delta, name: delta, "top": top, "random": like}
 
 
 def _right(node: Checkpoint, task: str) -> list[Answer]:

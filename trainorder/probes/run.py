@@ -9,18 +9,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired
 
 from typing_extensions import TypedDict
 
-from trainorder import fingerprint, paths
+from trainorder import fingerprint, machine, paths
 from trainorder.adapters import weights_hash
 from trainorder.files import sha256, write_json
 from trainorder.fingerprint import Code
 from trainorder.lineage import content_hash
-from trainorder.plan.names import address
-from trainorder.probes.base import Checkpoint, Pair, Probe, Row
-from trainorder.reading import ParamsError, read_json
+from trainorder.probes.base import Checkpoint, Pair, Probe, Row, check_made
+from trainorder.reading import ParamsError, found_at, read_json, read_yaml, shaped
 from trainorder.registries import PROBES, chosen_probes, load
 
 if TYPE_CHECKING:
@@ -124,10 +123,8 @@ class _Inputs:
 
 
 def _weights(node: str) -> str:
-    folder = paths.checkpoint(node)
-    if not folder.is_dir():
-        raise ParamsError(f"{folder} not found: run `dvc repro {address(node)}`")
-    return weights_hash(folder)
+    check_made(node)
+    return weights_hash(paths.checkpoint(node))
 
 
 def _found(probe: Probe, inputs: _Inputs, code: str) -> Found:
@@ -138,6 +135,8 @@ def _found(probe: Probe, inputs: _Inputs, code: str) -> Found:
     if kept is not None:
         rows = [Row(*row) for row in kept["rows"]]
         return Found(probe.name, node, other, rows, kept["seconds"], True)
+    if not machine.chosen():  # the same arithmetic in a stage and on the command line
+        machine.prepare(machine.allowed_cores(), paths.checkpoint(node))
     start = time.perf_counter()
     rows = probe(inputs.pair)
     seconds = round(time.perf_counter() - start, 3)
@@ -153,6 +152,23 @@ def _read(file: Path) -> _Kept | None:
         return read_json(file, _Kept, "it is computed again")
     except (ParamsError, json.JSONDecodeError):
         return None
+
+
+class _Planned(TypedDict):
+    probes: NotRequired[list[list[str]]]
+
+
+def asked() -> list[tuple[str, str]]:
+    """The (node, other) that plan.yaml has probes compare; none where there is no plan.yaml or it asks for none.
+
+    Raises:
+        ParamsError: it is damaged.
+    """
+    if not found_at(paths.PLAN):
+        return []
+    repair = "`trainorder plan` writes it from params.yaml"
+    content = shaped(read_yaml(paths.PLAN), _Planned, paths.PLAN, repair)
+    return [(node, other) for node, other in content.get("probes", [])]
 
 
 def costs(found: Iterable[Found]) -> list[str]:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trainorder import paths, plan
+from trainorder import paths
 from trainorder.probes.base import AFTER, ALL, BEFORE, CHANGE, Row
 from trainorder.probes.headlines import HEADLINES, by_pair
-from trainorder.probes.run import Found
+from trainorder.probes.run import Found, asked
 from trainorder.report.words import Bwt
 
 if TYPE_CHECKING:
@@ -88,12 +88,12 @@ ALARMS = {
 
 
 def predictions(found: Mapping[str, Any], every: bool) -> Iterator[RenderableType]:
-    """How probes go with forgetting, strongest within phases first."""
+    """How probes go with forgetting, strongest within a phase at its place first."""
     from rich.table import Table
 
     rows = found["predictions"]
     shown = [row for row in rows if every or row["outcome"] == "others"]
-    shown.sort(key=lambda row: -_strength(row["within"]["spearman"]))
+    shown.sort(key=lambda row: -_strength(row["place"]["spearman"]))
     left = f"; {found['not_evaluated']} more are not evaluated" if found["not_evaluated"] else ""
     yield (
         f"{found['steps']} phases{left}. Spearman with the mean score that a phase cost the tasks it does not train, "
@@ -102,16 +102,16 @@ def predictions(found: Mapping[str, Any], every: bool) -> Iterator[RenderableTyp
     table = Table(box=None)
     for name in ("probe", "measure", "on tasks", "forgetting of"):
         table.add_column(name)
-    for name in ("phases", "all phases", "within a phase"):
+    for name in ("phases", "all phases", "within a phase", "and at its place"):
         table.add_column(name, justify="right")
     for row in shown:
         cells = (row["probe"], row["label"], row["role"], row["outcome"], str(row["steps"]))
-        table.add_row(*cells, _interval(row["all"]), _interval(row["within"]))
+        table.add_row(*cells, *(_interval(row[name]) for name in ("all", "within", "place")))
     yield table
-    clear = sum(row["within"]["low"] > 0 or row["within"]["high"] < 0 for row in rows)
+    clear = sum(row["place"]["low"] > 0 or row["place"]["high"] < 0 for row in rows)
     chance = (1 - found["level"]) * len(rows)
     yield (
-        f"Within phases {clear} of {len(rows)} intervals exclude 0; about {chance:.0f} would by chance alone, and phases that "
+        f"Within a phase at its place {clear} of {len(rows)} intervals exclude 0; about {chance:.0f} would by chance alone, and phases that "
         f"share checkpoints make intervals too narrow. {found['seconds']:.0f} s of computing"
         + ("" if every else "; --all adds the forgetting of tasks trained before")
     )
@@ -143,8 +143,8 @@ class Section:
 
 def section(bwt: Bwt) -> Section | None:
     """The section of the page; None where params.yaml asks for no probes, or they have not run."""
-    asked = set(plan.compared()) if paths.PROBES.is_file() else set[tuple[str, str]]()
-    if not asked:
+    pairs = set(asked()) if paths.PROBES.is_file() else set[tuple[str, str]]()
+    if not pairs:
         return None
     import pandas as pd
 
@@ -157,15 +157,15 @@ def section(bwt: Bwt) -> Section | None:
     bases = {str(seed): node for seed, node in bwt["base"]["nodes"].items()}
     arms = []
     for row in bwt["ranking"]:
-        pairs = [(node, bases.get(str(seed), "")) for seed, node in row["nodes"].items()]
-        found = [known[pair] for pair in pairs if pair in known]
+        ends = [(node, bases.get(str(seed), "")) for seed, node in row["nodes"].items()]
+        found = [known[pair] for pair in ends if pair in known]
         if found:
             means = [_mean([values[i] for values in found]) for i in used]
             arms.append((row["arm"], [number(value) for value in means]))
     steps = [
         (f"{node} after {other}", [number(values[i]) for i in used])
         for (node, other), values in known.items()
-        if (node, other) in asked
+        if (node, other) in pairs
     ]
     return Section([HEADLINES[i].label for i in used], arms, steps, list(_alarms(table)))
 
