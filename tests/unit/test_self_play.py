@@ -141,9 +141,14 @@ def test_the_votes_count_only_where_they_are_trusted():
         assert of(play(script, trust=trust), "responder").rewards.tolist() == rewards
 
 
-def test_nothing_of_dev_or_test_is_a_problem():
-    for split in ("dev", "test"):
-        assert posed(TASK, "math", problems(1, split)[0].question) is None
+def test_a_problem_of_dev_or_test_is_tried_by_nobody_and_pays_nothing():
+    state = State(total=4)
+    held = [problems(1, split)[0].question for split in ("dev", "test")]
+    script = Script([*held, "x"], [], [])
+    roll = play(script, state)
+    assert of(roll, "questioner").text == ["x"]
+    assert len(script.asked) == 3
+    assert state.mem["self_play"]["log"]["self_play_held_out"] == pytest.approx(2 / 3)
     assert posed(TASK, "math", f"<answer> {NEW[0].question} </answer>") == NEW[0]
 
 

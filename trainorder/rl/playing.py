@@ -13,7 +13,7 @@ from trainorder.rewards import format
 from trainorder.rl.types import Roll, Rollouts, State
 from trainorder.rollout import Request
 from trainorder.tasks.base import Problem, Prompt, in_template
-from trainorder.tasks.posing import vote_of
+from trainorder.tasks.posing import held_out, vote_of
 
 KEY = "self_play"
 ROLES = ("responder", "questioner", "verifier")
@@ -68,6 +68,8 @@ class Play:
     """Number of the written text -> the new problem that it poses."""
     blame: list[float] = field(default_factory=list)
     """Of each written text: what it earns unless it is a new problem that is solved now and then."""
+    held: set[int] = field(default_factory=set)
+    """Numbers of the texts that pose a problem of dev or test: nobody tries it, and it earns neither reward nor blame."""
     seed_of: list[Problem] = field(default_factory=list)
     """Of each written text: the problem it was asked with."""
     majority: dict[int, bool | None] = field(default_factory=dict)
@@ -114,6 +116,9 @@ class Play:
             found = self.rollouts.pose(written.problem[i].task, text)
             if found is None:
                 self.blame.append(MALFORMED)
+            elif held_out(found):
+                self.blame.append(0.0)
+                self.held.add(i)
             elif found.id in taken:
                 self.blame.append(REPEATED)
             else:
@@ -205,7 +210,8 @@ class Play:
         self, show: int, below: float, ask: str, judge: str, *, judged: bool
     ) -> list[tuple[Request, str]]:
         """What a role that has collapsed, or not begun, is given: texts of the step's problems, and right votes."""
-        new = self.state.ema(f"{KEY}/new", len(self.new) / max(1, len(self.blame)), beta=TRAILING, init=0.0)  # fmt: skip
+        tried = max(1, len(self.blame) - len(self.held))
+        new = self.state.ema(f"{KEY}/new", len(self.new) / tried, beta=TRAILING, init=0.0)  # fmt: skip
         found: list[tuple[Request, str]] = []
         if new < below:
             texts = [
@@ -268,6 +274,7 @@ class Play:
         mem["solved"] = [*mem["solved"], *solved][-memory:] if memory else []
         log = {
             "self_play_new": len(self.new) / count,
+            "self_play_held_out": len(self.held) / count,
             "self_play_repeated": self.blame.count(REPEATED) / count,
             "self_play_malformed": self.blame.count(MALFORMED) / count,
             "self_play_shown": float(shown),

@@ -29,16 +29,21 @@ def can_pose(task: Any) -> bool:
 
 
 def posed(task: Any, name: str, text: str) -> Problem | None:
-    """The problem of the task `name` that a text poses, with its answer; None where it poses none that may be trained on.
+    """The problem of the task `name` that a text poses, with its answer; None where it poses none.
 
-    The text is that of the answer tags, where there are any. A problem whose content belongs to dev or test is none.
+    The text is that of the answer tags, where there are any. Whether it may be trained on, `held_out` says.
     """
     said = (format.answer(text, marked=False) or text).strip()
     own: Callable[[str], Problem | None] | None = getattr(task, "pose", None)
     found = own(said) if own else POSERS[type(task)](task, said)
-    if found is None or split_of(found.id) != "train":
+    if found is None:
         return None
     return Problem(found.id, name, found.prompt, found.gold, found.reference, found.meta)
+
+
+def held_out(problem: Problem) -> bool:
+    """Whether the content of a written problem belongs to dev or test."""
+    return split_of(problem.id) != "train"
 
 
 def pose_sum(task: Math, text: str) -> Problem | None:

@@ -80,7 +80,7 @@ class Roles:
         return " ; ".join(self._other([], rng) for _ in range(2))
 
     def grade(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[Reward]:
-        """1 for a problem that is none of dev and test and not the one shown, and for the right vote."""
+        """1 for a problem that is not the one shown, and for the right vote."""
         return [self._grade(text, p) for text, p in zip(completions, problems, strict=True)]
 
     def _grade(self, text: str, problem: Problem) -> Reward:

@@ -48,7 +48,7 @@ def self_play(
     one group, all others groups of their own. Balance: groups of new problems with equal rewards are dropped; of the questioner as many rows with
     reward as without; votes whose majority agrees with the program, and of others no more than there are new problems.
 
-    Guards against collapse: the step's own problems are always there; nothing of dev or test counts as a problem; while the moving share
+    Guards against collapse: the step's own problems are always there; a problem of dev or test is tried by nobody and earns nothing; while the moving share
     of texts that are new problems is below `show_below`, `show` texts of the step's problems are given as rows of source `expert`, and
     as many right votes while the majority agrees with the program less often than that. A term `nll` with `source: expert` learns from them.
 
@@ -70,8 +70,10 @@ def self_play(
         answers = play.believed(answers)
     if learn == "reward":
         earned = [worth.get(i, blame) for i, blame in enumerate(play.blame)]
-        kept = balanced([reward > 0 for reward in earned], state.stream(KEY))
-        parts.insert(0, rewarded(written, earned).rows(kept))
+        tried = [i for i in range(len(earned)) if i not in play.held]
+        kept = balanced([earned[i] > 0 for i in tried], state.stream(KEY))
+        asked = rewarded(written, earned).rows([tried[i] for i in kept])
+        parts = [asked, *parts] if kept else parts
     if answers is not None:
         parts += whole(answers, play.uneven(answers))
     if ballots is not None:
@@ -97,7 +99,7 @@ def question_utility(roll: Roll, state: State) -> Float[Tensor, " row"]:
 def self_play_roles(roll: Roll, state: State) -> dict[str, float]:
     """What `self_play` made: shares of the step's rows by role, as trained on, and how its roles do.
 
-    `role_share_*` of the policy's rows, `role_credit_*` of those that have credit; `self_play_new`, `_repeated`, `_malformed`:
+    `role_share_*` of the policy's rows, `role_credit_*` of those that have credit; `self_play_new`, `_held_out`, `_repeated`, `_malformed`:
     shares of the written texts; `self_play_solved`: mean rate at which new problems were solved; `self_play_agreed`: share of majorities that agree
     with the program; `self_play_shown`: rows given so that a role comes back.
     """
