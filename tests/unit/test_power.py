@@ -14,7 +14,7 @@ from trainorder.cli import app
 from trainorder.config import MeasureConfig
 from trainorder.measure.evidence import settings
 from trainorder.measure.power import noise_of
-from trainorder.metrics.power import DIFFERENCES, Noise, Plan, noise, reached
+from trainorder.metrics.power import DIFFERENCES, Noise, Sizing, noise, reached
 from trainorder.metrics.statistics import draw_problems, draw_seeds, intervals, simultaneous
 from trainorder.report import words
 from trainorder.results import VERSION, to_json
@@ -64,7 +64,7 @@ def test_the_promised_power_is_the_power_that_experiments_reach(arms, seeds, pro
 
 
 def test_the_seeds_and_problems_that_are_named_reach_the_power_and_one_less_does_not():
-    plan = Plan(truth(4, 3, 400), power=0.8, differences=(0.07, 0.09))
+    plan = Sizing(truth(4, 3, 400), power=0.8, differences=(0.07, 0.09))
     for i in range(2):
         seeds = plan.seeds(i)
         assert seeds is not None
@@ -72,9 +72,9 @@ def test_the_seeds_and_problems_that_are_named_reach_the_power_and_one_less_does
         problems = plan.problems(i)
         assert problems is None or plan.at(3, problems)[i] >= 0.8
     # more problems do not help against what runs differ in
-    assert Plan(truth(4, 3, 400), differences=(0.01,)).problems(0) is None
+    assert Sizing(truth(4, 3, 400), differences=(0.01,)).problems(0) is None
     # with one seed only the problems are known
-    one = Plan(Noise(None, 1e-4, 0.0, 4, 1, 400), differences=(0.02,))
+    one = Sizing(Noise(None, 1e-4, 0.0, 4, 1, 400), differences=(0.02,))
     assert one.seeds(0) is None
     more = one.problems(0)
     assert more is not None

@@ -32,7 +32,7 @@ def ability(evidence: Evidence, arms: Sequence[Arm], finals: Finals, verdict: st
     noise = power.noise(np.stack([finals[arm.name] for arm in different]), num_problems)
     more = None
     if verdict == Verdict.OPEN and noise.runs is not None:
-        more = _more(power.Plan(noise, evidence.level))
+        more = _more(power.Sizing(noise, evidence.level))
     return {
         "sd": {
             "runs": noise.runs and noise.runs**0.5,
@@ -45,14 +45,14 @@ def ability(evidence: Evidence, arms: Sequence[Arm], finals: Finals, verdict: st
     }
 
 
-def _more(plan: power.Plan) -> dict[str, Any] | None:
+def _more(sizing: power.Sizing) -> dict[str, Any] | None:
     """The largest of DIFFERENCES that is not told with the power yet, and the seeds that tell it; None: all are told."""
-    noise = plan.noise
-    told = plan.at(noise.seeds, noise.num_problems)
-    missing = [i for i, share in enumerate(told) if share < plan.power]
+    noise = sizing.noise
+    told = sizing.at(noise.seeds, noise.num_problems)
+    missing = [i for i, share in enumerate(told) if share < sizing.power]
     if not missing:
         return None
-    return {"difference": plan.differences[missing[-1]], "seeds": plan.seeds(missing[-1])}
+    return {"difference": sizing.differences[missing[-1]], "seeds": sizing.seeds(missing[-1])}
 
 
 def needs(
@@ -80,10 +80,15 @@ def needs(
     if document["power"] is None:
         raise ParamsError("power: fewer than two different arms were trained, so nothing differs")
     noise = noise_of(document)
-    plan = power.Plan(noise, level, wanted, asked)
-    told = plan.at(noise.seeds, noise.num_problems)
+    sizing = power.Sizing(noise, level, wanted, asked)
+    told = sizing.at(noise.seeds, noise.num_problems)
     rows = [
-        {"difference": d, "power": told[i], "seeds": plan.seeds(i), "problems": plan.problems(i)}
+        {
+            "difference": d,
+            "power": told[i],
+            "seeds": sizing.seeds(i),
+            "problems": sizing.problems(i),
+        }
         for i, d in enumerate(asked)
     ]
     about = {"variant": variant, "level": level, "power": wanted, "arms": noise.arms}

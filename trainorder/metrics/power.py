@@ -114,7 +114,7 @@ def reached(
 
 
 @dataclass
-class Plan:
+class Sizing:
     """What tells a difference, at one level and power."""
 
     noise: Noise

@@ -18,8 +18,10 @@ from scipy import special
 
 FEW_SEEDS = 5
 """Below this number of seeds their variance is hardly known, so an interval also covers Student's over the seeds."""
-POOLED = 1
-"""Degrees of freedom that the mean over arms weighs in the variance between an arm's runs."""
+POOLED = 2
+"""Degrees of freedom that the mean over pairs weighs in the variance between the runs of a pair."""
+INDEPENDENT = 0.3
+"""Degrees of freedom that runs of independent, equal arms weigh in the covariance that runs are drawn from."""
 ROUNDING = 1e-9
 """An interval that ends this close to a number touches it: equal scores may differ in their last bits."""
 
@@ -256,22 +258,40 @@ def own_variance(values: Float[np.ndarray, "*item seed draw"]) -> Float[np.ndarr
     return around.var(axis=-1).sum(-1) / (num_seeds * (num_seeds - 1))
 
 
-def _run_variance(values: Float[np.ndarray, "*batch arm seed"]) -> Float[np.ndarray, "*batch arm"]:
-    """Variance between the runs of every arm, what all arms of a seed share removed.
-
-    Few seeds know an arm's variance badly, so it is pulled to the mean over arms with the weight of POOLED degrees of
-    freedom. Of two arms only their difference shows, and half of its variance is given to each.
-    """
+def _of_pairs(values: Float[np.ndarray, "*batch arm seed"]) -> Float[np.ndarray, "*batch pair"]:
+    """Variance between runs of every pair's difference."""
     num_arms, num_seeds = values.shape[-2:]
-    if num_arms == 2:
-        both = (values[..., 0, :] - values[..., 1, :]).var(axis=-1, ddof=1)
-        return np.stack([both, both], axis=-1) / 2
+    first, second = np.triu_indices(num_arms, k=1)
     around = values - values.mean(-1, keepdims=True)
     around = around - around.mean(-2, keepdims=True)
-    raw = (around**2).sum(-1) / (num_seeds - 1)
-    total = raw.sum(-1, keepdims=True) / (1 - 1 / num_arms)
-    own = np.maximum((raw - total / num_arms**2) / (1 - 2 / num_arms), 0.0)
-    return (POOLED * total / num_arms + (num_seeds - 1) * own) / (POOLED + num_seeds - 1)
+    covariance = around @ np.swapaxes(around, -1, -2) / (num_seeds - 1)
+    own = np.einsum("...ii->...i", covariance)
+    return np.maximum(own[..., first] + own[..., second] - 2 * covariance[..., first, second], 0.0)
+
+
+def _moderated(
+    own: Float[np.ndarray, "*batch pair"], num_seeds: int
+) -> Float[np.ndarray, "*batch pair"]:
+    """Variances of pairs, pulled to their mean with the weight of POOLED degrees of freedom.
+
+    Few seeds know a pair's variance badly (moderated t; Smyth 2004, doi:10.2202/1544-6115.1027).
+    """
+    return (POOLED * own.mean(-1, keepdims=True) + (num_seeds - 1) * own) / (POOLED + num_seeds - 1)
+
+
+def _drawn_runs(
+    values: Float[np.ndarray, "*world arm seed"], count: int, rng: np.random.Generator
+) -> Float[np.ndarray, "*world draw arm seed"]:
+    """Runs of equal arms, from the arms' own covariance over seeds, pulled a little to that of independent arms."""
+    num_arms, num_seeds = values.shape[-2:]
+    around = values - values.mean(-1, keepdims=True)
+    around = around - around.mean(-2, keepdims=True)
+    pooled = (around**2).sum((-2, -1)) / ((num_arms - 1) * (num_seeds - 1))
+    lead = (*values.shape[:-2], count)
+    alike = around[..., None, :, :] @ rng.normal(size=(*lead, num_seeds, num_seeds))
+    alone = np.sqrt(INDEPENDENT * pooled)[..., None, None, None]
+    alone = alone * rng.normal(size=(*lead, num_arms, num_seeds))
+    return (alike + alone) / math.sqrt(INDEPENDENT + num_seeds - 1)
 
 
 def simultaneous(
@@ -284,18 +304,17 @@ def simultaneous(
     """Half widths of intervals that cover all paired differences of arms at once (Tukey's, by max |t|).
 
     A pairwise interval does not cover the difference from an arm that was picked because it scored highest; these do.
-    The critical value is a quantile of the largest |t| of any pair. Each draw of problems moves the arms' runs too, by
-    each arm's own variance, and estimates every variance again, so arms that vary more, few seeds, few problems and few
-    draws widen what they make uncertain. Equal arms have half width 0.
+    The critical value is a quantile of the largest |t| of any pair, by parametric bootstrap for unequal variances
+    (Krishnamoorthy, Lu and Mathew, Computational Statistics & Data Analysis 51, 2007). Each draw of problems moves the arms' runs too and estimates
+    every variance again, so arms that vary more, few seeds, few problems and few draws widen what they make uncertain.
+    Arms that share checkpoints (orders with a common beginning, merges of the same nodes) move together: runs are drawn
+    from the arms' covariance, and a pair's variance is its own. Equal arms have half width 0.
     """
     num_arms, num_seeds, num_draws = values.shape[-3:]
     half = np.zeros((*values.shape[:-3], num_arms, num_arms))
     if num_arms < 2:
         return half
     first, second = np.triu_indices(num_arms, k=1)
-
-    def pairs(arms: Float[np.ndarray, "*batch arm draw"]) -> Float[np.ndarray, "*batch pair draw"]:
-        return arms[..., first, :] + arms[..., second, :]
 
     moved = values[..., 1:].mean(-2)
     moved = moved - moved.mean(-1, keepdims=True)
@@ -304,17 +323,20 @@ def simultaneous(
     variance = moved.var(axis=-1, keepdims=True) * num_problems / max(num_problems - 1, 1)
     again = variance * rng.chisquare(freedom, size=(*moved.shape[:-2], 1, num_draws - 1)) / freedom
     if num_seeds > 1:
-        shared = own_variance(values)[..., None]
-        of_runs = _run_variance(values[..., 0])[..., None] / num_seeds
-        extra = np.maximum(of_runs - shared, 0.0)
-        variance = np.maximum(variance + pairs(extra), pairs(of_runs))
-        runs = rng.normal(size=(*values.shape[:-3], num_draws - 1, num_arms, num_seeds))
-        runs = runs * np.sqrt(np.swapaxes(of_runs * num_seeds, -1, -2))[..., None]
-        share = np.sqrt(extra / np.maximum(of_runs, ROUNDING**2))
-        run = np.swapaxes(runs.mean(-1), -1, -2) * share
-        moved = moved + run[..., first, :] - run[..., second, :]
-        of_runs = np.swapaxes(_run_variance(runs), -1, -2) / num_seeds
-        again = np.maximum(again + pairs(np.maximum(of_runs - shared, 0.0)), pairs(of_runs))
+        own = own_variance(values)
+        shared = (own[..., first] + own[..., second])[..., None]
+        own = _of_pairs(values[..., 0])
+        of_runs = _moderated(own, num_seeds)[..., None] / num_seeds
+        variance = np.maximum(variance + np.maximum(of_runs - shared, 0.0), of_runs)
+        runs = _drawn_runs(values[..., 0], num_draws - 1, rng)
+        weight = INDEPENDENT + num_seeds - 1
+        drawn = INDEPENDENT * own.mean(-1, keepdims=True) + (num_seeds - 1) * own
+        drawn = drawn[..., None] / (weight * num_seeds)
+        share = np.sqrt(np.maximum(drawn - shared, 0.0) / np.maximum(drawn, ROUNDING**2))
+        run = np.swapaxes(runs.mean(-1), -1, -2)
+        moved = moved + (run[..., first, :] - run[..., second, :]) * share
+        of_runs = np.swapaxes(_moderated(_of_pairs(runs), num_seeds), -1, -2) / num_seeds
+        again = np.maximum(again + np.maximum(of_runs - shared, 0.0), of_runs)
     known = variance > ROUNDING**2
     known &= (values[..., first, :, :] != values[..., second, :, :]).any((-2, -1))[..., None]
     t = np.where(known, np.abs(moved) / np.sqrt(np.maximum(again, ROUNDING**2)), 0.0).max(-2)
