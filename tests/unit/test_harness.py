@@ -16,7 +16,8 @@ from order_worlds import World
 
 from trainorder import report
 from trainorder.config import EvaluationConfig, MeasureConfig, Params, parse_params
-from trainorder.evaluation import harness, tabulate
+from trainorder.data import build
+from trainorder.evaluation import evaluate, harness, tabulate
 from trainorder.measure import measure
 from trainorder.plan import compile_plan
 from trainorder.plan.check import check
@@ -55,6 +56,11 @@ metric_list:
   - {metric: acc, aggregation: mean, higher_is_better: true}
   - {metric: acc_norm, aggregation: mean, higher_is_better: true}
 """
+PARAMS = {
+    "tasks": {"math": {}},
+    "phases": {"math": {"kind": "structured", "tasks": {"math": 1}, "steps": 1}},
+    "orders": {"only": ["math"]},
+}
 ENTRIES = ["mine/says.yaml", "mine/parity.yaml"]
 
 
@@ -125,6 +131,15 @@ def test_the_numbers_are_those_of_lm_eval_on_the_saved_folder(capfd: pytest.Capt
     limited = harness.examine(policy, ENTRIES[1], EvaluationConfig(harness_limit=2))
     assert {problem for problem, _, _ in limited} == {"0", "1"}
 
+    build(parse_params({**PARAMS, "tasks": {"math": {"train": 4, "dev": 1, "test": 1}}}))
+    config = EvaluationConfig(samples=1, harness=ENTRIES[1:])
+    table = evaluate("base", Path("model"), 0, config)
+    rows = table[table["split"] == "harness"]
+    kept = zip(rows["problem"], rows["metric"], rows["value"], strict=True)
+    assert list(kept) == found[ENTRIES[1]]
+    assert (set(rows["task"]), set(table["split"])) == ({"parity"}, {"dev", "test", "harness"})
+    assert table.attrs["harness"].keys() == {"lm_eval"}
+
 
 @pytest.mark.long("imports lm-eval and reads the list of its tasks")
 @needs_extra
@@ -155,14 +170,7 @@ def test_without_the_extra_one_line_says_how_to_install_it(monkeypatch: pytest.M
 
 
 def params(**evaluation: Any) -> Params:
-    return parse_params(
-        {
-            "tasks": {"math": {}},
-            "phases": {"math": {"kind": "structured", "tasks": {"math": 1}, "steps": 1}},
-            "orders": {"only": ["math"]},
-            "evaluation": evaluation,
-        }
-    )
+    return parse_params({**PARAMS, "evaluation": evaluation})
 
 
 def test_own_task_files_are_named_read_and_part_of_what_an_evaluation_depends_on():
