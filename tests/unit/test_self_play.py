@@ -22,6 +22,7 @@ from trainorder.streams import stream
 from trainorder.tasks.base import Problem, split_of
 from trainorder.tasks.math import Math
 from trainorder.tasks.posing import posed
+from trainorder.tasks.qa import Qa
 
 TASK = Math(stories=0.0)
 
@@ -213,5 +214,7 @@ def test_a_task_that_no_program_verifies_is_refused():
         },
         "orders": {"only": ["qa"]},
     }
+    with pytest.raises(ParamsError, match="no program verifies written problems of task 'qa'"):
+        posed(Qa(), "qa", "name the capital of peru ?")
     with pytest.raises(ParamsError, match="no program verifies those of task 'qa'"):
         check(parse_params(params))

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from trainorder.reading import ParamsError
 from trainorder.rewards import format
 from trainorder.tasks.base import Problem, content_id, split_of
 from trainorder.tasks.math import Math
@@ -32,7 +33,15 @@ def posed(task: Any, name: str, text: str) -> Problem | None:
     """The problem of the task `name` that a text poses, with its answer; None where it poses none.
 
     The text is that of the answer tags, where there are any. Whether it may be trained on, `held_out` says.
+
+    Raises:
+        ParamsError: no program can verify written problems of the task.
     """
+    if not can_pose(task):
+        raise ParamsError(
+            f"no program verifies written problems of task {name!r}: take a task of kind math, or one of your own with a "
+            "method `pose`"
+        )
     said = (format.answer(text, marked=False) or text).strip()
     own: Callable[[str], Problem | None] | None = getattr(task, "pose", None)
     found = own(said) if own else POSERS[type(task)](task, said)
