@@ -349,6 +349,7 @@ def test_the_same_problems_are_answered_side_by_side_first_those_that_the_arms_s
     page = report.render(bwt)
     assert "user: &lt;b&gt;3?" in page
     assert "<b>3?" not in page
+    check_outline(page)
 
 
 def test_what_the_model_has_become_is_a_section_where_probes_ran(tmp_path, monkeypatch):
@@ -369,6 +370,7 @@ def test_what_the_model_has_become_is_a_section_where_probes_ran(tmp_path, monke
     page = report.render(bwt)
     assert page.count(">0.125<") == 2  # of the arm, and of the checkpoint
     assert "on math: one form of answer now crowds out the others" in page
+    check_outline(page)
 
 
 def contrast(one: str, other: str) -> float:
@@ -649,8 +651,12 @@ class Outline(HTMLParser):
 @pytest.mark.long("renders whole pages")
 def test_the_page_can_be_read_without_seeing_it(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    check_outline(page_of(world))
+
+
+def check_outline(page: str) -> None:
     outline = Outline()
-    outline.feed(page_of(world))
+    outline.feed(page)
     assert outline.levels[0] == 1
     assert outline.levels.count(1) == 1
     assert all(
