@@ -28,6 +28,7 @@ from order_worlds import World
 
 from trainorder.config import MeasureConfig
 from trainorder.flow import state
+from trainorder.flow.dvc import Runner
 from trainorder.flow.schedule import Schedule, topological
 from trainorder.measure import measure
 from trainorder.plan.design import from_plan
@@ -617,3 +618,21 @@ def test_prefects_pages_show_a_run_with_its_tasks_and_the_run_form_with_the_orde
         tab.shows("trainorder", "orders (Optional)", "workers (Optional)")
         tab.page.get_by_text('"structured_first"').first.wait_for()
     assert tab.errors == []
+
+
+def test_a_work_pool_is_refused_without_a_server_and_a_remote_that_its_workers_reach(
+    tmp_path, monkeypatch
+):
+    from trainorder.flow.pool import Pool
+
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRAINORDER_EMBEDDED", "1")
+    with pytest.raises(
+        state.FlowError, match=r"flow.pool: trainers needs a Prefect server .*PREFECT_API_URL"
+    ):
+        Pool("trainers", Runner(), print)
+    monkeypatch.delenv("TRAINORDER_EMBEDDED")
+    with pytest.raises(state.FlowError, match=r"flow.pool: trainers needs a DVC remote"):
+        Pool("trainers", Runner(), print)

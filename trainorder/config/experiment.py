@@ -196,3 +196,6 @@ class FlowConfig(Section):
     checkpoint_seconds: float = Field(default=60.0, ge=0, le=86_400)
     """Seconds of work between two step checkpoints of a stage: what a kill or a crash can cost. More where saving would
     take over 2 % of the time. 0: after every step."""
+    pool: str | None = Field(default=None, min_length=1)
+    """Prefect work pool whose workers train, judge and evaluate, each in a clone of its own (docs/how-to/share.md); `workers` is then how
+    many stages they get at a time. It needs a Prefect server and a default DVC remote that all of them reach. Null: this folder."""

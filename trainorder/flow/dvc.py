@@ -36,6 +36,12 @@ def graph() -> dict[str, set[str]]:
         return {s.addressing: {p.addressing for p in stages.successors(s)} for s in stages}
 
 
+def has_remote() -> bool:
+    """Whether this project has a default DVC remote."""
+    with _repository() as repo:
+        return bool(repo.config["core"].get("remote"))
+
+
 def status() -> dict[str, list]:
     """`dvc status`: stage -> why it is not up to date.
 
@@ -60,24 +66,40 @@ def _repository() -> Iterator[Repo]:
 
 
 class Runner:
-    """Runs `dvc repro -s STAGE` processes and can stop all of them."""
+    """Runs `dvc repro -s STAGE` and `dvc push` as processes and can stop all of them."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
         self._stopped = False
 
-    def repro(self, stage: str, say: Callable[[str], None], *, parents: bool = False) -> Outcome:
-        """Bring one stage up to date, with `parents` those that it needs too; its output goes to `say` line by line.
+    def repro(
+        self, stage: str, say: Callable[[str], None], *, parents: bool = False, pull: bool = False
+    ) -> Outcome:
+        """Bring one stage up to date; its output goes to `say` line by line.
+
+        With `parents` those that it needs too; with `pull` from the DVC remote, where that has it.
 
         Raises:
             StageFailed: the stage did not end well.
         """
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"]
-        command += [stage] if parents else ["-s", stage]
+        options = [*(["--pull"] if pull else []), *([] if parents else ["-s"])]
+        return _outcome(self._dvc(["repro", *options, stage], stage, say))
+
+    def push(self, stage: str | None, say: Callable[[str], None]) -> None:
+        """Push what a stage made to the DVC remote, or all that there is; and what DVC's run cache knows.
+
+        Raises:
+            StageFailed: the remote did not take it.
+        """
+        target = [] if stage is None else [stage]
+        self._dvc(["push", "--quiet", "--run-cache", *target], f"dvc push {stage or ''}", say)
+
+    def _dvc(self, arguments: list[str], what: str, say: Callable[[str], None]) -> list[str]:
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
         with self._lock:
             if self._stopped:
-                raise StageFailed(f"{stage} was not started: the flow is stopping")
+                raise StageFailed(f"{what} was not started: the flow is stopping")
             process = subprocess.Popen(
                 command,
                 env=environment(),
@@ -100,8 +122,8 @@ class Runner:
         with self._lock:
             self._running.discard(process)
         if code:
-            raise StageFailed(f"{stage} failed (exit code {code}):\n{_last_lines(lines)}")
-        return _outcome(lines)
+            raise StageFailed(f"{what} failed (exit code {code}):\n{_last_lines(lines)}")
+        return lines
 
     def stop(self) -> None:
         """End every running stage, and start no more."""

@@ -38,6 +38,7 @@ from prefect.utilities.urls import url_for
 from trainorder import owner, paths
 from trainorder.config import DEFAULT
 from trainorder.flow.dvc import Runner, StageFailed
+from trainorder.flow.pool import SENT, Pool
 from trainorder.flow.progress import Display
 from trainorder.flow.schedule import Schedule, topological
 from trainorder.flow.state import EMBEDDED, HOME, MIRROR
@@ -75,6 +76,7 @@ class Pipeline:
     def __init__(self, display: Display) -> None:
         self.display = display
         self.runner = Runner()
+        self.pool: Pool | None = None
         self.futures: dict[str, PrefectFuture] = {}
         self.outcomes: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
@@ -105,6 +107,9 @@ class Pipeline:
             if stage in schedule.done and stage not in self.futures:
                 self.outcomes[stage] = "up to date"
                 self._submit(stage, schedule, current, cached=True)
+        pool = current.params.flow.pool
+        if schedule.open and pool is not None and self.pool is None:
+            self.pool = Pool(pool, self.runner, get_run_logger().info)
         if schedule.open and self._progress is None:
             self._progress = create_progress_artifact(0.0, "progress", "stages that are up to date")
         try:
@@ -115,6 +120,8 @@ class Pipeline:
                 self._wait(schedule)
         except BaseException:
             self.runner.stop()
+            if self.pool is not None:
+                self.pool.stop()
             raise
         blocked = schedule.blocked - self.failures.keys()
         for stage in (s for s in topological(schedule.parents) if s in blocked):
@@ -139,7 +146,7 @@ class Pipeline:
         name, marks = labels(stage, current)
         named = run_stage.with_options(task_run_name=name, tags=marks)
         self.futures[stage] = named.submit(  # pyrefly: ignore
-            stage, cached, self, wait_for=parents
+            stage, cached, self, current, wait_for=parents
         )
         return self.futures[stage]
 
@@ -171,22 +178,36 @@ class Pipeline:
 
 
 @task(name="stage", cache_policy=NO_CACHE, retries=0, persist_result=False)
-def run_stage(name: str, cached: bool, pipeline: Any) -> State:
+def run_stage(name: str, cached: bool, pipeline: Any, current: Any) -> State:
     """One DVC stage; Prefect never decides whether it runs."""
     if cached:
         return Completed(name="Cached", message="nothing it depends on has changed")
+    does, made = names.parts(name)
     try:
-        with one_gpu():
-            outcome = pipeline.runner.repro(name, get_run_logger().info)
+        outcome = _brought_up(name, does, pipeline, current)
     except BaseException as error:
         pipeline.outcomes[name] = "failed"
         pipeline.failures[name] = str(error)
         raise
-    does, made = names.parts(name)
     if does in ("train", "judge"):  # DVC has the result: nothing will resume from its parts
         finished(judge_work(made) if does == "judge" else made)
     pipeline.outcomes[name] = outcome
     return Completed(name=STATES[outcome])
+
+
+def _brought_up(stage: str, does: str, pipeline: Pipeline, current: Plan) -> str:
+    """Bring a stage up to date here, or in the work pool and then here from the DVC remote."""
+    say, pool = get_run_logger().info, pipeline.pool
+    if pool is None:
+        with one_gpu():
+            return pipeline.runner.repro(stage, say)
+    if does in SENT:
+        pool.make(stage, current, say)
+        return pipeline.runner.repro(stage, say, pull=True)
+    outcome = pipeline.runner.repro(stage, say, pull=True)
+    if outcome != "unchanged" and does == "build_data":
+        pipeline.runner.push(stage, say)
+    return outcome
 
 
 def labels(stage: str, current: Plan) -> tuple[str, set[str]]:
