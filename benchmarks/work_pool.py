@@ -139,7 +139,7 @@ def workers(scratch: Path, names: Sequence[str], api: dict[str, str]) -> Iterato
             for process in started:
                 process.terminate()
             for process in started:
-                process.wait(60)
+                process.wait(PATIENCE)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import http.server
 import json
 import os
 import pty
@@ -12,6 +13,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections import Counter
@@ -20,6 +22,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import ordinary_user
 import pytest
 from browser import browsing
@@ -636,3 +639,35 @@ def test_a_work_pool_is_refused_without_a_server_and_a_remote_that_its_workers_r
     monkeypatch.delenv("TRAINORDER_EMBEDDED")
     with pytest.raises(state.FlowError, match=r"flow.pool: trainers needs a DVC remote"):
         Pool("trainers", Runner(), print)
+
+
+def test_a_busy_server_is_asked_again_and_one_that_refuses_is_not():
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    from trainorder.flow.pool import patiently
+
+    said = [503, 503, 200, 409]
+
+    class Busy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(said.pop(0))
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def asked() -> int:
+            try:
+                answer = httpx.get(f"http://127.0.0.1:{server.server_port}", trust_env=False)
+                return answer.raise_for_status().status_code
+            except httpx.HTTPStatusError as error:
+                raise PrefectHTTPStatusError.from_httpx_error(error) from error
+
+        assert patiently(asked) == 200
+        with pytest.raises(PrefectHTTPStatusError, match="409"):
+            patiently(asked)
+        server.shutdown()
+    assert said == []

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import httpx
 from prefect import get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelling
 
 from trainorder import paths, plan
@@ -99,11 +102,17 @@ class Pool:
             "resolved": {name: list(order) for name, order in current.resolved.items()},
         }
         for tried in range(1, TRIES + 1):
-            run = run_deployment(
-                f"{FLOW}/{self.name}", parameters=asked, flow_run_name=stage, timeout=0
+            sent = partial(
+                run_deployment,
+                f"{FLOW}/{self.name}",
+                parameters=asked,
+                flow_run_name=stage,
+                timeout=0,
+                idempotency_key=uuid4().hex,  # asked again, the server starts no second run
             )
+            run = patiently(sent)
             say(f"sent to the work pool {self.name}")
-            state = self._await(run.id)  # pyrefly: ignore[missing-attribute]
+            state = self._await(run.id)
             if state is None:
                 raise StageFailed(f"{stage} was not made: the flow is stopping")
             if state.is_completed():
@@ -119,7 +128,7 @@ class Pool:
         """The final state of a run; None after `stop`, which cancels it."""
         with get_client(sync_client=True) as client:
             while True:
-                state = client.read_flow_run(run).state
+                state = patiently(lambda: client.read_flow_run(run)).state
                 if state is not None and state.is_final():
                     return state
                 if self._stopped.wait(ASK_SECONDS):
@@ -129,6 +138,26 @@ class Pool:
     def stop(self) -> None:
         """Cancel what workers do for this folder."""
         self._stopped.set()
+
+
+def patiently(ask: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """The answer of Prefect's server, which is asked again while it is busy or cannot be reached.
+
+    Raises:
+        PrefectHTTPStatusError: the server refused, or was still busy after `seconds`.
+        HTTPError: it was not reached in that time.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return ask()
+        except (httpx.TransportError, PrefectHTTPStatusError) as error:
+            busy = (
+                not isinstance(error, PrefectHTTPStatusError) or error.response.status_code >= 500
+            )
+            if not busy or time.monotonic() > end:
+                raise
+        time.sleep(ASK_SECONDS)
 
 
 def make(stage: str, params: str, resolved: dict[str, list[str]]) -> None:
