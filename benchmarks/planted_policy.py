@@ -59,9 +59,9 @@ PLANTED = (
         0,
     ),
     Planted(
-        "asymmetric: free harms answer more than answer free",
-        ("free", ("answer",)),
+        "asymmetric: answer harms free more than free harms answer",
         ("answer", ("free",)),
+        ("free", ("answer",)),
         -1,
         from_base=True,
     ),
