@@ -19,7 +19,7 @@ help:  ## list these targets
 run: install  ## train, measure and compare the orders of params.yaml, then print who won and how sure that is
 	@$(BIN)/trainorder run
 
-real: install  ## the same questions of a real model, SmolLM2-135M-Instruct, in trainorder-real/: an hour or more on two cores, resumable
+real: install  ## the same questions of a real model, SmolLM2-135M-Instruct, in trainorder-real/: about an hour on two cores, resumable
 	@test -e trainorder-real/params.yaml || $(BIN)/trainorder init trainorder-real --preset smollm2
 	@cd trainorder-real && $(CURDIR)/$(BIN)/trainorder run
 
