@@ -4,9 +4,10 @@
     python -m benchmarks.samplers --table    # the tables of what is there; trains nothing
     python -m benchmarks.samplers --write    # also writes configs/samplers.yaml and the tables in docs/findings.md
 
-Every task sampler has a phase over math and code, every item sampler one over math, whose problems have chains of two to six
-numbers; all begin at the same base, under three seeds, with as many rollouts. An ordinary run (`trainorder run --params`),
-which goes on where it was ended.
+Every task sampler and curriculum has a phase over math and code, every item sampler and level curriculum one over math, whose
+problems have chains of two to six numbers; all begin at the same base, under three seeds, with as many rollouts for the updates.
+Looks at the pool cost more: the tables say how many tokens were sampled. An ordinary run (`trainorder run --params`), which
+goes on where it was ended.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -23,6 +24,7 @@ from benchmarks.entropy_controls import scores
 from benchmarks.measured import mean_and_error
 from trainorder import paths
 from trainorder.files import read_jsonl, write_text
+from trainorder.rl.curricula import CURRICULA
 from trainorder.rl.items import ITEMS
 from trainorder.rl.samplers import SAMPLERS
 
@@ -44,37 +46,38 @@ ALIGNED = (
     "metric: [task_alignment]}"
 )
 """The preset grpo with the metric that `tac` reads."""
-LEFT_OUT = {
-    "weights": "even weights: `uniform`",
-    "learnability_gap": "needs a teacher",
-}
-"""Samplers that are not in the tables, and why."""
+LEVELS = ("h1", "r3")
+"""Presets that change what a problem is, level by level."""
+LEFT_OUT = {"weights": "even weights: `uniform`", "together": "`uniform`"}
+"""Samplers and curricula that are not in the tables, and why."""
 
 
-def task_samplers() -> list[str]:
-    """Those of the first table, the reference first."""
-    return ["uniform", *(n for n in SAMPLERS if n not in LEFT_OUT and n != "uniform")]
+def on_tasks() -> dict[str, str]:
+    """What has a row in the table of two tasks -> its RL settings, the reference first."""
+    rows = {name: f"{{sampler: {name}}}" for name in ["uniform", *SAMPLERS]}
+    rows["tac"] = f"{{sampler: tac, method: {ALIGNED}}}"
+    rows |= {name: f"{{curriculum: {name}}}" for name in CURRICULA}
+    return {name: rl for name, rl in rows.items() if name not in LEFT_OUT}
 
 
-def item_samplers() -> list[str]:
-    """Those of the second table, the reference first."""
-    return ["shuffled", *(n for n in ITEMS if n not in LEFT_OUT and n != "shuffled")]
+def on_items() -> dict[str, str]:
+    """What has a row in the table of math's problems -> its RL settings, the reference first."""
+    rows = {}
+    for name in ["shuffled", *ITEMS]:
+        rows[name] = f"{{items: {f'{{{name}: {{by: {BY[name]}}}}}' if name in BY else name}}}"
+    rows["learnability_gap"] = "{items: learnability_gap, teacher: 's{seed}--items_shuffled'}"
+    return rows | {name: f"{{method: {{preset: {name}}}}}" for name in LEVELS}
 
 
 def phases() -> Iterator[tuple[str, str]]:
     """Name and line of every phase."""
-    for name in task_samplers():
-        rl = f"{{sampler: {name}{f', method: {ALIGNED}' if name == 'tac' else ''}}}"
-        yield (
-            f"tasks_{name}",
-            f"{{kind: structured, tasks: {{math: 1, code: 1}}, steps: {STEPS}, rl: {rl}}}",
-        )
-    for name in item_samplers():
-        piece = f"{{{name}: {{by: {BY[name]}}}}}" if name in BY else name
-        yield (
-            f"items_{name}",
-            f"{{kind: structured, tasks: {{math: 1}}, steps: {STEPS}, rl: {{items: {piece}}}}}",
-        )
+    for kind, tasks, rows in (
+        ("tasks", "{math: 1, code: 1}", on_tasks()),
+        ("items", "{math: 1}", on_items()),
+    ):
+        for name, rl in rows.items():
+            line = f"{{kind: structured, tasks: {tasks}, steps: {STEPS}, rl: {rl}}}"
+            yield f"{kind}_{name}", line
 
 
 def params_text() -> str:
@@ -82,11 +85,11 @@ def params_text() -> str:
     every = list(phases())
     return "\n".join(
         [
-            "# Every sampler of tasks on math and code, every sampler of problems on math, against drawing evenly; three seeds.",
+            "# Every sampler of tasks and curriculum on math and code, every sampler of problems on math, against drawing evenly; three seeds.",
             "# Written by `python -m benchmarks.samplers --write`.",
             "policy: {hidden_size: 64, num_layers: 3, num_heads: 2, mlp_size: 192, max_positions: 192}",
             "tasks:",
-            "  math: {train: 3000, dev: 16, test: 128, max_new_tokens: 48, demonstrations: 10000, drills: 8000}",
+            "  math: {train: 600, dev: 16, test: 128, max_new_tokens: 48, demonstrations: 10000, drills: 8000}",
             "  code: {train: 3000, dev: 16, test: 128, max_new_tokens: 48, demonstrations: 5000}",
             "  qa:   {train: 1500, dev: 16, test: 128, max_new_tokens: 48, demonstrations: 3500, drills: 2000, options: {distractors: 4}}",
             "sft: {steps: 750, gate: {math: 0.9, code: 0.85, qa: 0.7}}",
@@ -105,31 +108,33 @@ def params_text() -> str:
     )
 
 
-def table(kind: str, names: list[str], trained: tuple[str, ...]) -> Iterator[str]:
-    """A table in Markdown: every sampler against the first of the names, paired by seed."""
-    yield f"| {kind} sampler | {' and '.join(trained)} | minus `{names[0]}` | other tasks | minus `{names[0]}` | reward of rollouts |"
+def table(kind: str, names: Iterable[str], trained: tuple[str, ...]) -> Iterator[str]:
+    """A table in Markdown: every row against the first of the names, paired by seed."""
+    first, *_ = names
+    yield f"| {kind} | {' and '.join(trained)} | minus `{first}` | other tasks | minus `{first}` | tokens sampled |"
     yield "|---|---|---|---|---|---|"
-    found = {name: _by_seed(f"{kind}s_{name}", trained) for name in names}
+    reference = _by_seed(f"{kind}_{first}", trained)
     for name in names:
-        if not found[name]:
+        found = _by_seed(f"{kind}_{name}", trained)
+        if not found:
             continue
-        own, others, reward = (mean(column) for column in zip(*found[name].values(), strict=True))
-        cells = [f"`{name}`", f"{own:.3f}", "", f"{others:+.3f}", "", f"{reward:.3f}"]
-        if name != names[0]:
-            for at, column in ((2, 0), (4, 1)):
-                pairs = [
-                    seen[column] - found[names[0]][seed][column]
-                    for seed, seen in found[name].items()
-                    if seed in found[names[0]]
-                ]
-                difference, error = mean_and_error(pairs)
-                spread = "" if error is None else f" (se {error:.3f})"
-                cells[at] = "" if difference is None else f"{difference:+.3f}{spread}"
-        yield f"| {' | '.join(cells)} |"
+        own, others, _ = (mean(column) for column in zip(*found.values(), strict=True))
+        pairs = [(seen, reference[seed]) for seed, seen in found.items() if seed in reference]
+        lead, kept = (_minus([a[i] - b[i] for a, b in pairs]) for i in (0, 1))
+        tokens = f"{mean(a[2] / b[2] for a, b in pairs):.2f} x" if pairs else ""
+        if name == first:
+            lead = kept = ""
+        yield f"| `{name}` | {own:.3f} | {lead} | {others:+.3f} | {kept} | {tokens} |"
+
+
+def _minus(differences: Sequence[float]) -> str:
+    difference, error = mean_and_error(differences)
+    spread = "" if error is None else f" (se {error:.3f})"
+    return "" if difference is None else f"{difference:+.3f}{spread}"
 
 
 def _by_seed(phase: str, trained: tuple[str, ...]) -> dict[int, tuple[float, float, float]]:
-    """Seed -> test score of the trained tasks, change of the others from the base, mean reward of the rollouts."""
+    """Seed -> test score of the trained tasks, change of the others from the base, tokens that were sampled."""
     found = {}
     for seed in SEEDS:
         node = f"s{seed}--{phase}"
@@ -137,16 +142,16 @@ def _by_seed(phase: str, trained: tuple[str, ...]) -> dict[int, tuple[float, flo
         if not (log.is_file() and paths.evaluation(node).is_file()):
             continue
         after, before = scores(node), scores(paths.BASE)
-        rows = [row["reward/mean"] for row in read_jsonl(log) if row.get("reward/mean") is not None]
+        tokens = sum(row.get("rollout/tokens") or 0.0 for row in read_jsonl(log))
         others = mean(after[task] - before[task] for task in after if task not in trained)
-        found[seed] = (mean(after[task] for task in trained), others, mean(rows))
+        found[seed] = (mean(after[task] for task in trained), others, tokens)
     return found
 
 
 def tables() -> str:
     """Both tables, and what is not in them."""
-    lines = [*table("task", task_samplers(), ("math", "code")), ""]
-    lines += [*table("item", item_samplers(), ("math",)), ""]
+    lines = [*table("tasks", on_tasks(), ("math", "code")), ""]
+    lines += [*table("items", on_items(), ("math",)), ""]
     names = ", ".join(f"`{name}` ({why})" for name, why in LEFT_OUT.items())
     lines += [
         f"Differences are paired by seed, with their standard error over seeds. Left out: {names}."

@@ -16,8 +16,8 @@ from trainorder.plan import compile_plan
 ROOT = Path(__file__).parents[2]
 
 
-def leave(node: str, scores: dict[str, float], rewards: tuple[float, ...] = ()) -> None:
-    """An evaluation with these test scores, and the records of a step per reward."""
+def leave(node: str, scores: dict[str, float], tokens: tuple[int, ...] = ()) -> None:
+    """An evaluation with these test scores, and the records of a step per number of tokens."""
     rows = [
         {"node": node, "seed": 0, "split": split, "task": task, "problem": f"{task}/0"}
         | {"metric": "score", "value": value}
@@ -27,7 +27,7 @@ def leave(node: str, scores: dict[str, float], rewards: tuple[float, ...] = ()) 
     paths.evaluation(node).parent.mkdir(exist_ok=True)
     pd.DataFrame(rows).to_parquet(paths.evaluation(node))
     paths.run(node).mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"step": i, "reward/mean": reward}) for i, reward in enumerate(rewards)]
+    lines = [json.dumps({"step": i, "rollout/tokens": count}) for i, count in enumerate(tokens)]
     (paths.run(node) / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
 
 
@@ -37,23 +37,23 @@ def test_a_sampler_is_compared_with_even_drawing_of_the_same_seed(
     monkeypatch.chdir(tmp_path)
     leave("base", {"math": 0.1, "code": 0.1, "qa": 0.5})
     for seed, lead in ((0, 0.1), (1, 0.3)):
-        leave(f"s{seed}--tasks_uniform", {"math": 0.5, "code": 0.3, "qa": 0.6}, (0.2, 0.4))
-        leave(f"s{seed}--tasks_sec", {"math": 0.5 + lead, "code": 0.3 + lead, "qa": 0.6 - lead}, (0.4,))  # fmt: skip
-    lines = list(samplers.table("task", samplers.task_samplers(), ("math", "code")))
+        leave(f"s{seed}--tasks_uniform", {"math": 0.5, "code": 0.3, "qa": 0.6}, (200, 400))
+        leave(f"s{seed}--tasks_sec", {"math": 0.5 + lead, "code": 0.3 + lead, "qa": 0.6 - lead}, (900,))  # fmt: skip
+    lines = list(samplers.table("tasks", samplers.on_tasks(), ("math", "code")))
     assert lines[2:] == [
-        "| `uniform` | 0.400 |  | +0.100 |  | 0.300 |",
-        "| `sec` | 0.600 | +0.200 (se 0.100) | -0.100 | -0.200 (se 0.100) | 0.400 |",
+        "| `uniform` | 0.400 |  | +0.100 |  | 1.00 x |",
+        "| `sec` | 0.600 | +0.200 (se 0.100) | -0.100 | -0.200 (se 0.100) | 1.50 x |",
     ]
 
 
-def test_the_params_file_has_every_sampler_beside_even_drawing():
+def test_the_params_file_has_every_sampler_and_curriculum_beside_even_drawing():
     text = (ROOT / samplers.PARAMS).read_text(encoding="utf-8")
     assert text == samplers.params_text()
     nodes = compile_plan(load_params(ROOT / samplers.PARAMS)).nodes
-    assert len(nodes) == 1 + 3 * len(list(samplers.phases()))
-    assert len(list(samplers.phases())) == len(
-        {*samplers.SAMPLERS, *samplers.ITEMS} - {*samplers.LEFT_OUT}
-    )
+    listed = {*samplers.SAMPLERS, *samplers.ITEMS, *samplers.CURRICULA}
+    every = [*samplers.on_tasks(), *samplers.on_items()]
+    assert set(every) == (listed - samplers.LEFT_OUT.keys()) | {*samplers.LEVELS}
+    assert len(nodes) == 1 + 3 * len(every)
 
 
 def test_the_page_has_the_markers_that_the_tables_go_between():
