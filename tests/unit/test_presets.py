@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from trainorder.cli import app
-from trainorder.config import MethodConfig, Params, RlConfig, parse_params
+from trainorder.config import (
+    EvaluationConfig,
+    JudgeConfig,
+    MergeConfig,
+    MethodConfig,
+    Params,
+    RlConfig,
+    parse_params,
+)
 from trainorder.config.presets import presets
+from trainorder.evaluation import ways  # noqa: F401  fills WAYS
+from trainorder.evaluation.sitting import WAYS
 from trainorder.fingerprint import closure, compute
+from trainorder.order import PREDICTORS, RULES
 from trainorder.plan import compile_plan
 from trainorder.reading import ParamsError
+from trainorder.registries import PROBES
 from trainorder.rl import catalog
+from trainorder.rl.elsewhere import ELSEWHERE, HERE_OR_LEFT_OUT
+from trainorder.rl.items import Picker
+from trainorder.rl.method import Method
+from trainorder.rl.registry import SLOTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,8 +123,6 @@ def test_the_command_lists_every_preset_and_prints_what_one_is():
 
 
 def test_the_lines_that_are_printed_read_back_as_the_preset():
-    import yaml
-
     for name, chosen in presets().items():
         for text in (catalog.short_rows(chosen), catalog.long_rows(chosen)):
             read = RlConfig.model_validate(yaml.safe_load(text)["rl"])
@@ -119,3 +135,23 @@ def test_a_name_that_is_neither_method_nor_piece_is_refused_with_the_nearest_one
     ):
         catalog.describe("cispoo")
     assert CliRunner().invoke(app, ["methods", "cispoo"]).exit_code == 2
+
+
+def test_what_stands_in_for_a_left_out_idea_exists():
+    words, rows = [], []
+    for one in (*ELSEWHERE, *HERE_OR_LEFT_OUT):
+        quoted = re.findall(r"`([^`]+)`", one.here)
+        words += [word for word in quoted if re.fullmatch(r"[a-z_]+", word)]
+        rows += [text for text in quoted if re.match(r"(rl|evaluation): ", text)]
+    pieces = [name for listed in (*SLOTS.values(), *catalog.CHOOSERS.values()) for name in listed]
+    options = [*RlConfig.model_fields, *MergeConfig.model_fields, *JudgeConfig.model_fields, "anti"]
+    known = {*presets(), *pieces, *PROBES, *WAYS, *RULES, *PREDICTORS, *options}
+    assert len(words) > 15
+    assert set(words) <= known
+    assert len(rows) > 10
+    for text in rows:
+        ((section, value),) = yaml.safe_load(text).items()
+        parsed = {"rl": RlConfig, "evaluation": EvaluationConfig}[section].model_validate(value)
+        if section == "rl":
+            Method.from_config(parsed.method)
+            Picker.of(parsed.items)

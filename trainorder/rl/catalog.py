@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -13,7 +13,7 @@ from trainorder.config import ENGINE_OPTIONS, RlConfig
 from trainorder.config.presets import Preset, presets
 from trainorder.reading import ParamsError, did_you_mean
 from trainorder.rl.curricula import CURRICULA
-from trainorder.rl.elsewhere import ELSEWHERE
+from trainorder.rl.elsewhere import ELSEWHERE, HERE_OR_LEFT_OUT, Elsewhere
 from trainorder.rl.items import ITEMS
 from trainorder.rl.method import Method, bind
 from trainorder.rl.registry import SLOTS, Entry
@@ -299,13 +299,16 @@ def page(verdicts: Mapping[str, str]) -> str:
 
 
 def _elsewhere_page() -> Iterator[str]:
-    """The section about methods of other fields."""
-    yield from ["## Of other fields", ""]
-    yield from [
-        "Curricula that were made for other models: the idea, and what of it lives here.",
-        "",
-    ]
-    for one in ELSEWHERE:
+    """The sections about what is no entry of the registry."""
+    other = "Curricula that were made for other models: the idea, and what of it lives here."
+    yield from _ideas("Of other fields", other, ELSEWHERE)
+    rest = "Ideas that are an option of something else, live outside of the RL step, or are not built, and why."
+    yield from _ideas("Elsewhere here, or left out", rest, HERE_OR_LEFT_OUT)
+
+
+def _ideas(title: str, text: str, listed: Iterable[Elsewhere]) -> Iterator[str]:
+    yield from [f"## {title}", "", text, ""]
+    for one in listed:
         link = f", [{one.paper}](https://arxiv.org/abs/{one.paper})" if one.paper else ""
         yield f"- **{one.name}** ({one.field}{link}): {one.idea}<br>"
         yield f"  Here: {one.here}"
