@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from trainorder.rl.method import Method
 from trainorder.rl.problems import split_by_prompt
 from trainorder.rl.records import describe
 from trainorder.rl.rollouts import add_rewards
-from trainorder.rl.step import give_credit
+from trainorder.rl.step import divergence, give_credit
 from trainorder.rl.types import State
 
 METHODS = {
@@ -183,6 +184,8 @@ def test_what_is_logged_of_a_step_by_hand():
         "reward/unscored/a": 1.0,
         "reward/unscored/b": 0.0,
         "rollout/length": 2.0,
+        "rollout/length/a": 2.0,
+        "rollout/length/b": 2.0,
         "rollout/entropy": 1.0,
         "rollout/entropy/a": 0.5,
         "rollout/entropy/b": 1.5,
@@ -208,3 +211,18 @@ def test_a_batch_is_split_into_updates_by_whole_prompts():
     for updates in (3, 4, 9):  # no update is without rows
         assert split_by_prompt(roll, updates) == [[1, 3], [4, 5], [0, 2]]
     assert split_by_prompt(roll.rows([]), 2) == []
+
+
+def test_kl_to_the_parent_is_the_policys_own_overall_and_per_task_by_hand():
+    tasks, lengths = ["a", "a", "b"], [1, 3, 2]
+    roll = make_roll([1, 0, 0.5], group=[0, 0, 1], lengths=lengths, tasks=tasks)
+    apart = torch.tensor([0.5, -0.5, 0.0])[
+        :, None
+    ]  # ln p_parent - ln p, the same for a row's tokens
+    roll.row_facts["given"] = torch.zeros(3)
+    roll.row_facts["source"] = torch.tensor([0.0, 3.0, 0.0])  # the second is a teacher's
+    kl = math.exp(0.5) - 0.5 - 1  # k3
+    expected = {"rl/parent_kl": kl / 3, "rl/parent_kl/a": kl, "rl/parent_kl/b": 0.0}
+    assert divergence(roll, roll.old_logps + apart) == pytest.approx(expected, abs=1e-6)
+    roll.row_facts["source"] = torch.full((3,), 3.0)
+    assert divergence(roll, roll.old_logps + apart) == {}

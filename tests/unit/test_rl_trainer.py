@@ -400,7 +400,8 @@ def test_every_step_logs_what_the_report_reads():
     }
     expected |= {"rl/grad_norm", "rl/lr", "rl/clip_fraction", "rl/kl_old"}
     for task in ("math", "qa"):
-        expected |= {f"reward/mean/{task}", f"reward/unscored/{task}", f"rollout/entropy/{task}"}
+        expected |= {f"reward/mean/{task}", f"reward/unscored/{task}"}
+        expected |= {f"rollout/{part}/{task}" for part in ("entropy", "length")}
     expected |= {f"time/{part}_seconds" for part in ("generate", "grade", "train", "step")}
     expected |= {f"perf/{part}_gflops" for part in ("generate", "train")}
     assert expected | {"perf/tokens_per_second", "perf/share_of_peak"} <= lines[0].keys()

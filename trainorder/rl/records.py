@@ -34,6 +34,7 @@ def describe(roll: Roll) -> dict[str, float]:
         own = roll.rows([i for i, problem in enumerate(roll.problem) if problem.task == task])
         log[f"reward/mean/{task}"] = _mean_scored(own)
         log[f"reward/unscored/{task}"] = float((~own.scored).sum())
+        log[f"rollout/length/{task}"] = float(own.loss_mask.sum(1).mean())
         log[f"rollout/entropy/{task}"] = float(mmean(own.entropy, own.loss_mask))
         strict = own.row_facts["strict"]
         if (known := ~strict.isnan()).any():

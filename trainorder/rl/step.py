@@ -64,6 +64,8 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
             roll = add_reference(roll, learner)
         roll = give_credit(roll, method, state)
         keep_some(roll, state)
+        if "ref_logps" in roll.token_facts:
+            log |= divergence(roll, roll.ref_logps)
         by_advantage = any(term.entry.scales_with_advantage for term in method.terms)
         effect = roll.advantages if by_advantage else roll.loss_mask  # distillation: all rows teach
         credited = ((effect * roll.weights) != 0).any(1)
@@ -71,7 +73,7 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
         task_set.observe(rollouts.sampled, roll, state)
         for metric in method.metric:
             log |= {f"rl/{name}": value for name, value in metric(roll, state).items()}
-        if state.step + 1 == state.total:
+        if state.step + 1 == state.total and "rl/parent_kl" not in log:
             log |= parent_kl(rollouts.sampled, learner)
         with timed(clock, "train"):
             log |= update(learner, roll, state)
@@ -99,17 +101,32 @@ def add_reference(roll: Roll, learner: Learner) -> Roll:
 
 
 def parent_kl(sampled: Sequence[Roll], learner: Learner) -> dict[str, float]:
-    """`rl/parent_kl`: KL(policy || phase's parent) per token of the policy's own answers, nats (k3).
-
-    How far the phase has moved the model on what it trains, which is said to predict what it forgets elsewhere (RL's Razor,
-    arXiv:2509.04259). Empty where the parent is not in memory.
-    """
+    """`divergence` of all answers of a step, for which the parent scores them once more; empty where it is not in memory."""
     if "reference" not in learner.models or not sampled:
         return {}
     roll = Roll.cat(sampled)
     theirs = score(learner.models["reference"], roll, learner)["logps"]
-    mask = sampled_tokens(roll).to(roll.loss_mask)
-    return {"rl/parent_kl": float(mmean(k3(log_ratio(theirs, roll.old_logps, mask)), mask))}
+    return divergence(roll, theirs)
+
+
+def divergence(roll: Roll, theirs: Float[Tensor, "row token"]) -> dict[str, float]:
+    """`rl/parent_kl`: KL(policy || phase's parent) per token of the policy's own answers, nats (k3), also per task.
+
+    How far the phase has moved the model on what it trains, which is said to predict what it forgets elsewhere (RL's Razor,
+    arXiv:2509.04259). `theirs` are the parent's log-probabilities. Logged at every step where a piece needs them, else at the
+    last one.
+    """
+    mask = sampled_tokens(roll) & roll.is_from("policy")[:, None]
+    if not mask.any():
+        return {}
+    mask = mask.to(roll.loss_mask)
+    kl = k3(log_ratio(theirs, roll.old_logps, mask))
+    log = {"rl/parent_kl": float(mmean(kl, mask))}
+    for task in dict.fromkeys(problem.task for problem in roll.problem):
+        own = [i for i, problem in enumerate(roll.problem) if problem.task == task]
+        if mask[own].any():
+            log[f"rl/parent_kl/{task}"] = float(mmean(kl[own], mask[own]))
+    return log
 
 
 def give_credit(roll: Roll, method: Method, state: State) -> Roll:
