@@ -1,4 +1,8 @@
-"""Which stage starts next, and how long the rest will take."""
+"""Which stage starts next, and how long the rest will take.
+
+Prefect starts whatever task is ready, in the order of submission: it has no choice of the longest remaining path among ready
+tasks, and no slots of different width on one machine. So the flow submits a stage only when this schedule starts it.
+"""
 
 from __future__ import annotations
 
