@@ -6,6 +6,7 @@ import copy
 import html
 import json
 import re
+import subprocess
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -32,6 +33,7 @@ from trainorder.report import (
     plots,
     reading,
     records,
+    reproduce,
     study,
     tables,
     words,
@@ -445,6 +447,55 @@ def test_curves_skip_what_was_not_finite_and_are_drawn_per_phase(tmp_path, monke
     assert "from the base" in svg
     assert "after b" in svg
     assert plots.learning(measured("two"), "no/such", "nothing") is None
+
+
+def test_kl_over_steps_is_drawn_where_it_was_logged_at_more_than_one_and_is_no_rounding(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    bwt = measured("two")
+    assert plots.divergences(bwt) == []
+    for node, last in (("s0--a", 1), ("s0--b--a", 0)):
+        folder = Path("runs") / node
+        folder.mkdir(parents=True)
+        logged = {"rl/parent_kl": 0.5, "rollout/mismatch_kl": 1e-9}
+        rows = [json.dumps({"step": step, **logged}) for step in range(last + 1)]
+        (folder / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    ((svg, caption),) = plots.divergences(bwt)
+    assert "KL to the parent, nats per token" in svg
+    assert "from the base" in svg
+    assert "after b" not in svg  # a single step is no line
+    assert caption in html.unescape(report.render(bwt))
+
+
+def test_the_page_says_how_to_make_its_numbers_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TRAINORDER_PARAMS", raising=False)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert dict(reproduce.reproduce({}).facts)["commit"] == "the project has none"
+    git = ("git", "-c", "user.name=x", "-c", "user.email=x@x")
+    Path("params.yaml").write_text("seeds: [0]\n")
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *arguments], check=True)
+    command = [*git, "rev-parse", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    Path("dvc.lock").write_text("made by a run")
+    machine = {"cores": 2, "processor": "Xeon", "system": "Linux", "arithmetic": {"gemm": "onednn"}}
+    node = {"machine": machine, "versions": {"torch": "2.1"}}
+    clean = reproduce.reproduce({"s0": node, "s1": node})
+    assert clean.facts[0] == ("commit", f"{commit}, nothing changed since")
+    assert clean.facts[2:] == [
+        ("libraries", "torch 2.1"),
+        ("machine", "2 cores of Xeon, Linux, float32 products by onednn"),
+    ]
+    names = [name for name, _ in clean.commands]
+    assert names == [f"git checkout {commit}", "trainorder run", "dvc repro", "trainorder verify"]
+    Path("params.yaml").write_text("seeds: [1]\n")
+    Path("own.py").write_text("")
+    page = report.render(measured("two"))
+    assert f"{commit}, changed since: own.py, params.yaml" in page
+    assert "without the changes named above" in page
+    assert '<a href="#reproduce">' in page
 
 
 def test_order_records_hold_every_position_as_a_step():

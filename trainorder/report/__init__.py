@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from trainorder import paths, results
 from trainorder.files import write_text
-from trainorder.report import advice, plots, probes, reading, records, study, tables, words
+from trainorder.report import (
+    advice,
+    plots,
+    probes,
+    reading,
+    records,
+    reproduce,
+    study,
+    tables,
+    words,
+)
 from trainorder.report.words import Bwt
 
 if TYPE_CHECKING:
@@ -100,6 +110,7 @@ def content(bwt: Bwt) -> dict[str, Any]:
         "judges": plots.judges(bwt),
         "rewards": plots.learning(bwt, "reward/mean", "reward"),
         "training_entropy": plots.learning(bwt, "rollout/entropy", "entropy, nats per token"),
+        "divergences": plots.divergences(bwt),
         "probes": probes.section(bwt),
         "alarms": records.alarms(found),
         "costs": tables.costs(found, records.parent_kl(found)),
@@ -107,6 +118,7 @@ def content(bwt: Bwt) -> dict[str, Any]:
         "provenance": tables.provenance(names, found),
         "versions": next(iter(found.values()), {}).get("versions", {}),
         "bwt_hash": records.digest(paths.BWT) or "-",
+        "reproduce": reproduce.reproduce(found),
     }
 
 

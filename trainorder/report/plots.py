@@ -147,8 +147,11 @@ def _agreement(bwt: Bwt, predictor: str) -> str:
     return f"bias {bias}, spread {spread}\nSpearman {shown}"
 
 
-def learning(bwt: Bwt, prefix: str, label: str) -> str | None:
-    """One panel per phase: `prefix/<task>` by step, a line per place in an order where the phase was trained."""
+def learning(bwt: Bwt, prefix: str, label: str, *, least: int = 1) -> str | None:
+    """One panel per phase: `prefix/<task>` by step, a line per place in an order where the phase was trained.
+
+    Lines of fewer than `least` steps are left out. Where no task has its own, `prefix` alone is drawn.
+    """
     phases = {phase: bwt["phases"][phase] for phase in words.phases(bwt, bwt["phases"])}
     found: dict[str, dict[str, Sequence[tuple[int, float]]]] = {p: {} for p in phases}
     for node in records.nodes(bwt):
@@ -156,7 +159,8 @@ def learning(bwt: Bwt, prefix: str, label: str) -> str | None:
         if phase in phases and "--" in node:
             for task, curve in _task_curves(node, prefix, phases[phase]).items():
                 key = node if len(phases[phase]) == 1 else f"{node}/{task}"
-                found[phase][key] = curve
+                if len(curve) >= least:
+                    found[phase][key] = curve
     found = {phase: lines for phase, lines in found.items() if lines}
     if not found:
         return None
@@ -167,7 +171,9 @@ def learning(bwt: Bwt, prefix: str, label: str) -> str | None:
                 task = key.partition("/")[2] or phases[phase][0]
                 depth = key.count("--") - 1
                 colour = (
-                    COLOURS[bwt["tasks"].index(task)] if several else PLACES[depth % len(PLACES)]
+                    COLOURS[bwt["tasks"].index(task)]
+                    if several and task != ALL
+                    else PLACES[depth % len(PLACES)]
                 )
                 steps, values = zip(*_smooth(curve), strict=True)
                 place = (
@@ -200,6 +206,27 @@ def learning(bwt: Bwt, prefix: str, label: str) -> str | None:
         return _svg(figure, f"{label} while training")
 
 
+def divergences(bwt: Bwt) -> list[tuple[str, str]]:
+    """Drawing and caption of each KL over steps that some phase logged, from KLS; not where all of it is rounding."""
+    drawn = []
+    for prefix, label, caption in KLS:
+        curves = [records.curves(node) for node in records.nodes(bwt)]
+        found = [c[prefix] for c in curves if len(c.get(prefix, ())) > 1]
+        if any(abs(value) > ROUNDING for curve in found for _, value in curve):
+            svg = learning(bwt, prefix, f"{label}, nats per token", least=2)
+            drawn += [(svg, caption)] if svg else []
+    return drawn
+
+
+KLS = (
+    ("rl/parent_kl", "KL to the parent", "KL to the phase's parent on the phase's own answers: how far it has moved."),
+    ("rl/kl_old", "KL of the update", "KL to the policy that sampled, within a step: how old the answers were when they were learned."),
+    ("rollout/mismatch_kl", "KL of the sampler", "KL of the engine that sampled to the model that is trained, before the update: numbers that differ though the weights do not."),
+)  # fmt: skip
+"""Metric, name and caption of every KL that may be drawn."""
+ROUNDING = 1e-6
+"""KL per token below which two policies differ by rounding only."""
+ALL = "all tasks"
 LEGEND = 6
 """Above this number of lines a legend names places in an order instead of the phases before."""
 PLACES = ("#1a1a1a", "#2b7bba", "#c2571a", "#8a8a8a")
@@ -211,7 +238,8 @@ def _task_curves(node: str, prefix: str, tasks: Sequence[str]) -> records.Curves
     logged = records.curves(node)
     alone = logged.get(prefix) if len(tasks) == 1 else None
     curves = {task: logged.get(f"{prefix}/{task}") or alone for task in tasks}
-    return {task: curve for task, curve in curves.items() if curve}
+    own = {task: curve for task, curve in curves.items() if curve}
+    return own or ({ALL: logged[prefix]} if prefix in logged else {})
 
 
 def _before(node: str) -> str:

@@ -49,7 +49,7 @@ def alarms(found: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
-DRAWN = ("reward/", "rollout/entropy", "perf/judge_", "rl/parent_kl")
+DRAWN = ("reward/", "rollout/entropy", "perf/judge_", "rl/parent_kl", "rl/kl_old", "rollout/mismatch_kl")  # fmt: skip
 """Metrics of steps that the page and DVC's plots show begin with one of these."""
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
