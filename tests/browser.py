@@ -24,7 +24,7 @@ NOT_OURS = re.compile(r"/ajax-api/2\.0/mlflow/users/current$")
 def browsing(**options: object) -> Iterator[Tab]:
     """A tab of a browser of its own; the test is skipped where there is none."""
     api = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: make install"
+        "playwright.sync_api", reason="playwright is not installed: make tools"
     )
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:

