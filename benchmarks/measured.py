@@ -113,6 +113,15 @@ def verdicts(rows: Sequence[Measured], left_out: Mapping[str, str]) -> dict[str,
     return said | {name: f"not measured: {why}" for name, why in left_out.items()}
 
 
+def costs(rows: Sequence[Measured]) -> dict[str, str]:
+    """Method -> CPU time of a step against GRPO's, by phase; methods of which it was not measured are missing."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.cost is not None:
+            found.setdefault(row.method, []).append(f"{row.phase} {row.cost:.2f} x")
+    return {method: ", ".join(phases) for method, phases in found.items()}
+
+
 def _clauses(row: Measured) -> Iterator[str]:
     if row.method == REFERENCE:
         yield f"score {row.score:.3f}"

@@ -5,14 +5,29 @@ What was measured of them comes from benchmarks/entropy_controls.csv, and so doe
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks import entropy_controls, measured
 from trainorder.config.presets import presets
 from trainorder.files import write_text
 from trainorder.rl import catalog
+from trainorder.rl.elsewhere import ELSEWHERE, HERE_OR_LEFT_OUT, Elsewhere
 
 ROOT = Path(__file__).parents[1]
+
+
+COST = {
+    "ref_logps": "a forward of the phase's parent",
+    "hidden": "the last hidden states of every token in memory",
+    "spans": "one pass over the text",
+    "attention_entropy": "a forward per row",
+    "answers:teacher": "the teacher's sampling instead of the policy's",
+    "known": "a few numbers per problem in the state",
+    "forward_kl:MODEL": "and whatever else names a model a forward of that model",
+}
+"""What a need costs beside the policy's own forward; facts of the head cost one forward before the update."""
 
 
 def files() -> dict[str, str]:
@@ -21,14 +36,126 @@ def files() -> dict[str, str]:
         f"{catalog.CONFIGS}/{name}.yaml": catalog.params_file(chosen)
         for name, chosen in presets().items()
     }
-    verdicts = measured.verdicts(measured.read(), entropy_controls.LEFT_OUT)
+    rows = measured.read()
+    verdicts = measured.verdicts(rows, entropy_controls.LEFT_OUT)
     findings = (ROOT / entropy_controls.PAGE).read_text(encoding="utf-8")
     return {
-        catalog.PAGE: catalog.page(verdicts),
+        catalog.PAGE: page(verdicts, measured.costs(rows)),
         entropy_controls.PAGE: entropy_controls.findings(findings),
         entropy_controls.PARAMS: entropy_controls.params_text(),
         **configs,
     }
+
+
+def page(verdicts: Mapping[str, str], costs: Mapping[str, str]) -> str:
+    """docs/methods.md; `verdicts` say in one clause what was measured of a method, `costs` what its step costs."""
+    rows = catalog.listing()
+    lines = [
+        "# Methods of the RL step",
+        "",
+        f"Written by `{catalog.COMMAND}` from the registry; `trainorder methods NAME` prints a method's formulas and options.",
+        "One row of params.yaml names a method, `rl: {method: {preset: clip_cov}}`; keys beside `preset` replace the preset's own.",
+        "`configs/methods/NAME.yaml` trains it and GRPO on the same problems.",
+        "",
+        "What a step costs beside GRPO's: a need of the policy before the update (`entropy` is free where the engine measures it)",
+        "one forward; `live` needs are computed in the forward that is trained; "
+        + "; ".join(f"`{need}` {cost}" for need, cost in COST.items())
+        + "; docs/performance.md has the measured prices.",
+        "",
+        "Cost of a step: CPU time against GRPO's on the same problems, by phase of the embedded testbed; GRPO against itself came out as",
+        "less than 1, so costs within .1 of 1 are equal.",
+        "",
+        "The measured verdict is the method minus GRPO from the same bases on the same problems, mean of three seeds on the embedded",
+        "testbed: test score of the trained task, and the slope of the rollouts' entropy in nats per 100 steps. Higher or lower:",
+        "by more than two standard errors over seeds; open: by less. [Findings](findings.md) have all numbers with their errors.",
+        "",
+    ]
+    for family in dict.fromkeys(row["family"] for row in rows):
+        lines += [f"## {family.replace('_', ' ').capitalize()}", ""]
+        lines += [
+            "| preset | paper | does | needs | neutral | not grounded | cost of a step | measured verdict |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        lines += [_page_row(row, verdicts, costs) for row in rows if row["family"] == family]
+        lines += [""]
+        for row in rows:
+            if row["family"] == family:
+                lines += [
+                    "```yaml",
+                    f"# {row['name']}",
+                    catalog.long_rows(presets()[row["name"]]),
+                    "```",
+                    "",
+                ]
+    return "\n".join([*lines, *_chooser_pages(), *_elsewhere_page()])
+
+
+def _elsewhere_page() -> Iterator[str]:
+    """The sections about what is no entry of the registry."""
+    other = "Curricula that were made for other models: the idea, and what of it lives here."
+    yield from _ideas("Of other fields", other, ELSEWHERE)
+    rest = "Ideas that are an option of something else, live outside of the RL step, or are not built, and why."
+    yield from _ideas("Elsewhere here, or left out", rest, HERE_OR_LEFT_OUT)
+
+
+def _ideas(title: str, text: str, listed: Iterable[Elsewhere]) -> Iterator[str]:
+    yield from [f"## {title}", "", text, ""]
+    for one in listed:
+        link = f", [{one.paper}](https://arxiv.org/abs/{one.paper})" if one.paper else ""
+        yield f"- **{one.name}** ({one.field}{link}): {one.idea}<br>"
+        yield f"  Here: {one.here}"
+    yield ""
+
+
+TITLES = {
+    "rl.sampler": "Which task comes next",
+    "rl.items": "Which problem of a task comes next",
+    "rl.curriculum": "Which tasks are open",
+}
+
+
+def _chooser_pages() -> Iterator[str]:
+    """Sections of what chooses tasks and problems, and of pieces in no preset."""
+    rows = catalog.rest()
+    for family in dict.fromkeys(row["family"] for row in rows if row["family"] in TITLES):
+        yield from [f"## {TITLES[family]}: `{family}`", ""]
+        yield from _table(row for row in rows if row["family"] == family)
+    yield from ["## Pieces in no preset", ""]
+    yield from _table(row for row in rows if row["family"] not in TITLES)
+
+
+def _table(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    yield "| name | paper | does | needs | neutral | not grounded | params |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in rows:
+        missing = row["not_grounded"] or "nothing"
+        yield _cells(*_common(row), _neutral(row), missing, f"`{row['params']}`")
+    yield ""
+
+
+def _page_row(row: Mapping[str, Any], verdicts: Mapping[str, str], costs: Mapping[str, str]) -> str:
+    return _cells(
+        *_common(row),
+        _neutral(row),
+        row["not_grounded"] or "nothing",
+        costs.get(row["name"], "not measured"),
+        verdicts.get(row["name"], "not measured"),
+    )
+
+
+def _common(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name, papers, what it does, needs."""
+    papers = ", ".join(f"[{p}](https://arxiv.org/abs/{p})" for p in row["papers"]) or "none"
+    needs = ", ".join(f"`{need}`" for need in row["needs"]) or "nothing"
+    return f"`{row['name']}`", papers, row["summary"], needs
+
+
+def _neutral(row: Mapping[str, Any]) -> str:
+    return f"`{catalog.flow(row['neutral'])}`" if row["neutral"] else "none"
+
+
+def _cells(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from rl_small import make_roll
 from trainorder.plan.check import pieces
 from trainorder.reading import ParamsError
 from trainorder.rl import method
+from trainorder.rl.choosers import NEUTRAL
 from trainorder.rl.items import ITEMS, Picker, Pool
 from trainorder.rl.problems import TaskSet
 from trainorder.rl.samplers import Seen
@@ -330,3 +331,13 @@ def test_what_a_key_of_the_meta_is_not():
         scores("in_order", by="levl")
     with pytest.raises(ParamsError, match=r"no items 'cure'; .* \(did you mean 'cures'"):
         Picker.of("cure")
+
+
+@pytest.mark.parametrize("name", sorted(set(NEUTRAL) & set(ITEMS)))
+def test_with_its_neutral_options_every_problem_is_as_likely(name: str):
+    own = problems()
+    known = {f"a/{i}": {"rollouts": 8.0, "solved": float(i % 9)} for i in range(12)}
+    pool = Pool("a", own, step=3, total=9, known=known, look=scripted)
+    found = ITEMS[name](pool, {}, **NEUTRAL[name])
+    assert found == pytest.approx([found[0]] * 12, abs=1e-6)
+    assert math.isfinite(found[0])

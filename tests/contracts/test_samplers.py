@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from trainorder.plan.check import pieces
+from trainorder.rl.choosers import NEUTRAL
 from trainorder.rl.curricula import CURRICULA
 from trainorder.rl.samplers import SAMPLERS, Moment, Seen
 from trainorder.rl.scheduler import Scheduler
@@ -182,3 +183,14 @@ def test_the_list_read_from_the_source_is_the_list():
             }
             assert set(found[slot][name]) == options
             assert function.__doc__
+
+
+@pytest.mark.parametrize(("slot", "name"), [pair for pair in ALL if pair[1] in NEUTRAL])
+def test_with_its_neutral_options_tasks_keep_their_shares(slot: str, name: str):
+    mem: dict[str, Any] = {}
+    whole = sum(TASKS.values())
+    for step in range(12):
+        shares = scheduler(slot, name, NEUTRAL[name]).shares(
+            Moment(step, 12, TASKS, world(step)), mem
+        )
+        assert shares == pytest.approx({t: w / whole for t, w in TASKS.items()}, abs=1e-6)

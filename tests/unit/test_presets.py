@@ -108,11 +108,22 @@ def test_records_hold_the_expanded_method_and_stages_depend_on_no_preset():
 def test_the_command_lists_every_preset_and_prints_what_one_is():
     run = CliRunner()
     rows = json.loads(run.invoke(app, ["methods", "--json"]).output)
-    methods, samplers = rows[: len(presets())], rows[len(presets()) :]
+    methods, rest = rows[: len(presets())], rows[len(presets()) :]
     assert [row["name"] for row in methods] == list(presets())
-    assert {"rl.sampler", "rl.items", "rl.curriculum"} == {row["family"] for row in samplers}
-    keys = {"name", "family", "slots", "needs", "papers", "neutral", "status"}
-    assert all(keys <= set(row) for row in methods)
+    choosers = {(key, name) for key, listed in catalog.CHOOSERS.items() for name in listed}
+    used = {piece for name in presets() for piece in RlConfig(method={"preset": name}).pieces()}
+    lone = {(slot, name) for slot, listed in SLOTS.items() for name in listed} - used
+    assert {(row["slots"][0], row["name"]) for row in rest} >= choosers | lone
+    assert {("plan", "distracted"), ("weight", "answer_reranking")} <= lone
+    assert {row["name"] for row in rest if "method" in row["family"]} <= {n for _, n in lone} | {
+        "graded"
+    }
+    keys = {"name", "family", "slots", "needs", "papers", "neutral", "status", "summary"}
+    assert all(keys <= set(row) for row in rows)
+    assert {row["status"] for row in rows} == {"grounded", "partly", "ours"}
+    for row in rest:  # the line reads back, and names what it says
+        read = RlConfig.model_validate(yaml.safe_load(row["params"])["rl"])
+        assert (row["slots"][0], row["name"]) in read.pieces()
     shown = run.invoke(app, ["methods", "dapo"]).output
     for text in ("arXiv:2503.14476", "rl: {method: {preset: dapo}}", "edit: [dynamic_sampling]"):
         assert text in shown
@@ -120,6 +131,21 @@ def test_the_command_lists_every_preset_and_prints_what_one_is():
     told = run.invoke(app, ["methods", "sec_buckets"]).output
     assert "rl: {items: {sec_buckets: {by: length, bins: 4, alpha: 0.1," in told
     assert "Per-token estimate of KL" in run.invoke(app, ["methods", "kl"]).output
+
+
+def test_one_name_as_json_is_all_that_has_it():
+    run = CliRunner()
+
+    def asked(name: str) -> list[dict[str, Any]]:
+        return json.loads(run.invoke(app, ["methods", name, "--json"]).output)
+
+    assert [row["family"] for row in asked("cures")] == ["curricula", "rl.items"]
+    (kl,) = asked("kl")
+    assert (kl["slots"], kl["needs"], kl["status"]) == (["terms"], ["ref_logps"], "grounded")
+    assert "grpo" in kl["presets"]
+    (edco,) = [row for row in asked("edco") if row["family"] == "rl.items"]
+    assert (edco["needs"], edco["neutral"], edco["status"]) == (["prefix_entropy"], None, "partly")
+    assert [row["neutral"] for row in asked("mt_grpo")][1] == {"lr": 0.0}
 
 
 def test_the_lines_that_are_printed_read_back_as_the_preset():
@@ -134,7 +160,10 @@ def test_a_name_that_is_neither_method_nor_piece_is_refused_with_the_nearest_one
         ParamsError, match=r"no method or piece 'cispoo' \(did you mean 'cispo'\?\)"
     ):
         catalog.describe("cispoo")
-    assert CliRunner().invoke(app, ["methods", "cispoo"]).exit_code == 2
+    run = CliRunner()
+    assert run.invoke(app, ["methods", "cispoo"]).exit_code == 2
+    told = run.invoke(app, ["methods", "sec_bucket", "--json"])
+    assert (told.exit_code, "did you mean 'sec_buckets'?" in told.output) == (2, True)
 
 
 def test_what_stands_in_for_a_left_out_idea_exists():

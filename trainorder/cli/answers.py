@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -153,7 +154,10 @@ def table(
 @app.command()
 def methods(
     name: Annotated[
-        str | None, typer.Argument(help="A method or a piece; all if left out.")
+        str | None,
+        typer.Argument(
+            help="A method, a piece, or a name of rl.sampler, rl.items or rl.curriculum; all if left out."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -164,25 +168,23 @@ def methods(
         if name is not None and not as_json:
             print(catalog.describe(name), end="")
             return
-        rows = catalog.listing()
-        if name is not None:
-            from trainorder.config.presets import preset
-
-            rows = [row for row in rows if row["name"] == preset(name).name]
+        rows = catalog.listing() if name is None else catalog.rows_of(name)
+        rest = catalog.rest() if name is None else []
     if as_json:
-        print_json(rows if name is not None else [*rows, *catalog.choosers()])
+        print_json([*rows, *rest])
         return
     for family in dict.fromkeys(row["family"] for row in rows):
         print(family.replace("_", " "))
         for row in rows:
             if row["family"] == family:
-                papers = ", ".join(row["papers"])
-                print(f"  {row['name']:<30} {papers:<24} {row['status']:<9} {row['summary']}")
-    for row in catalog.choosers():
-        print(
-            f"{row['family'] + ': ' + row['name']:<32} {', '.join(row['papers']):<24} {row['summary']}"
-        )
+                print(f"  {_about(row['name'], row)}")
+    for row in rest:
+        print(_about(f"{row['family']}: {row['name']}", row))
     print("`trainorder methods NAME` prints formulas, options and the lines of params.yaml")
+
+
+def _about(name: str, row: Mapping[str, Any]) -> str:
+    return f"{name:<40} {', '.join(row['papers']):<24} {row['status']:<9} {row['summary']}"
 
 
 @app.command()

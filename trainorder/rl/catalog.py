@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -12,33 +11,26 @@ import yaml
 from trainorder.config import ENGINE_OPTIONS, RlConfig
 from trainorder.config.presets import Preset, presets
 from trainorder.reading import ParamsError, did_you_mean
-from trainorder.rl.curricula import CURRICULA
-from trainorder.rl.elsewhere import ELSEWHERE, HERE_OR_LEFT_OUT, Elsewhere
-from trainorder.rl.items import ITEMS
+from trainorder.rl.choosers import (
+    CHOOSERS,
+    choosers,
+    entries,
+    function_of,
+    lone_pieces,
+    pieces,
+)
 from trainorder.rl.method import Method, bind
 from trainorder.rl.registry import SLOTS, Entry
-from trainorder.rl.samplers import SAMPLERS
 
 PAGE = "docs/methods.md"
 CONFIGS = "configs/methods"
 COMMAND = "python -m benchmarks.methods_page"
-COST = {
-    "ref_logps": "a forward of the phase's parent",
-    "hidden": "the last hidden states of every token in memory",
-    "spans": "one pass over the text",
-    "attention_entropy": "a forward per row",
-    "answers:teacher": "the teacher's sampling instead of the policy's",
-    "known": "a few numbers per problem in the state",
-    "forward_kl:MODEL": "and whatever else names a model a forward of that model",
+EVEN = {
+    "sampler": "Tasks keep the phase's shares",
+    "items": "Every problem is as likely",
+    "curriculum": "All tasks are open",
 }
-"""What a need costs beside the policy's own forward; facts of the head cost one forward before the update."""
-CHOOSERS: dict[str, Mapping[str, Any]] = {
-    "sampler": SAMPLERS,
-    "items": ITEMS,
-    "curriculum": CURRICULA,
-}
-"""Key of `rl` beside `method` -> what it can name: which task, which of its problems, which tasks are open."""
-PAPER = re.compile(r"ar[Xx]iv[: ](\d{4}\.\d{4,5})")
+"""What options that are neutral do."""
 ASKS = "  # and rl.teacher: a node, or {path: FOLDER}"
 TEACHER = 'teacher: "s{seed}--grpo", '
 """In the configs: GRPO's node teaches."""
@@ -47,6 +39,29 @@ TEACHER = 'teacher: "s{seed}--grpo", '
 def listing() -> list[dict[str, Any]]:
     """One row per preset: name, family, slots, needs, papers, neutral setting, how far it is grounded."""
     return [facts(chosen) for chosen in presets().values()]
+
+
+def rest() -> list[dict[str, Any]]:
+    """One row per sampler, items and curriculum of `rl`, and per piece that is in no preset."""
+    return [_written(row) for row in (*choosers(), *lone_pieces())]
+
+
+def rows_of(name: str) -> list[dict[str, Any]]:
+    """What the listing says of everything with this name: preset, sampler, items, curriculum, pieces.
+
+    Raises:
+        ParamsError: there is nothing.
+    """
+    found = [facts(presets()[name])] if name in presets() else []
+    found += [_written(row) for row in (*choosers(), *pieces()) if row["name"] == name]
+    if not found:
+        raise _unknown(name)
+    return found
+
+
+def _written(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with the line of params.yaml."""
+    return {**row, "params": f"rl: {flow(row['params'])}"}
 
 
 def facts(chosen: Preset) -> dict[str, Any]:
@@ -97,9 +112,13 @@ def describe(name: str) -> str:
     found += [_describe_chooser(key, name) for key, listed in CHOOSERS.items() if name in listed]
     if found:
         return "\n".join(found)
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> ParamsError:
     listings = [*SLOTS.values(), *CHOOSERS.values()]
-    names = sorted({*known, *(piece for listed in listings for piece in listed)})
-    raise ParamsError(
+    names = sorted({*presets(), *(piece for listed in listings for piece in listed)})
+    return ParamsError(
         f"no method or piece {name!r}{did_you_mean(name, names)}; `trainorder methods` lists the methods"
     )
 
@@ -119,21 +138,9 @@ def _describe_preset(chosen: Preset) -> str:
         f"Written from: {chosen.basis}. Not grounded: {chosen.not_grounded or 'nothing'}.",
         "",
     ]
-    lines += [_describe_piece(entry) for entry in _own_entries(chosen)]
+    lines += [_describe_piece(entry) for entry in entries(chosen)]
     lines += [_describe_chooser(key, name) for key, name in _own_choosers(chosen)]
     return "\n".join(lines)
-
-
-def _own_entries(chosen: Preset) -> Iterator[Entry]:
-    """The pieces of a preset, each once, without the grade."""
-    method, seen = Method.from_config(config_of(chosen).method), set[tuple[str, str]]()
-    for slot in SLOTS:
-        for bound in getattr(method, slot):
-            for one in (bound, *bound.weight):
-                key = (one.entry.slot, one.entry.name)
-                if key not in seen and one.entry.name != "graded":
-                    seen.add(key)
-                    yield one.entry
 
 
 def _own_choosers(chosen: Preset) -> Iterator[tuple[str, str]]:
@@ -155,46 +162,18 @@ def _describe_piece(entry: Entry) -> str:
 
 def _describe_chooser(key: str, name: str) -> str:
     function = function_of(CHOOSERS[key][name])
-    options = chooser_options(function)
-    row = {key: {name: options} if options else name}
+    row = next(row for row in choosers() if (row["slots"], row["name"]) == ([key], name))
     text = inspect.cleandoc(function.__doc__ or "")
-    looks = sorted(getattr(CHOOSERS[key][name], "looks", ()))
     lines = [f"{key}: {name}", "", *_indented(text), "", "In params.yaml, with its defaults:", ""]
-    lines += [*_indented(f"rl: {flow(row)}"), ""]
-    if looks:
-        lines += [f"May measure all problems of the task before a step: {', '.join(looks)}.", ""]
+    lines += [*_indented(f"rl: {flow(row['params'])}"), ""]
+    if row["needs"]:
+        needs = ", ".join(row["needs"])
+        lines += [f"May measure all problems of the task before a step: {needs}.", ""]
+    if row["neutral"]:
+        lines += [f"{EVEN[key]} with {flow(row['neutral'])}.", ""]
+    missing = row["not_grounded"] or "nothing"
+    lines += [f"Status: {row['status']}. Not grounded: {missing}.", ""]
     return "\n".join(lines)
-
-
-def choosers() -> list[dict[str, Any]]:
-    """One row per sampler of tasks, sampler of problems and curriculum: name, key of `rl`, summary, papers, looks, params."""
-    rows = []
-    for key, listed in CHOOSERS.items():
-        for name, entry in listed.items():
-            function = function_of(entry)
-            text, options = inspect.cleandoc(function.__doc__ or ""), chooser_options(function)
-            rows.append(
-                {
-                    "name": name,
-                    "family": f"rl.{key}",
-                    "summary": text.split("\n\n")[0].replace("\n", " "),
-                    "papers": list(dict.fromkeys(PAPER.findall(text))),
-                    "looks": sorted(getattr(entry, "looks", ())),
-                    "params": f"rl: {flow({key: {name: options} if options else name})}",
-                }
-            )
-    return rows
-
-
-def function_of(entry: Any) -> Any:
-    """The function of a listed sampler, which may stand in an entry."""
-    return getattr(entry, "function", entry)
-
-
-def chooser_options(function: Any) -> dict[str, Any]:
-    """Option -> default."""
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def short_rows(chosen: Preset) -> str:
@@ -256,99 +235,6 @@ def params_file(chosen: Preset) -> str:
             "",
         ]
     )
-
-
-def page(verdicts: Mapping[str, str]) -> str:
-    """docs/methods.md; `verdicts` say in one clause what was measured of a method."""
-    rows = listing()
-    lines = [
-        "# Methods of the RL step",
-        "",
-        f"Written by `{COMMAND}` from the registry; `trainorder methods NAME` prints a method's formulas and options.",
-        "One row of params.yaml names a method, `rl: {method: {preset: clip_cov}}`; keys beside `preset` replace the preset's own.",
-        "`configs/methods/NAME.yaml` trains it and GRPO on the same problems.",
-        "",
-        "What a step costs beside GRPO's: a need of the policy before the update (`entropy` is free where the engine measures it)",
-        "one forward; `live` needs are computed in the forward that is trained; "
-        + "; ".join(f"`{need}` {cost}" for need, cost in COST.items())
-        + "; docs/performance.md has the measured prices.",
-        "",
-        "The measured verdict is the method minus GRPO from the same bases on the same problems, mean of three seeds on the embedded",
-        "testbed: test score of the trained task, and the slope of the rollouts' entropy in nats per 100 steps. Higher or lower:",
-        "by more than two standard errors over seeds; open: by less. [Findings](findings.md) have all numbers with their errors.",
-        "",
-    ]
-    for family in dict.fromkeys(row["family"] for row in rows):
-        lines += [f"## {family.replace('_', ' ').capitalize()}", ""]
-        lines += [
-            "| preset | paper | does | needs | neutral | not grounded | measured verdict |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        lines += [_page_row(row, verdicts) for row in rows if row["family"] == family]
-        lines += [""]
-        for row in rows:
-            if row["family"] == family:
-                lines += [
-                    "```yaml",
-                    f"# {row['name']}",
-                    long_rows(presets()[row["name"]]),
-                    "```",
-                    "",
-                ]
-    return "\n".join([*lines, *_chooser_pages(), *_elsewhere_page()])
-
-
-def _elsewhere_page() -> Iterator[str]:
-    """The sections about what is no entry of the registry."""
-    other = "Curricula that were made for other models: the idea, and what of it lives here."
-    yield from _ideas("Of other fields", other, ELSEWHERE)
-    rest = "Ideas that are an option of something else, live outside of the RL step, or are not built, and why."
-    yield from _ideas("Elsewhere here, or left out", rest, HERE_OR_LEFT_OUT)
-
-
-def _ideas(title: str, text: str, listed: Iterable[Elsewhere]) -> Iterator[str]:
-    yield from [f"## {title}", "", text, ""]
-    for one in listed:
-        link = f", [{one.paper}](https://arxiv.org/abs/{one.paper})" if one.paper else ""
-        yield f"- **{one.name}** ({one.field}{link}): {one.idea}<br>"
-        yield f"  Here: {one.here}"
-    yield ""
-
-
-TITLES = {
-    "sampler": "Which task comes next",
-    "items": "Which problem of a task comes next",
-    "curriculum": "Which tasks are open",
-}
-
-
-def _chooser_pages() -> Iterator[str]:
-    """Sections of what chooses tasks and problems."""
-    rows = choosers()
-    for key in CHOOSERS:
-        yield from [f"## {TITLES[key]}: `rl.{key}`", ""]
-        yield from ["| name | does | measures | params |", "|---|---|---|---|"]
-        for row in rows:
-            if row["family"] == f"rl.{key}":
-                looks = ", ".join(row["looks"]) or "nothing"
-                summary = row["summary"].replace("|", "\\|")
-                yield f"| `{row['name']}` | {summary} | {looks} | `{row['params']}` |"
-        yield ""
-
-
-def _page_row(row: Mapping[str, Any], verdicts: Mapping[str, str]) -> str:
-    papers = ", ".join(f"[{p}](https://arxiv.org/abs/{p})" for p in row["papers"]) or "none"
-    neutral = f"`{flow(row['neutral'])}`" if row["neutral"] else "none"
-    cells = [
-        f"`{row['name']}`",
-        papers,
-        row["summary"],
-        ", ".join(f"`{need}`" for need in row["needs"]) or "nothing",
-        neutral,
-        row["not_grounded"] or "nothing",
-        verdicts.get(row["name"], "not measured"),
-    ]
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _indented(text: str) -> list[str]:

@@ -221,7 +221,7 @@ HERE_OR_LEFT_OUT = (
         field="imitation",
         paper="2509.22601",
         idea="Rows without a usable turn or that repeat themselves are dropped before the update.",
-        here="Overlong rows (`finished_only`) and groups of low spread (`highest_spread`) are; void turns and "
+        here="Overlong rows (`finished_only`) and groups of low spread (`highest_spread`) are dropped; void turns and "
         "repetitions are not looked for.",
     ),
     Elsewhere(
@@ -238,7 +238,7 @@ HERE_OR_LEFT_OUT = (
         paper="2305.11383",
         idea="Arms of instruction tuning that show how much of a gain is the format.",
         here="Left out as arms: a prompt's wording is the task's own, so another one is a task of your own rows. "
-        "The probes `format_only` and `random_valid` part a gain into form and content.",
+        "The probe `format_only` parts a gain into form and content, `random_valid` scores a guess.",
     ),
     Elsewhere(
         name="A run rewarded for format alone",

@@ -118,7 +118,7 @@ def wiki_r1(
     arXiv:2603.05256: accuracies a <- alpha K a + (1 - alpha) a_seen for at most `rounds` 10 rounds (until they move by less
     than 1e-4), K the row-normalised TF-IDF similarity of prompts to their 100 nearest, alpha .8. There a problem that was
     not seen enters with 0, which draws estimates down; `clamped` (ours) holds seen ones at their value and starts others at
-    the mean. The width was not found. Its gap levels are the plan piece `distractors`.
+    the mean. The width was not found. Its gap levels are the plan piece `distracted`.
     """
     seen = {p.id: k for p in pool.problems if (k := pool.known.get(p.id, {})).get("rollouts")}
     if not seen:
