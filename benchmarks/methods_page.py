@@ -134,10 +134,11 @@ def _table(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _page_row(row: Mapping[str, Any], verdicts: Mapping[str, str], costs: Mapping[str, str]) -> str:
+    other = f"; not offered: {row['not_offered']}" if row["not_offered"] else ""
     return _cells(
         *_common(row),
         _neutral(row),
-        row["not_grounded"] or "nothing",
+        (row["not_grounded"] or "nothing") + other,
         costs.get(row["name"], "not measured"),
         verdicts.get(row["name"], "not measured"),
     )

@@ -128,6 +128,7 @@ def test_the_command_lists_every_preset_and_prints_what_one_is():
     for text in ("arXiv:2503.14476", "rl: {method: {preset: dapo}}", "edit: [dynamic_sampling]"):
         assert text in shown
     assert "clip_low: 0.2, clip_high: 0.2, dual_clip: null" in shown
+    assert "Not offered: max_asym, the default mode" in run.invoke(app, ["methods", "lead"]).output
     told = run.invoke(app, ["methods", "sec_buckets"]).output
     assert "rl: {items: {sec_buckets: {by: length, bins: 4, alpha: 0.1," in told
     assert "Per-token estimate of KL" in run.invoke(app, ["methods", "kl"]).output

@@ -86,6 +86,7 @@ def facts(chosen: Preset) -> dict[str, Any]:
         "basis": chosen.basis,
         "status": "grounded" if chosen.grounded else "partly" if chosen.papers else "ours",
         "not_grounded": chosen.not_grounded,
+        "not_offered": chosen.not_offered,
     }
 
 
@@ -136,6 +137,7 @@ def _describe_preset(chosen: Preset) -> str:
         lines += [f"With {flow(dict(chosen.neutral))} beside the preset it is {other}.", ""]
     lines += [
         f"Written from: {chosen.basis}. Not grounded: {chosen.not_grounded or 'nothing'}.",
+        *([f"Not offered: {chosen.not_offered}."] if chosen.not_offered else []),
         "",
     ]
     lines += [_describe_piece(entry) for entry in entries(chosen)]

@@ -46,6 +46,8 @@ class Preset:
     basis: Basis = "code"
     not_grounded: str = ""
     """What no source states and was chosen here; empty: nothing."""
+    not_offered: str = ""
+    """Another form of the authors' code, or of others, for which there is no option; empty: none is known."""
     neutral: Rows | None = None
     """Keys beside `preset` under which it is the same update as with those of `reduces_to` beside it; None: there are none."""
     reduces_to: Rows = field(default_factory=dict)

@@ -57,6 +57,7 @@ PRESETS = [
         name="tip",
         summary="reverse KL on the half of the tokens where the policy is unsure or the teacher disagrees",
         papers=("2604.14084",),
+        not_offered="the authors' repository's drawing of tokens by h^alpha (JSD / ln 2)^gamma",
         method={
             "weight": ["teacher_importance"],
             "terms": [{"distillation": {"reverse": 1.0}}],

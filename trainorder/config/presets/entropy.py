@@ -76,6 +76,7 @@ PRESETS = [
         name="siren",
         summary="Dr.GRPO whose peaks of nucleus entropy are pulled to what they were at step 1",
         papers=("2509.25133",),
+        not_offered="the authors' code's nucleus, without the token that crosses top_p",
         method={
             "advantage": ["dr_grpo"],
             "terms": [SIREN_CLIP, _siren(0.005)],
@@ -88,6 +89,7 @@ PRESETS = [
         name="entrocraft",
         summary="only advantages that move entropy into a band that falls over the phase",
         papers=("2604.26326",),
+        not_offered="the authors' code's raw rewards of +1 and -1 out of the band",
         method={
             "advantage": ["grpo", "entrocraft"],
             "terms": ["clipped_surrogate", {"kl": {"coef": 0.001}}],
@@ -168,6 +170,7 @@ PRESETS = [
         name="tea",
         summary="an entropy bonus that grows with a token's covariance (TEA of Light-IF)",
         papers=("2508.03178",),
+        not_offered="a third party's form, min(softmax(cov / tau), c / T) H on tokens of the thought",
         method={
             "advantage": ["grpo"],
             "terms": [
@@ -212,6 +215,7 @@ PRESETS = [
         name="aepo",
         summary="right answers sampled hotter or colder, to a target entropy",
         papers=("2510.08141",),
+        not_offered="overwriting the batch's first rows, as the authors' code does; its DCPO branch",
         method={
             "edit": ["arbitrary_entropy"],
             "advantage": ["grpo", "arbitrary_entropy_credit"],
@@ -232,6 +236,7 @@ PRESETS = [
         name="ceeh_ea",
         summary="shorter right answers on easy prompts, an advantage of entropy on hard ones",
         papers=("2602.22642",),
+        not_offered="the authors' code's moving accuracies that begin at -1",
         method={
             "reward": ["graded", "ceeh_length"],
             "advantage": ["dr_grpo", "ceeh"],
@@ -246,6 +251,7 @@ PRESETS = [
         name="ceeh_me",
         summary="shorter right answers on easy prompts, an entropy bonus five times as high on hard ones",
         papers=("2602.22642",),
+        not_offered="the authors' code's moving accuracies that begin at -1",
         method={
             "reward": ["graded", "ceeh_length"],
             "advantage": ["dr_grpo"],

@@ -113,6 +113,7 @@ PRESETS = [
         name="lead",
         summary="correctness and nearness to the usual right length, mixed by how unstable each is",
         papers=("2605.09806",),
+        not_offered="max_asym, the default mode of the authors' code",
         method={"advantage": ["lead"], "terms": [{"clipped_surrogate": CLIP_HIGHER}]},
         not_grounded="the CV of efficiency is of its value mapped to [0, 1]; clip bounds",
     ),

@@ -78,6 +78,7 @@ def lead(
     answers, mapped to [0, 1]. lambda = moving average of D_c / (D_c + D_e) from .5 on, at least `least`:
     A = whiten(lambda A_c + (1 - lambda) A_e) over tokens. Where both CV are 0 lambda stays. The floor is that of the
     authors' code and makes the target constant for short tasks: lower it there. max_length null is each row's own limit.
+    e is the paper's (`max_sym` in the code); the code's default, `max_asym`, is not offered.
     """
     group = (roll.group, roll.scored)
     lengths, correct = roll.lengths().double(), (roll.rewards > right) & roll.scored

@@ -56,7 +56,8 @@ def covariance_softmax(
 ) -> Float[Tensor, "row token"]:
     """min(scale * softmax of covariances over the row, cap): TEA's weight of the entropy bonus (Light-IF, arXiv:2508.03178).
 
-    The authors' released code defines it and cannot reach it; scale and cap are that function's.
+    The authors' released code defines it and cannot reach it; scale and cap are that function's. A third party's form,
+    min(softmax(cov / tau), c / T) H on tokens of the thought, is not offered.
     """
     mask = counted(roll)
     shares = torch.where(mask, covariance(roll), -torch.inf).softmax(1).nan_to_num(0.0)

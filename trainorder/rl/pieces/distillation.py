@@ -114,7 +114,8 @@ def teacher_importance(
     With h the policy's entropy, clipped at the batch's 98th percentile and scaled to [0, 1] over the batch, and d the scaled
     KL(policy || teacher): s = h + d - h d, high where the policy is unsure or the teacher disagrees. `confident` is the
     paper's diagnostic third quadrant, s = KL(teacher || policy) (1 - h): sure, and wrong in the teacher's eyes. keep is .5 or .2
-    in the paper; goes with `distillation: {reverse: 1}` and `denominator: weight`.
+    in the paper; goes with `distillation: {reverse: 1}` and `denominator: weight`. The authors' repository draws tokens by
+    h^alpha (JSD / ln 2)^gamma instead, which is not offered.
     """
     mask = roll.loss_mask > 0
     side = "reverse_kl" if kind == "union" else "forward_kl"
