@@ -117,6 +117,15 @@ def test_the_shares_by_hand(slot: str, name: str):
         assert shares["a"] == pytest.approx(share, abs=5e-5), step
 
 
+def test_sec_may_let_the_value_of_a_task_that_was_not_asked_decay():
+    # Q = (.4, 0), then (.2, .5): 1 / (1 + e^.3); without the decay (.4, .5)
+    for decay, share in ((True, 0.4256), (False, 0.4750)):
+        sec, mem = scheduler("sampler", "sec", {"alpha": 0.5, "decay_unsampled": decay}), {}
+        for step, before in enumerate(({"a": seen(0.8)}, {"b": seen(1.0)}), start=1):
+            shares = sec.shares(Moment(step, 9, BOTH, before), mem)
+        assert shares["a"] == pytest.approx(share, abs=5e-5)
+
+
 @pytest.mark.parametrize(("slot", "name"), ALL)
 def test_shares_are_a_distribution_and_all_prompts_are_given_out(slot: str, name: str):
     mem: dict[str, Any] = {}

@@ -16,7 +16,12 @@ from trainorder.config.presets import presets
 from trainorder.rl.catalog import config_of
 from trainorder.rl.method import Method
 from trainorder.rl.pieces.covariance import clip_cov, covariance_softmax, top_covariance
-from trainorder.rl.pieces.entropy import entrocraft, entropy_target, fitted_law
+from trainorder.rl.pieces.entropy import (
+    entrocraft,
+    entropy_covariance,
+    entropy_target,
+    fitted_law,
+)
 from trainorder.rl.pieces.entropy_tokens import (
     clip_b,
     clip_v,
@@ -204,6 +209,24 @@ def test_the_target_moves_the_coefficient_of_the_bonus_by_a_step():
     found = [float(entropy_target(roll, state)[0]) for roll in (low, low, high, low, high, high)]
     assert found == pytest.approx([0.005, 0.01, 0, 0.01, 0, 0])
     assert state.mem["entropy_target"] == 0.0
+
+
+def test_the_covariance_is_the_slope_of_entropy_over_a_tabular_softmax():
+    # pi = (.8, .2), A = (1, -1) less its mean: (.4, -1.6). A policy gradient moves the logits by pi A, a natural one by A
+    pi, credit = tensor(0.8, 0.2), tensor(0.4, -1.6)
+    drawn = torch.tensor([0] * 8 + [1] * 2)
+    for moved, change in ((pi * credit, -0.14196), (credit, -0.44361)):
+        roll = tokens_roll(advantages=moved[drawn], old_logps=pi.log()[drawn])
+        metric = entropy_covariance(roll, State(total=1))
+        assert -metric["entropy_covariance"] == pytest.approx(change, abs=5e-6)
+        logits = pi.log().requires_grad_(True)
+        entropy = torch.distributions.Categorical(logits=logits).entropy()
+        (slope,) = torch.autograd.grad(entropy, logits)
+        assert float(slope @ moved) == pytest.approx(change, abs=5e-6)
+
+
+def test_the_law_of_a_collapsed_policy_is_left_out_where_exp_cannot_tell_its_entropies_apart():
+    assert fitted_law([[1e-17, 1.0], [1e-18, 0.5], [0.0, 0.5]]) == {}
 
 
 def test_the_law_is_fitted_by_least_squares():

@@ -14,8 +14,8 @@ the engine runs them (methods are rows of piece names in params.yaml):
 | term | (Live, Roll, State) -> [row, token] | sums it up as the loss; the only one that sees grad |
 
 All but terms see the whole step batch at once: whatever is computed over more than one row is computed there, so that
-micro-batches never change a result. Whatever a piece needs beside log-probabilities and entropy it declares as `needs`, a
-set of names or a function of its options (facts.py).
+micro-batches never change a result. Whatever facts of tokens a piece reads beside `old_logps` and `sampler_logps` it declares
+as `needs`, a set of names or a function of its options (facts.py).
 """
 
 from __future__ import annotations

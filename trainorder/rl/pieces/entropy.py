@@ -38,16 +38,18 @@ def entropy_law(roll: Roll, state: State) -> dict[str, float]:
 
 
 def fitted_law(points: list[list[float]]) -> dict[str, float]:
-    """The law of (H, R) pairs; empty for fewer than two different entropies.
+    """The law of (H, R) pairs; empty for fewer than two different exp(H).
 
     >>> found = fitted_law([[0.0, 0.5], [0.6931471805599453, 0.3]])
     >>> {name: round(value, 4) for name, value in found.items()}
     {'law_a': 0.2, 'law_b': 0.7, 'law_ceiling': 0.5, 'law_error': 0.0}
     """
-    if len({h for h, _ in points}) < 2:
+    if not points:
         return {}
     x, y = torch.tensor(points, dtype=torch.float64).T
     x = x.exp()
+    if x.min() == x.max():  # of a collapsed policy: 1e-17 and 1e-18 nats are one value here
+        return {}
     slope = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
     b = y.mean() - slope * x.mean()
     error = ((y - b - slope * x) ** 2).mean().sqrt()

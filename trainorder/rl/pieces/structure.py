@@ -69,7 +69,7 @@ def hicra(
     )
 
 
-@metric(needs=frozenset({"spans"}))
+@metric(needs=frozenset({"entropy", "spans"}))
 def planning(roll: Roll, state: State, *, grams: list[str] | None = None) -> dict[str, float]:
     """Share of planning tokens, and mean entropy in nats of planning and of execution tokens (arXiv:2509.03646).
 
@@ -89,7 +89,7 @@ def semantic_entropy(
     return {"semantic_entropy": state.once(roll, _semantic, *_strategic(state, grams))}
 
 
-@metric(needs=frozenset({"spans"}))
+@metric(needs=frozenset({"entropy", "spans"}))
 def two_phases(
     roll: Roll, state: State, *, grams: list[str] | None = None, drop: float = 0.9
 ) -> dict[str, float]:
