@@ -11,6 +11,7 @@ import torch
 from rl_small import make_roll
 from torch import Tensor
 
+from trainorder.rl.pieces.advantages import grpo, whitened
 from trainorder.rl.pieces.comparisons import canon, drpo, lead, policy_gradient, trust_region
 from trainorder.rl.pieces.difficulty import ceeh, ceeh_exploration, ceeh_length
 from trainorder.rl.pieces.length import falling_budget
@@ -74,6 +75,13 @@ def test_lead_aims_at_the_mean_right_length_and_follows_the_unstable_signal():
     tokens = torch.cat([mixed[i].repeat(n) for i, n in enumerate((2, 4, 4, 8))])
     expected = (mixed - tokens.mean()) / tokens.std()
     torch.testing.assert_close(found[:, 0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_lead_without_its_length_is_grpo_whitened():
+    roll = make_roll([1, 0, 0, 1, 1, 0], group=[0, 0, 0, 1, 1, 1], lengths=[2, 4, 3, 1, 5, 2])
+    credit = grpo(roll, State(total=9))[:, None].expand_as(roll.loss_mask)
+    found = lead(roll, State(total=9), least=1.0, floor=1.0)
+    torch.testing.assert_close(found, whitened(credit, roll, 1e-8))
 
 
 def test_lead_with_its_floor_above_the_answers_aims_at_the_longest():

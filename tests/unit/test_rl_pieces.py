@@ -315,6 +315,18 @@ def test_gppo_keeps_a_bounded_gradient_where_ppo_has_none(ratio, advantage, loss
     assert slope == pytest.approx(gradient if 0.8 <= ratio <= 1.28 or ratio * advantage < -1 else 0)
 
 
+@pytest.mark.parametrize("term", [gppo, cispo])
+def test_at_ratio_one_the_gradient_is_that_of_ppo(term):
+    old = tensor(-1.5, -0.2, -3.0)[None]
+    roll = make_roll(
+        [0.0], lengths=[3], advantages=tensor(2, -1, 0)[None], token_facts={"old_logps": old}
+    )
+    _, expected = loss_and_gradient(clipped_surrogate, logp=old, roll=roll)
+    _, gradient = loss_and_gradient(term, logp=old, roll=roll)
+    torch.testing.assert_close(gradient, expected)
+    assert (gradient[0, :2] != 0).all()
+
+
 @pytest.mark.parametrize(
     ("options", "weight"), [({"cap": 1.28}, 1.28), ({}, math.e**0.5), ({"low": 2.0}, 2.0)]
 )

@@ -77,6 +77,8 @@ PRESETS = [
         method={"advantage": ["grpo"], "terms": [{"cispo": {"low": 0.0, "cap": 5.0}}]},
         settings={"updates_per_batch": 4},
         not_grounded="the cap: the paper names none, 5 is ScaleRL's; its number of updates per batch",
+        neutral={"terms": [{"cispo": {"low": 0.0, "cap": 1e9}}]},
+        reduces_to={"terms": ["unclipped_surrogate"]},
     ),
     Preset(
         name="gspo",
@@ -92,6 +94,8 @@ PRESETS = [
         method={"advantage": ["grpo"], "terms": [{"gppo": CLIP_HIGHER}]},
         settings={"updates_per_batch": 4},
         not_grounded="its number of updates per batch; the supervised loss on right answers is left out",
+        neutral={"terms": [{"gppo": {"clip_low": 1.0, "clip_high": 1e9}}]},
+        reduces_to={"terms": ["unclipped_surrogate"]},
     ),
     *(
         Preset(
