@@ -14,6 +14,7 @@ from trainorder.config.presets import presets
 from trainorder.files import write_text
 from trainorder.rl import catalog
 from trainorder.rl.elsewhere import ELSEWHERE, HERE_OR_LEFT_OUT, Elsewhere
+from trainorder.rl.registry import SLOTS
 
 ROOT = Path(__file__).parents[1]
 
@@ -121,7 +122,13 @@ def _chooser_pages() -> Iterator[str]:
         yield from [f"## {TITLES[family]}: `{family}`", ""]
         yield from _table(row for row in rows if row["family"] == family)
     yield from ["## Pieces in no preset", ""]
-    yield from _table(row for row in rows if row["family"] not in TITLES)
+    own = {
+        (slot, entry.name)
+        for slot, listed in SLOTS.items()
+        for entry in listed.values()
+        if entry.function.__module__.startswith("trainorder.")
+    }
+    yield from _table(row for row in rows if (*row["slots"], row["name"]) in own)
 
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:

@@ -29,11 +29,11 @@ from trainorder.order import PREDICTORS, RULES
 from trainorder.plan import compile_plan
 from trainorder.reading import ParamsError
 from trainorder.registries import PROBES
-from trainorder.rl import catalog
+from trainorder.rl import catalog, choosers
 from trainorder.rl.elsewhere import ELSEWHERE, HERE_OR_LEFT_OUT
 from trainorder.rl.items import Picker
 from trainorder.rl.method import Method
-from trainorder.rl.registry import SLOTS
+from trainorder.rl.registry import SLOTS, Entry
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,10 +110,10 @@ def test_the_command_lists_every_preset_and_prints_what_one_is():
     rows = json.loads(run.invoke(app, ["methods", "--json"]).output)
     methods, rest = rows[: len(presets())], rows[len(presets()) :]
     assert [row["name"] for row in methods] == list(presets())
-    choosers = {(key, name) for key, listed in catalog.CHOOSERS.items() for name in listed}
+    chosen = {(key, name) for key, listed in catalog.CHOOSERS.items() for name in listed}
     used = {piece for name in presets() for piece in RlConfig(method={"preset": name}).pieces()}
     lone = {(slot, name) for slot, listed in SLOTS.items() for name in listed} - used
-    assert {(row["slots"][0], row["name"]) for row in rest} >= choosers | lone
+    assert {(row["slots"][0], row["name"]) for row in rest} >= chosen | lone
     assert {("plan", "distracted"), ("weight", "answer_reranking")} <= lone
     assert {row["name"] for row in rest if "method" in row["family"]} <= {n for _, n in lone} | {
         "graded"
@@ -132,6 +132,24 @@ def test_the_command_lists_every_preset_and_prints_what_one_is():
     told = run.invoke(app, ["methods", "sec_buckets"]).output
     assert "rl: {items: {sec_buckets: {by: length, bins: 4, alpha: 0.1," in told
     assert "Per-token estimate of KL" in run.invoke(app, ["methods", "kl"]).output
+
+
+def test_a_piece_from_outside_of_the_package_is_listed_as_ours(monkeypatch):
+    entry = Entry("reward", "from_outside", lambda roll, state: roll.rewards)
+    monkeypatch.setitem(SLOTS["reward"], "from_outside", entry)
+    (row,) = [row for row in catalog.rest() if row["name"] == "from_outside"]
+    assert (row["status"], row["needs"], row["presets"]) == ("ours", [], [])
+
+
+def test_every_name_of_the_package_says_how_far_it_is_grounded():
+    lone = {row["name"] for row in catalog.rest() if row["status"] == "ours"}
+    outside = {
+        entry.name
+        for listed in SLOTS.values()
+        for entry in listed.values()
+        if not entry.function.__module__.startswith("trainorder.")
+    }
+    assert lone - outside == choosers.OURS
 
 
 def test_one_name_as_json_is_all_that_has_it():

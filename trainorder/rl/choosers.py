@@ -164,8 +164,11 @@ def _documented(function: Any) -> dict[str, Any]:
 
 
 def _grounds(name: str, users: list[Preset]) -> dict[str, str]:
-    """Status and what is not grounded; a piece is grounded where it is in a preset of which sources state all."""
-    if name in OURS:
+    """Status and what is not grounded; a piece is grounded where it is in a preset of which sources state all.
+
+    Pieces that are listed from outside of the package count as ours.
+    """
+    if name in OURS or not (users or name in NOT_GROUNDED or name in presets()):
         return {"status": "ours", "not_grounded": "all of it"}
     if users:
         states = {"grounded" if chosen.grounded else chosen.basis for chosen in users}
