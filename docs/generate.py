@@ -96,7 +96,7 @@ def commands() -> Iterator[str]:
     root: Any = typer.main.get_command(app)
     yield "# Commands"
     yield ""
-    yield "Exit code 2: something in what you gave is wrong. 1: the state of the machine, or a difference found. 0: done."
+    yield root.epilog
     for name, command in sorted(root.commands.items()):
         if command.hidden:
             continue

@@ -22,6 +22,9 @@ LOOPBACK_NAMES = (LOOPBACK, "localhost", "::1")
 FAIL_AT = "TRAINORDER_FAIL_AT"
 """Environment variable `NAME` or `NAME:N`: the process kills itself (SIGKILL) when it passes fail-point NAME the Nth time."""
 
+QUIET = "TRAINORDER_QUIET"
+"""Environment variable: where it is set, a run prints the table of arms, its verdict and warnings only."""
+
 HELD = "TRAINORDER_HELD"
 """Environment variable: descriptor of a lock file that this process has, or that its parent gave it (`held`)."""
 

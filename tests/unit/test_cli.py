@@ -25,6 +25,24 @@ def test_check_says_what_the_params_ask_for(project: Project):
     assert not (project.root / "plan.yaml").exists()
 
 
+def test_check_is_printed_as_json_too(project: Project):
+    found = json.loads(project.cli("check", "--json").stdout)
+    assert (found["orders"], found["checkpoints"], found["seeds"]) == (4, 11, [0])
+    assert found["phases"] == ["math", "qa", "creative", "joint"]
+    assert found["waiting"] == ["recommended"]
+
+
+def test_the_help_states_the_exit_codes_and_a_dry_run_cannot_be_quiet(project: Project):
+    said = " ".join(project.cli("--help").stdout.split())
+    assert "Exit codes: 0, done; 1, the state of the machine" in said
+    assert "2, something in what you gave" in said
+    refused = project.cli("run", "--dry-run", "--quiet", ok=False)
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "error: --dry-run only prints: leave --quiet out\n",
+    )
+
+
 def test_a_mistake_costs_one_line_exit_code_2_and_no_file(project: Project):
     project.edit("params.yaml", "structured_first: [math,", "structured_first: [maths,")
     before = sorted(project.root.rglob("*"))

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import httpx
@@ -28,10 +29,13 @@ import pytest
 from browser import browsing
 from conftest import Project, make_project, make_toy_project
 from order_worlds import World
+from rich.console import Console
 
+from trainorder import paths
 from trainorder.config import MeasureConfig
 from trainorder.flow import state
 from trainorder.flow.dvc import Runner
+from trainorder.flow.progress import Display
 from trainorder.flow.schedule import Schedule, topological
 from trainorder.measure import measure
 from trainorder.plan.design import from_plan
@@ -172,6 +176,41 @@ def test_a_stage_that_never_ran_takes_what_the_plan_says_of_its_model(
     assert state.estimates(kinds, expected) == expected | {"evaluate@a": 5.0}
     state.remember({"train@a": 70.0})
     assert state.estimates(kinds, expected)["train@b"] == 70.0
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_shows_last_reward_and_time_left_of_what_runs_and_a_log_file_does_not(
+    terminal, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    stages = ["plan/dvc.yaml:s0--math", "plan/dvc.yaml:s0--qa", "plan/dvc.yaml:evaluate-s0"]
+    schedule = Schedule(
+        {stage: set() for stage in stages}, dict.fromkeys(stages, 90.0), dict.fromkeys(stages, 1), 3
+    )
+    display = Display(Console(file=StringIO(), force_terminal=terminal, width=160))
+    display.show(schedule, 0)
+    before = paths.run("s0--qa") / "metrics.jsonl"  # of an earlier run: no news of this one
+    for stage in schedule.start():
+        display.started(stage)
+    for node in ("s0--math", "s0--qa"):
+        file = paths.run(node) / "metrics.jsonl"
+        file.parent.mkdir(parents=True)
+        rows = [{"step": step, "reward/mean": reward} for step, reward in ((0, 0.25), (1, 0.5))]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 2, "rew')
+    os.utime(before, (1, 1))
+    display.tick()
+    (task,) = display._bar.tasks
+    shown = "evaluate-s0 (1:30 min left), s0--math (reward 0.500, 1:30 min left), s0--qa (1:30 min left)"
+    assert (shown in re.sub("1:29", "1:30", task.description)) == terminal
+    assert ("reward" in task.description) == terminal
+
+
+def test_a_quiet_display_prints_warnings_only():
+    display = Display(Console(file=(said := StringIO()), force_terminal=True), quiet=True)
+    with display:
+        display.say("live until the run ends")
+        display.say("warning: a judge was slow")
+    assert said.getvalue() == "warning: a judge was slow\n"
 
 
 def test_parents_come_before_children_whatever_the_order_of_the_names():
@@ -415,6 +454,11 @@ def test_a_rerun_in_a_terminal_behind_a_dead_proxy_runs_nothing_and_says_so_in_a
     assert executions(project) == Counter()
     state, tasks = last_flow_run(project)
     assert (state, set(tasks)) == ("Completed", {"Cached"})
+    quiet = project.cli("run", "--quiet")
+    assert quiet.stdout.split("\n")[1].split()[:2] == ["arm", "mean"]
+    assert "structured_first" in quiet.stdout
+    assert "/runs/flow-run/" not in quiet.stdout
+    assert "report.html" not in quiet.stdout
 
 
 @long

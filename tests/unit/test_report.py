@@ -19,6 +19,7 @@ from browser import browsing
 from order_worlds import World, default_world, every_order
 
 from trainorder import paths, report
+from trainorder.cli.app import json_text
 from trainorder.config import MeasureConfig, load_params
 from trainorder.judges.endpoint import EndpointJudge
 from trainorder.judges.verdicts import Spent
@@ -613,6 +614,17 @@ def test_records_of_the_same_measurement_have_the_same_keys_and_all_arms_differ(
     first = [r.key for r in mirror.order_records(measured("three_seeds"))]
     assert first == [r.key for r in mirror.order_records(measured("three_seeds"))]
     assert len(set(first)) == 4 * len(measured("three_seeds")["ranking"])
+
+
+def test_the_table_of_orders_as_json_has_the_pages_numbers():
+    bwt = measured("default")
+    rows = markdown.orders_document(bwt)[bwt["variant"]]
+    assert [(row["arm"], row["mean"]) for row in rows] == [
+        (row["arm"], row["mean"]) for row in bwt["ranking"]
+    ]
+    predicted = {row["arm"]: row["predicted"] for row in rows if row["predicted"]}
+    assert predicted == {name: row["by"] for name, row in bwt["prediction"]["orders"].items()}
+    assert json.loads(json_text({"x": float("nan"), **markdown.orders_document(bwt)}))["x"] is None
 
 
 def test_a_report_before_any_measurement_says_what_to_do(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trainorder.cli.app import AsJson, ParamsFile, app, print_json, print_parts
+from trainorder.cli.app import AsJson, ParamsFile, app, json_text, print_json, print_parts
 from trainorder.refusing import refusing
 
 
@@ -135,16 +135,18 @@ def recommend(
 @app.command()
 def table(
     out: Annotated[str, typer.Option(help="A file to write instead of the terminal.")] = "",
+    as_json: AsJson = False,
     params: ParamsFile = None,
 ) -> None:
-    """All orders as Markdown: predicted by each predictor and measured, under every variant."""
+    """All orders as Markdown, or as JSON: predicted by each predictor and measured, under every variant."""
     with refusing():
         from pathlib import Path
 
         from trainorder import results
-        from trainorder.report.markdown import orders_page
+        from trainorder.report.markdown import orders_document, orders_page
 
-        text = orders_page(results.load())
+        bwt = results.load()
+        text = json_text(orders_document(bwt)) if as_json else orders_page(bwt)
         if out:
             Path(out).write_text(text, encoding="utf-8")
     if not out:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
+    epilog="Exit codes: 0, done; 1, the state of the machine, a stage that failed, or a difference found; 2, something in what you "
+    "gave; 130, stopped by Ctrl-C.",
     pretty_exceptions_enable=False,
 )
 
@@ -63,7 +65,12 @@ def print_parts(parts: Iterable[RenderableType]) -> None:
 
 
 def print_json(document: object) -> None:
-    """Print a document as JSON; numbers that are not finite are null."""
+    """Print `json_text`."""
+    print(json_text(document), end="")
+
+
+def json_text(document: object) -> str:
+    """A document as JSON; numbers that are not finite are null."""
     import json
     import math
 
@@ -74,4 +81,4 @@ def print_json(document: object) -> None:
             return [plain(v) for v in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    print(json.dumps(plain(document), indent=1, allow_nan=False))
+    return json.dumps(plain(document), indent=1, allow_nan=False) + "\n"

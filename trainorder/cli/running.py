@@ -66,6 +66,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def check(
+    as_json: AsJson = False,
     params: ParamsFile = None,
 ) -> None:
     """Say within seconds whether params.yaml, the files it names and this machine can work."""
@@ -81,6 +82,23 @@ def check(
         own += preflight.judges.check(current.params)
     checked = current.params
     waiting = plan.pending(checked, current.resolved)
+    if as_json:
+        print_json(
+            {
+                "params": str(params_file()),
+                "orders": len(current.orders) + len(waiting),
+                "phases": list(checked.phases),
+                "tasks": list(checked.tasks),
+                "variants": list(checked.variants),
+                "seeds": list(checked.seeds),
+                "checkpoints": len(current.nodes),
+                "waiting": list(waiting),
+                "held_out": held_out(checked),
+                "isolation": level or None,
+                "notes": own,
+            }
+        )
+        return
     variants = f"{1 + len(checked.variants)} variants, " if checked.variants else ""
     print(
         f"{params_file()} can work: {len(current.orders) + len(waiting)} orders of {len(checked.phases)} phases over "
@@ -178,6 +196,10 @@ def run(
         float | None,
         typer.Option(help="Of --until-settled: no round that would end later than this."),
     ] = None,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", help="Print only the table of arms, its verdict and warnings."),
+    ] = False,
     params: ParamsFile = None,
 ) -> None:
     """Bring everything params.yaml asks for up to date, then print which order won and how sure that is."""
@@ -190,6 +212,8 @@ def run(
             raise ParamsError(
                 "--dry-run trains nothing: leave --set, --seeds, --exp and --until-settled out"
             )
+        if dry_run and quiet:
+            raise ParamsError("--dry-run only prints: leave --quiet out")
         if until_settled and changes:
             raise ParamsError(
                 "--until-settled adds seeds by itself: leave --set, --seeds and --exp out"
@@ -197,7 +221,11 @@ def run(
         if not until_settled and (max_seeds is not None or minutes is not None):
             raise ParamsError("--max-seeds and --minutes are of --until-settled: add it")
         level = _sandbox(plan.load().params)
-    if level:
+    if quiet:
+        from trainorder.process import QUIET
+
+        os.environ[QUIET] = "1"
+    elif level:
         print(f"model-written programs run at isolation {level}", flush=True)
     if until_settled:
         with refusing():

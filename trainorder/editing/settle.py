@@ -6,6 +6,7 @@ hold over all looks (trainorder/metrics/sequential.py).
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
@@ -16,7 +17,7 @@ from trainorder.editing.sweep import run_with
 from trainorder.editing.text import with_value
 from trainorder.metrics.statistics import identified
 from trainorder.plan.check import check
-from trainorder.process import held
+from trainorder.process import QUIET, held
 from trainorder.reading import ParamsError, parse_yaml
 
 FIRST = 3
@@ -46,7 +47,8 @@ def until_settled(
         text = first(params_file().read_text(encoding="utf-8"), max_seeds)
         while True:
             count, start = len(seeds_of(text)), time.monotonic()
-            print(f"look at {count} seeds", flush=True)
+            if QUIET not in os.environ:
+                print(f"look at {count} seeds", flush=True)
             if code := train(text, lock):
                 return code
             if identified(results.load()["winner"]["verdict"]):

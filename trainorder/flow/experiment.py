@@ -20,7 +20,7 @@ from trainorder.files import writing
 from trainorder.flow import state as project
 from trainorder.flow.progress import Display
 from trainorder.flow.warm import warm_stages
-from trainorder.process import exclusive, keep_loopback_direct
+from trainorder.process import QUIET, exclusive, keep_loopback_direct
 from trainorder.reading import read_yaml
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Experiment:
         workers: int | None = None,
     ) -> None:
         self._stack = ExitStack()
-        self.display = Display(Console(highlight=False))
+        self.display = Display(Console(highlight=False), quiet=QUIET in os.environ)
         self.state: project.ProjectState | None = None
         self._pipeline: Pipeline | None = None
         try:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from trainorder import paths
 from trainorder.flow.schedule import Schedule
+from trainorder.plan import names
 
 WORDS = {"ran": "done", "restored": "restored", "unchanged": "unchanged", "failed": "FAILED"}
 
 
 class Display:
-    """Bar, current stages and time left in a terminal; in a log file only the line of each finished stage."""
+    """Bar, current stages and time left in a terminal; in a log file only the line of each finished stage.
 
-    def __init__(self, console: Console) -> None:
+    `quiet` shows no bar and prints warnings only.
+    """
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self.console = console
+        self._quiet = quiet
         self._schedule: Schedule | None = None
         self._started: dict[str, float] = {}
         self._pace = 1.0
@@ -29,7 +39,9 @@ class Display:
             TimeElapsedColumn(),
             TextColumn("{task.description}"),
         )
-        self._bar = Progress(*columns, console=console, transient=True, refresh_per_second=4)
+        self._bar = Progress(
+            *columns, console=console, transient=True, refresh_per_second=4, disable=quiet
+        )
         self._task = self._bar.add_task("starting", total=None)
 
     def __enter__(self) -> Display:
@@ -46,6 +58,8 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
+        if self._quiet and not text.startswith("warning: "):
+            return
         self._bar.console.print(text, highlight=False, soft_wrap=True)
 
     def show(self, schedule: Schedule, up_to_date: int) -> None:
@@ -84,11 +98,32 @@ class Display:
         return seconds
 
     def tick(self) -> None:
-        """Refresh what runs now and the time left."""
+        """Refresh what runs now and the time left; in a terminal also each running stage's last reward and time left."""
         if self._schedule is not None:
-            names = ", ".join(sorted(self._schedule.running))
-            text = f"about {minutes(self.left())} left   [dim]{names}[/]"
+            show = self.stage if self.console.is_terminal else str
+            running = ", ".join(map(show, sorted(self._schedule.running)))
+            text = f"about {minutes(self.left())} left   [dim]{running}[/]"
             self._bar.update(self._task, completed=len(self._schedule.done), description=text)
+
+    def stage(self, name: str) -> str:
+        """A running stage with the last reward of the checkpoint that it trains, and about how long it still takes."""
+        assert self._schedule is not None
+        does, made = names.parts(name)
+        started = self._started.get(name)
+        parts = []
+        if does == "train" and started is not None:
+            row = last_row(
+                paths.run(made) / "metrics.jsonl", since=time.time() - time.monotonic() + started
+            )
+            reward = row.get("reward/mean")
+            parts = [f"reward {reward:.3f}"] if reward is not None else []
+        if started is not None:
+            ran = time.monotonic() - started
+            parts.append(
+                f"{minutes(max(self._pace * self._schedule.seconds[name] - ran, 0.0))} left"
+            )
+        short = name.rpartition(":")[2]
+        return f"{short} ({', '.join(parts)})" if parts else short
 
     def left(self) -> float:
         """Estimated seconds to the end, corrected by how estimates fared so far."""
@@ -98,6 +133,23 @@ class Display:
         return self._pace * self._schedule.remaining(
             lambda stage: (now - self._started.get(stage, now)) / self._pace
         )
+
+
+TAIL = 2**14
+"""Bytes from the end of a log that are read: several steps."""
+
+
+def last_row(file: Path, *, since: float = 0.0) -> dict[str, Any]:
+    """The last whole line of a JSON Lines file that was written after `since` (seconds of the epoch); empty without one."""
+    try:
+        with file.open("rb") as stream:
+            if os.fstat(stream.fileno()).st_mtime < since:  # of an earlier run of this node
+                return {}
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL))
+            lines = stream.read().split(b"\n")
+        return json.loads(lines[-2]) if len(lines) > 1 else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def minutes(seconds: float) -> str:

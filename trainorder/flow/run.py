@@ -23,7 +23,7 @@ from trainorder.config import params_file
 from trainorder.files import disk_trouble, is_disk_full
 from trainorder.flow.experiment import Experiment, prepare
 from trainorder.flow.state import EMBEDDED, FlowError
-from trainorder.process import keep_loopback_direct
+from trainorder.process import QUIET, keep_loopback_direct
 from trainorder.reading import ParamsError
 from trainorder.ui import Server, prefect_environment, prefect_profiles, prefect_server
 
@@ -168,6 +168,8 @@ def _show(console: Console) -> None:
     console.print(table)
     console.print(f"\n{words.headline(bwt)}.", style="bold")
     console.print(" ".join([words.verdict(bwt), *words.caveats(bwt)]) + "\n")
+    if QUIET in os.environ:
+        return
     console.print(f"report   {paths.REPORT.absolute()}", soft_wrap=True)
     console.print("servers  trainorder ui   (MLflow and Prefect over what was run)")
 

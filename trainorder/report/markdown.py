@@ -14,6 +14,22 @@ def orders_page(bwt: Bwt) -> str:
     return "\n".join([*_page(bwt)]) + "\n"
 
 
+def orders_document(bwt: Bwt) -> dict[str, Any]:
+    """Variant -> its arms, best first, with what each predictor said of the orders; the numbers behind `orders_page`."""
+    documents = {bwt["variant"]: bwt, **bwt["variants"]}
+    return {name: [*_arms(document)] for name, document in documents.items()}
+
+
+def _arms(bwt: Bwt) -> Iterator[dict[str, Any]]:
+    for row in bwt["ranking"]:
+        predicted = (bwt["prediction"] or {}).get("orders", {}).get(row["arm"], {})
+        shown = {
+            key: row[key]
+            for key in ("arm", "kind", "phases", "mean", "tasks", "differences", "cost")
+        }
+        yield {**shown, "predicted": predicted.get("by", {})}
+
+
 def _page(bwt: Bwt) -> Iterator[str]:
     documents = {bwt["variant"]: bwt, **bwt["variants"]}
     yield "# Orders: predicted and measured"
