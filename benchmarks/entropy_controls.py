@@ -42,7 +42,7 @@ PARAMS = "configs/entropy_controls.yaml"
 PAGE = "docs/findings.md"
 BEGIN, END = "<!-- entropy controls -->", "<!-- end of entropy controls -->"
 PHASES = ("math", "creative")
-SEEDS = (0, 1, 2)
+SEEDS = measured.SEEDS
 REFERENCE = measured.REFERENCE
 COSTS = Path("reports/entropy_costs.json")
 COST_STEPS = 4
@@ -71,7 +71,7 @@ def params_text() -> str:
         [
             "# Every method that controls entropy beside GRPO: a math and a creative phase from the same bases, three seeds.",
             "# Written by `python -m benchmarks.methods_page`; run and tabulated by `python -m benchmarks.entropy_controls`.",
-            "policy: {hidden_size: 64, num_layers: 3, num_heads: 2, mlp_size: 192, max_positions: 192}",
+            measured.POLICY,
             "tasks:",
             "  math:     {train: 3000, dev: 64, test: 128, max_new_tokens: 48, demonstrations: 10000, drills: 8000}",
             "  code:     {train: 3000, dev: 64, test: 128, max_new_tokens: 48, demonstrations: 5000}",
@@ -86,12 +86,7 @@ def params_text() -> str:
             "orders: {math: [math], creative: [creative]}",
             "variants:",
             *variants,
-            f"seeds: {list(SEEDS)}",
-            "allow_unequal_budgets: true",
-            "evaluation: {samples: 4}",
-            "measure: {bootstrap: 200}",
-            "flow: {workers: 2}",
-            "",
+            *measured.ENDING,
         ]
     )
 

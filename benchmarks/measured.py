@@ -12,6 +12,17 @@ from typing import Any
 from trainorder.files import write_text
 
 NUMBERS = Path(__file__).parent / "entropy_controls.csv"
+SEEDS = (0, 1, 2)
+POLICY = "policy: {hidden_size: 64, num_layers: 3, num_heads: 2, mlp_size: 192, max_positions: 192}"
+ENDING = (
+    f"seeds: {list(SEEDS)}",
+    "allow_unequal_budgets: true",
+    "evaluation: {samples: 4}",
+    "measure: {bootstrap: 200}",
+    "flow: {workers: 2}",
+    "",
+)
+"""Lines that the params files of measured methods share."""
 REFERENCE = "grpo"
 CLEAR = 2.0
 """Standard errors over seeds beyond which a verdict says higher or lower."""

@@ -2,7 +2,7 @@
 
     python -m benchmarks.planted_arms              # 600 experiments of each kind, under a minute on one core
 
-`false`: share of experiments that claim any difference; `5 sd`: share of pairs told apart, with the right sign, where arms are five
+`false`: share of experiments that claim any difference; `5 sd`: share of differences found, with the right sign, where arms are five
 standard deviations of a difference apart. The intervals are the ranking's, by its own code.
 """
 

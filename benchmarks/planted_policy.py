@@ -79,12 +79,12 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """In words; a promise is a power of .8 or more."""
-        told = int(self.found.excludes()) * (1 if self.found.value > 0 else -1)
+        """The result in words. A sign was promised where the power was .8 or more."""
+        sign = int(self.found.excludes()) * (1 if self.found.value > 0 else -1)
         if self.planted.sign == 0:
-            return "none claimed" if told == 0 else "claimed falsely"
-        if told:
-            return "found" if told == self.planted.sign else "wrong sign"
+            return "none claimed" if sign == 0 else "claimed falsely"
+        if sign:
+            return "found" if sign == self.planted.sign else "wrong sign"
         return "missed" if self.promised >= power.POWER else "open, not promised"
 
 

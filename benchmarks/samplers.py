@@ -20,8 +20,8 @@ from pathlib import Path
 from statistics import mean
 
 import trainorder.rl.pieces  # noqa: F401  fills both registries
+from benchmarks import measured
 from benchmarks.entropy_controls import scores
-from benchmarks.measured import mean_and_error
 from trainorder import paths
 from trainorder.files import read_jsonl, write_text
 from trainorder.rl.curricula import CURRICULA
@@ -31,7 +31,7 @@ from trainorder.rl.samplers import SAMPLERS
 PARAMS = Path("configs/samplers.yaml")
 PAGE = Path("docs/findings.md")
 BEGIN, END = "<!-- samplers -->", "<!-- end of samplers -->"
-SEEDS = (0, 1, 2)
+SEEDS = measured.SEEDS
 STEPS = 40
 BY = {
     "in_order": "length",
@@ -87,7 +87,7 @@ def params_text() -> str:
         [
             "# Every sampler of tasks and curriculum on math and code, every sampler of problems on math, against drawing evenly; three seeds.",
             "# Written by `python -m benchmarks.samplers --write`.",
-            "policy: {hidden_size: 64, num_layers: 3, num_heads: 2, mlp_size: 192, max_positions: 192}",
+            measured.POLICY,
             "tasks:",
             "  math: {train: 600, dev: 16, test: 128, max_new_tokens: 48, demonstrations: 10000, drills: 8000}",
             "  code: {train: 3000, dev: 16, test: 128, max_new_tokens: 48, demonstrations: 5000}",
@@ -98,12 +98,7 @@ def params_text() -> str:
             *(f"  {name}: {line}" for name, line in every),
             "orders:",
             *(f"  {name}: [{name}]" for name, _ in every),
-            f"seeds: {list(SEEDS)}",
-            "allow_unequal_budgets: true",
-            "evaluation: {samples: 4}",
-            "measure: {bootstrap: 200}",
-            "flow: {workers: 2}",
-            "",
+            *measured.ENDING,
         ]
     )
 
@@ -128,7 +123,7 @@ def table(kind: str, names: Iterable[str], trained: tuple[str, ...]) -> Iterator
 
 
 def _minus(differences: Sequence[float]) -> str:
-    difference, error = mean_and_error(differences)
+    difference, error = measured.mean_and_error(differences)
     spread = "" if error is None else f" (se {error:.3f})"
     return "" if difference is None else f"{difference:+.3f}{spread}"
 

@@ -53,7 +53,7 @@ class Reckoner:
             numbers = list(map(int, re.findall(r"-?\d+", prompt.split("=")[0].replace("- ", "-"))))
             wrong = self.slips and who == "base"
             text = render(prompt.removesuffix(" ?"), str(sum(numbers) + wrong))
-            if request.prefix_ids:  # goes on behind the thought of another
+            if request.prefix_ids:  # continues another model's thought
                 text = f"<think> as planned </think> <answer> {sum(numbers) + wrong} </answer>"
             words = text.split()[: request.max_new_tokens]
             texts += [" ".join(words)] * request.samples

@@ -76,7 +76,7 @@ class Verdicts:
 
 
 METERED = ("input_tokens", "output_tokens", "unmetered")
-"""Counts of a judge that is paid for."""
+"""What an endpoint is billed by, and requests whose reply named no tokens."""
 
 
 class Spent:
