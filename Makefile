@@ -23,7 +23,7 @@ real: .venv/.models  ## the same questions of a real model, SmolLM2-135M-Instruc
 	@test -e trainorder-real/params.yaml || $(BIN)/trainorder init trainorder-real --preset smollm2
 	@cd trainorder-real && $(CURDIR)/$(BIN)/trainorder run
 
-orders24: install  ## all 24 orders of the four default phases at two learning rates, about an hour on two cores
+orders24: install  ## all 24 orders of the four default phases, three seeds at two learning rates, about two hours on two cores
 	@$(BIN)/trainorder run --params configs/orders24.yaml
 
 # lint (one core for a minute) runs beside the tests
