@@ -63,10 +63,21 @@ def right_and_wrong(flip: int = 0, more: int = 0) -> Kept:
 
 
 def write_evaluation(
-    node: str, kept: Kept, prompts: Mapping[str, Sequence[Any]] | None = None
+    node: str,
+    kept: Kept,
+    prompts: Mapping[str, Sequence[Any]] | None = None,
+    dev: Mapping[str, float] | None = None,
 ) -> Path:
-    """An evaluation as the stage writes it, of the metrics that probes read."""
+    """An evaluation as the stage writes it, of the metrics that probes read; `dev` is task -> score of its one dev problem."""
     rows, answers = [], []
+    for task, problems in kept.items():
+        score = (dev or {}).get(task, sum(score or 0.0 for _, score, _ in problems) / len(problems))
+        for metric, value in (
+            ("score", score),
+            ("entropy_own", 1 - score),
+            ("entropy_fixed", 2 - score),
+        ):
+            rows.append((node, 0, "dev", task, f"{task}/dev", metric, value))
     for task, problems in kept.items():
         known = [(p.id, p.prompt) for p in load_problems(task, "test")] if prompts is None else []
         known = known or [(f"{task}/{i}", p) for i, p in enumerate((prompts or {})[task])]

@@ -50,6 +50,7 @@ PROBES: dict[str, str] = {
     "overlap": "trainorder.probes.updates:overlap",
     "cosine": "trainorder.probes.updates:cosine",
     "formats": "trainorder.probes.answers:formats",
+    "entropy_change": "trainorder.probes.answers:entropy_change",
     "turnover": "trainorder.probes.answers:turnover",
     "length_accuracy": "trainorder.probes.answers:length_accuracy",
     "format_only": "trainorder.probes.answers:format_only",

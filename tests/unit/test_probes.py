@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -21,10 +24,12 @@ from trainorder.cli import app
 from trainorder.config import LoraConfig, parse_params
 from trainorder.files import write_json
 from trainorder.lineage import write_manifest
+from trainorder.metrics.correlation import spearman
 from trainorder.plan import compile_plan
 from trainorder.plan.check import check
 from trainorder.probes import answers, behaviour, diversity, predict, representation, run, updates
 from trainorder.probes.base import Checkpoint, Pair, Probe
+from trainorder.probes.headlines import HEADLINES, by_pair
 from trainorder.reading import ParamsError
 from trainorder.report import probes
 
@@ -356,25 +361,96 @@ def test_the_stage_writes_one_table_which_the_page_shows(folder: Path):
 
 def test_a_probe_that_goes_with_forgetting_is_told_from_one_that_does_not():
     # forgetting rises with the KL on the new task, within both phases; rank does not go with it, and phase b forgets more
-    steps, rows, losses = [], [], []
+    steps, rows, lost = [], [], []
     for i in range(24):
         phase = "ab"[i % 2]
-        new = frozenset({"math" if phase == "a" else "qa"})
-        steps.append(predict.Step(f"n{i}", "base", phase, new, frozenset(), i // 12))
-        losses.append({"others": i / 24 + (phase == "b")})
+        new, other = ("math", "qa") if phase == "a" else ("qa", "math")
+        steps.append(predict.Step(f"n{i}", "base", phase, frozenset({new}), frozenset(), i // 12))
+        lost.append({new: -1.0, other: i / 24 + (phase == "b")})
         at = (f"n{i}", "base")
         rows += [
-            ("kl", *at, t, "*", "forward", float(i) if t in new else 0.0) for t in ("math", "qa")
+            ("kl", *at, t, "*", "forward", float(i) if t == new else 0.0) for t in (new, other)
         ]
         rows.append(("rank", *at, "*", "*", "effective_rank", float(i * 7 % 24) / 24))
     table = pd.DataFrame(rows, columns=list(run.COLUMNS))
-    found = {(r["probe"], r["role"]): r for r in predict.predict(table, steps, losses, count=200)}
+    every = predict.predict(table, steps, lost, count=200)
+    found = {(r["probe"], r["role"]): r for r in every if r["outcome"] == "others"}
     assert found["kl", "new"]["within"]["spearman"] == 1.0
     assert found["kl", "new"]["all"]["spearman"] < 0.9
     assert found["kl", "new"]["place"]["spearman"] == 1.0
+    assert [found["kl", r]["place"]["strongest"] for r in ("new", "all")] == [
+        0.5,
+        0.5,
+    ]  # both are i
+    assert found["rank", "all"]["place"]["strongest"] == 0.0
     assert found["rank", "all"]["within"]["low"] < 0 < found["rank", "all"]["within"]["high"]
-    assert found["rank", "all"]["outcome"] == "others"
     assert ("rank", "new") not in found  # it looks at no task
+
+
+def test_intervals_over_branches_are_wider_where_steps_of_a_branch_are_alike():
+    # two seeds of five first phases, six steps each: what a branch shares is drawn once, so a step says little that its branch does not
+    rng = np.random.default_rng(0)
+    steps, rows, lost = [], [], []
+    for branch in range(10):
+        seed, shared, loss = branch % 2, *rng.normal(size=2)
+        for i in range(6):
+            node = f"s{seed}--{branch}--{i}"
+            step = predict.Step(node, "p", "a", frozenset({"math"}), frozenset({"qa"}), 1, seed)
+            steps.append(replace(step, branch=f"s{seed}--{branch}"))
+            near, own = rng.normal(size=2) / 5
+            rows.append(("rank", node, "p", "*", "*", "effective_rank", shared + near))
+            lost.append({"math": 0.0, "qa": loss + own})
+    table = pd.DataFrame(rows, columns=list(run.COLUMNS))
+    alone = [replace(step, branch="") for step in steps]
+    found = [predict.predict(table, known, lost)[0]["all"] for known in (steps, alone)]
+    assert found[0]["spearman"] == found[1]["spearman"]
+    wide, narrow = (one["high"] - one["low"] for one in found)
+    assert wide > 1.5 * narrow
+    halves = [
+        [(r[-1], x["qa"]) for r, x, s in zip(rows, lost, steps, strict=True) if s.seed == seed]
+        for seed in (0, 1)
+    ]
+    for seed, half in enumerate(halves):
+        expected = spearman(*np.array(half).T)
+        assert found[0]["seeds"][str(seed)] == pytest.approx(expected)
+
+
+def test_gradients_are_asked_between_the_trained_tasks_and_those_whose_loss_it_is():
+    of = {"math+qa": 0.5, "code+math": -0.5, "code+qa": 0.9}
+    step = predict.Step("n", "p", "a", frozenset({"math"}), frozenset({"qa"}), 1)
+    rows = [("gradient_cosine", "n", "p", t, "*", "cosine.before", v) for t, v in of.items()]
+    measures = by_pair(pd.DataFrame(rows, columns=list(run.COLUMNS)))["n", "p"]
+    signal = next(h for h in HEADLINES if h.probe == "gradient_cosine")
+    value = partial(predict._value, signal, "same", measures, step)
+    assert value(frozenset({"qa", "code"})) == 0.0
+    assert value(frozenset({"qa"})) == 0.5
+    assert value(frozenset({"creative"})) is None
+    assert predict._value(signal, "new", measures, step, frozenset({"qa"})) is None
+
+
+def test_steps_know_their_branch_and_what_their_phase_did_to_the_base(folder: Path):
+    orders = {"one": ["math", "qa"], "two": ["qa", "math"]}
+    phases = {t: {"kind": "structured", "tasks": {t: 1}, "steps": 1} for t in ("math", "qa")}
+    params = {**PARAMS, "orders": orders, "phases": phases, "seeds": [0, 1]}
+    write_json(Path("params.yaml"), params)
+    current = compile_plan(parse_params(params))
+    scores = {"base": 0, "s0--math": 1, "s0--qa": 2, "s0--math--qa": 4, "s1--qa": 3}
+    for node, more in scores.items():
+        paths.checkpoint(node).mkdir(parents=True, exist_ok=True)
+        write_evaluation(node, right_and_wrong(0, more), dev={"math": more / 4, "qa": 0.5})
+    known, missing = predict.steps(current)
+    assert [s.node for s in known] == ["s0--math", "s0--qa", "s1--qa", "s0--math--qa"]
+    assert missing == 4
+    assert [s.branch for s in known] == ["s0--math", "s0--qa", "s1--qa", "s0--math"]
+    last = known[-1]
+    assert last.single == ("base", "s0--qa")
+    assert (last.place, last.earlier) == (1, frozenset({"math"}))
+    # of four problems: before, 0 and 2 are (1 + 1 + 0) / 3 and the others 1 / 3; then all four; the test split alone
+    (lost,) = predict.losses([last])
+    assert lost == pytest.approx({"math": -1 / 6, "qa": -1 / 6})
+    (math, qa) = predict.transfer(known).itertuples(index=False)
+    assert math == ("transfer", "s0--math--qa", "s0--math", "math", "*", "from_base", 0.5)
+    assert (qa.task, qa.value) == ("qa", 0.0)
 
 
 def test_forgetting_is_what_a_phase_cost_the_tasks_that_it_does_not_train(folder: Path):
@@ -382,9 +458,10 @@ def test_forgetting_is_what_a_phase_cost_the_tasks_that_it_does_not_train(folder
         "one", right_and_wrong(0, 4)
     )  # (1 + 1 + 0) / 3 of every problem; before, of every second one 1/3
     step = predict.Step("one", "base", "math", frozenset({"math"}), frozenset({"qa"}))
-    assert predict.forgetting(step) == pytest.approx({"others": -1 / 6, "earlier": -1 / 6})
+    (lost,) = predict.losses([step])
+    assert predict.forgetting(step, lost) == pytest.approx({"others": -1 / 6, "earlier": -1 / 6})
     step = predict.Step("one", "base", "both", frozenset({"math", "qa"}), frozenset())
-    assert predict.forgetting(step) == {}
+    assert predict.forgetting(step, lost) == {}
 
 
 def test_models_of_another_architecture_are_refused(folder: Path):

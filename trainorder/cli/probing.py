@@ -92,6 +92,8 @@ def probe(
 
 def _predicted(current: Plan, chosen: list[str], variant: str, level: float) -> dict[str, Any]:
     """Probes of every evaluated phase, and how they go with forgetting."""
+    import pandas
+
     from trainorder.metrics.correlation import MIN_ITEMS_INTERVAL
     from trainorder.probes import predict, run
     from trainorder.reading import ParamsError
@@ -103,16 +105,25 @@ def _predicted(current: Plan, chosen: list[str], variant: str, level: float) -> 
             f"variant {variant!r}: `trainorder run` first"
         )
     found = run.run([(step.node, step.parent) for step in known], chosen)
-    losses = [predict.forgetting(step) for step in known]
+    lost = predict.losses(known)
+    table = pandas.concat([run.table(found), predict.transfer(known)], ignore_index=True)
     return {
         "variant": variant,
         "level": level,
         "steps": len(known),
+        "seeds": sorted({step.seed for step in known}),
+        "resampled": len(set(predict.clusters(known))),
         "not_evaluated": missing,
         "seconds": round(sum(one.seconds for one in found), 1),
+        "costs": run.costs(found),
         "forgetting": [
-            {"node": step.node, "phase": step.phase, **loss}
-            for step, loss in zip(known, losses, strict=True)
+            {
+                "node": step.node,
+                "phase": step.phase,
+                **predict.forgetting(step, of),
+                "tasks": of,
+            }
+            for step, of in zip(known, lost, strict=True)
         ],
-        "predictions": predict.predict(run.table(found), known, losses, level=level),
+        "predictions": predict.predict(table, known, lost, level=level),
     }

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 MIN_ITEMS = 3
 """Below this number of items a correlation says nothing."""
@@ -66,27 +66,51 @@ def correlations(
     if items < MIN_ITEMS_INTERVAL or any(math.isnan(v) for v in found.values()):
         return {name: Correlation(value, math.nan, math.nan) for name, value in found.items()}
     picks = rng.integers(items, size=(count, items))
-    a, b = x[picks], y[picks]
-    drawn = {"pearson": _rows(a, b), "spearman": _rows(_mean_ranks(a), _mean_ranks(b))}
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    return {
-        name: Correlation(found[name], *(float(edge) for edge in np.nanquantile(values, tails)))
-        for name, values in drawn.items()
-    }
+    counts = np.stack([np.bincount(row, minlength=items) for row in picks])
+    drawn = {"pearson": _rows(x, y, counts), "spearman": resampled_spearman(x, y, counts)}
+    return {name: Correlation(found[name], *edges(drawn[name], level)) for name in found}
+
+
+def edges(drawn: Float[np.ndarray, " draw"], level: float) -> tuple[float, float]:
+    """Percentile interval of resampled values; nan of none."""
+    if np.isnan(drawn).all():
+        return math.nan, math.nan
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def resampled_spearman(
+    x: Float[np.ndarray, " item"],
+    y: Float[np.ndarray, " item"],
+    counts: Num[np.ndarray, "draw item"],
+) -> Float[np.ndarray, " draw"]:
+    """Rank correlation of every resample, which holds item i `counts[draw, i]` times; nan where one side does not vary.
+
+    >>> x, y = np.array([1.0, 2.0, 3.0]), np.array([1.0, 3.0, 2.0])
+    >>> resampled_spearman(x, y, np.array([[1, 1, 1], [1, 0, 2]])).round(4).tolist()
+    [0.5, 1.0]
+    """
+    return _rows(_mean_ranks(x, counts), _mean_ranks(y, counts), counts)
 
 
 def _rows(
-    x: Float[np.ndarray, "draw item"], y: Float[np.ndarray, "draw item"]
+    x: Float[np.ndarray, "*draw item"],
+    y: Float[np.ndarray, "*draw item"],
+    counts: Num[np.ndarray, "draw item"],
 ) -> Float[np.ndarray, " draw"]:
-    """Linear correlation of every row; nan where one side does not vary."""
-    dx, dy = (side - side.mean(1, keepdims=True) for side in (x, y))
-    scale = np.sqrt((dx**2).sum(1) * (dy**2).sum(1))
+    """Linear correlation of every resample; nan where one side does not vary."""
+    size = np.maximum(counts.sum(1, keepdims=True), 1)
+    dx, dy = (side - (counts * side).sum(1, keepdims=True) / size for side in (x, y))
+    scale = np.sqrt((counts * dx**2).sum(1) * (counts * dy**2).sum(1))
     known = scale > 1e-15
-    return np.where(known, (dx * dy).sum(1) / np.where(known, scale, 1.0), np.nan)
+    return np.where(known, (counts * dx * dy).sum(1) / np.where(known, scale, 1.0), np.nan)
 
 
-def _mean_ranks(x: Float[np.ndarray, "draw item"]) -> Float[np.ndarray, "draw item"]:
-    """Ranks within every row; equal values share their mean rank."""
-    below = (x[:, None, :] < x[:, :, None]).sum(2)
-    equal = (x[:, None, :] == x[:, :, None]).sum(2)
-    return below + (equal + 1) / 2
+def _mean_ranks(
+    x: Float[np.ndarray, " item"], counts: Num[np.ndarray, "draw item"]
+) -> Float[np.ndarray, "draw item"]:
+    """Ranks within every resample; equal values share their mean rank."""
+    _, group, sizes = np.unique(x, return_inverse=True, return_counts=True)
+    upto = counts[:, np.argsort(group, kind="stable")].cumsum(1)[:, sizes.cumsum() - 1]
+    own = np.diff(upto, prepend=0)
+    return (upto - (own - 1) / 2)[:, group]

@@ -146,6 +146,20 @@ def _smoothed(found: Sequence[float]) -> tuple[float, float]:
     return rate, math.sqrt(rate * (1 - rate) / count)
 
 
+@probe("evaluations")
+def entropy_change(pair: Pair) -> Iterator[Row]:
+    """Entropy of the policy on every task's dev problems, in nats per token: on its own samples, and on the reference texts.
+
+    `own` is of the distributions that samples were drawn from, `fixed` along the same text for every checkpoint, so that it
+    moves only with the model. Of dev, so that no answer is also one of the test scores that it may be asked to predict.
+    Omni-Thinker (arXiv 2507.14783) explains by it what additive transfer does not predict.
+    """
+    for task in pair.tasks:
+        for measure in ("own", "fixed"):
+            found = [one.values(task, f"entropy_{measure}", "dev") for one in pair.both]
+            yield from compared(task, ALL, measure, *(mean(values.tolist()) for values in found))
+
+
 @probe("evaluations", neutral={"gained": 0.0, "lost": 0.0, "net": 0.0, "turnover": 0.0})
 def turnover(pair: Pair) -> Iterator[Row]:
     """Share of test problems whose most likely answer became right (`gained`) or wrong (`lost`); their difference and sum.

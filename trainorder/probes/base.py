@@ -26,6 +26,8 @@ Reads = Literal["weights", "parents", "evaluations", "data", "forward", "backwar
 problems; forward and backward passes of both models."""
 ALL = "*"
 """In the columns `task` and `part`: all of them together."""
+PAIRED = "+"
+"""Between two tasks in the column `task`, of what is between them: `code+math`."""
 BEFORE, AFTER, CHANGE = ".before", ".after", ".change"
 """End the measures that describe one checkpoint: the other one, the node, and the difference."""
 
@@ -98,6 +100,8 @@ class Checkpoint:
     """A node as probes read it, each part when it is first asked for."""
 
     name: str
+    known: dict[Any, Any] = field(default_factory=dict, compare=False)
+    """Numbers that a probe found of this checkpoint alone, for the other pairs that it stands in; never tensors."""
 
     @cached_property
     def policy(self) -> Policy:
@@ -116,13 +120,18 @@ class Checkpoint:
         parents = list(read_manifest(self.name)["parents"])
         return Checkpoint(parents[0]) if parents else None
 
-    @cached_property
+    @property
     def table(self) -> pd.DataFrame:
         """Its evaluation.
 
         Raises:
             ParamsError: it was not evaluated.
         """
+        return self._evaluation[0]
+
+    @cached_property
+    def _evaluation(self) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+        """The table and the answers; apart, as pandas copies `attrs` deeply with every selection."""
         import pandas as pd
 
         file = paths.evaluation(self.name)
@@ -130,11 +139,14 @@ class Checkpoint:
             raise ParamsError(
                 f"{file} not found: run `dvc repro {_stage('evaluate-' + self.name)}`"
             )
-        return pd.read_parquet(file)
+        table = pd.read_parquet(file)
+        answers = table.attrs.get("answers") or []
+        table.attrs = {}
+        return table, answers
 
     @cached_property
     def _kept(self) -> list[dict[str, Any]]:
-        rows = self.table.attrs.get("answers") or []
+        rows = self._evaluation[1]
         if not rows:
             raise ParamsError(
                 f"{paths.evaluation(self.name)} keeps no answers: raise evaluation.answers from 0, and evaluate again"
@@ -180,12 +192,12 @@ class Checkpoint:
         rounds = max(map(len, groups), default=0)
         return [group[i] for i in range(rounds) for group in groups if i < len(group)][:most]
 
-    def values(self, task: str, metric: str) -> pd.Series:
-        """Problem of the test split -> value, in order of the problems' names."""
+    def values(self, task: str, metric: str, split: str = "test") -> pd.Series:
+        """Problem -> value, in order of the problems' names."""
         rows = self.table[
             (self.table["task"] == task)
             & (self.table["metric"] == metric)
-            & (self.table["split"] == "test")
+            & (self.table["split"] == split)
             & (self.table["problem"] != ALL)
         ]
         return rows.set_index("problem")["value"].sort_index().dropna()

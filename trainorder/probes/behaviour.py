@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainorder.probes.base import (
     ALL,
+    PAIRED,
     Answer,
     Checkpoint,
     Pair,
@@ -158,16 +159,31 @@ def gradient_cosine(pair: Pair) -> Iterator[Row]:
     one more step of RL would follow; nothing of a task whose samples all score alike. TAC (arXiv 2606.25178) takes such an
     alignment as transfer. `task` is `code+math`; `norm` is a task's own.
     """
-    gradients = [_gradients(checkpoint, pair.tasks) for checkpoint in pair.both]
+    (norms, cosines), (norms_after, cosines_after) = (
+        _agreement(checkpoint, tuple(pair.tasks)) for checkpoint in pair.both
+    )
     for task in pair.tasks:
-        norms = [one[task].norm() if task in one else math.nan for one in gradients]
-        yield from compared(task, ALL, "norm", *norms)
-    for one, two in combinations(pair.tasks, 2):
-        known = [g[one].cosines(g[two]) if one in g and two in g else {} for g in gradients]
-        for part in sorted({*known[0], *known[1]}):
-            yield from compared(
-                f"{one}+{two}", part, "cosine", *(found.get(part) for found in known)
-            )
+        yield from compared(task, ALL, "norm", norms.get(task), norms_after.get(task))
+    for key in sorted({*cosines, *cosines_after}):
+        yield from compared(*key, "cosine", cosines.get(key), cosines_after.get(key))
+
+
+def _agreement(
+    checkpoint: Checkpoint, tasks: tuple[str, ...]
+) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
+    """Norms of the tasks' gradients, and (two tasks, kind of module) -> cosine."""
+    key = ("gradient_cosine", tasks)
+    if key not in checkpoint.known:
+        gradients = _gradients(checkpoint, tasks)
+        cosines = {
+            (f"{one}{PAIRED}{two}", part): value
+            for one, two in combinations(tasks, 2)
+            if one in gradients and two in gradients
+            for part, value in gradients[one].cosines(gradients[two]).items()
+        }
+        norms = {task: gradient.norm() for task, gradient in gradients.items()}
+        checkpoint.known[key] = norms, cosines
+    return checkpoint.known[key]
 
 
 class _Gradient:

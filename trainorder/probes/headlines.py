@@ -54,6 +54,8 @@ HEADLINES = (
     Headline("cosine of updates", "cosine", ALL, "cosine"),
     Headline("KL from before", "kl", ALL, "forward"),
     Headline("KL to before", "kl", ALL, "reverse"),
+    Headline("entropy of samples", "entropy_change", ALL, "own.change"),
+    Headline("entropy on references", "entropy_change", ALL, "fixed.change"),
     Headline("gained", "turnover", ALL, "gained"),
     Headline("lost", "turnover", ALL, "lost"),
     Headline("change of forms", "formats", ALL, "distance"),

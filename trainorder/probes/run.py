@@ -66,8 +66,13 @@ def run(
         ).items()
     }
     results = []
-    for node, other in pairs:
-        inputs = _Inputs(Pair(Checkpoint(node), Checkpoint(other)))
+    opened, known = dict[str, Checkpoint](), dict[str, dict[Any, Any]]()
+    for node, other in pairs:  # models of the last pair alone stay in memory
+        opened = {
+            name: opened.get(name) or Checkpoint(name, known.setdefault(name, {}))
+            for name in (node, other)
+        }
+        inputs = _Inputs(Pair(opened[node], opened[other]))
         for probe in probes:
             results.append(_found(probe, inputs, code[probe.name]))
             say(results[-1])

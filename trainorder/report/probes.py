@@ -88,44 +88,58 @@ ALARMS = {
 
 
 def predictions(found: Mapping[str, Any], every: bool) -> Iterator[RenderableType]:
-    """How probes go with forgetting, strongest within a phase at its place first."""
+    """How signals go with forgetting, strongest within a phase at its place first."""
     from rich.table import Table
 
     rows = found["predictions"]
     shown = [row for row in rows if every or row["outcome"] == "others"]
     shown.sort(key=lambda row: -_strength(row["place"]["spearman"]))
     left = f"; {found['not_evaluated']} more are not evaluated" if found["not_evaluated"] else ""
+    branches = found["resampled"] < found["steps"]
+    over = f"{found['resampled']} branches of the plan" if branches else "phases"
+    seeds = len(found["seeds"])
     yield (
-        f"{found['steps']} phases{left}. Spearman with the mean score that a phase cost the tasks it does not train, "
-        f"{found['level']:.0%} intervals over phases"
+        f"{found['steps']} phases of {seeds} seed{'s' * (seeds > 1)}{left}. Spearman with the mean score that a phase cost the "
+        f"tasks it does not train, {found['level']:.0%} intervals over {over}"
     )
     table = Table(box=None)
     for name in ("probe", "measure", "on tasks", "forgetting of"):
         table.add_column(name)
-    for name in ("phases", "all phases", "within a phase", "and at its place"):
+    places = ("phases", "all phases", "within a phase", "and at its place")
+    for name in (*places, *(["in seeds"] if seeds > 1 else []), "strongest in"):
         table.add_column(name, justify="right")
     for row in shown:
-        cells = (row["probe"], row["label"], row["role"], row["outcome"], str(row["steps"]))
-        table.add_row(*cells, *(_interval(row[name]) for name in ("all", "within", "place")))
+        cells = [row["probe"], row["label"], row["role"], row["outcome"], str(row["steps"])]
+        cells += [_interval(row[name]) for name in ("all", "within", "place")]
+        if seeds > 1:
+            cells.append(" ".join(_signed(one) for one in row["place"]["seeds"].values()))
+        table.add_row(*cells, f"{row['place']['strongest']:.0%}")
     yield table
     clear = sum(row["place"]["low"] > 0 or row["place"]["high"] < 0 for row in rows)
     chance = (1 - found["level"]) * len(rows)
+    narrow = "" if branches else ", and phases that share checkpoints make intervals too narrow"
     yield (
-        f"Within a phase at its place {clear} of {len(rows)} intervals exclude 0; about {chance:.0f} would by chance alone, and phases that "
-        f"share checkpoints make intervals too narrow. {found['seconds']:.0f} s of computing"
-        + ("" if every else "; --all adds the forgetting of tasks trained before")
+        f"Within a phase at its place {clear} of {len(rows)} intervals exclude 0; about {chance:.0f} would by chance alone{narrow}."
+        + (
+            ""
+            if every
+            else " --all adds the forgetting of tasks trained before, and that of each task."
+        )
     )
+    yield f"{found['seconds']:.0f} s of computing, kept from then on: " + "; ".join(found["costs"])
 
 
 def _strength(value: float) -> float:
     return abs(value) if math.isfinite(value) else 0.0
 
 
+def _signed(value: float) -> str:
+    return f"{value:+.2f}" if math.isfinite(value) else "-"
+
+
 def _interval(found: Mapping[str, float]) -> str:
-    if not math.isfinite(found["spearman"]):
-        return "-"
-    if not math.isfinite(found["low"]):
-        return f"{found['spearman']:+.2f}"
+    if not math.isfinite(found["spearman"]) or not math.isfinite(found["low"]):
+        return _signed(found["spearman"])
     return f"{found['spearman']:+.2f} ({found['low']:+.2f} to {found['high']:+.2f})"
 
 
