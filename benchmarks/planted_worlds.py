@@ -175,7 +175,6 @@ RECOMMENDATION = (
     ("identified", bool),
     ("recommended order is best", bool),
     ("P(optimal)", float),
-    ("P if off", float),
     ("regret", float),
     ("true regret", float),
 )
@@ -197,7 +196,6 @@ def _recommended(one: Experiment) -> tuple[bool | float, ...]:
         statistics.identified(judgement.verdict),
         lost < 1e-9,
         found.p_optimal,
-        found.p_if_off,
         found.regret,
         lost,
     )
@@ -273,7 +271,6 @@ COLUMNS = {
     "right where it stands out": "right",
     "recommended order is best": "best",
     "P(optimal)": "P(opt)",
-    "P if off": "if off",
     "regret": "regret",
     "true regret": "true",
     "winner: not open": "winner",

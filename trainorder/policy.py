@@ -107,12 +107,13 @@ class Policy:
             tokenizer.chat_template = read_text(Path(config.chat_template))
         if config.system is not None or config.chat_template_kwargs:
             template = tokenizer.chat_template
+            if isinstance(template, dict):
+                template = template.get("default")
             if template is None:
                 raise ParamsError(
-                    f"policy.path {config.path}: the tokenizer has no chat template for policy.system and "
+                    f"policy.path {config.path}: the tokenizer has no (default) chat template for policy.system and "
                     f"policy.chat_template_kwargs: name a file with one by policy.chat_template"
                 )
-            template = template if isinstance(template, str) else template["default"]
             first = template_defaults(config.system, config.chat_template_kwargs)
             tokenizer.chat_template = first + template
         if config.generation_config == "ignore":

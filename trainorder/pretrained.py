@@ -27,6 +27,8 @@ SLOW_OPTIONAL_IMPORTS = ("sklearn", "scipy")
 """Packages that transformers imports if it finds them, for parts that trainorder never calls."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types of weights that can be trained, as safetensors calls them."""
 GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id")
 GENERATION_FLAGS = ("output_attentions", "output_hidden_states", "use_cache", "_from_model_config")
 """What is kept of a generation config: sampling is ours, so temperature and the like would only be saved again."""
@@ -167,8 +169,8 @@ def _check_weight_files(folder: Path) -> None:
         raise ParamsError(f"{folder} lacks {listed(absent)}, which its index names: copy it there")
     for file in files:
         try:
-            with safe_open(file, framework="numpy"):
-                pass
+            with safe_open(file, framework="numpy") as tensors:
+                kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             with file.open("rb") as stream:
                 pointer = stream.read(8) == b"version "
@@ -177,6 +179,15 @@ def _check_weight_files(folder: Path) -> None:
             )
             way = "" if pointer else ": download or save it again"
             raise ParamsError(f"{file} {what}{way}") from None
+        packed = [
+            f"{name} ({kind})"
+            for name, kind in kinds.items()
+            if name.endswith(".weight") and kind not in FLOATS
+        ]
+        if packed:
+            raise ParamsError(
+                f"{file} holds quantized weights, {listed(packed)}, which cannot be trained: take the model's unquantized version"
+            )
 
 
 def _explain_no_weights(folder: Path) -> str:

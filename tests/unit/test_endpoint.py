@@ -116,6 +116,8 @@ def test_a_verdict_is_one_word_or_none(server: Server, said: str) -> None:
         '{"choices": [{"message": {"content": null}}]}',
         '{"choices": [{"message": {"content": ["A"]}}]}',
         '{"choices": [1, 2]}',
+        '{"choices": [{"message": {"content": "B"}}], "choices": [{"message": {"content": "A"}}]}',
+        '{"choices": [{"message": {"content": "B", "content": "A"}}]}',
         "[" * 100_000,
         "x" * 3_000_000,
     ],
@@ -140,7 +142,11 @@ def test_a_thought_before_a_stop_after_and_parts_change_no_verdict(
     server: Server, content: object
 ) -> None:
     text = json.dumps({"choices": [{"message": {"content": content}}]})
-    server.trouble = lambda n, body: (200, {}, text)
+    server.trouble = lambda n, body: (
+        200,
+        {},
+        "\ufeff" * n + text,
+    )  # some servers begin with a byte order mark
     patient = judge(server)
     assert ask(patient) == 0.5
     assert patient.failures == []

@@ -159,6 +159,14 @@ def test_changed_rows_rebuild_the_data() -> None:
         ),
         ('{"prompt": "' + "x" * 1_100_000 + '", "answer": "a"}', "longer than 1048576 bytes"),
         ('{"prompt": ' + "[" * 100_000, "nested too deep"),
+        *(
+            ('{"prompt": "p", "answer": "a", "m": ' + "[" * n + "]" * n + "}", "nested too deep")
+            for n in (100, 600, 900)
+        ),
+        (
+            '{"prompt": "p", "answer": "a", "m": ' + '{"k": [' * 300 + "]}" * 300 + "}",
+            "nested too deep",
+        ),
         ('{"prompt": "p", "answer": ' + "9" * 100_001 + "}", "answer: 100001 characters"),
         (b'{"prompt": "\xff", "answer": "a"}', "not UTF-8 at byte 12"),
         ('{"prompt": "0 + 1 = ?", "answer": "1"}', "duplicate: the prompt of line 1 again"),
@@ -423,14 +431,16 @@ def test_texts_are_kept_character_by_character_through_every_file() -> None:
     write(
         "train",
         json.dumps(
-            {"prompt": ANY_TEXT, "answer": ANY_TEXT, "note": [ANY_TEXT, 1.5, None]},
+            {"prompt": ANY_TEXT, "answer": ANY_TEXT, "note": [ANY_TEXT, 1.5, None], ANY_TEXT: 1},
             ensure_ascii=False,
-        ),
+        )[:-1]
+        + ', "\\udc00": {"\\ud800": 2}}',  # half a character, which UTF-8 cannot hold
     )
     build(params((1, 4, 4)))
     [problem] = load_problems("mine", "train")
     assert (problem.prompt, problem.meta["answer"]) == (ANY_TEXT, ANY_TEXT)
     assert problem.meta["note"] == [ANY_TEXT, 1.5, None]
+    assert (problem.meta[ANY_TEXT], problem.meta["?"]) == (1, {"?": 2})
     from trainorder.sft.lines import read_rows
 
     rows = [r for r in read_rows(paths.SFT_DATA / "demonstrations.jsonl") if r["task"] == "mine"]

@@ -73,7 +73,7 @@ def test_the_default_experiment_passes():
     preflight.check(load_params(Path(__file__).parents[2] / "params.yaml"))
 
 
-TEMPLATES: dict[str, tuple[str, str]] = {
+TEMPLATES: dict[str, tuple[Any, str]] = {
     "a random choice": (CHAT + "{{ ['a', 'b'] | random }}", r"uses 'random'.*from run to run"),
     "random words": (CHAT + "{{ lipsum(n=1) }}", "uses 'lipsum'"),
     "an address": ("{{ messages.index }}" + CHAT, "address"),
@@ -81,6 +81,8 @@ TEMPLATES: dict[str, tuple[str, str]] = {
     "a syntax error": ("{% for m in messages %}", "cannot render"),
     "the message left out": ("[system] hello [assistant] ", "leaves out the user's message"),
     "only the first message's role": ("{{ messages[0]['role'] }}", "leaves out"),
+    "an end token at the end": (CHAT + "{{ eos_token }}\n", "ends a prompt with the end token"),
+    "no default": ({"tool_use": CHAT}, "no default"),
     "a thought begun": (CHAT + "<think>\nOkay, ", r"begins the thought itself \('Okay,'"),
 }
 
@@ -92,6 +94,41 @@ def test_templates_that_cannot_work_are_refused(good: Path, name: str):
     with pytest.raises(ParamsError, match=message) as caught:
         preflight.check(params(folder))
     assert "chat template" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "[:30]",
+        " | e",
+        " | replace('plums', 'PLUMS')",
+        ".split('?')[0]",
+        " | replace('<', '')",
+        " | tojson",
+    ],
+)
+def test_a_template_that_rewrites_a_prompt_is_refused(good: Path, change: str):
+    folder = with_tokenizer(
+        good, byte_tokenizer(CHAT.replace("m['content']", f"m['content']{change}"))
+    )
+    rows = [
+        (f'is {a} < "{b}" ? {a} apples, {b} pears and 17 plums', str(a))
+        for a in range(4)
+        for b in range(4)
+    ]
+    with pytest.raises(ParamsError, match=r"changes or cuts a prompt of tasks\.sums"):
+        preflight.check(params(folder, rows))
+
+
+def test_a_template_may_lay_out_white_space_otherwise(good: Path):
+    changed = CHAT.replace("m['content']", "m['content'] | trim | wordwrap(9)")
+    preflight.check(params(with_tokenizer(good, byte_tokenizer(changed))))
+
+
+def test_templates_without_a_default_take_no_system_message(good: Path):
+    folder = with_tokenizer(good, byte_tokenizer({"tool_use": CHAT}))
+    with pytest.raises(ParamsError, match=r"no \(default\) chat template for policy\.system"):
+        preflight.check(params(folder, policy={"system": "Be short."}))
 
 
 @pytest.mark.parametrize(
@@ -152,6 +189,12 @@ def test_an_answer_tag_that_is_an_end_token_is_refused(good: Path):
     tokenizer = byte_tokenizer(eos_token="</think>")
     folder = with_tokenizer(good, tokenizer)
     with pytest.raises(ParamsError, match=r"tasks\.sums: a right answer scores 0\.0 .*as it was"):
+        preflight.check(params(folder))
+
+
+def test_an_answer_tag_that_decoding_takes_out_is_refused(good: Path):
+    folder = with_tokenizer(good, byte_tokenizer(pad_token="</think>"))
+    with pytest.raises(ParamsError, match=r"tasks\.sums: a right answer loses its format"):
         preflight.check(params(folder))
 
 
@@ -285,6 +328,7 @@ def test_answers_longer_than_their_room_are_refused(good: Path):
 BROKEN: dict[str, Callable[[Path], object]] = {
     "a missing weight": lambda f: edit_weights(f, lambda w: dict(list(w.items())[1:])),
     "no weights": lambda f: (f / "model.safetensors").unlink(),
+    "packed weights": lambda f: edit_weights(f, lambda w: {k: v.char() for k, v in w.items()}),
     "a missing config": lambda f: (f / "config.json").unlink(),
     "a bad config": lambda f: edit_json(f / "config.json", num_attention_heads=3),
 }

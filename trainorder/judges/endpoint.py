@@ -206,7 +206,7 @@ class EndpointJudge:
         A closed thought before it and a full stop after it do not count; the text may come in parts.
         """
         try:
-            response = json.loads(text)
+            response = json.loads(text, object_pairs_hook=_once)
             self._count(**_usage(response))
             [choice] = response["choices"]
             content = choice["message"]["content"]
@@ -264,6 +264,14 @@ def _usage(response: Any) -> dict[str, int]:
     )
     known = {name: n for name, n in found.items() if type(n) is int and 0 <= n < MAX_TOKENS}
     return known if len(known) == len(named) else {"unmetered": 1}
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; with a key twice it could say two things."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key twice")
+    return found
 
 
 def _is_equal(question: Question, row: tuple[str, str, str]) -> bool:
@@ -337,7 +345,7 @@ class _Wire:
             if response.headers.get("content-encoding", "identity") != "identity":
                 data = _inflated(data)
             wait = _retry_after(response.headers.get("retry-after"))
-            return response.status_code, data.decode(errors="replace"), wait
+            return response.status_code, data.decode("utf-8-sig", errors="replace"), wait
 
 
 def _inflated(data: bytes) -> bytes:

@@ -42,8 +42,7 @@ undefined. Scores are the metric `score`; a number is of the test split unless i
                      misfit: {sd of the model's own error, spread and bias of the errors as they are, orders, errors:
                      {order: predicted minus measured}}, measured_best: {name, order, mean, recommended_measured,
                      minus_recommended: I}, verdict, reasons: [trainorder/order/confidence.py::Reason], method,
-                     optimality_gap, split, next: [{run, why, orders}]}, or null without single phases; p_if_off: as
-                     p_optimal, if the additive model is off by what the measured orders allow
+                     optimality_gap, split, next: [{run, why, orders}]}, or null without single phases
     recommended_two_stage    the same from changes after training, or {order: null, missing: [[j, k]], run}, or null
     prediction     {orders: {order: {predicted: I, measured: I, measured_dev, error, by: {predictor: I or null}, tasks:
                      {task: {predicted, measured}}}}, predictors: {predictor: {n, pearson: {value, low, high}, spearman,

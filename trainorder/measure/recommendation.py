@@ -188,7 +188,6 @@ def _document(evidence: Evidence, of: Judged, source: str) -> dict[str, Any]:
         "random_value": found.random_value,
         "gain": table(lambda j, k: of.gain[j, k]),
         "p_optimal": found.p_optimal,
-        "p_if_off": found.p_if_off,
         "most_probable": {"order": names(found.most_probable), "p": found.p_most_probable},
         "regret": found.regret,
         "before": table(lambda i, j: found.before[i, j]),

@@ -8,7 +8,7 @@ was measured says what the errors of the orders that were not measured, and of t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,11 +23,28 @@ Array = np.ndarray
 
 MIN_ORDERS = 3
 """Different measured orders below which nothing can be said about the model's error, and so no order is identified."""
-ADDITIVE = 0.85
-"""Prior probability that the model is exact. With it the regret is calibrated in simulated worlds where it is and where
-it is not (benchmarks/planted_worlds.py); a verdict never relies on it."""
 STRUCTURED = 0.5
 """Share of the model error's variance that errors of single gains make; the rest is each order's own."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is believed of the model's error before an order is measured."""
+
+    exact: float
+    """Probability that it is 0."""
+    density: Callable[[Float[Array, " grid"]], Float[Array, " grid"]]
+    """Density of its standard deviation if it is not, in units of how much the orders' values differ and of the noise."""
+
+
+LOSSES = Prior(0.85, lambda x: 1 / (1 + x**2))
+"""A half-Cauchy. With it the expected regret is calibrated in simulated worlds where the model is exact and where it is not
+(benchmarks/planted_worlds.py)."""
+PROBABILITIES = Prior(0.25, lambda x: x**4 / (1 + x**2) ** 3)
+"""So that P(optimal) is too high in none of these worlds. Four orders leave three contrasts, which say little of the
+error's size, and P(optimal) is convex in it: averaged over a half-Cauchy posterior it is too high wherever the error is
+large, and with LOSSES' weight on exactness also where the error hides in the noise. A density that vanishes at 0 (a
+non-local prior: Johnson and Rossell, JRSS B 72, 2010) leaves small errors to `exact`."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +72,19 @@ class Misfit:
         """Whether enough orders were measured to judge the model."""
         return len(self.orders) >= MIN_ORDERS
 
-    def scale(self, typical: float) -> Scale:
+    def scale(self, typical: float, prior: Prior = LOSSES) -> Scale:
         """The posterior of the error's standard deviation.
 
         Contrasts of the errors are normal with covariance tau^2 K + V. V is the noise that resamples of problems and
         seeds show. K is that of errors of single gains (Kendall's rank correlation of two orders: -1 for a reverse,
-        so two reverse pairs count as two errors, not four) and of each order's own error, mixed by `structured`. The
-        prior of tau is half-Cauchy at `typical`, how much the orders' values differ, and at the noise.
+        so two reverse pairs count as two errors, not four) and of each order's own error, mixed by `structured`.
+        `typical` is how much the orders' values differ.
         """
         tau, likelihood, zero, noise = self._fit
-        prior = np.gradient(tau) / (1 + (tau / math.hypot(typical, noise)) ** 2)
-        p = prior / prior.sum() * likelihood
-        off = (1 - ADDITIVE) * float(p.sum())
-        return Scale(tau, p / p.sum(), ADDITIVE * zero / (ADDITIVE * zero + off))
+        density = np.gradient(tau) * prior.density(tau / math.hypot(typical, noise))
+        p = density / density.sum() * likelihood
+        off = (1 - prior.exact) * float(p.sum())
+        return Scale(tau, p / p.sum(), prior.exact * zero / (prior.exact * zero + off))
 
     @cached_property
     def _contrast(self) -> Float[Array, "contrast order"]:

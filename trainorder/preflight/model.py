@@ -183,6 +183,14 @@ def _check_template(policy: Policy, where: str, samples: Mapping[str, Sample]) -
             f"{where}: the chat template prints an object's address, so that every prompt differs from run to run: "
             f"{rendered[0][:200]!r}"
         )
+    for name, sample in samples.items():
+        _check_turns(policy, where, name, [*sample.first, *sample.longest])
+    ends: Any = policy.tokenizer.convert_ids_to_tokens(sorted(policy.stop_ids))
+    if rendered[0].rstrip().endswith(tuple(ends)):
+        raise ParamsError(
+            f"{where}: the chat template ends a prompt with the end token and begins no answer ({rendered[0][-80:]!r}): "
+            f"correct what it writes where add_generation_prompt is true, or name a file with a template by policy.chat_template"
+        )
     before = rendered[0].partition(texts[0])[2]
     opened = before.rpartition("<think>")[2]
     if "<think>" in before and "</think>" not in opened and opened.strip():
@@ -190,6 +198,24 @@ def _check_template(policy: Policy, where: str, samples: Mapping[str, Sample]) -
             f"{where}: the chat template begins the thought itself ({opened.strip()[:80]!r} behind <think>), which "
             f"demonstrations and graders know nothing of: end it at <think>"
         )
+
+
+def _check_turns(policy: Policy, where: str, name: str, problems: Sequence[Problem]) -> None:
+    """What the user says stands in a prompt as it was written, but for white space."""
+    for problem in problems:
+        prompt = problem.prompt
+        said = (
+            [prompt]
+            if isinstance(prompt, str)
+            else [m["content"] for m in prompt if m["role"] == "user"]
+        )
+        shown = "".join(policy.render(prompt).split())
+        changed = next((text for text in said if "".join(text.split()) not in shown), None)
+        if changed is not None:
+            raise ParamsError(
+                f"{where}: the chat template changes or cuts a prompt of tasks.{name}, {changed[:80]!r} is not in "
+                f"{policy.render(prompt)[:200]!r}: correct chat_template"
+            )
 
 
 def _random_parts(source: str) -> list[str]:
@@ -310,16 +336,25 @@ def _through_tokenizer(
 def _check_grades(
     params: Params, samples: Mapping[str, Sample], golds: Mapping[str, Sequence[str]]
 ) -> None:
-    """A right answer scores 1 and an empty one 0; a judged task has no right answer."""
+    """A right answer scores 1, in the format that it was written in, and an empty one 0; a judged task has no right answer."""
     grading.configure(params.grading)
     for name in golds:
         sample = samples[name]
         if sample.task.rewarded_by != "verifier" or not sample.first:
             continue
         answers, problems = [*golds[name], ""], [*sample.first, sample.first[0]]
+        written = grading.grade(sample.task, [p.gold or "" for p in sample.first], sample.first)
         rewards = grading.grade(sample.task, answers, problems)
+        formats = [*(reward.parts.get("format") for reward in written), None]
         wanted = [*itertools.repeat(1.0, len(golds[name])), 0.0]
-        for answer, problem, reward, right in zip(answers, problems, rewards, wanted, strict=True):
+        for answer, problem, reward, right, form in zip(
+            answers, problems, rewards, wanted, formats, strict=True
+        ):
+            if form is not None and reward.value == right and reward.parts.get("format") != form:
+                raise ParamsError(
+                    f"tasks.{name}: a right answer loses its format: the grader sees {answer[:200]!r}, of "
+                    f"{(problem.gold or '')[:200]!r}; the tokenizer must give an answer back as it was"
+                )
             if reward.value != right:
                 what = "a right answer" if right else "an empty answer"
                 origin = f", of {(problem.gold or '')[:200]!r}" if right else ""

@@ -62,17 +62,13 @@ def recommendation(bwt: Bwt, key: str = "recommended") -> list[str]:
 
 
 def p_best(found: Mapping[str, Any]) -> str:
-    """P(the recommended order is the best): where few orders were measured, no more than that the gains may be off is known.
+    """P(the recommended order is the best); where few orders were measured, how far gains may be off is not known.
 
-    >>> p_best({"p_optimal": 0.64, "p_if_off": 0.51, "reasons": []})
-    '64% if gains add up, 51% if they are off as the measured orders allow'
-    >>> p_best({"p_optimal": 0.64, "p_if_off": 0.64, "reasons": ["few_orders"]})
-    '64% if gains add up, unknown if not'
+    >>> p_best({"p_optimal": 0.64, "reasons": []}), p_best({"p_optimal": 0.64, "reasons": ["few_orders"]})
+    ('64%', '64% if gains add up, unknown if not')
     """
-    exact = f"{found['p_optimal']:.0%} if gains add up"
-    if Reason.FEW_ORDERS in found["reasons"]:
-        return f"{exact}, unknown if not"
-    return f"{exact}, {found['p_if_off']:.0%} if they are off as the measured orders allow"
+    unknown = " if gains add up, unknown if not" if Reason.FEW_ORDERS in found["reasons"] else ""
+    return f"{found['p_optimal']:.0%}{unknown}"
 
 
 ORDER_SCOPE = {

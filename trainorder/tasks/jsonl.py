@@ -183,7 +183,7 @@ class Jsonl:
         )
         answer = _text(row, "answer", number=True).strip()
         think = _text(row, "think") if "think" in row else "answer"
-        meta: dict[str, Any] = {key: plain(row[key]) for key in row if key not in KEYS}
+        meta: dict[str, Any] = plain({key: row[key] for key in row if key not in KEYS})
         meta["answer"] = answer
         if self.match == "number" and not numbers(answer):
             raise BadRow(f"answer: match is number, got {short(answer)}")

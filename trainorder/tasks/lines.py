@@ -14,6 +14,8 @@ from trainorder.reading import ParamsError
 
 MAX_LINE = 1 << 20
 """Bytes of one row."""
+MAX_NESTED = 100
+"""Lists and objects inside of one another: what reads and writes rows descends into them."""
 
 
 class Written(str):
@@ -87,13 +89,16 @@ def loads(text: bytes) -> Any:
         BadRow: it is no such JSON.
     """
     try:
-        return json.loads(
+        value = json.loads(
             text.decode("utf-8-sig"),
             parse_constant=_refuse,
             parse_float=Written,
             parse_int=Written,
             object_pairs_hook=_once,
         )
+        if text.count(b"[") + text.count(b"{") > MAX_NESTED:
+            _refuse_nested(value)
+        return value
     except BadRow:
         raise
     except UnicodeDecodeError as error:
@@ -103,6 +108,20 @@ def loads(text: bytes) -> Any:
     except ValueError as error:
         why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise BadRow(f"not JSON ({why}), got {short(text.decode(errors='replace'))}") from None
+
+
+def _refuse_nested(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_NESTED):
+        level = [
+            item
+            for inner in level
+            if isinstance(inner, (dict, list))
+            for item in (inner.values() if isinstance(inner, dict) else inner)
+        ]
+        if not level:
+            return
+    raise BadRow("nested too deep")
 
 
 def _refuse(constant: str) -> Any:

@@ -170,7 +170,7 @@ class Reader:
             skip = {"prompt", "messages"}
             meta |= {
                 "label": plain(row.answer),
-                "columns": {k: plain(v) for k, v in given.items() if k not in skip},
+                "columns": plain({k: v for k, v in given.items() if k not in skip}),
             }
             facts.graders[self.task.reward] += 1
         elif self.task.rewarded_by == "judge":
