@@ -334,6 +334,8 @@ def test_own_columns_are_named_by_a_small_mapping() -> None:
         task(file, columns={"prompt": "qq"})
     )
     assert "no 'promt'" in refused(task(file, columns={"promt": "q"}))
+    nowhere = refused(task(file, columns={"prompt": "q", "answer": "q.gold"}))
+    assert "tasks.mine.columns: no row has anything in 'q.gold'; the first has '" in nowhere
 
 
 def test_an_unknown_grader_is_named_with_the_nearest_and_refused_before_anything_runs() -> None:
@@ -342,6 +344,8 @@ def test_an_unknown_grader_is_named_with_the_nearest_and_refused_before_anything
     text = refused(task(file))
     assert "tasks.mine: 4 of 4 rows (read as SkyRL) cannot be used" in text
     assert "unknown grader 'strinf_f1' (did you mean 'string_f1'?)" in text
+    assert text.count("rows.jsonl, line") == 1  # one row of a kind, and how many there are
+    assert "(and 3 more)\ncorrect them" in text
     assert task(file, grader={"strinf_f1": "f1"}).survey("mine")["graders"] == {"f1": 4}
     assert "no 'nmber'" in refused(task(file, grader="nmber"))
 

@@ -27,6 +27,9 @@ def _read(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     except SchemaError as error:
         raise BadLabel(f"no JSON schema: {error.message[:100]}") from None
     _check_references(schema)
+    anything: list[Any] = [None, True, 0, "", [], {}, {"a": [1]}]
+    if all(Draft202012Validator(schema).is_valid(value) for value in anything):
+        raise BadLabel(f"the schema accepts any JSON, so every answer is right: {repr(label)[:60]}")
     return schema
 
 
@@ -67,7 +70,10 @@ def _grade(answer: Answer, label: dict[str, Any]) -> float:
             value = json.loads(text, parse_constant=_refused)
         except (ValueError, RecursionError):
             continue
-        return float(Draft202012Validator(label, registry=Registry()).is_valid(value))
+        try:
+            return float(Draft202012Validator(label, registry=Registry()).is_valid(value))
+        except RecursionError:  # deeper than any answer has to be
+            return 0.0
     return 0.0
 
 
