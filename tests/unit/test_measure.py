@@ -42,6 +42,26 @@ def document():
     return run(default_world(), table_of(MERGES))
 
 
+def test_rules_by_the_text_of_prompts_need_prompts_of_every_phase(document):
+    assert "near_first_by_text" not in document["recommended"]["rules"]
+    world = default_world(merges=MERGES)
+    # of four phases math and code share words, qa and creative one, all four none
+    prompts = {
+        "math": ["add two and three", "add one and four"],
+        "code": ["add a loop and run"],
+        "qa": ["who wrote it", "where"],
+        "creative": ["write where you like"],
+    }
+    design = from_plan(world.plan())
+    found = measure(table_of(MERGES), design, CONFIG, prompts)["recommended"]["rules"]
+    near, far = (found[f"{rule}_first_by_text"]["order"] for rule in ("near", "far"))
+    assert {frozenset(near[:2]), frozenset(near[2:])} == {frozenset(("math", "code")), frozenset(("qa", "creative"))}  # fmt: skip
+    assert {far[0], far[1]} not in ({"math", "code"}, {"qa", "creative"})
+    del prompts["qa"]
+    less = measure(table_of(MERGES), design, CONFIG, prompts)["recommended"]["rules"]
+    assert "near_first_by_text" not in less
+
+
 def numbers(value):
     if isinstance(value, dict):
         return [x for entry in value.values() for x in numbers(entry)]

@@ -51,10 +51,15 @@ NEUTRAL: dict[str, dict[str, Any]] = {
 """Sampler -> options under which tasks keep the phase's shares; items -> every problem is as likely; curriculum -> all are open;
 piece in no preset -> the update is that without it. What is missing is in NO_NEUTRAL."""
 IN_TURN = "a task waits for the one before it, with any options"
+IN_ORDER = "problems come in an order, whatever the options"
 NO_NEUTRAL: dict[str, str] = {
     "uniform": "it has no options; in a phase whose tasks weigh the same it is `weights`",
     "edco": "problems come in order of their entropy, whatever the options",
-    "in_order": "problems come in an order, whatever the options",
+    "in_order": IN_ORDER,
+    "blocked": IN_ORDER,
+    "blocked_curriculum": IN_ORDER,
+    "interleaved": IN_ORDER,
+    "interleaved_curriculum": IN_ORDER,
     "cyclical": "an epoch draws no problem twice, with any options",
     "tarot": "one part of the pool is open at a time, with any options",
     "in_turn": IN_TURN,
@@ -96,6 +101,10 @@ NOT_GROUNDED: dict[str, str] = {
     "wiki_r1": "the width; where problems that were not seen begin",
     "alp_gmm": "problems of a pool instead of free points; their mean grade as the reward",
     "in_order": "what tells difficulty in the papers is in your rows' meta",
+    "blocked": "topics by name, and the shuffle",
+    "blocked_curriculum": "topics by name",
+    "interleaved": "topics by name, and the shuffle",
+    "interleaved_curriculum": "topics by name",
     "paced": "pass rates as difficulty",
     "cyclical": "the loss is that of the phase's parent",
     "tarot": "quarters of the pool instead of tests of one program",

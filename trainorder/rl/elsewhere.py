@@ -71,8 +71,9 @@ ELSEWHERE = (
         field="vision, class-incremental learning",
         paper="2211.15470",
         idea="Classes are ordered by how alike their features are, so that neighbours come near or far from each other.",
-        here="Phases are the classes: the order rules `near_first` and `far_first`, which the report compares with the others. Likeness "
-        "is what two phases do each other, not a distance of features; beyond its abstract the paper was not read.",
+        here="Phases are the classes: the order rules `near_first_by_text` and `far_first_by_text` (cosine of mean TF-IDF vectors of the prompts "
+        "that evaluations keep), and `near_first` and `far_first`, where likeness is what two phases do each other. The report compares them "
+        "with the others. Beyond its abstract the paper was not read.",
     ),
     Elsewhere(
         name="PuzzleCraft, Wiki-R1, MoDoMoDo",
@@ -101,14 +102,6 @@ HERE_OR_LEFT_OUT = (
         idea="A cap on the difficulty percentile rises over training.",
         here="`rl: {items: paced}` with five shapes. Its curricula of vocabulary and of objectives belong to "
         "pretraining and are left out.",
-    ),
-    Elsewhere(
-        name="Orders of medical questions",
-        field="items",
-        paper="2408.07888",
-        idea="Random, curriculum, blocked and interleaved orders of one pass, by topic and difficulty.",
-        here="`shuffled`, and options of `in_order`: `by: KEY`; with `blocks: TOPIC`, blocked; with `interleaved: "
-        "true` too, interleaved. The difficulty from a vote of models is a number in your rows' meta.",
     ),
     Elsewhere(
         name="FUT",
