@@ -198,7 +198,7 @@ HERE_OR_LEFT_OUT = (
         field="probes",
         paper="2606.03087",
         idea="A stable mean hides problems that were lost.",
-        here="The probe `turnover`; the report has gained and lost problems per phase.",
+        here="The probe `turnover`; the report has gained and lost problems per arm.",
     ),
     Elsewhere(
         name="Plasticity",
