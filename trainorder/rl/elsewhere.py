@@ -183,7 +183,7 @@ HERE_OR_LEFT_OUT = (
         field="probes",
         paper="2504.12522",
         idea="Diversity of outputs above a quality gate only.",
-        here="The probe `diversity`, its part `across_right`, beside the ungated one.",
+        here="The probe `diversity`: right answers only, beside all of them.",
     ),
     Elsewhere(
         name="RL squeezes, SFT expands",
