@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from trainorder.reading import NotHere
+from trainorder.reading import ParamsError
 
 
 def device_of(wanted: str) -> str:
     """`auto` is a GPU where there is one.
 
     Raises:
-        NotHere: cuda is asked for and there is none.
+        ParamsError: cuda is asked for and there is none.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise NotHere("training.device is cuda, and torch sees no GPU: set it to auto or cpu")
+        raise ParamsError("training.device is cuda, and torch sees no GPU: set it to auto or cpu")
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 

@@ -24,7 +24,7 @@ from trainorder.order.predict import (
     gains,
     slopes,
 )
-from trainorder.order.rules import RULES, TEXT_RULES, word_likeness
+from trainorder.order.rules import RULES
 from trainorder.order.search import (
     ENUMERATED,
     EXACT,
@@ -43,7 +43,6 @@ __all__ = [
     "MIN_ORDERS",
     "PREDICTORS",
     "RULES",
-    "TEXT_RULES",
     "Measured",
     "Misfit",
     "Reason",
@@ -61,5 +60,4 @@ __all__ = [
     "recommend",
     "slopes",
     "upper_bound",
-    "word_likeness",
 ]
