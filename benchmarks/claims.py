@@ -326,7 +326,7 @@ CLAIMS = (
 def load() -> dict[str, Runs]:
     """Variant -> its runs, from plan.yaml and the evaluations."""
     content = plan.stored()
-    table = read_evaluations([Path(name) for name in content["evaluations"]])
+    table, _ = read_evaluations([Path(name) for name in content["evaluations"]])
     config = load_params(PARAMS).measure
     found = {}
     for name, design in from_plan(content).items():

@@ -34,8 +34,7 @@ COST = {
 def files() -> dict[str, str]:
     """Path -> content of all that is written."""
     configs = {
-        f"{catalog.CONFIGS}/{name}.yaml": catalog.params_file(chosen)
-        for name, chosen in presets().items()
+        f"{catalog.CONFIGS}/{one.name}.yaml": catalog.params_file(one) for one in catalog.shown()
     }
     rows = measured.read()
     verdicts = measured.verdicts(rows, entropy_controls.LEFT_OUT)
@@ -159,7 +158,9 @@ def _common(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _neutral(row: Mapping[str, Any]) -> str:
-    return f"`{catalog.flow(row['neutral'])}`" if row["neutral"] else "none"
+    if row["neutral"] is None:
+        return f"none, because {row['no_neutral']}"
+    return f"`{catalog.flow(row['neutral'])}`" if row["neutral"] else "as it is"
 
 
 def _cells(*cells: str) -> str:

@@ -1,26 +1,47 @@
-"""What a need of a piece costs: seconds of one batch's forward with it, beside a training forward and backward.
+"""What a need of a piece costs: of one batch beside a training forward and backward, or of a whole step beside one without it.
 
-    python -m benchmarks.needs_cost                 # a random Llama of the default experiment's size, under a minute
+    python -m benchmarks.needs_cost                 # facts of the head, of attention, hidden states
+    python -m benchmarks.needs_cost --steps         # the parent's log-probabilities, spans, what is known of problems, a teacher, looks
 
-Every need is timed in turn, several rounds, and the fastest of each counts, so that other work on the machine matters
-little. `before` is the forward without grad that fills the roll; `live` what the training forward and backward take more.
+A random Llama of the default experiment's size, one thread, two minutes of CPU time in all. Every need is timed in turn, several rounds; CPU seconds,
+of which the fewest count, so that other work on the machine matters little. `before` is the forward without grad that fills the
+roll; `live` what the training forward and backward take more. A step is timed with a metric that does nothing but
+need, and a look at a batch of problems as an item sampler makes it.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from trainorder.config import PhaseConfig, PolicyConfig, RlConfig, parse_params
+from trainorder.data import build
+from trainorder.policy import Policy
+from trainorder.rewards import grading
 from trainorder.rl.attention import attention_entropy
-from trainorder.rl.facts import HEAD_FACTS
+from trainorder.rl.facts import ANSWERS, HEAD_FACTS, KNOWN, REFERENCE, SPANS
 from trainorder.rl.forward import forward
-from trainorder.rl.types import Roll
+from trainorder.rl.learner import Learner
+from trainorder.rl.looks import LOOKS, looking
+from trainorder.rl.registry import METRICS, Entry
+from trainorder.rl.rollouts import StepRollouts
+from trainorder.rl.step import rl_step
+from trainorder.rl.trainer import make_learner
+from trainorder.rl.types import Roll, State
 from trainorder.tasks.base import Problem
 
 ROWS, GROUP, PROMPT, ANSWER, VOCABULARY, ROUNDS = 64, 8, 24, 32, 640, 7
+PROMPTS, PROBLEMS, STEP_ROUNDS = 4, 32, 4
+SIZE = PolicyConfig(hidden_size=64, num_layers=3, num_heads=2, mlp_size=192, max_positions=192)
+PARENT = Path("checkpoints/s0")
 ARGUMENTS = {"nucleus_entropy": ":0.8", "top_logps": ":5", "capped_forward_kl": ":reference:0.05"}
 
 
@@ -62,19 +83,18 @@ def batch() -> Roll:
 
 
 def fastest(jobs: dict[str, Callable[[], None]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Job -> its shortest time in seconds, all in turn."""
+    """Job -> its fewest CPU seconds, all in turn."""
     best = dict.fromkeys(jobs, float("inf"))
     for _ in range(rounds):
         for name, job in jobs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             job()
-            best[name] = min(best[name], time.perf_counter() - start)
+            best[name] = min(best[name], time.process_time() - start)
     return best
 
 
-def main() -> None:
-    """Print the table."""
-    torch.set_num_threads(1)
+def batches() -> None:
+    """Print what the needs of one batch cost."""
     policy, roll = model(), batch()
     models = {"reference": model()}
 
@@ -112,6 +132,85 @@ def main() -> None:
         print(f"| `{need}` | {found[f'before {need}'] / whole:.2f} | {on_top} |")
     print(f"| `attention_entropy:0.67` | {found['attention_entropy:0.67'] / whole:.2f} | |")
     print(f"\nShares of a training forward and backward ({1000 * whole:.0f} ms for {ROWS} rows).")
+
+
+def learner_of(needs: tuple[str, ...] = (), **method: Any) -> Learner:
+    """One phase of math from the random parent, with a metric that needs `needs`; a teacher where one answers."""
+    METRICS["needing"] = Entry("metric", "needing", lambda roll, state: {}, frozenset(needs))
+    chosen = {**method, "metric": ["needing"]}
+    rl = RlConfig.model_validate(
+        {"prompts_per_step": PROMPTS, "group_size": GROUP, "method": chosen}
+    )
+    phase = PhaseConfig(kind="structured", tasks={"math": 1.0}, steps=99)
+    teacher = PARENT if "plan" in method else None
+    return make_learner(PARENT, "math", phase, rl, 0, teacher=teacher)
+
+
+def steps() -> None:
+    """Print what the needs of a whole step, and looks at problems, cost."""
+    learners = {
+        "none": learner_of(),
+        **{need: learner_of((need,)) for need in (REFERENCE, SPANS, KNOWN)},
+        ANSWERS: learner_of(plan=["ask_teacher"]),
+    }
+    asked = make_learner(
+        PARENT,
+        "math",
+        PhaseConfig(kind="structured", tasks={"math": 1.0}, steps=99),
+        RlConfig.model_validate({"prompts_per_step": PROMPTS, "group_size": GROUP, "items": "learnability_gap"}),
+        0,
+        teacher=PARENT,
+    )  # fmt: skip
+    states = {name: State(total=99, key=(0, "math")) for name in learners}
+    problems = asked.task_set.problems["math"][:PROBLEMS]
+
+    def look(name: str) -> Callable[[], None]:
+        def job() -> None:
+            with torch.no_grad():
+                rollouts = StepRollouts(asked, State(total=99, key=(0, "math")), defaultdict(float))
+                looking(asked, rollouts)(name, problems)
+
+        return job
+
+    def step(name: str) -> Callable[[], None]:
+        def job() -> None:
+            rl_step(learners[name], states[name])
+
+        return job
+
+    jobs = {name: step(name) for name in learners} | {name: look(name) for name in LOOKS}
+    found = fastest(jobs, STEP_ROUNDS)
+    whole = found["none"]
+    print("| need | a step with it |\n|---|---|")
+    for need in learners:
+        if need != "none":
+            print(f"| `{need}` | {found[need] / whole:.2f} |")
+    print(f"\n| look | at {PROBLEMS} problems |\n|---|---|")
+    for name in LOOKS:
+        print(f"| `{name}` | {found[name] / whole:.2f} |")
+    print(
+        f"\nShares of a step without needs ({whole:.2f} CPU seconds, {PROMPTS} prompts x {GROUP} answers of at most {ANSWER} tokens)."
+    )
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--steps", action="store_true", help="whole steps and looks")
+    torch.set_num_threads(1)
+    if not parser.parse_args().steps:
+        batches()
+        return
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        task = {"train": 64, "dev": 2, "test": 2, "demonstrations": 200, "max_new_tokens": ANSWER}
+        phase = {"kind": "structured", "tasks": {"math": 1.0}, "steps": 1}
+        params = parse_params(
+            {"tasks": {"math": task}, "phases": {"math": phase}, "orders": {"one": ["math"]}}
+        )
+        build(params)
+        grading.configure(params.grading)
+        Policy.build_tiny(SIZE, "data/tokenizer", 0).save(PARENT)
+        steps()
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def rows() -> Iterator[Row]:
         raise ParamsError(
             f"plan.yaml is not of {PARAMS}: run `python -m benchmarks.planted_policy`"
         )
-    table = read_evaluations([paths.evaluation(n) for d in designs.values() for n in d.nodes()])
+    table, _ = read_evaluations([paths.evaluation(n) for d in designs.values() for n in d.nodes()])
     config = MeasureConfig(bootstrap=500)
     for strength, variant in STRENGTHS.items():
         design = designs[variant]

@@ -48,7 +48,12 @@ ALIGNED = (
 """The preset grpo with the metric that `tac` reads."""
 LEVELS = ("h1", "r3")
 """Presets that change what a problem is, level by level."""
-LEFT_OUT = {"weights": "even weights: `uniform`", "together": "`uniform`"}
+BY_TOPIC = ("blocked", "blocked_curriculum", "interleaved", "interleaved_curriculum")
+LEFT_OUT = {
+    "weights": "even weights: `uniform`",
+    "together": "`uniform`",
+    **dict.fromkeys(BY_TOPIC, "math has one topic"),
+}
 """Samplers and curricula that are not in the tables, and why."""
 
 
@@ -63,7 +68,7 @@ def on_tasks() -> dict[str, str]:
 def on_items() -> dict[str, str]:
     """What has a row in the table of math's problems -> its RL settings, the reference first."""
     rows = {}
-    for name in ["shuffled", *ITEMS]:
+    for name in ["shuffled", *(name for name in ITEMS if name not in LEFT_OUT)]:
         rows[name] = f"{{items: {f'{{{name}: {{by: {BY[name]}}}}}' if name in BY else name}}}"
     rows["learnability_gap"] = "{items: learnability_gap, teacher: 's{seed}--items_shuffled'}"
     return rows | {name: f"{{method: {{preset: {name}}}}}" for name in LEVELS}

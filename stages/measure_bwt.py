@@ -13,6 +13,7 @@ from trainorder.config import load_params
 from trainorder.files import write_text
 from trainorder.reading import ParamsError
 from trainorder.resume import finished
+from trainorder.tasks.base import turns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,13 +30,13 @@ def compute(content: dict[str, Any]) -> str:
     """The text of reports/bwt.json for this content of plan.yaml."""
     from trainorder.measure import from_plan, measure, to_json
 
-    table = read_evaluations([Path(name) for name in content["evaluations"]])
+    table, prompts = read_evaluations([Path(name) for name in content["evaluations"]])
     config = load_params().measure
-    return to_json(measure(table, from_plan(content), config))
+    return to_json(measure(table, from_plan(content), config, prompts))
 
 
-def read_evaluations(files: list[Path]) -> pd.DataFrame:
-    """One long table of all evaluations, in the order of the files.
+def read_evaluations(files: list[Path]) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+    """One long table of all evaluations, in the order of the files; and the prompts of each task that they keep.
 
     Raises:
         ParamsError: a file is missing; names the command that makes it.
@@ -47,7 +48,16 @@ def read_evaluations(files: list[Path]) -> pd.DataFrame:
             raise ParamsError(
                 f"{file} not found: run `dvc repro plan/dvc.yaml:evaluate-{file.stem}`"
             )
-    return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+    tables = [pd.read_parquet(file) for file in files]
+    kept = {
+        (row["task"], row["problem"]): row["prompt"]
+        for t in tables
+        for row in t.attrs.pop("answers", ())
+    }
+    prompts: dict[str, list[str]] = {}
+    for (task, _), prompt in sorted(kept.items()):
+        prompts.setdefault(task, []).append("\n\n".join(turns(prompt)))
+    return pd.concat(tables, ignore_index=True), prompts
 
 
 if __name__ == "__main__":

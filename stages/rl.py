@@ -110,6 +110,7 @@ def train(
         with Tracker(node, seed, sections, tags, work=work) as tracker:
             summary = phase_of(tracker, work)
             tracker.tag("alarms", ", ".join(summary["alarms"]) or "none")
+            tracker.keep_order(summary["order"])
         write_manifest(
             node,
             **came_from,

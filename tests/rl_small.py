@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 
 from trainorder.config import MethodConfig, RlConfig, TrainingConfig
+from trainorder.rl import facts
 from trainorder.rl.backend import LocalBackend
 from trainorder.rl.forward import forward
-from trainorder.rl.method import Method
+from trainorder.rl.method import Bound, Method, bind
+from trainorder.rl.registry import SLOTS
 from trainorder.rl.step import accumulate, give_credit
 from trainorder.rl.types import Roll, State
 from trainorder.tasks.base import Problem
@@ -57,6 +60,47 @@ def make_roll(
         },
     )
     return replace(roll, **fields)
+
+
+def variants(slot: str, name: str) -> list[Bound]:
+    """A piece with its defaults, with every other value of a switch, and with every word of an option that is one of several."""
+    function, bounds = SLOTS[slot][name].function, [bind(slot, name)]
+    for key, hint in inspect.get_annotations(function, eval_str=True).items():
+        words = [word for word in getattr(hint, "__args__", ()) if isinstance(word, str)]
+        switched = [not bounds[0].options[key]] if hint is bool else []
+        bounds += [bind(slot, {name: {key: value}}) for value in (*words, *switched)]
+    return bounds
+
+
+TEXTS = ["let me check <think> a </think> <answer> 7 </answer>", "Wait, 7", '{"answer": 7}', "7", "But </think> 8", "8"]  # fmt: skip
+SPANS = ("char_start", "char_end")
+
+
+def with_facts(roll: Roll, needs: Collection[str]) -> Roll:
+    """The roll with random values of `needs` where it has none, texts that pieces read, and what requests asked."""
+    noise = torch.Generator().manual_seed(4)
+    shape = roll.loss_mask.shape
+
+    def draw(*more: int) -> Tensor:
+        return torch.rand(*shape, *more, generator=noise, dtype=torch.float64)
+
+    known = {"old_logps": -2 * draw(), **roll.token_facts}
+    known.setdefault("sampler_logps", known["old_logps"] + 0.01 * draw())
+    for need in sorted(set(needs) - {facts.SPANS, facts.ANSWERS, facts.KNOWN}):
+        count = need.partition(":")[2] if need.startswith("top_logps") else "3" * (need == "hidden")
+        known.setdefault(need, draw(*([int(count)] if count else [])))
+    if facts.SPANS in needs:
+        start = torch.arange(shape[1]).expand(shape).contiguous() * 5
+        known |= dict(zip(SPANS, (start, start + 5), strict=True))
+    budget = {"asked/budget": torch.full_like(roll.rewards, 6.0)}
+    return replace(
+        roll,
+        token_facts=known,
+        row_facts={**roll.row_facts, **budget},
+        text=[f"{TEXTS[i % 6]}{' ' * (i // 6)}" for i in range(len(roll))],
+        informed_ids=[[*ids, 5] for ids in roll.prompt_ids],
+        advantages=draw() - 0.5,
+    )
 
 
 def pad_more(roll: Roll, columns: int, junk: float = -1e30) -> Roll:

@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from trainorder.reading import ParamsError
+from trainorder.reading import NotHere
 
 
 def device_of(wanted: str) -> str:
     """`auto` is a GPU where there is one.
 
     Raises:
-        ParamsError: cuda is asked for and there is none.
+        NotHere: cuda is asked for and there is none.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ParamsError("training.device is cuda, and torch sees no GPU: set it to auto or cpu")
+        raise NotHere("training.device is cuda, and torch sees no GPU: set it to auto or cpu")
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 

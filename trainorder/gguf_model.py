@@ -25,7 +25,7 @@ from trainorder.pretrained import (
     silent,
 )
 from trainorder.process import exclusive
-from trainorder.reading import ParamsError
+from trainorder.reading import ParamsError, did_you_mean, listed
 from trainorder.sources import content_of
 
 MAGIC = b"GGUF"
@@ -76,6 +76,13 @@ def _convert(file: Path, folder: Path) -> None:
     transformers = import_transformers()
     reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     reader.tqdm = partial(tqdm, disable=None)  # its bar obeys no setting: only on a terminal
+    architecture = _architecture(file)
+    known = sorted({*reader.GGUF_SUPPORTED_ARCHITECTURES} - {"general", "tokenizer"})
+    if architecture not in known and architecture.replace("-", "_") not in known:
+        raise ParamsError(
+            f"{file}: transformers reads no GGUF of the architecture {architecture!r}{did_you_mean(architecture, known)}; there are "
+            f"{', '.join(known)}: take the model's Hugging Face folder, or a model of one of these"
+        )
     with explained(file, "the model"), silent():
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, dtype=torch.float32, output_loading_info=True
@@ -84,6 +91,11 @@ def _convert(file: Path, folder: Path) -> None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             str(file.parent), gguf_file=file.name
         )
+    if info["missing_keys"]:
+        raise ParamsError(
+            f"{file} holds no weights for parts of its model ({architecture}): {listed(sorted(info['missing_keys']))}; download it "
+            f"again, or take the model's Hugging Face folder"
+        )
     check_report(file, info)
     forget_how_loaded(tokenizer)
     _make_plain(model)
@@ -91,6 +103,24 @@ def _convert(file: Path, folder: Path) -> None:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         _drop_foreign_tokens(new, model.get_input_embeddings().weight.shape[0])
+
+
+def _architecture(file: Path) -> str:
+    """The architecture that a GGUF file names.
+
+    Raises:
+        ParamsError: the file ends too early or names none.
+    """
+    import gguf
+
+    try:
+        field = gguf.GGUFReader(str(file)).get_field("general.architecture")
+        return str(field.contents()) if field is not None else ""
+    except Exception as error:  # struct, numpy, Unicode: whatever a cut file makes the reader do
+        reason = str(error).partition("\n")[0][:100]
+        raise ParamsError(
+            f"{file} is damaged or incomplete ({reason}): download it again"
+        ) from None
 
 
 def _drop_foreign_tokens(folder: Path, embeddings: int) -> None:

@@ -52,7 +52,7 @@ def judge_work(judge: str) -> str:
 
 
 def run(node: str) -> Path:
-    """The node's records beside its checkpoint: manifest.json, metrics.jsonl, run.json (MLflow run id)."""
+    """The node's records beside its checkpoint: manifest.json, metrics.jsonl, run.json (MLflow run id), of RL drawn.jsonl."""
     return Path("runs") / node
 
 

@@ -26,11 +26,12 @@ from trainorder.files import writing_folder
 from trainorder.pretrained import (
     generation_config_of,
     import_transformers,
+    load_hub_shapes,
     load_model,
     load_tokenizer,
 )
 from trainorder.reading import ParamsError, read_text
-from trainorder.sources import locate
+from trainorder.sources import find, locate
 from trainorder.streams import seed_of
 from trainorder.tasks.base import Prompt, turns
 
@@ -86,7 +87,10 @@ class Policy:
         """
         folder = locate(path, weights=weights)
         place = weights_of(folder)
-        model = load_model(place, weights=weights)
+        if not weights and isinstance(path, str) and find(path).kind == "hub":
+            model = load_hub_shapes(place)
+        else:
+            model = load_model(place, weights=weights)
         if place != folder:  # which tokens end an answer is the node's
             model.generation_config = generation_config_of(folder)
         if is_adapter_node(folder) and weights:

@@ -74,6 +74,31 @@ def load_model(folder: Path, *, weights: bool = True) -> PreTrainedModel:
     return model.eval()
 
 
+def load_hub_shapes(folder: Path) -> PreTrainedModel:
+    """A model of the hub on the meta device: of the weights in the cache, or where these are still on the hub by its config alone.
+
+    Raises:
+        ParamsError: as `load_model`.
+    """
+    import torch
+
+    if any(folder.glob("*.safetensors")):
+        return load_model(folder, weights=False)
+    _check_config(folder)
+    transformers = import_transformers()
+    own = _runs_own_code(folder)
+    with explained(folder, "the model"), silent(), torch.device("meta"):
+        config = transformers.AutoConfig.from_pretrained(
+            str(folder), trust_remote_code=own, local_files_only=True
+        )
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=own
+        )
+    model.generation_config = generation_config_of(folder)
+    _check_kind(folder, model)
+    return model.eval()
+
+
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder; what it saves does not tell how it was loaded.
 
@@ -286,7 +311,7 @@ def _runs_own_code(folder: Path) -> bool:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ParamsError(f"{file} cannot be read: {error}") from None
     if not isinstance(read, dict):
         raise ParamsError(f"{file} must hold a JSON object, got {type(read).__name__}")

@@ -43,6 +43,10 @@ class ParamsError(ValueError):
     """params.yaml asks for something impossible; the text names the key, what is allowed and what to do."""
 
 
+class NotHere(ParamsError):
+    """What params.yaml names may well be right, and this machine cannot reach it: the hub, an endpoint, a package, a larger machine."""
+
+
 def found_at(path: Path | str) -> Literal["file", "folder", "other", ""]:
     """What lies at a path that a user named; empty where nothing does.
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from trainorder.config import PolicyConfig
 from trainorder.files import sha256
-from trainorder.reading import ParamsError, found_at, listed, shown
+from trainorder.reading import NotHere, ParamsError, found_at, listed, shown
 from trainorder.registries import FORMATS, load
 
 PACKAGE = "package:"
@@ -83,7 +83,8 @@ def locate(name: str | Path, *, weights: bool) -> Path:
     What the hub's cache lacks is downloaded, the weights only if `weights`.
 
     Raises:
-        ParamsError: there is no such model here, in the cache or on the hub, or the GGUF file cannot be converted.
+        NotHere: there is no such model here, in the cache or on the hub.
+        ParamsError: the GGUF file cannot be converted.
     """
     source = find(name)
     if source.kind == "folder":
@@ -96,7 +97,7 @@ def locate(name: str | Path, *, weights: bool) -> Path:
     try:
         return Path(snapshot_download(source.name, allow_patterns=patterns))
     except Exception as error:  # network, authorisation, cache: many kinds, one meaning
-        raise ParamsError(
+        raise NotHere(
             f"{source.name}: no such folder here, and no model of that name in the cache or on the hub "
             f"({type(error).__name__}): download it while online (`hf download {source.name}`), or name a folder"
         ) from error
@@ -125,7 +126,7 @@ def _in_package(text: str) -> Source:
     except (ImportError, ValueError):
         spec = None
     if spec is None:
-        raise ParamsError(
+        raise NotHere(
             f"{text}: no package {name} is installed in this environment: pip install {name.replace('_', '-')}"
         )
     models: dict[str, Path] = {}

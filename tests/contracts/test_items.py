@@ -28,6 +28,10 @@ assert method  # fills the registries
 # options under which a sampler shows all that it does on a small pool, and does not go by place
 OPTIONS: dict[str, dict[str, Any]] = {
     "in_order": {"by": "length"},
+    "blocked": {"topic": "level"},
+    "blocked_curriculum": {"topic": "level", "by": "length"},
+    "interleaved": {"topic": "level"},
+    "interleaved_curriculum": {"topic": "level", "by": "length"},
     "cures": {"cold_start": True},
     "frontier": {"cold_start": True},
     "alp_gmm": {"episodes": 6, "most": 3},
@@ -212,6 +216,27 @@ def test_gain_rl_begins_with_the_most_concentrated_and_moves_on_with_success():
     # all solved, mean angle .5: 500 (tanh 1 + tanh 1) ranks further
     assert mem["mu"] == pytest.approx(1000 * math.tanh(1.0))
     assert later[0] > later[2] > later[1]
+
+
+def test_orders_by_topic_and_difficulty_by_hand():
+    def drawn(name: str, **options: Any) -> list[str]:
+        tasks = TaskSet({"a": 1.0}, {}, {"a": own}, {"a": 8}, picker=Picker.of({name: options}))
+        return [p.id for p in tasks.draw({"a": 6}, State(total=1), 0, scripted)]
+
+    def asked(key: str, topic: str, hard: int) -> Problem:
+        return Problem(key, "a", key, "1", "1", {"topic": topic, "hard": hard})
+
+    own = [asked(f"{t}{n}", t, hard) for t in "qp" for n, hard in ((1, 5), (2, 5), (3, 1))]
+    topic: dict[str, Any] = {"topic": "topic", "by": "hard"}
+    easy_first = drawn("blocked_curriculum", **topic)
+    assert [easy_first[0], easy_first[3]] == ["p3", "q3"]
+    assert [key[0] for key in easy_first] == list("pppqqq")
+    assert [key[0] for key in drawn("blocked", topic="topic")] == list("pppqqq")
+    # equally hard ones take turns too
+    assert [key[0] for key in drawn("interleaved_curriculum", **topic)] == list("pqpqpq")
+    assert drawn("interleaved_curriculum", **topic)[:2] == ["p3", "q3"]
+    assert [key[0] for key in drawn("interleaved", topic="topic")] == list("pqpqpq")
+    assert drawn("interleaved_curriculum", **topic, descending=True)[-2:] == ["p3", "q3"]
 
 
 def test_pudf_opens_what_the_policy_is_able_to():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
-from rl_small import make_roll, pad_more
+from rl_small import make_roll, pad_more, variants, with_facts
 
 from trainorder.rl import facts
 from trainorder.rl.method import Bound, bind
@@ -17,18 +16,7 @@ from trainorder.rl.types import Live, Roll, State
 from trainorder.rollout import Request
 from trainorder.tasks.base import Problem
 
-TEXTS = ["let me check <think> a </think> <answer> 7 </answer>", "Wait, 7", '{"answer": 7}', "7", "But </think> 8", "8"]  # fmt: skip
-SPANS = ("char_start", "char_end")
 ORDER = [3, 0, 5, 2, 1, 4]
-
-
-def variants(slot: str, name: str) -> list[Bound]:
-    """A piece with its defaults, and with every allowed value of its options that are one of several words."""
-    bounds = [bind(slot, name)]
-    for key, hint in inspect.get_annotations(SLOTS[slot][name].function, eval_str=True).items():
-        words = [word for word in getattr(hint, "__args__", ()) if isinstance(word, str)]
-        bounds += [bind(slot, {name: {key: word}}) for word in words]
-    return bounds
 
 
 def cases(*slots: str) -> list[object]:
@@ -45,23 +33,7 @@ def roll_of(needs: frozenset[str], rewards: Sequence[float | None] = (1, 0, 0.25
     """Answers of several lengths in groups of three, with the facts that every roll has and those of `needs`, no other."""
     rows = len(rewards)
     roll = make_roll(rewards, group=[i // 3 for i in range(rows)], lengths=[(9, 1, 7, 5, 2, 8)[i % 6] for i in range(rows)])  # fmt: skip
-    noise = torch.Generator().manual_seed(4)
-    shape = roll.loss_mask.shape
-
-    def draw(*more: int) -> torch.Tensor:
-        return torch.rand(*shape, *more, generator=noise, dtype=torch.float64)
-
-    known = {"old_logps": -2 * draw()}
-    known["sampler_logps"] = known["old_logps"] + 0.01 * draw()
-    for need in sorted(needs - {facts.SPANS, facts.ANSWERS, facts.KNOWN}):
-        count = need.partition(":")[2] if need.startswith("top_logps") else "3" * (need == "hidden")
-        known[need] = draw(*([int(count)] if count else []))
-    if facts.SPANS in needs:
-        start = torch.arange(shape[1]).expand(shape).contiguous() * 5
-        known |= dict(zip(SPANS, (start, start + 5), strict=True))
-    roll.row_facts["asked/budget"] = torch.full_like(roll.rewards, 6.0)
-    text = [f"{TEXTS[i % 6]}{' ' * (i // 6)}" for i in range(rows)]
-    return replace(roll, token_facts=known, text=text, advantages=draw() - 0.5)
+    return with_facts(replace(roll, token_facts={}), needs)
 
 
 def fresh(step: int = 0) -> State:

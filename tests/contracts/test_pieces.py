@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rl_small import make_roll, pad_more
+from rl_small import make_roll, pad_more, variants
 
 from trainorder.rl import facts
 from trainorder.rl.helpers import centred
@@ -83,20 +83,8 @@ def live_of(term: Bound, roll: Roll, logps: torch.Tensor) -> Live:
     return Live(logps, {need: logps.abs() for need in facts.live(term.needs)})
 
 
-def variants(name: str) -> list[Bound]:
-    """A term with its defaults, and with every allowed value of its Literal options."""
-    bounds = [bind("terms", name)]
-    for key, hint in inspect.get_annotations(TERMS[name].function, eval_str=True).items():
-        choices = (
-            getattr(hint, "__args__", ()) if getattr(hint, "__origin__", None) is not None else ()
-        )
-        values = [c for c in choices if isinstance(c, str)]
-        bounds += [bind("terms", {name: {key: value}}) for value in values]
-    return bounds
-
-
 TERM_VARIANTS = [
-    pytest.param(b, id=f"{name}-{b.options}") for name in TERMS for b in variants(name)
+    pytest.param(b, id=f"{name}-{b.options}") for name in TERMS for b in variants("terms", name)
 ]
 
 
@@ -114,7 +102,7 @@ def test_options_are_keyword_only_with_defaults(slot, name):
 
 @pytest.mark.parametrize(("slot", "name"), ALL)
 def test_needs_are_known_to_the_engine(slot, name):
-    for bound in variants(name) if slot == "terms" else [bind(slot, name)]:
+    for bound in variants(slot, name):
         known = bound.needs if slot != "terms" else facts.live(bound.needs) | facts.old(bound.needs)
         facts.check(known, MODELS)
 

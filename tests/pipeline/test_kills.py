@@ -82,8 +82,8 @@ MODULES = {"structured": "rl", "creative": "rl", "referee": "train_judge"}
 OUTPUTS = {
     "sft_warmup": ("checkpoints/s0/*", "runs/s0/metrics.jsonl"),
     "train_judge": ("checkpoints/judge/reward/*", "checkpoints/judge/reward.json"),
-    "rl": ("checkpoints/s0--joint/*",),
-    "structured": ("checkpoints/s0--math/*",),
+    "rl": ("checkpoints/s0--joint/*", "runs/s0--joint/drawn.jsonl"),
+    "structured": ("checkpoints/s0--math/*", "runs/s0--math/drawn.jsonl"),
     "creative": ("checkpoints/s0--creative/*",),
     "distill": ("checkpoints/s0--distil/*",),
     "merge": ("checkpoints/s0--dare/*",),

@@ -11,6 +11,7 @@ from trainorder.order import (
     EXACT,
     PREDICTORS,
     RULES,
+    TEXT_RULES,
     Measured,
     Misfit,
     Reason,
@@ -207,14 +208,15 @@ def test_every_rule_orders_the_hand_matrix_as_worked_out():
     assert {name: RULES[name](CHANGE) for name in expected} == expected
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", [*RULES, *TEXT_RULES])
 def test_a_rule_gives_a_permutation_and_ignores_what_a_phase_does_to_itself(name):
+    rule = {**RULES, **TEXT_RULES}[name]
     rng = np.random.default_rng(1)
     for n in (1, 2, 5, 14):
         change = rng.normal(size=(n, n))
-        found = RULES[name](change)
+        found = rule(change)
         assert sorted(found) == list(range(n))
-        assert RULES[name](change + np.diag(rng.normal(size=n))) == found
+        assert rule(change + np.diag(rng.normal(size=n))) == found
 
 
 def test_stage_delta_extrapolation_reproduces_the_worked_quadratic():

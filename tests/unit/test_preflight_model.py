@@ -96,6 +96,38 @@ def test_templates_that_cannot_work_are_refused(good: Path, name: str):
     assert "chat template" in str(caught.value)
 
 
+SYSTEM: dict[str, tuple[str, str]] = {
+    "refused": (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+        "[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}[assistant] ",
+        r"cannot render a prompt of tasks\.sums \(turns system, user\): no system turn \(TemplateError\)",
+    ),
+    "left out": (
+        "{% for m in messages if m['role'] != 'system' %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}[assistant] ",
+        r"leaves out the system turn of a prompt of tasks\.sums, 'Be brief\.': write it into",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SYSTEM)
+def test_a_template_that_loses_the_system_turn_of_the_rows_is_refused(good: Path, name: str):
+    template, message = SYSTEM[name]
+    rows = [
+        {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}], "answer": answer}
+        for prompt, answer in ROWS
+    ]  # fmt: skip
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = params(None).model_dump(exclude_defaults=True)
+    given["tasks"]["sums"] = {"data": "rows.jsonl", "max_new_tokens": 8}
+    for folder in (good, with_tokenizer(good, byte_tokenizer(template))):
+        checked = parse_params(given | {"policy": {"path": str(folder)}})
+        if folder == good:
+            preflight.check(checked)
+            continue
+        with pytest.raises(ParamsError, match=message):
+            preflight.check(checked)
+
+
 @pytest.mark.parametrize(
     "change",
     [

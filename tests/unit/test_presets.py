@@ -25,7 +25,7 @@ from trainorder.config.presets import presets
 from trainorder.evaluation import ways  # noqa: F401  fills WAYS
 from trainorder.evaluation.sitting import WAYS
 from trainorder.fingerprint import closure, compute
-from trainorder.order import PREDICTORS, RULES
+from trainorder.order import PREDICTORS, RULES, TEXT_RULES
 from trainorder.plan import compile_plan
 from trainorder.reading import ParamsError
 from trainorder.registries import PROBES
@@ -193,7 +193,7 @@ def test_what_stands_in_for_a_left_out_idea_exists():
         rows += [text for text in quoted if re.match(r"(rl|evaluation): ", text)]
     pieces = [name for listed in (*SLOTS.values(), *catalog.CHOOSERS.values()) for name in listed]
     options = [*RlConfig.model_fields, *MergeConfig.model_fields, *JudgeConfig.model_fields, "anti"]
-    known = {*presets(), *pieces, *PROBES, *WAYS, *RULES, *PREDICTORS, *options}
+    known = {*presets(), *pieces, *PROBES, *WAYS, *RULES, *TEXT_RULES, *PREDICTORS, *options}
     assert len(words) > 15
     assert set(words) <= known
     assert len(rows) > 10

@@ -25,6 +25,8 @@ from trainorder.rl.registry import REWARDS, Entry
 from trainorder.rl.step import rl_step
 from trainorder.rl.trainer import make_learner, train_phase
 from trainorder.rl.types import Roll, State
+from trainorder.streams import stream
+from trainorder.tasks import load_problems
 
 TASK = {"train": 6, "dev": 2, "test": 2, "demonstrations": 5, "max_new_tokens": 48}
 LEARNING = ["says_seven"]
@@ -107,6 +109,28 @@ def test_same_arguments_same_bytes_on_any_number_of_threads(rl: RlConfig):
     ]
     assert files[0] == files[1]
     assert weights_hash("checkpoints/one") != weights_hash(PARENT)
+
+
+def test_the_order_of_problems_is_logged_as_they_were_drawn():
+    # dynamic sampling draws again in place of flat groups, and CurES gives each problem answers of its own
+    allocates = {"plan": ["cures_allocation"], "edit": [{"dynamic_sampling": {"max_rounds": 2}}]}
+    lines, summary = train("ordered", 3, settings(method=allocates), {"math": 1, "qa": 3}, seed=5)
+    order = summary["order"]
+    assert [row["step"] for row in order] == [0, 1, 2]
+    for row, line in zip(order, lines, strict=True):
+        count = sum(value for name, value in line.items() if name.startswith("drawn/count/"))
+        assert len(row["problems"]) == count
+        answers = (
+            row["answers"] if isinstance(row["answers"], list) else [row["answers"]] * int(count)
+        )
+        assert sum(answers[:4]) == 16  # of the first round
+    assert max(len(row["problems"]) for row in order) > 4
+    for task, size in (("math", TASK["train"]), ("qa", TASK["train"])):
+        dealt = [stream("problems", 5, task, n).sample(range(size), size) for n in range(9)]
+        ids = [problem.id for problem in load_problems(task, "train")]
+        expected = [ids[i] for epoch in dealt for i in epoch]
+        drawn = [p for row in order for p in row["problems"] if p.startswith(f"{task}/")]
+        assert drawn == expected[: len(drawn)]
 
 
 def test_a_serial_step_makes_one_update_per_task_and_leaves_other_weights_than_one_for_all():

@@ -169,7 +169,7 @@ def test_only_a_gguf_model_brings_its_reader_into_a_fingerprint(tiny_gguf: Path,
     assert not any(folder.values())
     assert [stage for stage, found in reads(str(tiny_gguf)).items() if found] == [
         "build_data",
-        "sft_warmup",
+        "base_model",
     ]
 
 
@@ -181,11 +181,11 @@ def test_a_gguf_file_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path):
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(unknown.read_bytes()[:3000])
     refused = {
-        unknown: r"architecture nonesuch is not supported",
-        lacking: r"no weights for parts of its model.*layers\.1\.mlp\.up_proj",
+        unknown: r"reads no GGUF of the architecture 'nonesuch'; there are .*llama.*: take the model's Hugging Face folder",
+        lacking: r"no weights for parts of its model \(llama\): .*layers\.1\.mlp\.up_proj.*; download it again",
         tmp_path / "text.gguf": "no GGUF file",
         tmp_path / "pointer.gguf": "git lfs pull",
-        cut: "cannot be loaded",
+        cut: r"is damaged or incomplete \(.*\): download it again",
     }
     for file, message in refused.items():
         with pytest.raises(ParamsError, match=message) as caught:

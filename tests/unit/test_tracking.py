@@ -91,6 +91,17 @@ def test_a_child_names_its_parents_run():
     )
 
 
+def test_the_order_of_problems_lies_in_the_records_and_with_the_run():
+    steps = [{"step": 0, "problems": ["math/1", "qa/2"], "answers": 8}]
+    with Tracker("s0--math", 0, {}, {}) as tracker:
+        tracker.keep_order(steps)
+    file = Path("runs/s0--math/drawn.jsonl")
+    assert [json.loads(line) for line in file.read_text().splitlines()] == steps
+    (run,) = runs("nodes")
+    stored = Path("mlartifacts") / run.info.artifact_uri.partition(":/")[2] / file.name
+    assert stored.read_bytes() == file.read_bytes()
+
+
 def test_a_failed_node_is_failed_in_mlflow_and_keeps_its_lines():
     def diverge() -> None:
         with Tracker("s0", 0, {}, {}) as tracker:

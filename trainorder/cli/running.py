@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -78,7 +79,7 @@ def check(
         current = plan.load()
         preflight.check(current.params)
         level = _sandbox(current.params)
-        own = list(preflight.rows.lines(current.params))
+        own = preflight.lines(current.params)
         own += preflight.judges.check(current.params)
     checked = current.params
     waiting = plan.pending(checked, current.resolved)
@@ -130,6 +131,7 @@ def plan_command(
     with refusing():
         from trainorder import plan, storage
         from trainorder.plan import show, times
+        from trainorder.reading import NotHere
 
         current = plan.load()
         if resolve:
@@ -140,7 +142,9 @@ def plan_command(
         plan.repair()
         changed = plan.write(current)
         states = plan.status(current)
-        sizes = storage.sizes(current) if "stale" in states.values() else None
+        sizes = None
+        with suppress(NotHere):  # a model that is not here: `check` says so
+            sizes = storage.sizes(current) if "stale" in states.values() else None
         seconds = times.expected(current, sizes)
     if as_json:
         print_json(show.document(current, states, seconds, sizes) | {"changed": changed})

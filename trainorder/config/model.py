@@ -75,8 +75,11 @@ PLAIN_POLICY = PolicyConfig()
 class SftConfig(Section):
     """Supervised warm-up from scratch until the skills that RL sharpens exist."""
 
-    changes_nothing = frozenset({"threads", "per_seed"})
+    changes_nothing = frozenset({"threads", "per_seed", "when"})
 
+    when: Literal["scratch", "always"] = "always"
+    """scratch: only the built-in model is warmed up, and a model that `policy.path` names begins RL as it is, as where this section
+    is left out; always: such a model too, at rates that fit it."""
     per_seed: bool = False
     """False: all seeds begin RL at one checkpoint, so that replicates are other runs from the same base: rollouts, order of
     problems, optimizer. True: a warm-up for each seed, so that they differ in their base too, at its cost per seed."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from trainorder import paths
 from trainorder.config.experiment import (
@@ -59,8 +59,8 @@ class Params(Section):
     """Task name -> its settings. All tasks are evaluated; those in no phase are held out."""
     data: DataConfig = Field(default_factory=DataConfig)
     """Data build."""
-    sft: SftConfig | None = Field(default_factory=SftConfig)
-    """SFT warm-up; null with `policy.path`: all seeds begin RL at that model as it is."""
+    sft: SftConfig | None = Field(default_factory=lambda: SftConfig(when="scratch"))
+    """SFT warm-up; null: all seeds begin RL at the model of `policy.path` as it is. Left out, it is for the built-in model alone."""
     judge: JudgeConfig = Field(default_factory=JudgeConfig)
     """The judges in short form."""
     judges: dict[Name, dict[str, Any]] = Field(default_factory=dict)
@@ -96,6 +96,13 @@ class Params(Section):
     a table in reports/probes.parquet and a section of the page. `[all]`: every probe; empty: none, which costs nothing."""
     flow: FlowConfig = Field(default_factory=FlowConfig)
     """Orchestration."""
+
+    @model_validator(mode="after")
+    def _without_warm_up(self) -> Self:
+        """No section `sft` where its `when` leaves the model out: what follows asks only whether there is one."""
+        if self.policy.path is not None and self.sft is not None and self.sft.when == "scratch":
+            object.__setattr__(self, "sft", None)
+        return self
 
     def engine(self) -> dict[str, Any]:
         """The section `rollout` for what samples without training: nothing where the torch engine does."""

@@ -2,12 +2,14 @@
 
 The data are built by their DVC stage, so that the run finds them. The model has shapes alone (torch's meta device). A problem
 of each task goes through template, tokenizer, room for the answer and grader; a judge that is not trained here is asked about one pair.
+What this machine lacks (a model on the hub, an endpoint, a package, memory) is a line `missing`, and everything else is tried.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from typer import Exit
@@ -17,7 +19,7 @@ from trainorder.config import Params, PreferenceConfig
 from trainorder.flow import dvc
 from trainorder.plan import show, times
 from trainorder.process import exclusive, keep_loopback_direct
-from trainorder.reading import ParamsError
+from trainorder.reading import NotHere, ParamsError
 from trainorder.refusing import refusing
 
 if TYPE_CHECKING:
@@ -26,20 +28,20 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """0 where the run can begin; what stops it is one line, as in `trainorder check`."""
+    """0 where the run can begin, 1 where this machine lacks something; what else stops it is one line, as in `trainorder check`."""
     keep_loopback_direct()
     try:
         with refusing(), exclusive(paths.FLOW_LOCK, "runs a flow in this folder"):
             wanted = plan.load()
-            preflight.check(wanted.params)
+            missing = preflight.lacking(wanted.params)
             plan.repair()
             plan.write(wanted)
             _build()
-            for line in report(wanted):
+            for line in report(wanted, missing):
                 print(line, flush=True)
     except Exit as refused:
         return refused.exit_code
-    return 0
+    return int(bool(missing))
 
 
 def _build() -> None:
@@ -55,29 +57,41 @@ def _build() -> None:
         raise ParamsError(said.partition("\n")[0] if found else str(error)) from None
 
 
-def report(wanted: plan.Plan) -> Iterator[str]:
-    """The lines to print.
+def report(wanted: plan.Plan, missing: list[str]) -> Iterator[str]:
+    """The lines to print; `missing`, what this machine lacks, grows by what is found on the way.
 
     Raises:
-        ParamsError: a problem does not fit the model, a right answer is graded wrong, or a judge cannot be asked.
+        ParamsError: a problem does not fit the model, a right answer is graded wrong, or a judge gives no verdict.
     """
     from trainorder.rewards import grading
     from trainorder.tasks import load_problems, load_task
 
     params = wanted.params
     grading.configure(params.grading)
-    policy = _model(params)
-    count = sum(parameter.numel() for parameter in policy.model.parameters())
-    yield f"model   {params.policy.path or 'the built-in one'}: {count:,} weights, context {policy.context or 'unknown'}"
+    name = params.policy.path or "the built-in one"
+    try:
+        policy = _model(params)
+    except NotHere:  # one of `missing`
+        policy = None
+        yield f"model   {name}: not here; template, tokens and room of the answers are not tried"
+    else:
+        count = sum(parameter.numel() for parameter in policy.model.parameters())
+        yield f"model   {name}: {count:,} weights, context {policy.context or 'unknown'}"
     for name in params.tasks:
         problems = load_problems(name, "train") or load_problems(name, "test")
         yield f"{name:<7} {_through(params, policy, name, load_task(name), problems[0])}"
     for name, judge in wanted.judges.items():
         if isinstance(config := judge.config, PreferenceConfig):
             yield f"judge   {name}: trained by the run, on {config.prompts} prompts with {config.answers} answers each"
-    yield from (f"judge   {line}" for line in preflight.judges.check(params))
+        try:
+            yield from (f"judge   {line}" for line in preflight.judges.check(params, [name]))
+        except NotHere as error:
+            missing.append(str(error))
     yield from _costs(wanted)
-    yield "nothing was trained; data/ is built, `trainorder run` goes on from there"
+    yield from (f"missing {line}" for line in missing)
+    yield "nothing was trained; data/ is built, `trainorder run` goes on from there" + (
+        " once nothing is missing" if missing else ""
+    )
 
 
 def _model(params: Params) -> Policy:
@@ -91,50 +105,57 @@ def _model(params: Params) -> Policy:
         return Policy.build_tiny(params.policy, paths.TOKENIZER, 0)
 
 
-def _through(params: Params, policy: Policy, name: str, task: Task, problem: Problem) -> str:
-    """One problem through template, tokenizer and grader: what came out, as text."""
+def _through(params: Params, policy: Policy | None, name: str, task: Task, problem: Problem) -> str:
+    """One problem through template, tokenizer and grader, or without a model through the grader alone: what came out, as text."""
     from trainorder.rewards import grading
 
     room = params.tasks[name].max_new_tokens
-    prompt = policy.encode_prompt(problem.prompt)
-    limit = policy.context
-    if limit is not None and len(prompt) + room > limit:
-        raise ParamsError(
-            f"tasks.{name}: a prompt of {len(prompt)} tokens and max_new_tokens {room} do not fit the model's {limit}"
-        )
-    said = f"prompt {len(prompt)} tokens, room for {room}"
     answer = problem.gold if problem.gold is not None else problem.reference
+    said, seen, known = "", answer or "", "a known answer"
+    if policy is not None:
+        prompt = policy.encode_prompt(problem.prompt)
+        limit = policy.context
+        if limit is not None and len(prompt) + room > limit:
+            raise ParamsError(
+                f"tasks.{name}: a prompt of {len(prompt)} tokens and max_new_tokens {room} do not fit the model's {limit}"
+            )
+        said = f"prompt {len(prompt)} tokens, room for {room}, "
+        if answer is not None:
+            ids = policy.encode_completion(answer)
+            if len(ids) > room:
+                raise ParamsError(
+                    f"tasks.{name}.max_new_tokens is {room}, a known answer has {len(ids)} tokens: raise it"
+                )
+            seen, known = policy.decode(ids), f"{known} has {len(ids)} and"
     if answer is None:
-        return f"{said}, no right answer is known"
-    ids = policy.encode_completion(answer)
-    if len(ids) > room:
-        raise ParamsError(
-            f"tasks.{name}.max_new_tokens is {room}, a known answer has {len(ids)} tokens: raise it"
-        )
-    said += f", a known answer has {len(ids)}"
-    right, empty = (
-        r.value for r in grading.grade(task, [policy.decode(ids), ""], [problem, problem])
-    )
+        return f"{said}no right answer is known"
+    right, empty = (r.value for r in grading.grade(task, [seen, ""], [problem, problem]))
     if task.rewarded_by == "judge":
-        return f"{said}; rewarded by a judge"
+        return f"{said}rewarded by a judge"
     if right != 1.0 or empty != 0.0:
         raise ParamsError(
-            f"tasks.{name}: a right answer scores {right}, an empty one {empty}; the grader sees {policy.decode(ids)[:200]!r}"
+            f"tasks.{name}: a right answer scores {right}, an empty one {empty}; the grader sees {seen[:200]!r}"
         )
-    return f"{said} and scores {right:g}, an empty one {empty:g}"
+    return f"{said}{known} scores {right:g}, an empty one {empty:g}"
 
 
 def _costs(wanted: plan.Plan) -> Iterator[str]:
-    """Time, disk, memory and questions to judges."""
+    """Time, disk, memory and questions to judges; sizes and memory only where model and machines are known."""
     from trainorder import footprint, storage
     from trainorder.files import size_text
 
     params = wanted.params
-    machine = footprint.Machine.here(params.training)
-    config = footprint.model_config(params.policy)
-    for stage in footprint.stages(params, machine, config, activations=False):
-        gpu, host = stage.total(machine)
-        yield f"memory  {stage.name}: {f'{size_text(gpu)} of a GPU, ' if gpu else ''}{size_text(host)} of RAM at least"
+    memory, sizes = list[tuple[str, int, int]](), None
+    with suppress(NotHere):  # one of `missing`
+        machine, config = (
+            footprint.Machine.here(params.training),
+            footprint.model_config(params.policy),
+        )
+        sizes = storage.sizes(wanted)
+        for stage in footprint.stages(params, machine, config, activations=False):
+            memory.append((stage.name, *stage.total(machine)))
+    for stage, gpu, host in memory:
+        yield f"memory  {stage}: {f'{size_text(gpu)} of a GPU, ' if gpu else ''}{size_text(host)} of RAM at least"
     asked = 0
     for node in wanted.nodes.values():
         if node.phase is not None and node.kind != "sft":
@@ -145,7 +166,7 @@ def _costs(wanted: plan.Plan) -> Iterator[str]:
             asked += round(each * judged / sum(phase.tasks.values()))
     if asked:
         yield f"judges  score about {asked:,} answers in RL"
-    states, sizes = plan.status(wanted), storage.sizes(wanted)
+    states = plan.status(wanted)
     lines = show.summary(wanted, states, times.expected(wanted, sizes), sizes)
     yield from (f"plan    {line}" for line in lines)
 

@@ -25,7 +25,7 @@ from trainorder.footprint.shapes import (
     state_bytes,
     tensor_bytes,
 )
-from trainorder.reading import ParamsError
+from trainorder.reading import NotHere
 
 __all__ = [
     "Machine", "Part", "Shapes", "Stage", "check", "disk", "frozen_models", "full_roll", "micro_batch_peak",
@@ -39,7 +39,7 @@ def check(params: Params) -> None:
     Only what is certain counts: weights, gradients, optimizer states, copies and the cache of sampling.
 
     Raises:
-        ParamsError: the stage, what it needs, what there is, and the setting to change.
+        NotHere: the stage, what it needs, what there is, and the setting to change.
     """
     if params.training.hostfile is not None:
         return
@@ -47,4 +47,4 @@ def check(params: Params) -> None:
     for stage in stages(params, machine, model_config(params.policy), activations=False):
         problem = too_large(stage, machine, sure=True)
         if problem:
-            raise ParamsError(f"{problem}. `python -m benchmarks.footprint` lists all of it")
+            raise NotHere(f"{problem}. `python -m benchmarks.footprint` lists all of it")

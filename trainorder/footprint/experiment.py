@@ -32,6 +32,7 @@ from trainorder.footprint.shapes import (
 from trainorder.plan.appointed import Appointed, appointed
 from trainorder.plan.compile import Sizes
 from trainorder.policy import Policy
+from trainorder.reading import NotHere
 from trainorder.registries import asks_base
 from trainorder.rl.backend import holds_whole_weights, splits_weights, trained
 from trainorder.rl.method import Method
@@ -352,7 +353,10 @@ def _judge_weights(params: Params, shapes: Shapes, names: set[str]) -> list[Part
         if isinstance(config, PreferenceConfig):
             parts.append(Part(f"the judge {name}", shapes.base, change=change))
         elif isinstance(config, ModelJudgeConfig):
-            model = Policy.load(config.path, weights=False).model
+            try:
+                model = Policy.load(config.path, weights=False).model
+            except NotHere as error:
+                raise NotHere(f"judges.{name}.path: {error}") from None
             size = 4 * sum(weight.numel() for weight in model.parameters())
             parts.append(
                 Part(f"the judge {name}", size, change=f"{change}, or take a smaller model")

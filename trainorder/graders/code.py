@@ -81,6 +81,7 @@ def _read_asserts(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
         raise BadLabel(f"a list of test statements is needed, got {repr(label)[:60]}")
     setup = row.get("test_setup_code") or ""
     tests = [_checked(f"{setup}\n{test}" if setup else test) for test in found[:MAX_TESTS]]
+    _refuse_idle(tests)
     return {"tests": tests, "entry": "", "header": "", "own": _own(tests)}
 
 
@@ -98,7 +99,8 @@ def _read_entry(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
         raise BadLabel("`test` with a function `check(candidate)` and `entry_point` are needed")
     prompt = found.get("prompt")
     header = prompt if isinstance(prompt, str) and f"def {entry}(" in prompt else ""
-    return {"tests": [_checked(test)], "entry": entry, "header": header, "own": []}
+    _refuse_idle([_checked(test)])
+    return {"tests": [test], "entry": entry, "header": header, "own": []}
 
 
 def _read_stdio(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,11 +118,15 @@ def _read_stdio(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
             f"as many outputs as inputs are needed, got {len(pair[0])} and {len(pair[1])}"
         )
     inputs, outputs = pair
+    if not any(text.split() for text in outputs[:MAX_TESTS]):
+        raise BadLabel("every output is empty, so any program that prints nothing is right")
     return {"inputs": inputs[:MAX_TESTS], "outputs": outputs[:MAX_TESTS]}
 
 
 def _texts(value: Any) -> list[str]:
     found = value if isinstance(value, list) else []
+    if None in found:
+        raise BadLabel(f"a text for every input and output is needed, got {repr(value)[:60]}")
     return ["\n".join(map(str, item)) if isinstance(item, list) else str(item) for item in found]
 
 
@@ -142,6 +148,21 @@ def _checked(test: str) -> str:
             f"a test imports {others[0]!r}, and the sandbox has the standard library only"
         )
     return test
+
+
+def _refuse_idle(tests: list[str]) -> None:
+    """Refuse tests of which none can fail: no assert, nothing raised, no method `assert...` or `fail`."""
+    for node in (node for test in tests for node in ast.walk(ast.parse(test))):
+        if isinstance(node, ast.Raise):
+            return
+        if isinstance(node, ast.Attribute) and node.attr.startswith(("assert", "fail")):
+            return
+        if isinstance(node, ast.Assert):
+            never = isinstance(node.test, ast.Constant) and not node.test.value  # `assert False`
+            named = any(isinstance(n, ast.Name | ast.Attribute) for n in ast.walk(node.test))
+            if never or named:
+                return
+    raise BadLabel(f"a test asserts nothing of the answer: {tests[0][:60]!r}")
 
 
 def _own(tests: list[str]) -> list[str]:

@@ -22,6 +22,14 @@ _LITERAL = re.compile(
     re.ASCII,
 )
 _MINUS = re.compile("[\u2212\u2012\u2013]")
+_FORMULA = re.compile(r"\$[^$]+\$|\\\(.*?\\\)|\\\[.*?\\\]|\Z", re.DOTALL)
+_SEVERAL = re.compile(r"\\pm|\\mp|[\u00b1\u2213;]|\b(?:or|and)\b|,(?!\d{3}(?!\d))")
+"""Several values in one answer, of which math-verify takes the one that is right."""
+_NEGATIVE = re.compile(r"\b(?:minus|negative)\s+\Z", re.IGNORECASE)
+_CHANGED = re.compile(
+    r"\s?(?:hundred|thousand|million|billion|trillion|dozen|third|quarter|tenth|half|halves|squared|cubed|percent)s?\b",
+    re.IGNORECASE,
+)
 
 
 def _labels(label: Any, row: Mapping[str, Any]) -> list[str]:
@@ -52,19 +60,32 @@ def _number(answer: Answer, label: list[str]) -> float:
 def last_number(text: str) -> list[str]:
     """The last literal number of a text, if there is one.
 
+    A word that makes another number of it counts: its sign, or nothing where it is multiplied (`5 thousand`).
+
     >>> last_number("3 boxes of 1,250 make 3,750."), last_number("8-5"), last_number("none")
     (['3,750'], ['5'], [])
+    >>> last_number("It is minus 5."), last_number("about 5 thousand"), last_number("5 halves")
+    (['-5'], [], [])
     """
-    found = [m[0] for m in _LITERAL.finditer(_MINUS.sub("-", text[-MAX_TEXT:]))]
-    return found[-1:]
+    shown = _MINUS.sub("-", text[-MAX_TEXT:])
+    found = [*_LITERAL.finditer(shown)][-1:]
+    if not found:
+        return []
+    before, after = shown[: found[0].start()], shown[found[0].end() :]
+    if _CHANGED.match(after):
+        return []
+    sign = "-" if _NEGATIVE.search(before) and found[0][0][0] not in "+-" else ""
+    return [sign + found[0][0]]
 
 
 def _math(answer: Answer, label: list[str]) -> float:
     if answer.marked and any(same_expression(answer.marked, wanted) for wanted in label):
         return 1.0
+    text = answer.text.strip()[-MAX_TEXT:]
+    said = answer.marked or ([*_FORMULA.finditer(text)] or [""])[-1][0]
+    label = [wanted for wanted in label if _SEVERAL.search(wanted) or not _SEVERAL.search(said)]
     if answer.marked:
         return float(any(found_equal(answer.marked, wanted) for wanted in label))
-    text = answer.text.strip()[-MAX_TEXT:]
     if any(same_expression(text, wanted) for wanted in label):
         return 1.0
     if "\\" not in text and all(numbers(wanted) for wanted in label):

@@ -55,6 +55,14 @@ def _read(label: Any, row: Mapping[str, Any]) -> list[str]:
     return texts_of(label)
 
 
+def _read_words(label: Any, row: Mapping[str, Any]) -> list[str]:
+    found = texts_of(label)
+    for text in found:
+        if not _words(text):
+            raise BadLabel(f"no word is left without articles and punctuation, got {_short(text)}")
+    return found
+
+
 def _last(text: str) -> str:
     """What follows `####` in a worked answer as GSM8K writes it."""
     found = _WORK.search(text)
@@ -80,6 +88,10 @@ def _read_pattern(label: Any, row: Mapping[str, Any]) -> str:
         re.compile(label)
     except (re.error, RecursionError, OverflowError) as error:
         raise BadLabel(f"no regular expression ({error}): {_short(label)}") from None
+    if re.search(label, ""):
+        raise BadLabel(
+            f"the pattern {_short(label)} matches an empty text, so every answer is right"
+        )
     return label
 
 
@@ -94,5 +106,5 @@ def _short(value: Any) -> str:
 
 EXACT = Grader(_read, _exact, lambda label: label[0])
 TEXT = Grader(_read, _text, lambda label: label[0])
-F1 = Grader(_read, _f1, lambda label: label[0])
+F1 = Grader(_read_words, _f1, lambda label: label[0])
 REGEX = Grader(_read_pattern, _regex, lambda label: None)

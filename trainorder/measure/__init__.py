@@ -76,7 +76,7 @@ first: `gain` is `{"a": {"b": -0.05}, "b": {"a": 0.0}}`, the mean over both task
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,15 +106,20 @@ DIGITS = 6
 
 
 def measure(
-    table: pd.DataFrame, designs: Mapping[str, Design], config: MeasureConfig
+    table: pd.DataFrame,
+    designs: Mapping[str, Design],
+    config: MeasureConfig,
+    prompts: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """The content of reports/bwt.json from the long table of all evaluations and `from_plan`'s designs.
+
+    `prompts` are some of each task, which rules that compare features look at (trainorder/order/rules.py).
 
     Raises:
         ParamsError: an evaluation is missing or incomplete; names the node and the command that makes it.
     """
     documents = {
-        name: _plain(_document(table, gather(table, design, config), name))
+        name: _plain(_document(table, gather(table, design, config, prompts), name))
         for name, design in designs.items()
     }
     first, *others = documents

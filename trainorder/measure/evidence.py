@@ -73,6 +73,8 @@ class Evidence:
     """The hidden taste of the judged tasks that have one, on test."""
     solved: Solved = field(default_factory=dict)
     """Which test problems of the verified tasks that are trained each node solves."""
+    prompts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Some of each task, where evaluations keep answers."""
     _cache: dict[str, ordering.Measured] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -92,6 +94,15 @@ class Evidence:
     def mean_score(self, split: str, nodes: Mapping[int, str]) -> Float[np.ndarray, "seed draw"]:
         """Mean score over the trained tasks."""
         return self.scores[split].of(nodes)[..., self.trained].mean(-1)
+
+    @property
+    def likeness(self) -> Float[np.ndarray, "phase phase"] | None:
+        """How alike the prompts of two phases are; None where those of some phase are not known."""
+        phases = [self.design.phase_tasks[phase] for phase in self.design.singles]
+        texts = [
+            [text for task in tasks for text in self.prompts.get(task, ())] for tasks in phases
+        ]
+        return ordering.word_likeness(texts) if texts and all(texts) else None
 
     def estimates(
         self, values: Float[np.ndarray, "item seed draw"], level: float | None = None
@@ -192,8 +203,13 @@ def as_json(interval: statistics.Interval, seeds: Iterable[int]) -> dict[str, An
     return result
 
 
-def gather(table: pd.DataFrame, design: Design, config: MeasureConfig) -> Evidence:
-    """Check that every node is evaluated on every task and draw the resamples.
+def gather(
+    table: pd.DataFrame,
+    design: Design,
+    config: MeasureConfig,
+    prompts: Mapping[str, Sequence[str]] | None = None,
+) -> Evidence:
+    """Check that every node is evaluated on every task and draw the resamples. `prompts` are some of each task.
 
     Raises:
         ParamsError: an evaluation is missing or incomplete; names the node and the command.
@@ -212,4 +228,6 @@ def gather(table: pd.DataFrame, design: Design, config: MeasureConfig) -> Eviden
     gold = gold_scores(table, "test", nodes, design.trained, config)
     judged, same = frozenset(judged_tasks(table)), frozenset(same_judge(table))
     right = solved(table, nodes, [task for task in design.trained if task not in judged])
-    return Evidence(design, config, tasks, scores, means, seed_draws, judged, same, gold, right)
+    return Evidence(
+        design, config, tasks, scores, means, seed_draws, judged, same, gold, right, prompts or {}
+    )

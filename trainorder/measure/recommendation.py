@@ -201,7 +201,7 @@ def _document(evidence: Evidence, of: Judged, source: str) -> dict[str, Any]:
         "p_no_order": found.p_no_order,
         "rules": {
             rule: {"order": names(order), "value": value, "regret": regret}
-            for rule, (order, value, regret) in found.by_rule().items()
+            for rule, (order, value, regret) in found.by_rule(evidence.likeness).items()
         },
         "best_by_predictor": _best_by_predictor(evidence),
         "misfit": {

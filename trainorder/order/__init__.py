@@ -24,7 +24,7 @@ from trainorder.order.predict import (
     gains,
     slopes,
 )
-from trainorder.order.rules import RULES
+from trainorder.order.rules import RULES, TEXT_RULES, word_likeness
 from trainorder.order.search import (
     ENUMERATED,
     EXACT,
@@ -43,6 +43,7 @@ __all__ = [
     "MIN_ORDERS",
     "PREDICTORS",
     "RULES",
+    "TEXT_RULES",
     "Measured",
     "Misfit",
     "Reason",
@@ -60,4 +61,5 @@ __all__ = [
     "recommend",
     "slopes",
     "upper_bound",
+    "word_likeness",
 ]

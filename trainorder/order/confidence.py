@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from trainorder.metrics.statistics import ROUNDING
 from trainorder.order.misfit import PROBABILITIES, Misfit, drawn
-from trainorder.order.rules import RULES
+from trainorder.order.rules import RULES, TEXT_RULES
 from trainorder.order.search import (
     EXACT,
     TIE_BREAK,
@@ -91,11 +91,15 @@ class Recommendation:
     _gain: Float[Array, "phase phase"] = field(repr=False, compare=False)
     _worlds: _Worlds = field(repr=False, compare=False)
 
-    def by_rule(self) -> dict[str, tuple[tuple[int, ...], float, float]]:
-        """Rule -> its order, the order's value, and its mean regret over resamples."""
+    def by_rule(
+        self, likeness: Float[Array, "phase phase"] | None = None
+    ) -> dict[str, tuple[tuple[int, ...], float, float]]:
+        """Rule -> its order, the order's value, and its mean regret over resamples; TEXT_RULES where the `likeness` of prompts is known."""
         best, result = self._worlds.best_value, {}
-        for name, rule in RULES.items():
-            order = rule(self._gain.T)
+        orders = {name: rule(self._gain.T) for name, rule in RULES.items()}
+        if likeness is not None:
+            orders |= {name: rule(likeness) for name, rule in TEXT_RULES.items()}
+        for name, order in orders.items():
             regret = float((best - self._worlds.value(order)).mean())
             result[name] = order, float(order_value(self._gain, order)), regret
         return result

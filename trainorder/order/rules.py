@@ -1,8 +1,8 @@
 """Named ways to choose an order from a measured transfer matrix; RULES lists them.
 
 `change[k, j]` is what training phase k does to the tasks of phase j, in points of the final mean: the transpose of
-`gains`; the diagonal counts for nothing. A rule sees that matrix alone, so all rules can be compared on the same
-measurement. To add one, write a function and list it.
+`gains`; the diagonal counts for nothing. A rule of RULES sees that matrix alone, so all rules can be compared on the same
+measurement; one of TEXT_RULES sees how alike the phases' prompts are, and no measurement. To add one, write a function and list it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from trainorder.metrics.words import tf_idf
 from trainorder.order.search import best_order, heuristic_order
 
 Array = np.ndarray
@@ -79,7 +80,7 @@ def near_first(change: Float[Array, "phase phase"]) -> tuple[int, ...]:
     """After each phase the one most like it: a curriculum by similarity (arXiv:2211.15470, of which the abstract alone was read).
 
     Two phases are the more alike the better they do each other, (change[j, k] + change[k, j]) / 2, where the paper compares features
-    of classes. First comes the phase most like all others.
+    of classes, as `near_first_by_text` does. First comes the phase most like all others.
 
     >>> near_first(HAND)
     (1, 2, 0)
@@ -94,6 +95,38 @@ def far_first(change: Float[Array, "phase phase"]) -> tuple[int, ...]:
     (0, 2, 1)
     """
     return _chain(-_likeness(change))
+
+
+def near_first_by_text(likeness: Float[Array, "phase phase"]) -> tuple[int, ...]:
+    """As `near_first`, with features in place of measured transfer: how alike the prompts of two phases are (`word_likeness`).
+
+    >>> near_first_by_text(np.array([[1.0, 0.1, 0.6], [0.1, 1.0, 0.2], [0.6, 0.2, 1.0]]))
+    (2, 0, 1)
+    """
+    return _chain(_likeness(likeness))
+
+
+def far_first_by_text(likeness: Float[Array, "phase phase"]) -> tuple[int, ...]:
+    """After each phase the one whose prompts are least like its own (see `near_first_by_text`).
+
+    >>> far_first_by_text(np.array([[1.0, 0.1, 0.6], [0.1, 1.0, 0.2], [0.6, 0.2, 1.0]]))
+    (1, 0, 2)
+    """
+    return _chain(-_likeness(likeness))
+
+
+def word_likeness(texts: Sequence[Sequence[str]]) -> Float[Array, "group group"]:
+    """Cosine of the mean TF-IDF vectors of every two groups of texts: rows are texts, words are split at spaces.
+
+    >>> word_likeness([["add one", "add two"], ["add one two"], ["write a poem"]]).round(2).tolist()
+    [[1.0, 0.94, 0.0], [0.94, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    every = [text for group in texts for text in group]
+    rows = tf_idf(every)
+    ends = np.cumsum([len(group) for group in texts])[:-1]
+    means = np.stack([part.mean(0) for part in np.split(rows, ends)])
+    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    return means @ means.T
 
 
 def random(change: Float[Array, "phase phase"], *, seed: int = 0) -> tuple[int, ...]:
@@ -113,6 +146,11 @@ RULES: Mapping[str, Rule] = {
     "random": random,
 }
 """Name -> rule."""
+TEXT_RULES: Mapping[str, Rule] = {
+    "near_first_by_text": near_first_by_text,
+    "far_first_by_text": far_first_by_text,
+}
+"""Name -> rule that sees how alike the prompts of two phases are."""
 
 HAND = np.array([[0.3, -0.1, -0.1], [-0.02, 0.3, -0.04], [-0.06, 0.01, 0.3]])
 """Three phases: the matrix of the doctests above. Phase 0 harms both others most, so it should not follow them."""

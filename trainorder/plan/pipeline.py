@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from trainorder.config import AnyJudgeConfig, Role
     from trainorder.plan.compile import Node, Plan
 
-RECORDS = ("manifest.json", "metrics.jsonl", "run.json")
-"""What a trained node leaves in runs/<node>; a merge and a model as it is leave the manifest only."""
+RECORDS = ("manifest.json", "metrics.jsonl", "run.json", "drawn.jsonl")
+"""What an RL phase leaves in runs/<node>; supervised training leaves no order of problems, a merge and a model as it is the manifest only."""
 
 
 def content(plan: Plan) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def content(plan: Plan) -> dict[str, Any]:
         paths.run(node.id) / name
         for node in plan.nodes.values()
         for name in _records(node)
-        if name != "run.json"
+        if name not in ("run.json", "drawn.jsonl")
     ]
     stages[MEASURE] = _stage(MEASURE, MEASURE, MEASURE, [paths.PLAN, *evaluations], [paths.BWT])
     shown: list[Path] = []
@@ -143,7 +143,9 @@ def _node(plan: Plan, node: Node) -> dict[str, Any]:
 
 
 def _records(node: Node) -> Sequence[str]:
-    return RECORDS[:1] if node.kind in ("merge", "model") else RECORDS
+    if node.kind in ("merge", "model"):
+        return RECORDS[:1]
+    return RECORDS[:3] if node.kind in ("base", "sft") else RECORDS
 
 
 def _judge(plan: Plan, name: str) -> dict[str, Any]:

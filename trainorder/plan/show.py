@@ -121,8 +121,10 @@ def summary(
 def _disk(plan: Plan, states: Mapping[str, State], sizes: Sizes | None) -> str:
     """Checkpoints to come, each once in the folder and once in DVC's cache."""
     stale = [node for node in plan.nodes.values() if states[node.stage] == "stale"]
-    if sizes is None or not stale:
+    if not stale:
         return "no checkpoints"
+    if sizes is None:
+        return f"{len(stale)} checkpoints of unknown size"
     counts = Counter(sizes.of(node) for node in stale)
     each = " and ".join(f"{count} x {size_text(size)}" for size, count in counts.items())
     return f"{each} of checkpoints, twice (folder and DVC cache)"

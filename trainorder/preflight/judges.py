@@ -9,13 +9,15 @@ from trainorder.data import few_problems
 from trainorder.judges.endpoint import EndpointJudge, JudgeOutage
 from trainorder.judges.pairs import read_pairs
 from trainorder.plan import compile_plan
-from trainorder.reading import ParamsError
+from trainorder.reading import NotHere, ParamsError
 from trainorder.sources import locate
 
 PATIENCE, SLOW = 5.0, 60.0
 """Seconds that a judge may be away, and that one reply may take, before anything trains."""
 LARGE = 1 << 30
 """Bytes of weights that are not loaded for one pair; the model's stage loads them."""
+STATUS = "the judge answers "
+"""How a failure begins that is a status of the server, not a reply of its model."""
 PAIR = ("a lantern above the silver sea", "stone stone stone")
 
 
@@ -23,6 +25,7 @@ def check(params: Params, names: Collection[str] | None = None) -> list[str]:
     """Try the judges of these names, or all that a task has; a line about each that was asked.
 
     Raises:
+        NotHere: an endpoint does not answer.
         ParamsError: one gave no verdict, cannot be asked, or its pairs cannot be read.
     """
     said = []
@@ -53,11 +56,11 @@ def _try_endpoint(where: str, config: EndpointJudgeConfig, prompt: str) -> str:
     try:
         [value] = judge.win_probability([prompt], PAIR[:1], PAIR[1:])
     except JudgeOutage as error:
-        raise ParamsError(f"{where}: tried on one pair, {error}") from None
+        raise NotHere(f"{where}: tried on one pair, {error}") from None
     if value is None:
-        raise ParamsError(
-            f"{where}: tried on one pair, it gave no verdict: {judge.failures[0]}; {_way(config)}"
-        )
+        said = judge.failures[0]
+        way = "look there for why" if STATUS in said else _way(config)
+        raise ParamsError(f"{where}: tried on one pair, it gave no verdict: {said}; {way}")
     return f"{config.model} at {config.base_url} answers ({value:g} on a trial pair)"
 
 
@@ -71,11 +74,11 @@ def _try_model(where: str, config: ModelJudgeConfig, prompt: str, room: int) -> 
     from trainorder.policy import Policy
 
     judge = ModelJudge(config)
-    judge.policy = Policy.load(config.path, weights=False)
     try:
+        judge.policy = Policy.load(config.path, weights=False)
         _ = judge.reply_ids  # raises where a reply has no token
     except ParamsError as error:
-        raise ParamsError(f"{where}: {str(error).removeprefix('judges: ')}") from None
+        raise type(error)(f"{where}: {str(error).removeprefix('judges: ')}") from None
     long = " ".join(["word"] * room)
     needed = max(map(judge.length, judge.question.chats(prompt, long, long + " more")))
     bound = judge.policy.context

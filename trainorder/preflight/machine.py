@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from trainorder import owner, paths
+from trainorder.config import Params
 from trainorder.reading import ParamsError
 
 WRITTEN = (
@@ -42,6 +43,23 @@ def check() -> None:
     _check_git()
     _check_path()
     _check_system()
+
+
+def check_backends(params: Params) -> None:
+    """What trains and what samples is installed, and the machines of a hostfile are named and can be reached.
+
+    Raises:
+        NotHere: it is not; with the command that installs it.
+        ParamsError: the hostfile cannot be read.
+    """
+    if params.training.backend == "deepspeed":
+        from trainorder.rl import ranks
+
+        ranks.require(params.training)
+    if params.rollout.backend == "vllm":
+        from trainorder.rollout import vllm_engine  # and torch
+
+        vllm_engine.require()
 
 
 def _check_writable() -> None:

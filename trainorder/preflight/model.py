@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,9 @@ LONGEST = 20
 """Texts of a task, the longest in characters, that are encoded to find the longest in tokens."""
 GRADED = 4
 """Right answers of a task that go through tokenizer and grader."""
+MOST_SFT, USUAL_SFT = 1e-3, "`optimizer: adamw, lr: 1.0e-5`"
+MOST_RL, USUAL_RL = 5e-5, "1e-6 to 1e-5"
+"""Learning rates of all weights above which a note is due, and what is usual in place of them."""
 FRAME = 2
 """Tokens of the built-in template around a prompt."""
 RANDOM_NAMES, RANDOM_FILTERS = {"lipsum"}, {"random"}
@@ -89,6 +92,21 @@ def check(params: Params) -> None:
         _check_grades(params, samples, golds)
 
 
+def lines(params: Params) -> Iterator[str]:
+    """What is worth knowing of a model that somebody brings, a line each."""
+    if params.policy.path is None:
+        return
+    if params.sft is None:
+        yield f"policy.path {params.policy.path}: begins RL as it is, without a warm-up (`sft`)"
+    elif max(params.sft.lr, params.sft.muon_lr * (params.sft.optimizer == "muon")) > MOST_SFT:
+        yield f"sft: its learning rates are those of a model from scratch; one that is trained takes about {USUAL_SFT}"
+    if params.training.lora is None:
+        own = {f"phases.{name}.rl": params.phase_rl(name).lr for name in params.phases}
+        for name, rate in ({"rl": params.rl.lr} | own).items():
+            if rate > MOST_RL and (name == "rl" or rate != params.rl.lr):
+                yield f"{name}.lr {rate:g} moves all weights of a trained model far; {USUAL_RL} is usual, 1e-4 with training.lora"
+
+
 def _examples(name: str, phase: PhaseConfig) -> Sequence[Mapping[str, Any]]:
     """The rows of a supervised phase; only such a phase costs the import of torch here."""
     from trainorder import supervised
@@ -107,6 +125,10 @@ def _sample(params: Params, name: str) -> Sample:
 
 def _check_vocabulary(policy: Policy, where: str) -> None:
     """Every token needs an embedding, and training needs an end token."""
+    try:
+        stops = sorted(policy.stop_ids)
+    except ParamsError as error:
+        raise ParamsError(f"{where}: {error}") from None
     embedding: Any = policy.model.get_input_embeddings()
     rows = embedding.weight.shape[0]
     highest = max(policy.known_ids)
@@ -115,7 +137,7 @@ def _check_vocabulary(policy: Policy, where: str) -> None:
             f"{where}: the tokenizer has ids up to {highest} and the model {rows} embeddings: take the tokenizer that "
             f"belongs to the model, or save the model after resize_token_embeddings({highest + 1})"
         )
-    beyond = [stop for stop in sorted(policy.stop_ids) if stop >= rows]
+    beyond = [stop for stop in stops if stop >= rows]
     if beyond:
         raise ParamsError(
             f"{where}: generation_config.json names the end token {beyond[0]}, the model has {rows} embeddings: "
@@ -201,20 +223,30 @@ def _check_template(policy: Policy, where: str, samples: Mapping[str, Sample]) -
 
 
 def _check_turns(policy: Policy, where: str, name: str, problems: Sequence[Problem]) -> None:
-    """What the user says stands in a prompt as it was written, but for white space."""
+    """What system and user say stands in a prompt as it was written, but for white space; a template may refuse a system turn, or drop it."""
     for problem in problems:
         prompt = problem.prompt
-        said = (
-            [prompt]
-            if isinstance(prompt, str)
-            else [m["content"] for m in prompt if m["role"] == "user"]
-        )
-        shown = "".join(policy.render(prompt).split())
-        changed = next((text for text in said if "".join(text.split()) not in shown), None)
-        if changed is not None:
+        said: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        try:
+            rendered = policy.render(prompt)
+        except Exception as error:  # a template can raise anything
             raise ParamsError(
-                f"{where}: the chat template changes or cuts a prompt of tasks.{name}, {changed[:80]!r} is not in "
-                f"{policy.render(prompt)[:200]!r}: correct chat_template"
+                f"{where}: the chat template cannot render a prompt of tasks.{name} (turns {', '.join(m['role'] for m in said)}): "
+                f"{error} ({type(error).__name__}); write these turns into one, or name another template by policy.chat_template"
+            ) from None
+        shown = "".join(rendered.split())
+        for turn in said:
+            text = turn["content"]
+            if turn["role"] not in ("system", "user") or "".join(text.split()) in shown:
+                continue
+            if turn["role"] == "system":
+                raise ParamsError(
+                    f"{where}: the chat template leaves out the system turn of a prompt of tasks.{name}, {text[:80]!r}: write it into "
+                    f"the user's turn, or name another template by policy.chat_template"
+                )
+            raise ParamsError(
+                f"{where}: the chat template changes or cuts a prompt of tasks.{name}, {text[:80]!r} is not in "
+                f"{rendered[:200]!r}: correct chat_template"
             )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from trainorder.config import ENGINE_OPTIONS, RlConfig
+from trainorder.config import ENGINE_OPTIONS, MethodConfig, RlConfig
 from trainorder.config.presets import Preset, presets
 from trainorder.reading import ParamsError, did_you_mean
 from trainorder.rl.choosers import (
@@ -83,6 +84,7 @@ def facts(chosen: Preset) -> dict[str, Any]:
         "needs": sorted(method.needs | {f"live {need}" for need in method.live_needs}),
         "neutral": None if chosen.neutral is None else dict(chosen.neutral),
         "reduces_to": dict(chosen.reduces_to),
+        "no_neutral": chosen.no_neutral,
         "basis": chosen.basis,
         "status": "grounded" if chosen.grounded else "partly" if chosen.papers else "ours",
         "not_grounded": chosen.not_grounded,
@@ -90,9 +92,20 @@ def facts(chosen: Preset) -> dict[str, Any]:
     }
 
 
-def config_of(chosen: Preset, method: Mapping[str, Any] | None = None) -> RlConfig:
+def config_of(chosen: Preset, keys: Mapping[str, Any] | None = None) -> RlConfig:
     """The settings that the preset stands for, with keys beside it."""
-    return RlConfig.model_validate({"method": {"preset": chosen.name, **(method or {})}})
+    return RlConfig.model_validate(rl_of(chosen, keys or {}))
+
+
+def rl_of(chosen: Preset, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """`rl` of params.yaml with the preset and keys beside it; those that are none of `rl.method` are of `rl`.
+
+    >>> rl_of(presets()["tac"], {"sampler": "weights", "metric": []})
+    {'sampler': 'weights', 'method': {'preset': 'tac', 'metric': []}}
+    """
+    method = {key: value for key, value in keys.items() if key in MethodConfig.model_fields}
+    settings = {key: value for key, value in keys.items() if key not in method}
+    return {**settings, "method": {"preset": chosen.name, **method}}
 
 
 def describe(name: str) -> str:
@@ -135,6 +148,8 @@ def _describe_preset(chosen: Preset) -> str:
     if chosen.neutral is not None and chosen.neutral:
         other = flow(dict(chosen.reduces_to))
         lines += [f"With {flow(dict(chosen.neutral))} beside the preset it is {other}.", ""]
+    elif chosen.no_neutral:
+        lines += [f"Neutral setting: none, because {chosen.no_neutral}.", ""]
     lines += [
         f"Written from: {chosen.basis}. Not grounded: {chosen.not_grounded or 'nothing'}.",
         *([f"Not offered: {chosen.not_offered}."] if chosen.not_offered else []),
@@ -173,6 +188,8 @@ def _describe_chooser(key: str, name: str) -> str:
         lines += [f"May measure all problems of the task before a step: {needs}.", ""]
     if row["neutral"]:
         lines += [f"{EVEN[key]} with {flow(row['neutral'])}.", ""]
+    elif row["no_neutral"]:
+        lines += [f"Neutral options: none, because {row['no_neutral']}.", ""]
     missing = row["not_grounded"] or "nothing"
     lines += [f"Status: {row['status']}. Not grounded: {missing}.", ""]
     return "\n".join(lines)
@@ -206,31 +223,63 @@ def flow(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def params_file(chosen: Preset) -> str:
-    """A whole params.yaml that trains the method and GRPO on the same problems, small enough to try."""
-    papers = ", ".join(f"arXiv:{paper}" for paper in chosen.papers) or "no paper"
-    tasks = "math: 1, qa: 1" if chosen.tasks > 1 else "math: 1"
+@dataclass(frozen=True)
+class Shown:
+    """A method, or something else that a phase may name, as configs/methods/ shows it: beside GRPO on the same problems."""
+
+    name: str
+    summary: str
+    papers: tuple[str, ...]
+    rl: Mapping[str, Any]
+    """Keys of the phase's `rl`."""
+    tasks: int = 1
+    """Tasks of its phase: two for what weighs tasks."""
+    asks_teacher: bool = False
+
+
+def shown() -> Iterator[Shown]:
+    """Everything that `trainorder methods` lists, once: presets, then samplers, items, curricula and pieces in no preset."""
+    for chosen in presets().values():
+        method = {"method": {"preset": chosen.name}}
+        yield Shown(
+            chosen.name, chosen.summary, chosen.papers, method, chosen.tasks, asks_teacher(chosen)
+        )
+    grpo = {"preset": "grpo"}
+    for row in (*choosers(), *lone_pieces()):
+        listed = CHOOSERS.get(row["slots"][0]) or SLOTS[row["slots"][0]]
+        ours = function_of(listed[row["name"]]).__module__.startswith("trainorder.")
+        if not ours or row["name"] in presets() or row["name"] == "graded":
+            continue
+        keys = {**row["params"], "method": {**grpo, **row["params"].get("method", {})}}
+        tasks = 2 if row["slots"][0] in ("sampler", "curriculum") else 1
+        papers, asks = tuple(row["papers"]), "teacher_rate" in row["needs"]
+        yield Shown(row["name"], row["summary"], papers, keys, tasks, asks)
+
+
+def params_file(one: Shown) -> str:
+    """A whole params.yaml that trains it and GRPO on the same problems, small enough to try."""
+    papers = ", ".join(f"arXiv:{paper}" for paper in one.papers) or "no paper"
+    tasks = "math: 1, qa: 1" if one.tasks > 1 else "math: 1"
     phase = f"{{kind: structured, tasks: {{{tasks}}}, steps: 4"
-    gate = "math: 0.0, qa: 0.0" if chosen.tasks > 1 else "math: 0.0"
-    names = dict.fromkeys(["grpo", chosen.name])
-    teacher = dict.fromkeys(names, "") | {chosen.name: TEACHER if asks_teacher(chosen) else ""}
-    phases = [
-        f"  {name}: {phase}, rl: {{{teacher[name]}method: {{preset: {name}}}}}}}" for name in names
-    ]
+    gate = "math: 0.0, qa: 0.0" if one.tasks > 1 else "math: 0.0"
+    settings = {"grpo": flow({"method": {"preset": "grpo"}}), one.name: flow(dict(one.rl))}
+    if one.asks_teacher:
+        settings[one.name] = f"{{{TEACHER}{settings[one.name][1:]}"
+    phases = [f"  {name}: {phase}, rl: {rl}}}" for name, rl in settings.items()]
     return "\n".join(
         [
-            f"# {chosen.name}: {chosen.summary} ({papers})",
-            f"# Written by `{COMMAND}`; what it can do: `trainorder methods {chosen.name}`.",
+            f"# {one.name}: {one.summary} ({papers})",
+            f"# Written by `{COMMAND}`; what it can do: `trainorder methods {one.name}`.",
             "policy: {hidden_size: 32, num_layers: 2, num_heads: 2, mlp_size: 64, max_positions: 192}",
             "tasks:",
             "  math: {options: {max_value: 9, max_operand: 4, min_operations: 1, max_operations: 2, answer: first}, train: 64,",
             "         dev: 16, test: 16, max_new_tokens: 48, demonstrations: 1500, drills: 1500}",
-            *(["  qa: {train: 64, dev: 16, test: 16, demonstrations: 1500}"] * (chosen.tasks > 1)),
+            *(["  qa: {train: 64, dev: 16, test: 16, demonstrations: 1500}"] * (one.tasks > 1)),
             f"sft: {{steps: 150, extension: 50, max_steps: 200, gate: {{{gate}}}, batch_size: 32, warmup_steps: 10}}",
             "rl: {prompts_per_step: 6, group_size: 4, warmup_steps: 1}",
             "phases:",
             *phases,
-            f"orders: {{{', '.join(f'{name}: [{name}]' for name in names)}}}",
+            f"orders: {{{', '.join(f'{name}: [{name}]' for name in settings)}}}",
             "allow_unequal_budgets: true",
             "evaluation: {samples: 2}",
             "measure: {bootstrap: 100}",

@@ -40,10 +40,40 @@ NEUTRAL: dict[str, dict[str, Any]] = {
     "frontier": {"epsilon": 1.0},
     "learnability_gap": {"temperature": 1e9},
     "pudf": {"least": 1.0},
+    "open_levels": {"bins": 1},
+    "sec_buckets": {"bins": 1},
+    "dump_buckets": {"bins": 1},
+    "alp_buckets": {"bins": 1},
     "together": {},
+    "distracted": {"first": 0, "last": 0},
+    "sequence_mask": {"low": 0.0, "high": 1e9},
 }
-"""Sampler -> options under which tasks keep the phase's shares; items -> every problem is as likely; curriculum -> all are open.
-What is missing has none."""
+"""Sampler -> options under which tasks keep the phase's shares; items -> every problem is as likely; curriculum -> all are open;
+piece in no preset -> the update is that without it. What is missing is in NO_NEUTRAL."""
+IN_TURN = "a task waits for the one before it, with any options"
+IN_ORDER = "problems come in an order, whatever the options"
+NO_NEUTRAL: dict[str, str] = {
+    "uniform": "it has no options; in a phase whose tasks weigh the same it is `weights`",
+    "edco": "problems come in order of their entropy, whatever the options",
+    "in_order": IN_ORDER,
+    "blocked": IN_ORDER,
+    "blocked_curriculum": IN_ORDER,
+    "interleaved": IN_ORDER,
+    "interleaved_curriculum": IN_ORDER,
+    "cyclical": "an epoch draws no problem twice, with any options",
+    "tarot": "one part of the pool is open at a time, with any options",
+    "in_turn": IN_TURN,
+    "unlock": IN_TURN,
+    "stop_early": IN_TURN,
+    "entropy_turns": IN_TURN,
+    "refresh": IN_TURN,
+    "answer_reranking": "at the first step every group has its weight, with any options",
+    "truncated_importance": "every bound of the ratio changes an update; where engine and trainer agree all weights are 1",
+}
+"""Why there are none."""
+OF_PRESETS = "the presets that it is in have their own"
+NOT_SAID = "nothing is known of it but its code"
+"""Of a piece in presets, and of one from outside of the package."""
 OURS = frozenset(
     [
         "weights",
@@ -71,6 +101,10 @@ NOT_GROUNDED: dict[str, str] = {
     "wiki_r1": "the width; where problems that were not seen begin",
     "alp_gmm": "problems of a pool instead of free points; their mean grade as the reward",
     "in_order": "what tells difficulty in the papers is in your rows' meta",
+    "blocked": "topics by name, and the shuffle",
+    "blocked_curriculum": "topics by name",
+    "interleaved": "topics by name, and the shuffle",
+    "interleaved_curriculum": "topics by name",
     "paced": "pass rates as difficulty",
     "cyclical": "the loss is that of the phase's parent",
     "tarot": "quarters of the pool instead of tests of one program",
@@ -124,8 +158,8 @@ def entries(chosen: Preset) -> Iterator[Entry]:
 
 
 def _chooser(key: str, name: str) -> dict[str, Any]:
-    """Name, family (its key of `rl`), summary, papers, slots, needs (what it measures of problems), neutral, status, params."""
-    entry, neutral = CHOOSERS[key][name], NEUTRAL.get(name)
+    """Name, family (its key of `rl`), summary, papers, slots, needs (what it measures of problems), neutral or why not, status, params."""
+    entry, (neutral, why) = CHOOSERS[key][name], _neutral(name)
     options = chooser_options(function_of(entry))
     return {
         "name": name,
@@ -134,25 +168,35 @@ def _chooser(key: str, name: str) -> dict[str, Any]:
         "slots": [key],
         "needs": sorted(getattr(entry, "looks", ())),
         "neutral": neutral,
+        "no_neutral": why,
         **_grounds(name, []),
         "params": {key: {name: options} if options else name},
     }
 
 
 def _piece(entry: Entry, users: list[Preset]) -> dict[str, Any]:
-    """The same of a piece; `presets` are those that it is in. A metric changes no update; other pieces have no neutral options."""
+    """The same of a piece; `presets` are those that it is in, of which each has its own neutral setting. A metric changes no update."""
     options = {**bind(entry.slot, entry.name).options}
+    neutral, why = (None, OF_PRESETS) if users else _neutral(entry.name)
+    if entry.slot == "metric" or entry.name == "graded":
+        neutral, why = {}, ""
     return {
         "name": entry.name,
         "family": f"rl.method.{entry.slot}",
         **_documented(entry.function),
         "slots": [entry.slot],
         "needs": sorted(entry.needed(options)),
-        "neutral": {} if entry.slot == "metric" or entry.name == "graded" else None,
+        "neutral": neutral,
+        "no_neutral": why,
         **_grounds(entry.name, users),
         "presets": [chosen.name for chosen in users],
         "params": {"method": {entry.slot: [{entry.name: options} if options else entry.name]}},
     }
+
+
+def _neutral(name: str) -> tuple[dict[str, Any] | None, str]:
+    """The options, or None and why there are none."""
+    return (NEUTRAL[name], "") if name in NEUTRAL else (None, NO_NEUTRAL.get(name, NOT_SAID))
 
 
 def _documented(function: Any) -> dict[str, Any]:

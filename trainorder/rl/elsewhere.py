@@ -71,8 +71,9 @@ ELSEWHERE = (
         field="vision, class-incremental learning",
         paper="2211.15470",
         idea="Classes are ordered by how alike their features are, so that neighbours come near or far from each other.",
-        here="Phases are the classes: the order rules `near_first` and `far_first`, which the report compares with the others. Likeness "
-        "is what two phases do each other, not a distance of features; beyond its abstract the paper was not read.",
+        here="Phases are the classes: the order rules `near_first_by_text` and `far_first_by_text` (cosine of mean TF-IDF vectors of the prompts "
+        "that evaluations keep), and `near_first` and `far_first`, where likeness is what two phases do each other. The report compares them "
+        "with the others. Beyond its abstract the paper was not read.",
     ),
     Elsewhere(
         name="PuzzleCraft, Wiki-R1, MoDoMoDo",
@@ -101,14 +102,6 @@ HERE_OR_LEFT_OUT = (
         idea="A cap on the difficulty percentile rises over training.",
         here="`rl: {items: paced}` with five shapes. Its curricula of vocabulary and of objectives belong to "
         "pretraining and are left out.",
-    ),
-    Elsewhere(
-        name="Orders of medical questions",
-        field="items",
-        paper="2408.07888",
-        idea="Random, curriculum, blocked and interleaved orders of one pass, by topic and difficulty.",
-        here="`shuffled`, and options of `in_order`: `by: KEY`; with `blocks: TOPIC`, blocked; with `interleaved: "
-        "true` too, interleaved. The difficulty from a vote of models is a number in your rows' meta.",
     ),
     Elsewhere(
         name="FUT",
@@ -155,13 +148,73 @@ HERE_OR_LEFT_OUT = (
         here="`evaluation: {ways: [majority, pass_at]}`; every evaluation has pass@k of all its samples.",
     ),
     Elsewhere(
-        name="What a checkpoint has become",
+        name="Small subnetworks",
         field="probes",
         paper="2505.11711",
-        idea="Sparsity, overlap and rank of updates, KL both ways, plasticity, format shares, fractured "
-        "representations.",
-        here="`trainorder probe A B`: sparsity, overlap, rank, cosine, kl, plasticity, formats, turnover, "
-        "length_accuracy, diversity, queries, gradient_cosine, participation_ratio, perturbation.",
+        idea="RL changes few weights, in nearly all directions; updates of several runs overlap.",
+        here="The probes `sparsity`, `overlap`, `rank`, `cosine`; `trainorder probe --predict` holds them against forgetting. Training the "
+        "subnetwork alone is left out: probes train nothing.",
+    ),
+    Elsewhere(
+        name="RL's Razor",
+        field="probes",
+        paper="2509.04259",
+        idea="KL on the new task predicts what is forgotten of the old ones.",
+        here="The probe `kl`, both ways; `trainorder probe --predict --only kl` asks it of every phase.",
+    ),
+    Elsewhere(
+        name="Echo chamber",
+        field="probes",
+        paper="2504.07912",
+        idea="RL ends in one form of answer that pretraining taught, not always the best.",
+        here="The probe `formats`: shares, their entropy, score by form, alarms for one form and for a wrong one. Forms are ten patterns; "
+        "the paper's come from its known pretraining data.",
+    ),
+    Elsewhere(
+        name="Fractured representations",
+        field="probes",
+        paper="2505.11581",
+        idea="Single weights are swept to see whether one factor moves alone.",
+        here="The probes `perturbation` (along the update, its first direction, a random one) and `participation_ratio`. Untested on "
+        "language models there: exploratory.",
+    ),
+    Elsewhere(
+        name="Effective diversity",
+        field="probes",
+        paper="2504.12522",
+        idea="Diversity of outputs above a quality gate only.",
+        here="The probe `diversity`: right answers only, beside all of them.",
+    ),
+    Elsewhere(
+        name="RL squeezes, SFT expands",
+        field="probes",
+        paper="2509.21128",
+        idea="RL narrows the routes of reasoning, SFT widens them.",
+        here="The probes `diversity` (answers) and `queries` (what agents ask their tools) between any two nodes. Graphs of reasoning "
+        "steps are left out: they need a segmenter of long thoughts.",
+    ),
+    Elsewhere(
+        name="Gained and lost problems (RECALL)",
+        field="probes",
+        paper="2606.03087",
+        idea="A stable mean hides problems that were lost.",
+        here="The probe `turnover`; the report has gained and lost problems per arm.",
+    ),
+    Elsewhere(
+        name="Plasticity",
+        field="probes",
+        paper="2605.12484",
+        idea="Does a checkpoint still learn: a short run on a fresh task, dormant units, rank of states.",
+        here="The probe `plasticity` has what can be read; the report compares areas under reward curves where the plan trains the same "
+        "phase from the base and from later checkpoints.",
+    ),
+    Elsewhere(
+        name="Alignment of gradients as a predictor of transfer",
+        field="probes",
+        paper="2606.25178",
+        idea="TAC's alignment, free beside training, tells which tasks help each other.",
+        here="The metric `task_alignment` per step of a phase with several tasks, and the probe `gradient_cosine` at any checkpoint, which "
+        "`trainorder probe --predict` holds against forgetting beside transfer from the base and the change of entropy.",
     ),
     Elsewhere(
         name="Merges",

@@ -41,6 +41,8 @@ class TaskSet:
     _order: dict[tuple[int, str, int], list[int]] = field(default_factory=dict, repr=False)
     _counted: Counter[str] = field(default_factory=Counter, repr=False)
     _drawn: dict[str, list[dict[str, float]]] = field(default_factory=dict, repr=False)
+    _asked: list[str] = field(default_factory=list, repr=False)
+    _answers: list[int] = field(default_factory=list, repr=False)
 
     @classmethod
     def load(
@@ -148,6 +150,22 @@ class TaskSet:
             visits = own.get("visits", 0)
             log.append({"rate": items.expected_rate(own), "new": float(visits == 0)})
             own["visits"] = visits + 1
+
+    def asked(self, problems: Sequence[Problem], answers: Sequence[int]) -> None:
+        """Note for `order` that these were drawn, and how many answers each request is for."""
+        self._asked.extend(problem.id for problem in problems)
+        self._answers.extend(answers)
+
+    def order(self) -> dict[str, Any]:
+        """`problems`, the ids of what was drawn since the last call, in that order, and the `answers` of each: one number where all are alike."""
+        alike = len(set(self._answers)) == 1
+        found = {
+            "problems": list(self._asked),
+            "answers": self._answers[0] if alike else list(self._answers),
+        }
+        self._asked.clear()
+        self._answers.clear()
+        return found
 
     def realised(self) -> dict[str, float]:
         """What was drawn since the last call: `drawn/count/<task>`.

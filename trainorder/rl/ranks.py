@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainorder.config import TrainingConfig
-from trainorder.reading import ParamsError
+from trainorder.reading import NotHere, ParamsError
 
 INSTALL = (
     "training.backend is deepspeed, and deepspeed is not installed: `pip install 'trainorder[deepspeed]'`, "
@@ -56,8 +56,7 @@ def launch(module: str, arguments: Sequence[str], training: TrainingConfig) -> i
     Raises:
         ParamsError: deepspeed is not installed, or the hostfile or a way to reach its machines is missing.
     """
-    if importlib.util.find_spec("deepspeed") is None:
-        raise ParamsError(INSTALL)
+    require(training)
     if training.hostfile is not None:
         return subprocess.call(command(module, arguments, training))
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -82,15 +81,33 @@ def launch(module: str, arguments: Sequence[str], training: TrainingConfig) -> i
     return 0
 
 
+def require(training: TrainingConfig) -> None:
+    """Refuse what `launch` could not start.
+
+    Raises:
+        NotHere: deepspeed is not installed, or the hostfile or a way to reach its machines is missing.
+        ParamsError: a line of the hostfile is not `host slots=GPUS`.
+    """
+    if importlib.util.find_spec("deepspeed") is None:
+        raise NotHere(INSTALL)
+    if training.hostfile is not None:
+        slots(training.hostfile)
+        _require_pdsh(_hosts(training.hostfile))
+
+
+def _require_pdsh(hosts: Sequence[str]) -> None:
+    if len(hosts) > 1 and shutil.which("pdsh") is None:
+        raise NotHere(
+            "training.hostfile needs pdsh, with which DeepSpeed reaches the machines: install pdsh (apt-get install pdsh) "
+            "and let this user log in to each host without a password, or set training.hostfile to null"
+        )
+
+
 def command(module: str, arguments: Sequence[str], training: TrainingConfig) -> list[str]:
     """The deepspeed launcher's command line for a hostfile, by pdsh where it names several machines."""
     assert training.hostfile is not None
     hosts = _hosts(training.hostfile)
-    if len(hosts) > 1 and shutil.which("pdsh") is None:
-        raise ParamsError(
-            "training.hostfile needs pdsh, with which DeepSpeed reaches the machines: install pdsh (apt-get install pdsh) "
-            "and let this user log in to each host without a password, or set training.hostfile to null"
-        )
+    _require_pdsh(hosts)
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", training.hostfile]
     with socket.socket() as free:  # the launcher's own choice is the same for two nodes at a time
         free.bind(("", 0))
@@ -122,7 +139,7 @@ def _hosts(hostfile: str) -> list[str]:
     try:
         lines = Path(hostfile).read_text(encoding="utf-8").splitlines()
     except OSError:
-        raise ParamsError(
+        raise NotHere(
             f"training.hostfile: {hostfile} not found; write one line `host slots=GPUS` per machine"
         ) from None
     return [line for line in map(str.strip, lines) if line and not line.startswith("#")]

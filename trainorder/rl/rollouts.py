@@ -54,6 +54,7 @@ class StepRollouts:
         """See Rollouts."""
         learner, config = self.learner, self.learner.config
         limits = learner.task_set.max_new_tokens
+        problems = learner.task_set.draw(counts, self.state, learner.seed, self.look)
         requests = [
             Request(
                 problem,
@@ -61,10 +62,11 @@ class StepRollouts:
                 temperature=config.temperature,
                 max_new_tokens=limits[problem.task],
             )
-            for problem in learner.task_set.draw(counts, self.state, learner.seed, self.look)
+            for problem in problems
         ]
         for plan in learner.method.plan:
             requests = plan(requests, self.state)
+        learner.task_set.asked(problems, [request.samples for request in requests])
         return requests
 
     def sample(self, requests: Sequence[Request], *, aside: bool = False) -> Roll:

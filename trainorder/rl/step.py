@@ -78,6 +78,7 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
         with timed(clock, "train"):
             log |= update(learner, roll, state)
             learner.follow()
+    state.mem.setdefault("order", []).append({"step": state.step, **task_set.order()})
     state.step += 1
     log["rollout/tokens"] = rollouts.tokens
     log |= task_set.judge_calls() | task_set.realised()

@@ -102,7 +102,8 @@ def train_phase(
 
     Returns:
         `steps`, `tokens` sampled, `seconds`, `tasks`, whether any was `judged`, `last`, the
-        metrics of the last step, the `alarms` that sounded (trainorder/rl/guard.py), and some `rollouts` to read (records.py).
+        metrics of the last step, the `alarms` that sounded (trainorder/rl/guard.py), some `rollouts` to read (records.py), and of every step the
+        `order`: the problems in the order that they were drawn, and the answers asked of each.
 
     Raises:
         ParamsError: an unknown piece or option, or more updates than prompts.
@@ -165,6 +166,7 @@ def train_phase(
         "last": metrics,
         "alarms": state.mem.get("alarms", {}),
         "rollouts": state.mem.get("rollouts", []),
+        "order": state.mem.get("order", []),
     }
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trainorder.config import RolloutConfig
 from trainorder.policy import Policy
-from trainorder.reading import ParamsError
+from trainorder.reading import NotHere
 from trainorder.rollout.base import (
     Completions,
     Request,
@@ -56,7 +56,7 @@ class VllmEngine:
             dtype: precision where the config says auto: the trainer's.
 
         Raises:
-            ParamsError: vLLM is not installed.
+            NotHere: vLLM is not installed.
         """
         config = config or RolloutConfig(backend="vllm")
         self.policy = policy
@@ -121,9 +121,14 @@ class VllmEngine:
         )
 
 
-def _start(policy: Policy, config: RolloutConfig, dtype: str) -> Any:
+def require() -> None:
+    """Raise NotHere unless vLLM is installed."""
     if importlib.util.find_spec("vllm") is None:
-        raise ParamsError(INSTALL)
+        raise NotHere(INSTALL)
+
+
+def _start(policy: Policy, config: RolloutConfig, dtype: str) -> Any:
+    require()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.cpu_cache_gib))

@@ -18,6 +18,7 @@ from trainorder.owner import identity, own_filter
 from trainorder.process import is_held
 from trainorder.tracking.store import (
     NODES,
+    attach,
     connect,
     folder_of,
     log,
@@ -26,7 +27,7 @@ from trainorder.tracking.store import (
     own_runs,
     share_view,
 )
-from trainorder.tracking.tracker import PARENT, node_tags, read_run_id
+from trainorder.tracking.tracker import ORDER, PARENT, node_tags, read_run_id
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -193,6 +194,8 @@ def _create(
         if name != "step"
     ]
     log(client, run_id, metrics=metrics, params=manifest.get("params", {}))
+    order = paths.run(record.name) / ORDER
+    attach(client, run_id, {ORDER: order.read_bytes()} if order.is_file() else {})
     client.set_terminated(run_id, "FINISHED", end)
     return run
 

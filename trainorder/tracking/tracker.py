@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -19,15 +19,17 @@ from typing import IO, TYPE_CHECKING, Any
 
 from trainorder import paths
 from trainorder.config import DEFAULT
-from trainorder.files import write_json
+from trainorder.files import write_json, write_jsonl
 from trainorder.owner import identity, store_uri
 from trainorder.resume import NOTHING, Work
-from trainorder.tracking.store import NODES, connect, log
+from trainorder.tracking.store import NODES, attach, connect, log
 from trainorder.tracking.usage import Usage
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+ORDER = "drawn.jsonl"
+"""In runs/<node>: the problems of every step of an RL phase, as drawn."""
 PARENT = "mlflow.parentRunId"
 """MLflow's tag by which a run is shown below another."""
 
@@ -82,6 +84,12 @@ class Tracker:
     def tag(self, name: str, value: str) -> None:
         """Set a tag of the MLflow run."""
         self._mirror.tag(name, value)
+
+    def keep_order(self, steps: Sequence[Mapping[str, Any]]) -> None:
+        """Write what every step drew to runs/<node>/drawn.jsonl, a line per step, and store it with the MLflow run."""
+        file = paths.run(self.node) / ORDER
+        write_jsonl(file, steps)
+        self._mirror.attach({ORDER: file.read_bytes()})
 
     def state(self) -> dict[str, Any]:
         """Every line so far, for `restore`."""
@@ -160,6 +168,11 @@ class _Mirror:
         if self.run_id is not None and self.client is not None:
             with self._guarded():
                 self.client.set_tag(self.run_id, name, value)
+
+    def attach(self, files: Mapping[str, bytes]) -> None:
+        if self.run_id is not None and self.client is not None:
+            with self._guarded():
+                attach(self.client, self.run_id, files)
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.run_id is None:

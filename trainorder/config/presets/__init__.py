@@ -49,8 +49,11 @@ class Preset:
     not_offered: str = ""
     """Another form of the authors' code, or of others, for which there is no option; empty: none is known."""
     neutral: Rows | None = None
-    """Keys beside `preset` under which it is the same update as with those of `reduces_to` beside it; None: there are none."""
+    """Keys beside `preset`, or of `rl`, under which it is the same update as with those of `reduces_to`: GRPO, or the method
+    without its own piece. None: there are none."""
     reduces_to: Rows = field(default_factory=dict)
+    no_neutral: str = ""
+    """Why there are none; empty where there are."""
     tasks: int = 1
     """Tasks of a phase that shows it: 2 for what weighs tasks."""
     family: str = ""

@@ -15,6 +15,7 @@ PRESETS = [
         method={**PLAIN, "plan": ["cures_allocation"]},
         settings={"items": {"cures": {"cold_start": True}}},
         not_grounded="the temperature; the authors forget pass rates per iteration",
+        no_neutral="problems are drawn, where GRPO takes them in turn; with temperature 1e9 every one is as likely",
     ),
     Preset(
         name="edco",
@@ -23,6 +24,7 @@ PRESETS = [
         method=PLAIN,
         settings={"items": "edco"},
         not_grounded="the instruction's words; entropies are of the whole vocabulary",
+        no_neutral="problems come in order of their entropy, whatever the options",
     ),
     Preset(
         name="gain_rl",
@@ -32,6 +34,7 @@ PRESETS = [
         method=PLAIN,
         settings={"items": "gain_rl"},
         not_grounded="states after the last norm instead of the last MLP's inputs; number of moves",
+        no_neutral="problems are drawn, where GRPO takes them in turn; with sigma 1e9 every one is as likely",
     ),
     Preset(
         name="pudf",
@@ -41,6 +44,7 @@ PRESETS = [
         settings={"items": "pudf"},
         basis="notes",
         not_grounded="a crowd of one policy gives the difficulties; the smallest open share",
+        no_neutral="problems are drawn, where GRPO takes them in turn; with least 1 every one is open",
     ),
     Preset(
         name="r3",
@@ -52,6 +56,7 @@ PRESETS = [
             "terms": ["clipped_surrogate", {"kl": {"coef": 0.05}}],
         },
         not_grounded="GRPO instead of PPO with a critic; the paper's partial reward",
+        no_neutral="every visit begins at a drawn place of the demonstration, of which there is always one",
     ),
     Preset(
         name="h1",
@@ -65,6 +70,8 @@ PRESETS = [
         },
         basis="notes",
         not_grounded="how problems without a chain are composed; promotion by plateau or rate",
+        neutral={"plan": [{"composed": {"last": 1}}]},
+        reduces_to={"plan": []},
     ),
     Preset(
         name="masksearch",
@@ -77,6 +84,7 @@ PRESETS = [
             "edit": ["dynamic_sampling"],
         },
         not_grounded="no search; entities by a pattern; the format's coefficient",
+        no_neutral="it asks for the masked words of a text instead of the problem; one mask is the least",
     ),
     Preset(
         name="mt_grpo",
@@ -91,6 +99,8 @@ PRESETS = [
         settings={"sampler": "mt_grpo"},
         tasks=2,
         not_grounded="the factor that holds shares where drawing again fails",
+        neutral={"sampler": {"mt_grpo": {"lr": 0.0}}, "edit": [], "weight": []},
+        reduces_to={"sampler": "weights", "edit": [], "weight": []},
     ),
     Preset(
         name="tac",
@@ -101,6 +111,7 @@ PRESETS = [
         tasks=2,
         basis="abstract",
         not_grounded="the factor of cosines, the projected layer, the bandit's rates",
+        no_neutral="tasks are drawn, where GRPO deals them out; with epsilon 1 every task is as likely",
     ),
     Preset(
         name="puzzlecraft",
@@ -114,6 +125,7 @@ PRESETS = [
         settings={"group_size": 8},
         basis="paper",
         not_grounded="that the exponent is of the spread alone",
+        no_neutral="a group's weight is at most 4 p (1 - p), with any options",
     ),
     Preset(
         name="spell",
@@ -128,6 +140,7 @@ PRESETS = [
         settings={"group_size": 8},
         basis="paper",
         not_grounded="problems of a program instead of documents; rows that are shown while a role does not work, and their term; one answer per problem is voted on",
+        no_neutral="at least one problem is written in every step; without the edit it is GRPO",
     ),
     Preset(
         name="socratic_zero",
@@ -154,5 +167,6 @@ PRESETS = [
         settings={"group_size": 8},
         basis="paper",
         not_grounded="solver and generator are one policy; GRPO instead of DPO; a program instead of the teacher; replay of problems, not of rounds",
+        no_neutral="at least one problem is written in every step; without the edit it is GRPO",
     ),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from trainorder.config.presets import Preset
 
 PAPER = ("2605.16826",)
+NO_REWARDS = "it learns from the teacher's whole distribution instead of rewards"
 
 
 def _cell(name: str, summary: str, reverse: float, *plan: str) -> Preset:
@@ -18,6 +19,7 @@ def _cell(name: str, summary: str, reverse: float, *plan: str) -> Preset:
         },
         basis="notes",
         not_grounded="one mean over tokens",
+        no_neutral=NO_REWARDS,
     )
 
 
@@ -29,6 +31,7 @@ PRESETS = [
         method={"plan": ["ask_teacher"], "terms": ["nll"]},
         basis="notes",
         not_grounded="one mean over tokens",
+        no_neutral="it learns from the teacher's tokens instead of rewards",
     ),
     _cell("soft_sft", "forward KL on the teacher's answers", 0.0, "ask_teacher"),
     _cell("dagger", "forward KL on the policy's own answers", 0.0),
@@ -41,6 +44,7 @@ PRESETS = [
         method={"terms": [{"distillation": {"reverse": 0.2}}]},
         basis="notes",
         not_grounded="the share of the reverse KL",
+        no_neutral=NO_REWARDS,
     ),
     Preset(
         name="entropy_gated_length",
@@ -52,6 +56,8 @@ PRESETS = [
         },
         basis="notes",
         not_grounded="the bound of entropy, the ladder and its pace; entropy of training answers, not of held-out ones",
+        neutral={"plan": [{"entropy_gated_length": {"start": 1000000}}]},
+        reduces_to={"plan": []},
     ),
     Preset(
         name="tip",

@@ -231,6 +231,8 @@ PRESETS = [
         papers=("2510.08026",),
         method={"reward": ["pear"], "advantage": ["grpo"], "terms": ["clipped_surrogate"]},
         basis="notes",
+        neutral={"reward": [{"pear": {"best": 1e9}}]},
+        reduces_to={"reward": ["graded"]},
     ),
     Preset(
         name="ceeh_ea",
@@ -294,5 +296,11 @@ PRESETS = [
         },
         basis="notes",
         not_grounded="the weight of length; tiers of difficulty; a corpus, for which worked answers stand here",
+        neutral={
+            "plan": [],
+            "reward": ["graded", {"length_triangle": {"coef": 0.0}}],
+            "edit": [{"expert_rows": {"share": 0.0}}],
+        },
+        reduces_to={"plan": [], "reward": ["graded"], "edit": []},
     ),
 ]

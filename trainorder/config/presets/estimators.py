@@ -21,12 +21,14 @@ PRESETS = [
         summary="no division by the group's spread or the answer's length",
         papers=("2503.20783",),
         method={"advantage": ["dr_grpo"], "terms": PPO, "reduction": "constant"},
+        no_neutral="it has no options: GRPO without two divisions",
     ),
     Preset(
         name="rloo",
         summary="each answer's baseline is the mean of the others",
         papers=("2402.14740",),
         method={"advantage": ["rloo"], "terms": PPO, "reduction": "sequence"},
+        no_neutral="it has no options: Dr.GRPO's advantage times n / (n - 1)",
     ),
     Preset(
         name="reinforce_plus_plus",
@@ -36,6 +38,7 @@ PRESETS = [
             "advantage": ["reinforce_plus_plus"],
             "terms": ["clipped_surrogate", {"kl": {"kind": "k2", "coef": 0.001}}],
         },
+        no_neutral="answers compare with the whole batch, and no option makes them compare within a group",
     ),
     Preset(
         name="reinforce_plus_plus_baseline",
@@ -45,12 +48,14 @@ PRESETS = [
             "advantage": ["reinforce_plus_plus_baseline"],
             "terms": ["clipped_surrogate", {"kl": {"kind": "k2", "coef": 0.001}}],
         },
+        no_neutral="the spread of the batch takes the place of the group's; it has no option",
     ),
     Preset(
         name="bnpo",
         summary="the group's distance from its mean, over the density of a Beta fitted to the pass rates",
         papers=("2506.02864",),
         method={"advantage": ["bnpo"], "terms": PPO, "reduction": "sequence"},
+        no_neutral="the density is 1 where all prompts have the same pass rate, which no option asks for",
     ),
     Preset(
         name="dapo",
@@ -86,6 +91,7 @@ PRESETS = [
         papers=("2507.18071",),
         method={"advantage": ["grpo"], "terms": ["gspo"], "reduction": "sequence"},
         settings={"updates_per_batch": 4},
+        no_neutral="its ratio is the whole answer's: equal to GRPO's where the policy has not moved yet, with any bounds",
     ),
     Preset(
         name="gppo",
@@ -120,6 +126,7 @@ PRESETS = [
         not_offered="max_asym, the default mode of the authors' code",
         method={"advantage": ["lead"], "terms": [{"clipped_surrogate": CLIP_HIGHER}]},
         not_grounded="the CV of efficiency is of its value mapped to [0, 1]; clip bounds",
+        no_neutral="credit is whitened over the batch: `least: 1` leaves GRPO's advantage of right and wrong, whitened",
     ),
     Preset(
         name="drpo",
@@ -132,5 +139,6 @@ PRESETS = [
         },
         settings={"updates_per_batch": 4},
         not_grounded="its number of updates per batch; the trust region is an answer's instead of the batch's",
+        no_neutral="right and wrong answers are normalised apart, and so differ from GRPO with any options",
     ),
 ]

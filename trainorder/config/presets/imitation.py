@@ -70,6 +70,7 @@ PRESETS = [
         },
         basis="paper",
         not_grounded="the least spread of a group's rewards; the prompt's words; one step drawn per visit",
+        no_neutral="it asks for a step of the solution instead of the answer, and compares with the expert's",
     ),
     Preset(
         name="spear",
@@ -111,6 +112,8 @@ PRESETS = [
         },
         settings={"group_size": 4},
         not_grounded="flat groups are replaced before answers are regenerated",
+        neutral={"edit": ["dynamic_sampling", {"regenerate": {"samples": 0}}]},
+        reduces_to={"edit": ["dynamic_sampling"]},
     ),
     Preset(
         name="prompt_augmentation",
@@ -125,6 +128,8 @@ PRESETS = [
         },
         settings={"group_size": 8},
         not_grounded="the templates are four of ours; the paper has 13",
+        neutral={"plan": [{"prompt_templates": {"templates": ["{prompt}"]}}]},
+        reduces_to={"plan": []},
     ),
     Preset(
         name="fst",
@@ -141,5 +146,7 @@ PRESETS = [
         },
         basis="notes",
         not_grounded="the texts, which the paper's fast part rewrites",
+        neutral={"plan": [{"prompt_population": {"texts": ["{prompt}"]}}]},
+        reduces_to={"plan": []},
     ),
 ]

@@ -23,6 +23,15 @@ PRESETS = [
         settings={"group_size": 8},
         basis="paper",
         not_grounded="the format's coefficient, the prompt's words, loss and reduction",
+        neutral={
+            "plan": [],
+            "reward": [
+                "graded",
+                {"length_triangle": {"coef": 0.0}},
+                {"keeps_format": {"coef": 0.0}},
+            ],
+        },
+        reduces_to={"plan": [], "reward": ["graded"]},
     ),
     Preset(
         name="dot",
@@ -39,6 +48,11 @@ PRESETS = [
         },
         settings={"group_size": 32},
         not_grounded="the authors also oversample prompts by prediction, which is left out",
+        neutral={
+            "edit": [{"truncate_outliers": {"sigmas": 1e6}}],
+            "terms": ["unclipped_surrogate", {"log_ratio_size": {"coef": 0.0}}],
+        },
+        reduces_to={"edit": [], "terms": ["unclipped_surrogate"]},
     ),
     Preset(
         name="surrogate_format_length",
@@ -51,6 +65,7 @@ PRESETS = [
             "reduction": "sequence",
         },
         not_grounded="the KL's coefficient",
+        no_neutral="it learns without grades, from which GRPO learns",
     ),
     Preset(
         name="rl_struct",
@@ -59,5 +74,6 @@ PRESETS = [
         method={"reward": ["json_structure"], "advantage": ["grpo"], "terms": PPO},
         basis="abstract",
         not_grounded="all weights and checks; a third party says that the authors withdrew the paper",
+        no_neutral="an answer that is no JSON earns nothing whatever its grade, with any options",
     ),
 ]

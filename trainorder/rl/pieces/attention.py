@@ -33,6 +33,6 @@ def attention_ranks(
     place = torch.empty_like(order).scatter_(
         1, order, torch.arange(1, order.shape[1] + 1).expand_as(order)
     )
-    rank = place / mask.sum(1, keepdim=True).clamp(min=1)
+    rank = place.to(roll.loss_mask) / mask.sum(1, keepdim=True).clamp(min=1)
     moved = Schedule(shape="linear", start=start, end=end).at(state.step, state.total)
     return torch.where(mask, 1 + moved * (2 * rank - 1), 0.0).to(roll.loss_mask.dtype)

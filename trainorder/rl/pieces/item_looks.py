@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from trainorder.metrics.words import tf_idf
 from trainorder.rl.items import Pool, item
 from trainorder.rl.samplers import Mem
 from trainorder.streams import numpy_stream
 
-WORDS, BLOCK = 4096, 512
+BLOCK = 512
 """Columns of the word counts at most, and texts compared with all others at a time: what bounds the memory."""
 GSM8K = 7473
 """Problems of the pool that GAIN-RL's numbers are of."""
@@ -170,22 +170,13 @@ def similar(
 ) -> tuple[Int[np.ndarray, "text neighbour"], Float[np.ndarray, "text neighbour"]]:
     """Each text's nearest others by the TF-IDF cosine of their words, and these cosines made to sum to 1.
 
-    A text like no other is its own neighbour. Of more than WORDS different words, several share a place.
+    A text like no other is its own neighbour.
 
     >>> near, weights = similar(("red apple", "red apple pie", "blue car"), 1)
     >>> near.tolist(), weights.tolist()
     ([[1], [0], [2]], [[1.0], [1.0], [1.0]])
     """
-    rows = [text.lower().split() for text in texts]
-    words = sorted({word for row in rows for word in row})
-    few = len(words) <= WORDS
-    places = {w: i if few else zlib.crc32(w.encode()) % WORDS for i, w in enumerate(words)}
-    counts = np.zeros((len(texts), max(1, min(WORDS, len(words)))), dtype=np.float32)
-    for row, own in enumerate(rows):
-        for word in own:
-            counts[row, places[word]] += 1
-    scaled = counts * (np.log((1 + len(texts)) / (1 + (counts > 0).sum(0))) + 1)
-    scaled /= np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-12)
+    scaled = tf_idf(texts)
     kept = max(1, min(neighbours, len(texts) - 1))
     near = np.empty((len(texts), kept), dtype=np.int64)
     weights = np.empty((len(texts), kept))

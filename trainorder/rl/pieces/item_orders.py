@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -18,50 +19,122 @@ VARIED = (0.35, 0.35, 0.15, 0.15)
 
 
 @item(draws="top", looks=("rate",))
-def in_order(
-    pool: Pool,
-    mem: Mem,
-    *,
-    by: str = "file",
-    descending: bool = False,
-    blocks: str | None = None,
-    interleaved: bool = False,
-) -> list[float]:
+def in_order(pool: Pool, mem: Mem, *, by: str = "file", descending: bool = False) -> list[float]:
     """Problems in the order of a number, each once per pass: file order, short to long, easy to hard (no paper of its own).
 
     `by` is `file` (what users of NeMo-RL ask for), `length` (of the prompt), `rate` (pass rate, measured at the phase's start
     with 4 rollouts per problem: easy first, SARI arXiv:2504.15900), or a number in the problems' meta (human curricula,
-    arXiv:2310.09518). `blocks` is a key of the meta, a topic: one topic after another, or, `interleaved`, one problem of
-    each topic in turn (both orders of arXiv:2408.07888). Ties come in random order, by file where `by` is `file`.
+    arXiv:2310.09518). Ties come in random order, by file where `by` is `file`.
     """
+    keys = _ease(pool, by, descending)
+    first: dict[float, int] = {}
+    for place, key in enumerate(sorted(keys)):
+        first.setdefault(key, place)
+    return _once_per_pass(pool, [first[key] for key in keys])
+
+
+@item(draws="top")
+def blocked(pool: Pool, mem: Mem, *, topic: str | None = None) -> list[float]:
+    """One topic after another, the problems of each shuffled (blocked order of medical questions, arXiv:2408.07888).
+
+    `topic` is a key of the problems' meta; null: all are of one. Topics come in the order of their names. The shuffle
+    is by the problems' ids, the same in every pass and under every seed.
+    """
+    return _once_per_pass(pool, by_topic(_shuffled(pool), _topics(pool, topic)))
+
+
+@item(draws="top", looks=("rate",))
+def blocked_curriculum(
+    pool: Pool,
+    mem: Mem,
+    *,
+    topic: str | None = None,
+    by: str = "rate",
+    descending: bool = False,
+) -> list[float]:
+    """One topic after another, each from easy to hard (arXiv:2408.07888).
+
+    `topic` as of `blocked`, `by` as of `in_order`. The paper's difficulty is 1 - the mean probability that judges give the
+    right option: a number in your rows' meta.
+    """
+    return _once_per_pass(pool, by_topic(_graded(pool, by, descending), _topics(pool, topic)))
+
+
+@item(draws="top")
+def interleaved(pool: Pool, mem: Mem, *, topic: str | None = None) -> list[float]:
+    """One problem of each topic in turn, those of a topic shuffled (arXiv:2408.07888). `topic` as of `blocked`."""
+    return _once_per_pass(pool, in_turn(_shuffled(pool), _topics(pool, topic)))
+
+
+@item(draws="top", looks=("rate",))
+def interleaved_curriculum(
+    pool: Pool,
+    mem: Mem,
+    *,
+    topic: str | None = None,
+    by: str = "rate",
+    descending: bool = False,
+) -> list[float]:
+    """One problem of each topic in turn, those of a topic from easy to hard (arXiv:2408.07888); options of `blocked_curriculum`."""
+    return _once_per_pass(pool, in_turn(_graded(pool, by, descending), _topics(pool, topic)))
+
+
+Key = tuple[float, str]
+"""Difficulty and id: no two problems have the same."""
+
+
+def _ease(pool: Pool, by: str, descending: bool) -> list[float]:
     keys = pool.by(by)
-    if (by == "rate") != descending:  # a high rate is easy
-        keys = [-key for key in keys]
-    topics = [str(pool.meta(p, blocks)) if blocks else "" for p in pool.problems]
-    places = ranked(keys, topics, interleaved=interleaved)
+    return [-key for key in keys] if (by == "rate") != descending else keys  # a high rate is easy
+
+
+def _graded(pool: Pool, by: str, descending: bool) -> list[Key]:
+    keys = _ease(pool, by, descending)
+    return [(key, hashed) for key, (_, hashed) in zip(keys, _shuffled(pool), strict=True)]
+
+
+def _shuffled(pool: Pool) -> list[Key]:
+    return [(0.0, hashlib.sha256(p.id.encode()).hexdigest()) for p in pool.problems]
+
+
+def _topics(pool: Pool, key: str | None) -> list[str]:
+    return ["" if key is None else str(pool.meta(p, key)) for p in pool.problems]
+
+
+def _once_per_pass(pool: Pool, places: Sequence[int]) -> list[float]:
     passes = pool.fact("visits")
     return [-(visits * len(pool) + place) for visits, place in zip(passes, places, strict=True)]
 
 
-def ranked(keys: Sequence[float], topics: Sequence[str], *, interleaved: bool) -> list[float]:
-    """Place of each problem: by topic and key, or by place within the topic and topic; equal keys share a place.
+def by_topic(keys: Sequence[Key], topics: Sequence[str]) -> list[int]:
+    """Place of each problem: topic after topic, within one by key.
 
-    >>> ranked([1, 2, 1, 2], ["a", "a", "b", "b"], interleaved=False)
-    [0.0, 1.0, 2.0, 3.0]
-    >>> ranked([1, 2, 1, 2], ["a", "a", "b", "b"], interleaved=True)
-    [0.0, 2.0, 1.0, 3.0]
+    >>> by_topic([(1, "p"), (2, "q"), (1, "r"), (2, "s")], ["a", "a", "b", "b"])
+    [0, 1, 2, 3]
     """
-    within: dict[str, list[float]] = {}
+    order = sorted(range(len(keys)), key=lambda i: (topics[i], keys[i]))
+    return _places(order)
+
+
+def in_turn(keys: Sequence[Key], topics: Sequence[str]) -> list[int]:
+    """Place of each problem: the first of each topic, then the second of each, and so on.
+
+    >>> in_turn([(1, "p"), (2, "q"), (1, "r"), (2, "s")], ["a", "a", "b", "b"])
+    [0, 2, 1, 3]
+    """
+    within: dict[str, list[Key]] = {}
     for key, topic in sorted(zip(keys, topics, strict=True)):
         within.setdefault(topic, []).append(key)
-    sorting = [
-        ((within[topic].index(key), topic) if interleaved else (topic, key))
-        for key, topic in zip(keys, topics, strict=True)
-    ]
-    first: dict[tuple, int] = {}
-    for place, key in enumerate(sorted(sorting)):
-        first.setdefault(key, place)
-    return [float(first[key]) for key in sorting]
+    rank = {(t, key): i for t, own in within.items() for i, key in enumerate(own)}
+    turns = [(rank[t, key], t) for key, t in zip(keys, topics, strict=True)]
+    return _places(sorted(range(len(keys)), key=turns.__getitem__))
+
+
+def _places(order: Sequence[int]) -> list[int]:
+    places = [0] * len(order)
+    for place, i in enumerate(order):
+        places[i] = place
+    return places
 
 
 @item(looks=("rate",))

@@ -21,13 +21,14 @@ from trainorder.tasks.lines import BadRow, Dropped, Written, plain, refuse_token
 from trainorder.tasks.rows import JUDGED, Rows, form_of, render
 from trainorder.tasks.rows.files import RowSource, row_sources, split_of_name
 from trainorder.tasks.rows.prompts import prompt_of
-from trainorder.tasks.rows.schemas import ANSWERS, GUESSED, SCHEMAS, Row, own
+from trainorder.tasks.rows.schemas import ANSWERS, GUESSED, SCHEMAS, Row, at, own
 from trainorder.tasks.rows.splits import in_splits, without_leaks
 
 LOOKED_AT = 1000
 """Rows of a file whose columns decide the schema."""
 SHOWN = 5
-"""Bad rows that an error names."""
+"""Bad rows that an error names, each for another reason."""
+NUMERAL = re.compile(r"\d+")
 SHORT_ANSWER = 200
 """Characters of an answer that is compared as text where no grader is named."""
 MARK = re.compile(r"[<\[][^\s<>\[\]]{1,60}[>\]]")
@@ -62,7 +63,8 @@ class Reader:
 
     def files(self) -> tuple[Path, ...]:
         """Every file that is read."""
-        return tuple(path for source in self._sources("data") for path in source.paths)
+        where = f"tasks.{self.task.name}.data" if self.task.name else "data"
+        return tuple(path for source in self._sources(where) for path in source.paths)
 
     def read(
         self, name: str, reserved: Sequence[str] = ()
@@ -83,8 +85,9 @@ class Reader:
         read_from, facts, bad = self._sources(f"{where}.data"), Facts(), list[Dropped]()
         streams = [source.rows() for source in read_from]
         heads = [list(islice(stream, LOOKED_AT)) for stream in streams]
-        columns = {k for h in heads for _, _, row in h if isinstance(row, dict) for k in row}
-        facts.format, schema = self._schema(where, columns)
+        looked_at = [row for head in heads for _, _, row in head if isinstance(row, dict)]
+        columns = {key for row in looked_at for key in row}
+        facts.format, schema = self._schema(where, columns, looked_at)
         by_split: dict[Split | None, list[tuple[Problem, str, int]]] = {}
         for source, head, stream in zip(read_from, heads, streams, strict=True):
             for file, number, given in chain(head, stream):
@@ -128,7 +131,9 @@ class Reader:
                     f"{where}.grader: no {ours!r}; there are {', '.join(sorted([*GRADERS, JUDGED]))}{hint}"
                 )
 
-    def _schema(self, where: str, columns: set[str]) -> tuple[str, Callable[[dict[str, Any]], Row]]:
+    def _schema(
+        self, where: str, columns: set[str], rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[str, Callable[[dict[str, Any]], Row]]:
         """The schema by the columns of the first rows."""
         if self.task.columns:
             mapping = self.task.columns
@@ -141,6 +146,11 @@ class Reader:
                     raise ParamsError(
                         f"{where}.columns: no column {theirs!r}; there are {', '.join(sorted(columns)[:30])}"
                         f"{did_you_mean(theirs, list(columns))}"
+                    )
+                if rows and all(at(row, theirs) is None for row in rows):
+                    held = rows[0].get(theirs.partition(".")[0])
+                    raise ParamsError(
+                        f"{where}.columns: no row has anything in {theirs!r}; the first has {short(held)}"
                     )
             return "own columns", own(mapping)
         for title, schema in SCHEMAS.items():
@@ -286,11 +296,22 @@ def _gold(checks: Sequence[Sequence[Any]], form: str, row: Row, prompt: str) -> 
 
 
 def _explain(where: str, bad: Sequence[Dropped], facts: Facts, most: float) -> str:
-    kinds = Counter(row.reason.partition(",")[0].partition(";")[0][:120] for row in bad)
-    shown = "\n".join(f"  {row}" for row in bad[:SHOWN])
-    more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-    common = "; ".join(f"{count} x {reason}" for reason, count in kinds.most_common(3))
+    """How many rows are bad for which reasons, and the first of each."""
+    kinds: dict[str, list[Dropped]] = {}
+    for row in bad:
+        kinds.setdefault(NUMERAL.sub("N", _kind(row)), []).append(row)
+    often = sorted(kinds.items(), key=lambda item: -len(item[1]))
+    more = [f" (and {len(rows) - 1} more)" if len(rows) > 1 else "" for _, rows in often]
+    shown = [f"  {rows[0]}{also}" for (_, rows), also in zip(often, more, strict=True)][:SHOWN]
+    named = {k: _kind(rows[0]) if len({*map(_kind, rows)}) == 1 else k for k, rows in often[:3]}
+    common = "; ".join(f"{len(kinds[key])} x {reason}" for key, reason in named.items())
+    left = f"\n  and {len(often) - SHOWN} other reasons" if len(often) > SHOWN else ""
+    lines = "\n".join(shown)
     return (
         f"{where}: {len(bad)} of {facts.rows} rows (read as {facts.format}) cannot be used, options.max_dropped allows "
-        f"{most:.0%}: {common}\n{shown}{more}\ncorrect them, or raise {where}.options.max_dropped"
+        f"{most:.0%}: {common}\n{lines}{left}\ncorrect them, or raise {where}.options.max_dropped"
     )
+
+
+def _kind(row: Dropped) -> str:
+    return row.reason.partition(",")[0].partition(";")[0][:120]

@@ -189,7 +189,7 @@ def own(columns: Mapping[str, str]) -> Callable[[dict[str, Any]], Row]:
     """A schema from `columns: {prompt: question, answer: gold}`; a dotted name goes into a mapping (`extra_info.level`)."""
 
     def read(row: dict[str, Any]) -> Row:
-        found = {ours: _at(row, theirs) for ours, theirs in columns.items()}
+        found = {ours: at(row, theirs) for ours, theirs in columns.items()}
         prompt = found.get("prompt")
         if prompt is None:
             raise BadRow(
@@ -223,7 +223,8 @@ def messages(value: Any) -> Any:
     return value
 
 
-def _at(row: Mapping[str, Any], path: str) -> Any:
+def at(row: Mapping[str, Any], path: str) -> Any:
+    """What a row has in a column, or at a dotted name in a mapping (`extra_info.level`)."""
     value: Any = row
     if path in row:
         return row[path]
