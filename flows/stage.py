@@ -13,6 +13,8 @@ from trainorder.flow.pool import FLOW, make
     retries=0,
     persist_result=False,
 )
-def stage_flow(stage: str, params: str, resolved: dict[str, list[str]]) -> None:
+def stage_flow(
+    stage: str, params: str, resolved: dict[str, list[str]], project: dict[str, str]
+) -> None:
     """Make a stage in this worker's clone, from what the DVC remote holds, and push it there."""
-    make(stage, params, resolved)
+    make(stage, params, resolved, project)

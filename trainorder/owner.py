@@ -1,7 +1,8 @@
 """Whose records these are, and which MLflow store takes them.
 
 Without MLFLOW_TRACKING_URI that is mlflow.db of the main project, also from a git work tree or a temporary folder of
-`dvc exp run`. A shared server holds the records of many: there MLFLOW_EXPERIMENT_NAME goes before the experiments' names.
+`dvc exp run`. A shared server holds the records of many: the experiments' names begin with the project's, which MLFLOW_EXPERIMENT_NAME
+replaces, and every run has tags that say whose it is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from trainorder.files import write_json
 from trainorder.paths import in_url
 
 PREFIX = "MLFLOW_EXPERIMENT_NAME"
+PROJECT = "TRAINORDER_PROJECT"
+"""Environment variable of a worker's stages: id and name of the project that they are made for, as JSON."""
 VIEW = "trainorder"
 """Key of the state of an experiment's page that tracking keeps and the links of `trainorder ui` name."""
 
@@ -58,29 +61,37 @@ def store_uri() -> str:
 
 
 def experiment_name(name: str) -> str:
-    """`nodes` or `orders`, behind the prefix that MLFLOW_EXPERIMENT_NAME gives.
-
-    >>> experiment_name("nodes")
-    'nodes'
-    """
-    prefix = os.environ.get(PREFIX)
-    return f"{prefix}/{name}" if prefix else name
+    """`nodes` or `orders` behind the project's name, or behind what MLFLOW_EXPERIMENT_NAME says."""
+    return f"{os.environ.get(PREFIX) or project()['name']}/{name}"
 
 
 def identity() -> dict[str, str]:
-    """Whose runs these are: the project's id, this machine, this folder.
+    """Whose runs these are: the project's id, this machine, this folder."""
+    return {"project": project()["id"], "host": socket.gethostname(), "folder": str(Path.cwd())}
 
-    The id is made once and lies beside the artifacts, outside git, so a clone is another project; so is a copy.
+
+def project() -> dict[str, str]:
+    """The project's `id` and `name`.
+
+    Both are made once and lie beside the artifacts, outside git. The name is the folder's and stays when the folder moves. A
+    clone is another project, and so is a copy, which keeps the name.
     """
+    if given := os.environ.get(PROJECT):
+        return json.loads(given)
     folder = home()
     artifacts().mkdir(exist_ok=True)
     file = artifacts() / "project.json"
     with alone_in(artifacts()):
         known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if known.get("folder") != str(folder):
-            known = {"id": uuid.uuid4().hex, "folder": str(folder)}
+        if known.get("folder") != str(folder) or "name" not in known:
+            moved = known.get("folder") != str(folder)
+            known = {
+                "id": uuid.uuid4().hex if moved else known["id"],
+                "name": known.get("name") or folder.name or "trainorder",
+                "folder": str(folder),
+            }
             write_json(file, known)
-    return {"project": known["id"], "host": socket.gethostname(), "folder": str(Path.cwd())}
+    return {key: known[key] for key in ("id", "name")}
 
 
 def own_filter() -> str:

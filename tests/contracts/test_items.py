@@ -109,14 +109,14 @@ def test_a_batch_larger_than_the_pool_is_whole_and_what_was_drawn_is_logged(name
     tasks.draw({"a": 1}, state, 0, scripted)
     assert len(first) == 8
     log = tasks.realised()
-    assert log["drawn/count/a"] == 9
+    assert log["task/a/drawn"] == 9
     assert tasks.realised() == {}
     if name != "shuffled":
         visits = [
             known["visits"] for known in state.mem["known"]["a"].values() if "visits" in known
         ]
         assert sum(visits) == 9
-        assert log["drawn/new/a"] == len(visits) / 9
+        assert log["task/a/drawn_new"] == len(visits) / 9
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])

@@ -223,7 +223,7 @@ def test_after_a_kill_the_same_mlflow_run_goes_on_without_a_doubled_or_lost_step
     client = MlflowClient(f"sqlite:///{project.root}/mlflow.db")
 
     def runs() -> dict[str, str]:
-        experiment = client.get_experiment_by_name("nodes")
+        experiment = client.get_experiment_by_name(f"{project.root.name}/nodes")
         found = client.search_runs([experiment.experiment_id])
         return {r.info.run_id: r.info.status for r in found if r.data.tags["node"] == "s0--math"}
 
@@ -235,7 +235,7 @@ def test_after_a_kill_the_same_mlflow_run_goes_on_without_a_doubled_or_lost_step
     assert set(after.values()) == {"FINISHED"}
     (new,) = after.keys() - before.keys()
     assert json.loads((project.root / "runs/s0--math/run.json").read_text())["run_id"] == new
-    for name in ("reward/mean", "rl/loss"):
+    for name in ("rollout/reward", "rl/loss"):
         history = client.get_metric_history(new, name)
         assert sorted(m.step for m in history) == [0, 1, 2, 3], name
 

@@ -197,8 +197,8 @@ def test_every_reader_keeps_texts_with_odd_line_ends(
     assert load_problems("t", "dev") == [problem] * 2
     write_jsonl(paths.SFT_DATA / "drills.jsonl", [{"text": text}] * 2)
     assert read_rows(paths.SFT_DATA / "drills.jsonl") == [{"text": text}] * 2
-    write_jsonl(paths.run("n") / "metrics.jsonl", [{"step": 1, f"reward/{text}": 2.0}])
-    assert records.curves("n") == {f"reward/{text}": [(1, 2.0)]}
+    write_jsonl(paths.run("n") / "metrics.jsonl", [{"step": 1, f"task/{text}/reward": 2.0}])
+    assert records.curves("n") == {f"task/{text}/reward": [(1, 2.0)]}
 
 
 def test_drills_are_written_where_asked_for(inside: Path) -> None:

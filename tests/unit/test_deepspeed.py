@@ -100,7 +100,7 @@ def assert_same_curve(ours: list[dict[str, float]], plain: list[dict[str, float]
             assert a["rl/grad_norm"] == pytest.approx(b["rl/grad_norm"], rel=1e-5)
             assert a["rl/loss"] == pytest.approx(b["rl/loss"], rel=1e-5, abs=1e-6)
             assert a["rl/lr"] == b["rl/lr"]
-        for name in ("reward/mean", "rollout/entropy"):
+        for name in ("rollout/reward", "rollout/entropy"):
             assert a[name] == pytest.approx(b[name], rel=1e-5)
 
 

@@ -227,7 +227,7 @@ def test_the_student_comes_closer_to_both_teachers_and_the_teachers_stay():
     lines = rl_project.steps(learner, State(total=8), 6)
     last = distance()
     # no answer earns anything here, and all teach: the alarm of training that learns nothing is not for them
-    assert [line["reward/mean"] for line in lines] == [0.0] * 6
+    assert [line["rollout/reward"] for line in lines] == [0.0] * 6
     assert [line["rl/credited"] for line in lines] == [1.0] * 6
     assert all(last[task] < 0.8 * first[task] for task in TEACHERS), (first, last)
     for task, model in learner.models["teacher"].models.items():

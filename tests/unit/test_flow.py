@@ -195,7 +195,7 @@ def test_a_terminal_shows_last_reward_and_time_left_of_what_runs_and_a_log_file_
     for node in ("s0--math", "s0--qa"):
         file = paths.run(node) / "metrics.jsonl"
         file.parent.mkdir(parents=True)
-        rows = [{"step": step, "reward/mean": reward} for step, reward in ((0, 0.25), (1, 0.5))]
+        rows = [{"step": step, "rollout/reward": reward} for step, reward in ((0, 0.25), (1, 0.5))]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 2, "rew')
     os.utime(before, (1, 1))
     display.tick()

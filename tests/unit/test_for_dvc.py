@@ -31,7 +31,7 @@ def written(bwt: Bwt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     file = paths.run("s0--math") / "metrics.jsonl"
     file.parent.mkdir(parents=True)
-    rows = [{"step": s, "reward/mean": s / 10, "rollout/entropy": 1 / s} for s in (1, 2)]
+    rows = [{"step": s, "rollout/reward": s / 10, "rollout/entropy": 1 / s} for s in (1, 2)]
     file.write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, {"step": 3, "alarm/x": 1}]))
     for_dvc.write(bwt)
     return tmp_path / "reports"

@@ -181,7 +181,7 @@ def test_plasticity_compares_a_later_learning_curve_with_the_one_from_the_base(
     for node, rewards in (("s0--b", (0.4, 0.6, 0.8)), ("s0--a--b", (0.2, 0.4, 0.6))):
         folder = tmp_path / "runs" / node
         folder.mkdir(parents=True)
-        lines = [json.dumps({"step": i, "reward/mean": r}) for i, r in enumerate(rewards)]
+        lines = [json.dumps({"step": i, "rollout/reward": r}) for i, r in enumerate(rewards)]
         (folder / "metrics.jsonl").write_text("\n".join(lines))
     heat = study.plasticity(measured("two"))
     assert heat is not None
@@ -424,7 +424,7 @@ def test_costs_add_up_and_provenance_shows_the_files_hash(tmp_path, monkeypatch)
     Path("evaluations/s0.parquet").write_bytes(b"x")
     found = records.manifests(["s0", "s0--math", "s0--code"])
     assert records.alarms(found)[0].endswith(": entropy from step 7 on, 3 steps, last value 0.02")
-    logged = [{"step": 0, "loss": 1.0}, {"step": 1, "loss": 1.0, "rl/parent_kl": 0.0321}]
+    logged = [{"step": 0, "loss": 1.0}, {"step": 1, "loss": 1.0, "rollout/kl": 0.0321}]
     Path("runs/s0--math/metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in logged))
     base, child, total = tables.costs(found, records.parent_kl(found))
     assert (base["kl"], child["kl"], total["kl"]) == ("", "0.0321", "")
@@ -440,10 +440,10 @@ def test_curves_skip_what_was_not_finite_and_are_drawn_per_phase(tmp_path, monke
     for node in ("s0--a", "s0--b--a"):
         folder = Path("runs") / node
         folder.mkdir(parents=True)
-        rows = [{"step": 0, "reward/mean": 0.5}, {"step": 1, "reward/mean": None}]
+        rows = [{"step": 0, "rollout/reward": 0.5}, {"step": 1, "rollout/reward": None}]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert records.curves("s0--a") == {"reward/mean": [(0, 0.5)]}
-    svg = plots.learning(measured("two"), "reward/mean", "reward")
+    assert records.curves("s0--a") == {"rollout/reward": [(0, 0.5)]}
+    svg = plots.learning(measured("two"), "rollout/reward", "reward")
     assert svg is not None
     assert "from the base" in svg
     assert "after b" in svg
@@ -459,7 +459,7 @@ def test_kl_over_steps_is_drawn_where_it_was_logged_at_more_than_one_and_is_no_r
     for node, last in (("s0--a", 1), ("s0--b--a", 0)):
         folder = Path("runs") / node
         folder.mkdir(parents=True)
-        logged = {"rl/parent_kl": 0.5, "rollout/mismatch_kl": 1e-9}
+        logged = {"rollout/kl": 0.5, "rollout/mismatch_kl": 1e-9}
         rows = [json.dumps({"step": step, **logged}) for step in range(last + 1)]
         (folder / "metrics.jsonl").write_text("\n".join(rows) + "\n")
     ((svg, caption),) = plots.divergences(bwt)

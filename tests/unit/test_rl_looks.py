@@ -92,9 +92,9 @@ def test_a_step_trains_with_what_it_measures(items: str):
     teacher = {"teacher": {"path": str(TEACHER)}} if items == "learnability_gap" else {}
     learner, state = learner_of(items, **teacher), State(total=4, key=(0, "math"))
     lines = [rl_step(learner, state) for _ in range(2)]
-    assert all(line["drawn/count/math"] == 2 for line in lines)
-    assert lines[0]["time/look_seconds"] > 0
-    assert "time/look_seconds" not in lines[1]  # measured once
+    assert all(line["task/math/drawn"] == 2 for line in lines)
+    assert lines[0]["perf/look_seconds"] > 0
+    assert "perf/look_seconds" not in lines[1]  # measured once
 
 
 def test_answers_of_a_step_do_not_depend_on_what_was_measured_in_it():

@@ -249,7 +249,7 @@ def test_streams_tensors_and_models_go_on_as_if_nothing_had_happened(monkeypatch
     resumed = Lines()
     assert train("cut", Work(tmp_path, 0), resumed) == whole
     assert len(resumed.lines) == 4
-    same = ("rl/loss", "rl/grad_norm", "reward/mean")
+    same = ("rl/loss", "rl/grad_norm", "rollout/reward")
     assert [[line[k] for k in same] for line in resumed.lines] == [
         [line[k] for k in same] for line in through.lines
     ]
@@ -332,7 +332,7 @@ def test_a_method_resumed_after_a_step_repeats_the_bytes_of_an_uninterrupted_run
     resumed.restore(saved.tensors)
     again = State.from_state_dict(saved.state["state"], under("state/", saved.tensors))
     (line,) = rl_project.steps(resumed, again, 1)
-    timeless = {key: value for key, value in lines[1].items() if key.startswith(("rl/", "reward/"))}
+    timeless = {key: value for key, value in lines[1].items() if key.startswith(("rl/", "task/"))}
     assert line["rl/grad_norm"] > 0
     assert {key: line[key] for key in timeless} == timeless
     for key, weight in whole.policy.model.state_dict().items():
@@ -361,6 +361,6 @@ def test_expert_rows_teach_where_the_policy_itself_solves_nothing():
         terms=[{"clipped_surrogate": {"source": "policy"}}, {"nll": {"source": "expert"}}],
     )
     lines = rl_project.steps(learner, State(total=8), 6)
-    assert all(line["reward/mean"] == 0 for line in lines)
+    assert all(line["rollout/reward"] == 0 for line in lines)
     # the policy's rows have no credit: the loss is the mean -log p of the expert's tokens, which falls on fresh problems
     assert lines[-1]["rl/loss"] < lines[0]["rl/loss"] - 0.5

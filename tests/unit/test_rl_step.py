@@ -178,17 +178,18 @@ def test_what_is_logged_of_a_step_by_hand():
     roll.token_facts["sampler_logps"] = roll.old_logps  # an exact engine
     roll.row_facts["finished"][0] = 0
     assert describe(roll) == {
-        "reward/mean": 0.5,
-        "reward/mean/a": 1.0,
-        "reward/mean/b": 0.25,
-        "reward/unscored/a": 1.0,
-        "reward/unscored/b": 0.0,
+        "rollout/reward": 0.5,
+        "rollout/unscored": 1.0,
+        "task/a/reward": 1.0,
+        "task/b/reward": 0.25,
+        "task/a/unscored": 1.0,
+        "task/b/unscored": 0.0,
         "rollout/length": 2.0,
-        "rollout/length/a": 2.0,
-        "rollout/length/b": 2.0,
+        "task/a/length": 2.0,
+        "task/b/length": 2.0,
         "rollout/entropy": 1.0,
-        "rollout/entropy/a": 0.5,
-        "rollout/entropy/b": 1.5,
+        "task/a/entropy": 0.5,
+        "task/b/entropy": 1.5,
         "rollout/finished": 0.75,
         "rollout/flat_groups": 0.5,
     }
@@ -196,10 +197,10 @@ def test_what_is_logged_of_a_step_by_hand():
     strict = roll.row_facts["strict"].index_fill(0, torch.tensor([1, 3]), 0.5)
     roll = replace(roll, row_facts={**roll.row_facts, "strict": strict})
     log = describe(roll)
-    assert log["reward/strict/b"] == log["reward/strict/a"] == 0.5
+    assert log["task/b/strict"] == log["task/a/strict"] == log["rollout/strict"] == 0.5
     sources = {"source": torch.tensor([3.0, 3.0, 0.0, 3.0]), "strict": torch.arange(4.0)}
     mixed = describe(replace(roll, row_facts={**roll.row_facts, **sources}))
-    assert mixed == describe(roll.rows([2])) | {"reward/strict/b": 2.0}
+    assert mixed == describe(roll.rows([2])) | {"task/b/strict": 2.0, "rollout/strict": 2.0}
     assert describe(replace(roll, row_facts={**roll.row_facts, "source": torch.ones(4)})) == {}
 
 
@@ -222,7 +223,7 @@ def test_kl_to_the_parent_is_the_policys_own_overall_and_per_task_by_hand():
     roll.row_facts["given"] = torch.zeros(3)
     roll.row_facts["source"] = torch.tensor([0.0, 3.0, 0.0])  # the second is a teacher's
     kl = math.exp(0.5) - 0.5 - 1  # k3
-    expected = {"rl/parent_kl": kl / 3, "rl/parent_kl/a": kl, "rl/parent_kl/b": 0.0}
+    expected = {"rollout/kl": kl / 3, "task/a/kl": kl, "task/b/kl": 0.0}
     assert divergence(roll, roll.old_logps + apart) == pytest.approx(expected, abs=1e-6)
     roll.row_facts["source"] = torch.full((3,), 3.0)
     assert divergence(roll, roll.old_logps + apart) == {}

@@ -75,7 +75,7 @@ def train(
 
 def test_what_is_paid_becomes_more_frequent():
     lines, summary = train("learns", 12, settings(group_size=8, lr=0.03))
-    first, last = (sum(line["reward/mean"] for line in lines[i : i + 3]) for i in (0, 9))
+    first, last = (sum(line["rollout/reward"] for line in lines[i : i + 3]) for i in (0, 9))
     assert last > 3 * first
     assert summary["steps"] == 12
     assert summary["tokens"] == sum(line["rollout/tokens"] for line in lines)
@@ -322,7 +322,7 @@ def test_noise_of_a_judge_is_no_credit(changes: dict[str, float], credited: floa
     line = rl_step(replace(learner, task_set=task_set), State(total=1))
     assert (line["rl/credited"] > 0.5) == (credited > 0.5)
     assert (line["rl/grad_norm"] > 0) == (credited > 0)
-    assert line["reward/mean"] == pytest.approx(0.9999, abs=1e-4)
+    assert line["rollout/reward"] == pytest.approx(0.9999, abs=1e-4)
 
 
 def test_dynamic_sampling_that_drops_groups_goes_with_several_updates():
@@ -384,11 +384,11 @@ def test_the_last_step_says_how_far_the_policy_has_come_from_its_parent(
     phase = PhaseConfig(kind="structured", tasks={"math": 1.0}, steps=3)
     learner, state = make_learner(PARENT, "math", phase, settings(), 0), State(total=3)
     lines = [rl_step(learner, state) for _ in range(3)]
-    assert ["rl/parent_kl" in line for line in lines] == [False, False, True]
+    assert ["rollout/kl" in line for line in lines] == [False, False, True]
     # by sampling: of the policy that answers at that step, E[ln p - ln p_parent] > 0
-    assert 1e-4 < lines[2]["rl/parent_kl"] < 5
+    assert 1e-4 < lines[2]["rollout/kl"] < 5
     still = make_learner(PARENT, "math", phase, settings(), 0)  # the policy of step 0 is the parent
-    assert rl_step(still, State(total=1))["rl/parent_kl"] == pytest.approx(0, abs=1e-7)
+    assert rl_step(still, State(total=1))["rollout/kl"] == pytest.approx(0, abs=1e-7)
     monkeypatch.setattr(trainer, "PARENT_BYTES", 0)
     assert not make_learner(
         PARENT, "math", phase, settings(), 0
@@ -416,7 +416,7 @@ def test_the_reference_is_the_parent_and_stays_so():
 def test_every_step_logs_what_the_report_reads():
     lines, _ = train("names", 1, settings(), {"math": 1, "qa": 1})
     expected = {
-        "reward/mean",
+        "rollout/reward",
         "rollout/length",
         "rollout/entropy",
         "rollout/flat_groups",
@@ -424,16 +424,16 @@ def test_every_step_logs_what_the_report_reads():
     }
     expected |= {"rl/grad_norm", "rl/lr", "rl/clip_fraction", "rl/kl_old"}
     for task in ("math", "qa"):
-        expected |= {f"reward/mean/{task}", f"reward/unscored/{task}"}
-        expected |= {f"rollout/{part}/{task}" for part in ("entropy", "length")}
-    expected |= {f"time/{part}_seconds" for part in ("generate", "grade", "train", "step")}
+        expected |= {f"task/{task}/reward", f"task/{task}/unscored"}
+        expected |= {f"task/{task}/{part}" for part in ("entropy", "length")}
+    expected |= {f"perf/{part}_seconds" for part in ("generate", "grade", "train", "step")}
     expected |= {f"perf/{part}_gflops" for part in ("generate", "train")}
     assert expected | {"perf/tokens_per_second", "perf/share_of_peak"} <= lines[0].keys()
     # prompts once per group, answers without their last token: never more than was sampled and read
     assert 0 < lines[0]["rl/forward_tokens"] <= lines[0]["rollout/tokens"] + 8 * 30
     # half the rows each, so the mean of the means is the mean
-    means = [lines[0][f"reward/mean/{task}"] for task in ("math", "qa")]
-    assert lines[0]["reward/mean"] == pytest.approx(sum(means) / 2)
+    means = [lines[0][f"task/{task}/reward"] for task in ("math", "qa")]
+    assert lines[0]["rollout/reward"] == pytest.approx(sum(means) / 2)
 
 
 def test_a_phase_keeps_answers_of_five_steps_to_be_read_without_repeating_a_prompt():

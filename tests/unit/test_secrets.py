@@ -102,7 +102,7 @@ def test_the_endpoint_pays_a_phase_and_saw_the_key(
         json.loads(line)
         for line in (project.root / "runs/s0--joint/metrics.jsonl").read_text().splitlines()
     ]
-    assert [row["reward/unscored/creative"] for row in rows] == [0.0, 0.0]
+    assert [row["task/creative/unscored"] for row in rows] == [0.0, 0.0]
     report = json.loads((project.root / "checkpoints/judge/endpoint.json").read_text())
     assert report["unscored"] == 0.0
     assert [p.name for p in (project.root / "checkpoints/judge/endpoint").iterdir()] == [

@@ -34,7 +34,7 @@ warnings.simplefilter("error")
 from trainorder.tracking import Tracker
 with Tracker(sys.argv[1], 0, {"rl": {"lr": 0.1}}, {"phase": "math"}) as tracker:
     for step in range(3):
-        tracker.log(step, {"reward/mean": step / 2})
+        tracker.log(step, {"rollout/reward": step / 2})
 """
 
 
@@ -68,7 +68,7 @@ def test_four_processes_on_a_fresh_store_each_leave_one_complete_run(folder: Pat
     assert sorted(found) == sorted(nodes)
     for node, run in found.items():
         assert run.info.status == "FINISHED"
-        assert run.data.metrics == {"reward/mean": 1.0}
+        assert run.data.metrics == {"rollout/reward": 1.0}
         assert run.data.params == {"rl.lr": "0.1"}
         assert tracking.read_run_id(node) == run.info.run_id
 
@@ -228,7 +228,7 @@ def make_node(node: str, parents: list[str], **facts: object) -> None:
         with Tracker(
             node, 0, {"rl": {"lr": 0.1}}, {"parent": next(iter(parents), None)}
         ) as tracker:
-            tracker.log(0, {"reward/mean": 0.5})
+            tracker.log(0, {"rollout/reward": 0.5})
     manifest = {"seed": 0, "weights": f"{node}-weights", "parents": dict.fromkeys(parents, "w")}
     manifest |= {
         "params": {"merge": {"scale": 0.5}},
@@ -260,7 +260,7 @@ def test_a_nodes_run_gets_its_checkpoint_as_a_model_what_it_read_and_what_it_sco
     assert math.data.tags["mlflow.parentRunId"] == ties.data.tags["mlflow.parentRunId"]
     assert math.data.tags["mlflow.parentRunId"] == base.info.run_id
     assert "mlflow.parentRunId" not in base.data.tags
-    assert math.data.metrics == {"reward/mean": 0.5, "test/score/math": 0.25}
+    assert math.data.metrics == {"rollout/reward": 0.5, "test/score/math": 0.25}
     assert ties.data.params == {"merge.scale": "0.5"}
     note = "**math**, after qa, seed 0, variant half. Checkpoint `checkpoints/s0--half--qa--math`"
     assert far.data.tags["mlflow.note.content"].startswith(note)
@@ -428,8 +428,9 @@ def mlflow_address(tmp_path_factory: pytest.TempPathFactory):
 def test_two_projects_on_one_server_leave_each_others_runs_alone(
     mlflow_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    env = {"MLFLOW_TRACKING_URI": mlflow_address}
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
+    env = {"MLFLOW_TRACKING_URI": mlflow_address, "MLFLOW_EXPERIMENT_NAME": "shared"}
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
     with (
         OtherProcess(tmp_path / "ours", PROJECT, **env) as ours,
         OtherProcess(tmp_path / "theirs", PROJECT, **env) as theirs,
@@ -450,6 +451,48 @@ def test_two_projects_on_one_server_leave_each_others_runs_alone(
         if run.data.tags["current"] == "true"
     )
     assert current == [("ours", "a", 0.75), ("theirs", "a", 0.5), ("theirs", "b", 0.25)]
+
+
+def test_experiments_begin_with_the_projects_name_and_own_runs_of_other_experiments_join(
+    mlflow_address: str, monkeypatch: pytest.MonkeyPatch, folder: Path
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "before")
+    make_node("s0", [])
+    with Tracker("s0--math", 0, {}, {}) as other:
+        pass
+    client, _ = tracking.connect("nodes")
+    client.set_tag(other.run_id, "project", "somebody else's")
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    records = [tracking.read_node(node, {"test/score/math": 0.5}) for node in ("s0", "s0--math")]
+    assert [tracking.log_nodes(records) for _ in range(2)] == [1, 0]
+    (run,) = runs("nodes")
+    assert (run.info.run_name, run.data.metrics["rollout/reward"]) == ("s0", 0.5)
+    assert client.get_experiment(run.info.experiment_id).name == f"{folder.name}/nodes"
+
+
+def test_an_own_store_of_before_keeps_its_runs_under_the_projects_name(folder: Path):
+    with Tracker("s0", 0, {}, {}) as tracker:
+        pass
+    client, experiment = tracking.connect("nodes")
+    client.rename_experiment(experiment, "nodes")
+    known = json.loads(Path("mlartifacts/project.json").read_text())
+    assert known.pop("name") == folder.name
+    write_json(Path("mlartifacts/project.json"), known)
+    assert [run.info.run_id for run in runs("nodes")] == [tracker.run_id]
+    assert client.get_experiment(experiment).name == f"{folder.name}/nodes"
+    assert owner.project() == {"id": known["id"], "name": folder.name}
+
+
+def test_stages_of_a_worker_belong_to_the_project_that_asked(monkeypatch: pytest.MonkeyPatch):
+    asking = {"id": "0f" * 16, "name": "asking"}
+    monkeypatch.setenv("TRAINORDER_PROJECT", json.dumps(asking))
+    with Tracker("s0", 0, {}, {}):
+        pass
+    (run,) = runs("nodes")
+    assert run.data.tags["project"] == asking["id"]
+    client, experiment = tracking.connect("nodes")
+    assert client.get_experiment(experiment).name == "asking/nodes"
 
 
 def test_a_sweep_leaves_runs_of_another_machine_alone(mlflow_address: str, monkeypatch):

@@ -60,7 +60,10 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         run.mkdir(parents=True)
         (run / "manifest.json").write_text(json.dumps(manifest))
         (run / "run.json").write_text(json.dumps({"run_id": f"there-{node}"}))
-        lines = [{"step": 0, "reward/mean": 0.25, "rl/loss": None}, {"step": 1, "reward/mean": 0.5}]
+        lines = [
+            {"step": 0, "rollout/reward": 0.25, "rl/loss": None},
+            {"step": 1, "rollout/reward": 0.5},
+        ]
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     command = [sys.executable, "-m", "trainorder.cli", "ui"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -100,9 +103,9 @@ def test_a_clone_that_pulled_sees_the_runs_in_mlflow(opened: str):
     assert tags["parent_run_id"] == runs["s0"]["info"]["run_id"]
     assert {(p["key"], p["value"]) for p in data["params"]} == {("rl.lr", "0.2")}
     metrics = {
-        (m["key"], m["step"], m["value"]) for m in data["metrics"] if m["key"] == "reward/mean"
+        (m["key"], m["step"], m["value"]) for m in data["metrics"] if m["key"] == "rollout/reward"
     }
-    assert metrics == {("reward/mean", 1, 0.5)}
+    assert metrics == {("rollout/reward", 1, 0.5)}
     assert runs["s0"]["info"]["artifact_uri"].startswith("mlflow-artifacts:/nodes/")
 
 
@@ -117,7 +120,7 @@ def test_mlflows_pages_show_the_arms_side_by_side_and_a_nodes_model_data_and_rol
         run = node_runs(opened)["s0--math"]["info"]
         page = f"/#/experiments/{run['experiment_id']}/runs/{run['run_id']}"
         tab.open(links["MLflow: nodes, table"].partition("/#/")[0] + page)
-        tab.shows("s0--math", "reward/mean", "Parent run", "s0")
+        tab.shows("s0--math", "rollout/reward", "Parent run", "s0")
         tab.page.get_by_text("math/train").first.wait_for()
         tab.page.get_by_role("tab", name="Traces").click()
         tab.page.get_by_text("it is 2").first.wait_for()

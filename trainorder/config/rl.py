@@ -60,7 +60,7 @@ class AlarmConfig(Section):
     entropy_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Mean entropy below this share of the phase's start: the policy collapses onto few answers."""
     kl: float = Field(default=0.5, gt=0, le=1e9)
-    """KL(sampler || trainer) per token above this: the rollouts are no longer the policy's own."""
+    """KL(sampler || trainer) per token (`rl/kl_old`) above this: the rollouts are no longer the policy's own."""
     length_factor: float = Field(default=3.0, gt=1, le=1e9)
     """Mean length above this multiple of the phase's start, or below its inverse."""
     unscored: float = Field(default=0.25, ge=0, le=1)

@@ -7,6 +7,7 @@ everywhere, and what it does not find there is made here: a worker with other co
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -23,7 +24,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelling
 
-from trainorder import paths, plan
+from trainorder import owner, paths, plan
 from trainorder.config import PARAMS_VARIABLE, load_params, params_file
 from trainorder.files import write_text
 from trainorder.flow.dvc import Runner, StageFailed, has_remote
@@ -100,6 +101,7 @@ class Pool:
             "stage": stage,
             "params": params_file().read_text(encoding="utf-8"),
             "resolved": {name: list(order) for name, order in current.resolved.items()},
+            "project": owner.project(),
         }
         for tried in range(1, TRIES + 1):
             sent = partial(
@@ -160,8 +162,10 @@ def patiently(ask: Callable[[], Any], seconds: float = 120.0) -> Any:
         time.sleep(ASK_SECONDS)
 
 
-def make(stage: str, params: str, resolved: dict[str, list[str]]) -> None:
+def make(stage: str, params: str, resolved: dict[str, list[str]], project: dict[str, str]) -> None:
     """What a worker does: one stage in this clone, from what the DVC remote holds, pushed there.
+
+    Its run in MLflow is that of the project whose flow asked.
 
     Raises:
         StageFailed: the stage did not end well.
@@ -176,6 +180,7 @@ def make(stage: str, params: str, resolved: dict[str, list[str]]) -> None:
         if file == EDITED:
             write_text(EDITED, params)
         os.environ[PARAMS_VARIABLE] = str(file)
+        os.environ[owner.PROJECT] = json.dumps(project)
         plan.repair()
         plan.write(plan.compile_plan(load_params(), resolved))
     with one_gpu():

@@ -115,7 +115,7 @@ class Display:
             row = last_row(
                 paths.run(made) / "metrics.jsonl", since=time.time() - time.monotonic() + started
             )
-            reward = row.get("reward/mean")
+            reward = row.get("rollout/reward")
             parts = [f"reward {reward:.3f}"] if reward is not None else []
         if started is not None:
             ran = time.monotonic() - started

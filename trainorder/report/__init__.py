@@ -108,7 +108,7 @@ def content(bwt: Bwt) -> dict[str, Any]:
         "recommendation": advice.recommendation(bwt),
         "predicted": plots.predicted(bwt),
         "judges": plots.judges(bwt),
-        "rewards": plots.learning(bwt, "reward/mean", "reward"),
+        "rewards": plots.learning(bwt, "rollout/reward", "reward"),
         "training_entropy": plots.learning(bwt, "rollout/entropy", "entropy, nats per token"),
         "divergences": plots.divergences(bwt),
         "probes": probes.section(bwt),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 DIGITS = 4
-CURVES = {"reward/mean": "reward", "rollout/entropy": "entropy"}
+CURVES = {"rollout/reward": "reward", "rollout/entropy": "entropy"}
 """Metric of a step -> its column in rewards.csv."""
 
 

@@ -21,7 +21,7 @@ ALONG = {"greedy": "greedy", "entropy_own": "entropy", "gold": "gold"}
 
 
 def mirror(bwt: Bwt) -> int:
-    """Bring MLflow's experiments `orders` and `nodes` up to date; returns how many runs were added or changed."""
+    """Bring MLflow's experiments `<project>/orders` and `<project>/nodes` up to date; returns how many runs were added or changed."""
     records = [read_node(name, node_metrics(name)) for name in nodes(bwt)]
     records = [record for record in records if record.manifest]  # the others were not pulled
     changed = tracking.log_orders([*order_records(bwt), verdict_record(bwt)], view(bwt))

@@ -147,24 +147,25 @@ def _agreement(bwt: Bwt, predictor: str) -> str:
     return f"bias {bias}, spread {spread}\nSpearman {shown}"
 
 
-def learning(bwt: Bwt, prefix: str, label: str, *, least: int = 1) -> str | None:
-    """One panel per phase: `prefix/<task>` by step, a line per place in an order where the phase was trained.
+def learning(bwt: Bwt, metric: str, label: str, *, least: int = 1) -> str | None:
+    """One panel per phase: a metric of all rollouts by step, a line per place in an order where the phase was trained.
 
-    Lines of fewer than `least` steps are left out. Where no task has its own, `prefix` alone is drawn.
+    Lines of fewer than `least` steps are left out. A phase of several tasks has a line per task, where these are logged:
+    `task/math/entropy` of `rollout/entropy`.
     """
     phases = {phase: bwt["phases"][phase] for phase in words.phases(bwt, bwt["phases"])}
     found: dict[str, dict[str, Sequence[tuple[int, float]]]] = {p: {} for p in phases}
     for node in records.nodes(bwt):
         phase = node.rpartition("--")[2]
         if phase in phases and "--" in node:
-            for task, curve in _task_curves(node, prefix, phases[phase]).items():
+            for task, curve in _task_curves(node, metric, phases[phase]).items():
                 key = node if len(phases[phase]) == 1 else f"{node}/{task}"
                 if len(curve) >= least:
                     found[phase][key] = curve
     found = {phase: lines for phase, lines in found.items() if lines}
     if not found:
         return None
-    with _panels(len(found), 2.4, share=prefix.startswith("reward")) as (figure, panels):
+    with _panels(len(found), 2.4, share=metric.endswith("reward")) as (figure, panels):
         for axes, (phase, lines) in zip(panels, found.items(), strict=False):
             several = len(phases[phase]) > 1
             for key, curve in lines.items():
@@ -209,17 +210,17 @@ def learning(bwt: Bwt, prefix: str, label: str, *, least: int = 1) -> str | None
 def divergences(bwt: Bwt) -> list[tuple[str, str]]:
     """Drawing and caption of each KL over steps that some phase logged, from KLS; not where all of it is rounding."""
     drawn = []
-    for prefix, label, caption in KLS:
+    for metric, label, caption in KLS:
         curves = [records.curves(node) for node in records.nodes(bwt)]
-        found = [c[prefix] for c in curves if len(c.get(prefix, ())) > 1]
+        found = [c[metric] for c in curves if len(c.get(metric, ())) > 1]
         if any(abs(value) > ROUNDING for curve in found for _, value in curve):
-            svg = learning(bwt, prefix, f"{label}, nats per token", least=2)
+            svg = learning(bwt, metric, f"{label}, nats per token", least=2)
             drawn += [(svg, caption)] if svg else []
     return drawn
 
 
 KLS = (
-    ("rl/parent_kl", "KL to the parent", "KL to the phase's parent on the phase's own answers: how far it has moved."),
+    ("rollout/kl", "KL to the parent", "KL to the phase's parent on the phase's own answers: how far it has moved."),
     ("rl/kl_old", "KL of the update", "KL to the policy that sampled, within a step: how old the answers were when they were learned."),
     ("rollout/mismatch_kl", "KL of the sampler", "KL of the engine that sampled to the model that is trained, before the update: numbers that differ though the weights do not."),
 )  # fmt: skip
@@ -234,12 +235,13 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1)), (0, (6, 1.5, 1.5, 1.
 """Line styles by place in the order, so that lines differ without colour."""
 
 
-def _task_curves(node: str, prefix: str, tasks: Sequence[str]) -> records.Curves:
+def _task_curves(node: str, metric: str, tasks: Sequence[str]) -> records.Curves:
     logged = records.curves(node)
-    alone = logged.get(prefix) if len(tasks) == 1 else None
-    curves = {task: logged.get(f"{prefix}/{task}") or alone for task in tasks}
+    alone = logged.get(metric) if len(tasks) == 1 else None
+    quantity = metric.rpartition("/")[2]
+    curves = {task: logged.get(f"task/{task}/{quantity}") or alone for task in tasks}
     own = {task: curve for task, curve in curves.items() if curve}
-    return own or ({ALL: logged[prefix]} if prefix in logged else {})
+    return own or ({ALL: logged[metric]} if metric in logged else {})
 
 
 def _before(node: str) -> str:

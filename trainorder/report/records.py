@@ -49,7 +49,7 @@ def alarms(found: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
-DRAWN = ("reward/", "rollout/entropy", "perf/judge_", "rl/parent_kl", "rl/kl_old", "rollout/mismatch_kl")  # fmt: skip
+DRAWN = ("task/", "rollout/reward", "rollout/entropy", "rollout/kl", "rl/kl_old", "rollout/mismatch_kl", "perf/judge_")  # fmt: skip
 """Metrics of steps that the page and DVC's plots show begin with one of these."""
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
@@ -77,7 +77,7 @@ def _curves(file: Path, stamp: tuple[int, int]) -> Curves:
 
 def parent_kl(names: Iterable[str]) -> dict[str, float]:
     """Node -> KL to its parent per token of its own answers, nats, at the last step (`trainorder.rl.step.parent_kl`)."""
-    logged = {name: curves(name).get("rl/parent_kl") for name in names}
+    logged = {name: curves(name).get("rollout/kl") for name in names}
     return {name: values[-1][1] for name, values in logged.items() if values}
 
 

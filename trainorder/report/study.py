@@ -53,7 +53,7 @@ def plasticity(bwt: Bwt) -> Heat | None:
                 if single is None or place == 1:
                     continue
                 curve, base = (
-                    [v for _, v in curves(n).get("reward/mean", [])]
+                    [v for _, v in curves(n).get("rollout/reward", [])]
                     for n in (node, single["nodes"][seed])
                 )
                 ratio = area_ratio(curve, base)

@@ -163,7 +163,7 @@ def watch(
         start["steps"] += 1
         start["entropy"] += (entropy - start["entropy"]) / start["steps"]
         start["length"] += (length - start["length"]) / start["steps"]
-    unscored = sum(v for k, v in metrics.items() if k.startswith("reward/unscored/"))
+    unscored = metrics.get("rollout/unscored", 0.0)
     longer = length / max(start["length"], 1e-9)
     beyond = {
         "entropy": (entropy, entropy < config.entropy_fraction * start["entropy"]),

@@ -1,7 +1,7 @@
 """Looks: what item samplers measure of problems under the policy as it is, without training on it.
 
 A look is a function (Looker, problems) -> one number per problem. Its rollouts count as sampled tokens of the step that
-asks for it (`rollout/tokens`, `time/look_seconds`); seeds of its rows are apart from those of the step.
+asks for it (`rollout/tokens`, `perf/look_seconds`); seeds of its rows are apart from those of the step.
 """
 
 from __future__ import annotations

@@ -168,15 +168,17 @@ class TaskSet:
         return found
 
     def realised(self) -> dict[str, float]:
-        """What was drawn since the last call: `drawn/count/<task>`.
+        """What was drawn since the last call: `task/<task>/drawn`.
 
-        With an item sampler also `drawn/new`, the share that was new, and `drawn/rate`, the mean expected pass rate before.
+        With an item sampler also `drawn_new`, the share that was new, and `drawn_rate`, the mean expected pass rate before.
         """
         found: dict[str, float] = {}
         for name, rows in self._drawn.items():
-            found[f"drawn/count/{name}"] = float(len(rows))
+            found[f"task/{name}/drawn"] = float(len(rows))
             for fact in rows[0]:
-                found[f"drawn/{fact}/{name}"] = math.fsum(row[fact] for row in rows) / len(rows)
+                found[f"task/{name}/drawn_{fact}"] = math.fsum(row[fact] for row in rows) / len(
+                    rows
+                )
         self._drawn.clear()
         return found
 

@@ -7,7 +7,7 @@ from trainorder.rl.types import ASKED, Roll, State
 
 
 def describe(roll: Roll) -> dict[str, float]:
-    """What the policy sampled and how it was rewarded, overall and per task, before any edit.
+    """What the policy sampled and how it was rewarded, before any edit: overall as `rollout/...`, per task as `task/<task>/...`.
 
     Rows of other sources (a teacher's answers) say nothing about the policy and are left out; without any of its own
     there is nothing to log.
@@ -17,11 +17,7 @@ def describe(roll: Roll) -> dict[str, float]:
         roll = roll.rows(mine.nonzero().flatten().tolist())
     if not len(roll):
         return {}
-    lengths = roll.loss_mask.sum(1)
     log = mismatch(roll) | {
-        "reward/mean": _mean_scored(roll),
-        "rollout/length": float(lengths.mean()),
-        "rollout/entropy": float(mmean(roll.entropy, roll.loss_mask)),
         "rollout/finished": float(roll.row_facts["finished"].mean()),
         "rollout/flat_groups": float(
             equal_in_group(roll.rewards, roll.group, roll.scored).float().mean()
@@ -30,16 +26,27 @@ def describe(roll: Roll) -> dict[str, float]:
     for name, values in roll.row_facts.items():
         if name.startswith(ASKED) and (known := values[~values.isnan()]).numel():
             log[f"rollout/{name}"] = float(known.mean())
+    parts = {"rollout": roll}
     for task in dict.fromkeys(problem.task for problem in roll.problem):
-        own = roll.rows([i for i, problem in enumerate(roll.problem) if problem.task == task])
-        log[f"reward/mean/{task}"] = _mean_scored(own)
-        log[f"reward/unscored/{task}"] = float((~own.scored).sum())
-        log[f"rollout/length/{task}"] = float(own.loss_mask.sum(1).mean())
-        log[f"rollout/entropy/{task}"] = float(mmean(own.entropy, own.loss_mask))
-        strict = own.row_facts["strict"]
-        if (known := ~strict.isnan()).any():
-            log[f"reward/strict/{task}"] = float(strict[known].mean())
+        rows = [i for i, problem in enumerate(roll.problem) if problem.task == task]
+        parts[f"task/{task}"] = roll.rows(rows)
+    for group, part in parts.items():
+        log |= {f"{group}/{name}": value for name, value in _summary(part).items()}
     return log
+
+
+def _summary(roll: Roll) -> dict[str, float]:
+    """Mean reward of what was scored (nan, logged as null, where nothing was), rows that were not, length, entropy, and
+    the share that kept the asked format, where that was looked at."""
+    strict = roll.row_facts["strict"]
+    known = strict[~strict.isnan()]
+    return {
+        "reward": float(roll.rewards[roll.scored].mean()),
+        "unscored": float((~roll.scored).sum()),
+        "length": float(roll.loss_mask.sum(1).mean()),
+        "entropy": float(mmean(roll.entropy, roll.loss_mask)),
+        **({"strict": float(known.mean())} if known.numel() else {}),
+    }
 
 
 STEPS, PER_STEP = 5, 4
@@ -82,8 +89,3 @@ def mismatch(roll: Roll) -> dict[str, float]:
         "rollout/mismatch_max": float(moved.abs().max()),
         "rollout/mismatch_kl": float(mmean(k3(moved), roll.loss_mask)),
     }
-
-
-def _mean_scored(roll: Roll) -> float:
-    """Mean reward over scored rows; nan, logged as null, where there is none."""
-    return float(roll.rewards[roll.scored].mean())

@@ -73,7 +73,7 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
         task_set.observe(rollouts.sampled, roll, state)
         for metric in method.metric:
             log |= {f"rl/{name}": value for name, value in metric(roll, state).items()}
-        if state.step + 1 == state.total and "rl/parent_kl" not in log:
+        if state.step + 1 == state.total and "rollout/kl" not in log:
             log |= parent_kl(rollouts.sampled, learner)
         with timed(clock, "train"):
             log |= update(learner, roll, state)
@@ -90,7 +90,7 @@ def rl_step(learner: Learner, state: State) -> dict[str, float]:
         log.get("rl/forward_tokens", 0.0),
         config.threads,
     )
-    return log | {f"time/{name}_seconds": seconds for name, seconds in clock.items()}
+    return log | {f"perf/{name}_seconds": seconds for name, seconds in clock.items()}
 
 
 def add_reference(roll: Roll, learner: Learner) -> Roll:
@@ -111,7 +111,7 @@ def parent_kl(sampled: Sequence[Roll], learner: Learner) -> dict[str, float]:
 
 
 def divergence(roll: Roll, theirs: Float[Tensor, "row token"]) -> dict[str, float]:
-    """`rl/parent_kl`: KL(policy || phase's parent) per token of the policy's own answers, nats (k3), also per task.
+    """`rollout/kl`: KL(policy || phase's parent) per token of the policy's own answers, nats (k3), also per task.
 
     How far the phase has moved the model on what it trains, which is said to predict what it forgets elsewhere (RL's Razor,
     arXiv:2509.04259). `theirs` are the parent's log-probabilities. Logged at every step where a piece needs them, else at the
@@ -122,11 +122,11 @@ def divergence(roll: Roll, theirs: Float[Tensor, "row token"]) -> dict[str, floa
         return {}
     mask = mask.to(roll.loss_mask)
     kl = k3(log_ratio(theirs, roll.old_logps, mask))
-    log = {"rl/parent_kl": float(mmean(kl, mask))}
+    log = {"rollout/kl": float(mmean(kl, mask))}
     for task in dict.fromkeys(problem.task for problem in roll.problem):
         own = [i for i, problem in enumerate(roll.problem) if problem.task == task]
         if mask[own].any():
-            log[f"rl/parent_kl/{task}"] = float(mmean(kl[own], mask[own]))
+            log[f"task/{task}/kl"] = float(mmean(kl[own], mask[own]))
     return log
 
 

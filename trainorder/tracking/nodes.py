@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trainorder import paths
 from trainorder.files import read_jsonl
 from trainorder.lineage import variant_of
-from trainorder.owner import identity, own_filter
+from trainorder.owner import identity, own_filter, own_store
 from trainorder.process import is_held
 from trainorder.tracking.store import (
     NODES,
@@ -67,7 +67,7 @@ def read_node(name: str, metrics: Mapping[str, float] | None = None) -> NodeReco
 def log_nodes(records: Sequence[NodeRecord]) -> int:
     """Give every node's run its checkpoint as a model, what it read and what it scored; returns how many runs changed.
 
-    A node without a run in this store (a merge, or one that was made elsewhere) gets one from its records. What a run
+    A node without a run in this experiment (a merge, or one that was made elsewhere) gets one from its records. What a run
     already holds is not sent again; one that the store knows as another project's is left out. Rollouts are traced for the
     nodes of the first seed: MLflow takes 20 ms for a trace, and the other seeds' are in their manifests.
     """
@@ -82,7 +82,7 @@ def log_nodes(records: Sequence[NodeRecord]) -> int:
         known = runs.get(record.key)
         is_new = known is None
         if known is None:
-            if record.run_id is not None and _knows(client, record.run_id):
+            if record.run_id is not None and _is_others(client, record.run_id):
                 continue
             known = _create(client, experiment, record, ids)
         ids[record.name] = run_id = known.info.run_id
@@ -156,14 +156,17 @@ def register(node: str, about: str) -> str | None:
     return str(version.version)
 
 
-def _knows(client: MlflowClient, run_id: str) -> bool:
+def _is_others(client: MlflowClient, run_id: str) -> bool:
+    """Whether the store knows a run, and as another project's; one of ours may be in an experiment of another name."""
     from mlflow.exceptions import MlflowException
 
+    if own_store():
+        return False
     try:
-        client.get_run(run_id)
+        run = client.get_run(run_id)
     except MlflowException:
         return False
-    return True
+    return run.data.tags.get("project") != identity()["project"]
 
 
 def _create(

@@ -56,7 +56,7 @@ class OrderRecord:
 
 
 def log_orders(records: Sequence[OrderRecord], view: Mapping[str, Any] | None = None) -> int:
-    """One summary run per record in the experiment `orders`, an arm before its seeds; what is already there is not added again.
+    """One summary run per record in the experiment `<project>/orders`, an arm before its seeds; what is already there is not added again.
 
     Positions are MLflow's steps, so its charts and parallel coordinates show orders side by side. Runs of earlier
     measurements stay, with the tag `current` false; those of other projects and folders are not touched. Returns how many

@@ -47,12 +47,16 @@ def connect(experiment: str) -> tuple[MlflowClient, str]:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     artifacts().mkdir(exist_ok=True)
+    uri, name = store_uri(), experiment_name(experiment)
     with alone_in(artifacts()), _quiet_start():
         from mlflow import MlflowClient
 
-        uri, name = store_uri(), experiment_name(experiment)
         client = MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(name)
+        if found is None and own_store():  # made before names began with the project's
+            found = client.get_experiment_by_name(experiment)
+            if found is not None:
+                client.rename_experiment(found.experiment_id, name)
         if found is not None:
             return client, found.experiment_id
         # resolved by the server that shows it, so a project that was moved or copied keeps its files
