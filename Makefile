@@ -11,10 +11,10 @@ export HF_HUB_OFFLINE ?= 1
 # long tests wait for processes and clocks a third of their time: three workers fill two cores
 PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
-.PHONY: help run real orders24 test check every-test fast-test install tools lint ui docs clean
+.PHONY: help run real orders24 test check every-test fast-test install tools lint ui docs screenshots clean
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 run: install  ## train, measure and compare the orders of params.yaml, then print who won and how sure that is
 	@$(BIN)/trainorder run
@@ -41,6 +41,10 @@ fast-test: tools
 
 ui: install  ## open MLflow and Prefect on loopback over what was run
 	@$(BIN)/trainorder ui
+
+screenshots: tools  ## the pictures of docs/tutorial.md, in Chromium, of the default experiment, which is run first where it is not finished
+	@$(BIN)/trainorder run --quiet
+	@SCREENSHOTS=docs/tutorial SCREENSHOTS_OF=. $(BIN)/python -m pytest -q tests/pipeline/test_pipeline.py -k pages_of_a_finished_run
 
 docs: tools  ## the documentation as pages, in site/index.html
 	@$(BIN)/python -m mkdocs build --strict --quiet

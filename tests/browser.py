@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -59,6 +62,24 @@ class Tab:
         """Wait until every text is in sight."""
         for text in texts:
             self.page.get_by_text(text, exact=True).first.wait_for(state="visible")
+
+    def shot(self, name: str, height: int | None = None, settle: float = 2.0) -> None:
+        """Keep a picture of what is in sight as NAME.png under SCREENSHOTS, in 128 colours; nothing where that is not set.
+
+        `height` of the window for this picture; `settle` seconds are given to charts that draw themselves.
+        """
+        if not (folder := os.environ.get("SCREENSHOTS")):
+            return
+        from PIL import Image
+
+        size = self.page.viewport_size
+        if height is not None:
+            self.page.set_viewport_size({"width": size["width"], "height": height})
+        self.page.wait_for_timeout(1000 * settle)
+        picture = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        picture.quantize(128).save(Path(folder) / f"{name}.png", optimize=True)
+        self.page.set_viewport_size(size)
 
     def axe(self) -> list[tuple[str, str, str]]:
         """(rule, impact, first place) of everything that axe-core finds wrong."""

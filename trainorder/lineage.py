@@ -38,7 +38,7 @@ def inputs(
 ) -> dict[str, Any] | None:
     """Hashes of all that a node's result depends on; None where no fingerprint of the code is known.
 
-    A parent or file that is missing is left out: the stage itself says so better.
+    A parent or file that is missing is left out: the stage itself raises the clearer error.
     """
     fingerprint = _fingerprint(code)
     if fingerprint is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +17,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import documented
 import pytest
+import screens
 from conftest import ROOT, Project, make_project
 
 from trainorder.paths import NODE
@@ -181,6 +184,16 @@ def test_a_run_with_other_params_is_saved_as_an_experiment_that_can_be_applied(t
     assert "level: 0.9" in (trained.root / "params.yaml").read_text()
 
 
+def test_every_command_that_the_docs_show_of_a_finished_run_works(trained: Project):
+    trained.run("git", "add", "--all")
+    who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    trained.run("git", *who, "commit", "--quiet", "--message", "an experiment")
+    commands = {"trainorder": trained.cli, "dvc": trained.dvc}
+    for tool, *words in documented.to_run_here():
+        done = commands[tool](*words)
+        assert "Traceback" not in done.stderr, (tool, words)
+
+
 def test_a_stale_plan_stops_dvc_repro_at_once(trained: Project):
     trained.edit("params.yaml", "[math, qa, creative]", "[qa, math, creative]")
     stopped = trained.dvc("repro", ok=False)
@@ -260,6 +273,20 @@ def test_mlflow_holds_one_run_per_node_and_one_per_arm(by_flow: Project):
         )
         == 1
     )
+
+
+@pytest.fixture
+def looked_at(request: pytest.FixtureRequest) -> Project:
+    """A finished run: of the flow above, or the one in the folder that SCREENSHOTS_OF names."""
+    if folder := os.environ.get("SCREENSHOTS_OF"):
+        return Project(Path(folder).resolve())
+    return request.getfixturevalue("by_flow")
+
+
+def test_the_pages_of_a_finished_run_show_what_they_should_and_no_console_has_an_error(
+    looked_at: Project,
+):
+    assert screens.walk(looked_at) == []
 
 
 def test_the_report_stands_alone(by_flow: Project):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import documented
 import pytest
 import typer
 import yaml
@@ -19,37 +22,103 @@ from trainorder.cli import app
 from trainorder.config import parse_params
 from trainorder.config.params import _merged
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+ROOT = documented.ROOT
 
 
 def blocks(language: str) -> Iterator[Any]:
-    for page in PAGES:
-        for kind, text in FENCE.findall(page.read_text(encoding="utf-8")):
+    for page in documented.PAGES:
+        for kind, text in documented.FENCE.findall(page.read_text(encoding="utf-8")):
             if kind == language:
+                text = textwrap.dedent(text)
                 yield pytest.param(text, id=f"{page.name}-{text.strip().splitlines()[0][:40]}")
 
 
-def commands() -> Iterator[Any]:
-    """Every `trainorder ...` in a block of commands, or between backticks with an option or a subcommand."""
-    found = {}
-    for page in PAGES:
+def test_every_block_says_what_it_holds():
+    kinds = {
+        f"{page.name}: {kind}"
+        for page in documented.PAGES
+        for kind, _ in documented.FENCE.findall(page.read_text(encoding="utf-8"))
+        if kind not in documented.LANGUAGES
+    }
+    assert kinds == set()
+
+
+def test_of_every_command_it_is_known_how_it_is_tested_and_of_no_other():
+    ways = {command: documented.how(command) for command in documented.shown()}
+    assert {command: found for command, found in ways.items() if len(found) != 1} == {}
+    used = {pattern for c in ways for pattern in documented.KNOWN if re.fullmatch(pattern, c)}
+    assert documented.KNOWN.keys() - used == set()
+    for way in documented.KNOWN.values():
+        if "::" in way:
+            file, name = way.split("::")
+            assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), way
+    assert len(documented.to_run_here()) > 25
+    assert documented.how("trainorder invent") == documented.how("dvc invent") == []
+
+
+def of_way(way: str) -> list[str]:
+    return [command for command in documented.shown() if documented.how(command) == [way]]
+
+
+def test_make_has_every_target_in_the_docs():
+    for command in of_way(documented.DRY):
+        words = shlex.split(command)
+        done = subprocess.run(
+            [*words[:1], "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, (command, done.stderr)
+        assert done.stdout
+
+
+HELP = """
+import contextlib, io, json, runpy, sys
+said = {}
+for module in sys.argv[1:]:
+    sys.argv = [module, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        runpy.run_module(module, run_name="__main__")
+    said[module] = out.getvalue()
+print(json.dumps(said))
+"""
+
+
+@pytest.mark.long("imports every benchmark, in one process")
+def test_every_module_in_the_docs_starts_and_has_the_options_it_is_given():
+    asked = [shlex.split(command)[2:] for command in of_way(documented.PARSED)]
+    modules = sorted({module for module, *_ in asked})
+    command = [sys.executable, "-c", HELP, *modules]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    said = json.loads(done.stdout)
+    for module, *given in asked:
+        assert said[module].startswith("usage: "), module
+        for word in given:
+            if word.startswith("--"):
+                assert re.search(rf"(?<!\S){word}\b", said[module]), (module, word)
+
+
+def test_a_page_whose_commands_need_a_clone_says_so():
+    needs = re.compile(
+        r"python -m benchmarks\.|configs/(?!controls)[\w-]+\.yaml"
+    )  # the others are in every project
+    for page in sorted((ROOT / "docs").glob("*/*.md")):
         text = page.read_text(encoding="utf-8")
-        lines = [
-            line for kind, block in FENCE.findall(text) if not kind for line in block.splitlines()
-        ]
-        for line in [*lines, *re.findall(r"`(trainorder [a-z][^`]*)`", FENCE.sub("", text))]:
-            command = re.split(r"  +#|\s#|;|\s&&", line.strip())[0].strip()
-            if command.startswith("trainorder "):
-                found.setdefault(command, page.name)
-    for command, page in found.items():
-        yield pytest.param(command, id=f"{page}-{command}")
+        assert not needs.search(text) or "clone of trainorder" in text, page.name
 
 
-@pytest.mark.parametrize("command", list(commands()))
+@pytest.mark.parametrize("command", [c for c in documented.shown() if c.startswith("trainorder ")])
 def test_every_command_in_the_docs_exists_with_its_options(command: str):
     check_command(command)
+
+
+def test_every_command_that_only_reads_prints_json_where_asked():
+    root: Any = typer.main.get_command(app)
+    writes = {"init", "run", "deploy", "ui", "export"}
+    options = {
+        name: {option for p in command.params for option in getattr(p, "opts", [])}
+        for name, command in root.commands.items()
+        if not command.hidden and name not in writes
+    }
+    assert [name for name, own in options.items() if "--json" not in own] == []
 
 
 def check_command(command: str) -> None:

@@ -305,6 +305,8 @@ def test_the_page_answers_which_order_what_each_step_cost_and_how_sure_in_this_s
         f"costliest step is creative after math > code > qa (structured_first): math {cells[0].text}"
         in page
     )
+    best = next(iter(words.orders(bwt)))
+    assert places[0] > page.index(f"Cost: in {best}, the best order, ")
 
 
 def test_with_one_seed_the_page_says_that_nothing_is_known_about_training_runs():

@@ -177,7 +177,7 @@ def test_a_dump_computes_the_same_again_and_names_the_rows(tmp_path: Path, capsy
 
 
 STEADY = {"rollout/entropy": 1.0, "rollout/length": 10.0, "rl/grad_norm": 1.0, "rl/kl_old": 0.0}
-STEADY |= {"task/math/unscored": 0.0, "task/qa/unscored": 0.0, "rl/credited": 0.01}
+STEADY |= {"rollout/unscored": 0.0, "rl/credited": 0.01}
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ STEADY |= {"task/math/unscored": 0.0, "task/qa/unscored": 0.0, "rl/credited": 0.
         ("kl", {"rl/kl_old": 0.6}),
         ("length", {"rollout/length": 31.0}),
         ("length", {"rollout/length": 3.0}),
-        ("unscored", {"task/math/unscored": 2.0, "task/qa/unscored": 3.0}),
+        ("unscored", {"rollout/unscored": 5.0}),
         ("grad_norm", {"rl/grad_norm": 101.0}),
         ("credited", {"rl/credited": 0.0}),
     ],

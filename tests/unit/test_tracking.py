@@ -153,6 +153,23 @@ def test_a_measurement_that_mlflow_could_not_take_is_a_failed_stage_to_try_again
         mirror.main(argparse.Namespace())
 
 
+def test_an_alarm_has_no_chart_in_mlflow_before_it_sounds(tmp_path: Path):
+    work = Work(tmp_path / "work", 0)
+    for step, values in enumerate(
+        ((0.0, 0.0), (1.0, 0.0), (0.0, 0.0))
+    ):  # each in a process of its own
+        with Tracker("s0", 0, {}, {}, work=work) as tracker:
+            tracker.log(step, dict(zip(("alarm/kl", "alarm/length"), values, strict=True)))
+    client, _ = tracking.connect("nodes")
+    (run,) = runs("nodes")
+    assert run.data.metrics == {"alarm/kl": 0.0}
+    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "alarm/kl")] == [
+        (1, 1.0),
+        (2, 0.0),
+    ]
+    assert lines("s0") == [{"step": 2, "alarm/kl": 0.0, "alarm/length": 0.0}]
+
+
 def test_metrics_wait_for_their_batch():
     with Tracker("s0", 0, {}, {}, batch_seconds=1000) as tracker:
         tracker.log(0, {"sft/loss": 1.0})

@@ -71,7 +71,7 @@ def power(
     as_json: AsJson = False,
     params: ParamsFile = None,
 ) -> None:
-    """How many seeds and problems this experiment needs to tell a difference of two arms, from its own variance."""
+    """How many seeds and problems this experiment needs to detect a difference of two arms, from its own variance."""
     with refusing():
         from trainorder.measure.power import needs
 
@@ -190,9 +190,17 @@ def _about(name: str, row: Mapping[str, Any]) -> str:
 
 
 @app.command()
-def report(params: ParamsFile = None) -> None:
+def report(as_json: AsJson = False, params: ParamsFile = None) -> None:
     """Write reports/report.html again from what was measured; trains nothing."""
     with refusing():
-        from trainorder.report import write_report
+        from trainorder import results
+        from trainorder.report import words, write_report
+        from trainorder.report.spending import spending
 
-        print(write_report())
+        file = write_report([one.text for one in spending()])
+        bwt = results.load()
+    if as_json:
+        said = {"headline": words.headline(bwt), "verdict": words.verdict(bwt)}
+        print_json({"report": str(file), **said, "caveats": words.caveats(bwt)})
+    else:
+        print(file)

@@ -60,6 +60,7 @@ def gc(
     uncommitted: Annotated[
         bool, typer.Option("--uncommitted", help="Results that no git commit names too.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what can be freed, and with --yes free it; what committed plans need stays."""
     with refusing():
@@ -68,9 +69,14 @@ def gc(
 
         with storage.nothing_running():
             found = storage.candidates(uncommitted=uncommitted)
-            for item in found:
-                print(f"{size_text(item.size):>10}  {item.what}")
-            total = size_text(sum(item.size for item in found))
+            if not as_json:
+                for item in found:
+                    print(f"{size_text(item.size):>10}  {item.what}")
             if yes:
                 storage.free(found)
-    print(f"{total:>10}  {'freed' if yes else 'would be freed; add --yes to do it'}")
+    total = sum(item.size for item in found)
+    if as_json:
+        items = [{"what": item.what, "bytes": item.size} for item in found]
+        print_json({"items": items, "bytes": total, "freed": yes})
+        return
+    print(f"{size_text(total):>10}  {'freed' if yes else 'would be freed; add --yes to do it'}")

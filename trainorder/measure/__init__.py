@@ -24,7 +24,7 @@ undefined. Scores are the metric `score`; a number is of the test split unless i
                      the best first, lead: {over, difference: I, parts} or null}
     power          {sd: {runs (null with one seed), problems, answers} of the difference of two trained arms, of one seed and
                      these problems; arms, num_problems; more: {difference, seeds}: the largest usual difference that is
-                     not told yet and the seeds that tell it, null where the verdict is not open}, or null
+                     not detected yet and the seeds that would detect it, null where the verdict is not open}, or null
     guards         [{task, kind: held_out or harness (a task of lm-eval), problems, base: I, change: {arm: I, minus the base}}]
     orders         {order: {kind, phases, positions: [[task]], reverse, nodes: {seed: [node]}, R: {split: rows},
                      R_seeds: {seed: {split: rows}}, measures: {split: {name: I}}, forgetting_of_noise: {split: number},

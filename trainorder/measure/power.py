@@ -1,4 +1,4 @@
-"""What this experiment can tell, and what it would take to tell more: `power` of reports/bwt.json, `trainorder power`."""
+"""What this experiment can detect, and what it would take to detect more: `power` of reports/bwt.json, `trainorder power`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainorder.reading import ParamsError
 
 
 def ability(evidence: Evidence, arms: Sequence[Arm], finals: Finals, verdict: str) -> Any:
-    """The noise of a difference between two trained arms, and where the verdict is open, what would tell more.
+    """The noise of a difference between two trained arms, and where the verdict is open, what would decide it.
 
     None where fewer than two different checkpoints were trained.
     """
@@ -46,7 +46,7 @@ def ability(evidence: Evidence, arms: Sequence[Arm], finals: Finals, verdict: st
 
 
 def _more(sizing: power.Sizing) -> dict[str, Any] | None:
-    """The largest of DIFFERENCES that is not told with the power yet, and the seeds that tell it; None: all are told."""
+    """The largest of DIFFERENCES that is not detected with the power yet, and the seeds that would detect it; None: all are detected."""
     noise = sizing.noise
     told = sizing.at(noise.seeds, noise.num_problems)
     missing = [i for i, share in enumerate(told) if share < sizing.power]
@@ -62,7 +62,7 @@ def needs(
     wanted: float = power.POWER,
     variant: str = "default",
 ) -> dict[str, Any]:
-    """Seeds and problems that tell each difference, from what was measured.
+    """Seeds and problems that detect each difference, from what was measured.
 
     `rows`: {difference, power of this experiment, seeds needed with its problems, problems needed with its seeds}; None: no
     number that is tried is enough. With one seed `seeds` is None and the rest is of problems alone, a lower bound.

@@ -1,4 +1,4 @@
-"""How many seeds and problems tell a difference of two arms, from the variance that an experiment has shown.
+"""How many seeds and problems detect a difference of two arms, from the variance that an experiment has shown.
 
 An experiment of other size is simulated from that variance and judged by the intervals that judge the real one
 (trainorder/metrics/statistics.py), so the answer holds for the verdict as it is made.
@@ -97,7 +97,7 @@ def reached(
     level: float = 0.95,
     seed: int = 0,
 ) -> list[float]:
-    """Share of experiments of that size that tell each difference of two of their arms, with its sign."""
+    """Share of experiments of that size that detect each difference of two of their arms, with its sign."""
     rng = np.random.default_rng([seed, seeds])
     arms = noise.arms - noise.arms % 2
     worlds = math.ceil(2 * SAMPLES / arms)
@@ -115,7 +115,7 @@ def reached(
 
 @dataclass
 class Sizing:
-    """What tells a difference, at one level and power."""
+    """What detects a difference, at one level and power."""
 
     noise: Noise
     level: float = 0.95
@@ -131,7 +131,7 @@ class Sizing:
         return self._known[key]
 
     def seeds(self, i: int) -> int | None:
-        """The fewest seeds that tell difference `i` with the present problems.
+        """The fewest seeds that detect difference `i` with the present problems.
 
         None: one seed was measured, or MAX_SEEDS are too few.
         """
@@ -142,7 +142,7 @@ class Sizing:
         return found and found[0]
 
     def problems(self, i: int) -> int | None:
-        """The fewest problems, of all trained tasks together, that tell difference `i` with the present seeds.
+        """The fewest problems, of all trained tasks together, that detect difference `i` with the present seeds.
 
         None: no number does, or none that is at most 2 ** LARGEST times the present one.
         """

@@ -11,6 +11,7 @@ from trainorder import paths, results
 from trainorder.files import write_text
 from trainorder.report import (
     advice,
+    costs,
     plots,
     probes,
     reading,
@@ -75,7 +76,8 @@ def content(bwt: Bwt) -> dict[str, Any]:
         "headline": words.headline(bwt),
         "verdict": words.verdict(bwt),
         "caveats": words.caveats(bwt),
-        "costliest": words.costliest(bwt),
+        "cost": costs.of_best(bwt),
+        "costliest": costs.costliest(bwt),
         "steps": tables.step_changes(bwt),
         "certainty": advice.certainty(bwt),
         "questions": reading.questions(bwt),

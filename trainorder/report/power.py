@@ -1,4 +1,4 @@
-"""How many seeds and problems tell a difference, as sentences and as a table."""
+"""How many seeds and problems detect a difference, as sentences and as a table."""
 
 from __future__ import annotations
 

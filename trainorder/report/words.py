@@ -168,11 +168,11 @@ def verdict(bwt: Bwt) -> str:
 
 
 def enough(bwt: Bwt) -> str:
-    """What would tell more where the verdict is open; empty where it is not.
+    """What would decide more where the verdict is open; empty where it is not.
 
     >>> found = {"winner": {"verdict": "open"}, "seeds": [0, 1, 2], "power": {"more": {"difference": 0.03, "seeds": 7}}}
     >>> enough(found)
-    'About 4 more seeds would tell a difference of 0.03: `trainorder run --seeds +4`.'
+    'About 4 more seeds would detect a difference of 0.03: `trainorder run --seeds +4`.'
     """
     if bwt["winner"]["verdict"] != Verdict.OPEN or bwt["power"] is None:
         return ""
@@ -180,12 +180,12 @@ def enough(bwt: Bwt) -> str:
     if seeds == 1:
         return "One seed measures no variance between runs: `trainorder run --seeds +2` does."
     if more is None:
-        return f"An experiment of this size tells a difference of {power.DIFFERENCES[0]:g} with a power of {power.POWER:.0%}."
+        return f"An experiment of this size detects a difference of {power.DIFFERENCES[0]:g} with a power of {power.POWER:.0%}."
     wanted = f"a difference of {more['difference']:g}"
     if more["seeds"] is None:
-        return f"More than {power.MAX_SEEDS} seeds would be needed to tell {wanted} on these problems: `trainorder power`."
+        return f"More than {power.MAX_SEEDS} seeds would be needed to detect {wanted} on these problems: `trainorder power`."
     missing = max(more["seeds"] - seeds, 1)
-    return f"About {missing} more seed{'s' * (missing > 1)} would tell {wanted}: `trainorder run --seeds +{missing}`."
+    return f"About {missing} more seed{'s' * (missing > 1)} would detect {wanted}: `trainorder run --seeds +{missing}`."
 
 
 SCOPE = {
@@ -351,29 +351,6 @@ def over_optimisation(bwt: Bwt) -> str:
             also = f"; likewise {more} other arm{'s' if more > 1 else ''}" if more else ""
             found.append(text + also)
     return f"Possible reward over-optimisation: {'. '.join(found)}." if found else ""
-
-
-def costliest(bwt: Bwt) -> str:
-    """The step that cost another task most, of all orders; that none did where every interval includes 0.
-
-    >>> step = {"math": {"value": -0.07, "low": -0.09, "high": -0.05}, "qa": {"value": 0.1, "low": 0.0, "high": 0.2}}
-    >>> order = {"phases": ["math", "qa"], "positions": [["math"], ["qa"]], "steps": [{}, step]}
-    >>> costliest({"orders": {"a": order}, "ranking": [{"arm": "a"}]})
-    'The costliest step is qa after math (a): math -0.070 (-0.090 to -0.050).'
-    """
-    found = [
-        (i["value"], name, place, task, i)
-        for name, order in orders(bwt).items()
-        for place, (own, step) in enumerate(zip(order["positions"], order["steps"], strict=True))
-        for task, i in step.items()
-        if i is not None and task not in own and side(i) < 0
-    ]
-    if not found:
-        return "No step took more from another task than chance explains."
-    _, name, place, task, i = min(found, key=lambda item: item[:4])
-    order = bwt["orders"][name]["phases"]
-    after = f" after {path(order[:place])}" if place else ""
-    return f"The costliest step is {order[place]}{after} ({name}): {task} {with_interval(i)}."
 
 
 def leader(bwt: Bwt) -> Mapping[str, Any]:

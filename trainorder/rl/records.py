@@ -36,8 +36,7 @@ def describe(roll: Roll) -> dict[str, float]:
 
 
 def _summary(roll: Roll) -> dict[str, float]:
-    """Mean reward of what was scored (nan, logged as null, where nothing was), rows that were not, length, entropy, and
-    the share that kept the asked format, where that was looked at."""
+    """Reward is the mean of scored rows (nan, logged as null, where there is none); `strict` the share that kept the asked format."""
     strict = roll.row_facts["strict"]
     known = strict[~strict.isnan()]
     return {

@@ -21,6 +21,7 @@ from trainorder.tracking.store import (
     attach,
     connect,
     folder_of,
+    is_charted,
     log,
     log_data,
     log_traces,
@@ -69,7 +70,7 @@ def log_nodes(records: Sequence[NodeRecord]) -> int:
 
     A node without a run in this experiment (a merge, or one that was made elsewhere) gets one from its records. What a run
     already holds is not sent again; one that the store knows as another project's is left out. Rollouts are traced for the
-    nodes of the first seed: MLflow takes 20 ms for a trace, and the other seeds' are in their manifests.
+    nodes of the first seed: MLflow takes 37 CPU milliseconds for a trace, and the other seeds' are in their manifests.
     """
     client, experiment = connect(NODES)
     traced = min((record.manifest.get("seed", 0) for record in records), default=0)
@@ -190,11 +191,12 @@ def _create(
     start = end - int(1000 * manifest.get("seconds", 0.0))
     run = client.create_run(experiment, start_time=start, run_name=record.name, tags=tags)
     run_id = run.info.run_id
+    sounded = set[str]()
     metrics = [
         (name, math.nan if value is None else value, end, line["step"])
         for line in (read_jsonl(file) if file.is_file() else [])
         for name, value in line.items()
-        if name != "step"
+        if name != "step" and is_charted(name, value, sounded)
     ]
     log(client, run_id, metrics=metrics, params=manifest.get("params", {}))
     order = paths.run(record.name) / ORDER

@@ -125,6 +125,20 @@ def log(
         rows, facts, marks = rows[now:], facts[MAX_PARAMS:], []
 
 
+def is_charted(name: str, value: float, sounded: set[str]) -> bool:
+    """Whether MLflow gets a value: an alarm has no chart before it first sounds. `sounded` holds those that did.
+
+    >>> sounded = set()
+    >>> [is_charted("alarm/kl", value, sounded) for value in (0.0, 1.0, 0.0)], is_charted("rl/lr", 0.0, sounded)
+    ([False, True, True], True)
+    """
+    if not name.startswith("alarm/"):
+        return True
+    if value:
+        sounded.add(name)
+    return name in sounded
+
+
 def log_data(client: MlflowClient, run_id: str, digests: Mapping[str, str]) -> None:
     """What a run read, as its datasets: file -> sha256."""
     from mlflow.entities import Dataset, DatasetInput, InputTag

@@ -22,7 +22,7 @@ from trainorder.config import DEFAULT
 from trainorder.files import write_json, write_jsonl
 from trainorder.owner import identity, store_uri
 from trainorder.resume import NOTHING, Work
-from trainorder.tracking.store import NODES, attach, connect, log
+from trainorder.tracking.store import NODES, attach, connect, is_charted, log
 from trainorder.tracking.usage import Usage
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ class _Mirror:
         self.pending: list[tuple[str, float, int, int]] = []
         self.sent: set[tuple[str, int]] = set()
         """(metric, step) of what a killed process sent before this one."""
+        self.sounded: set[str] = set()
         self.due = time.monotonic() + batch_seconds
         self.usage = Usage()
         self.warned = False
@@ -161,6 +162,7 @@ class _Mirror:
         self.client.update_run(known, status="RUNNING")
         for name in run.data.metrics:
             self.sent |= {(name, m.step) for m in self.client.get_metric_history(known, name)}
+        self.sounded |= run.data.metrics.keys()
         self.run_id = known
         return True
 
@@ -178,7 +180,11 @@ class _Mirror:
         if self.run_id is None:
             return
         now = int(time.time() * 1000)
-        new = {name: v for name, v in metrics.items() if (name, step) not in self.sent}
+        new = {
+            name: value
+            for name, value in metrics.items()
+            if (name, step) not in self.sent and is_charted(name, value, self.sounded)
+        }
         self.pending += [(name, value, now, step) for name, value in new.items()]
         if time.monotonic() >= self.due and not self.warned:
             self._send()
