@@ -98,9 +98,10 @@ def main() -> int:
     """Print one row per task."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.control_variate")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("evaluations"))
+    folder = parser.parse_args().folder
     print("| task | problems | pairs | variance that pairing removes | the rest that the base explains | interval narrower by |")  # fmt: skip
     print("|---|---|---|---|---|---|")
-    for one in gains(parser.parse_args().folder):
+    for one in gains(folder):
         print(
             f"| {one.task} | {one.problems} | {one.pairs} | {one.unpaired:.0%} | {one.explained:.1%} | {one.narrower:.1%} |"
         )

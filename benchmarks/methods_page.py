@@ -5,6 +5,7 @@ What was measured of them comes from benchmarks/entropy_controls.csv, and so doe
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -182,4 +183,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.methods_page", description=__doc__
+    ).parse_args()
     main()

@@ -33,7 +33,7 @@ ANYWHERE = ("", "0.0.0.0", "::")
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 TRAINING_MODE = "workflowType=machine_learning"
 """Else MLflow's pages open on its GenAI part."""
-START_SECONDS = 120.0
+START_SECONDS = 600.0
 UNUSED_SERVICES = (
     "SCHEDULER",
     "LATE_RUNS",

@@ -85,6 +85,8 @@ print(json.dumps(said))
 @pytest.mark.long("imports every benchmark, in one process")
 def test_every_module_in_the_docs_starts_and_has_the_options_it_is_given():
     asked = [shlex.split(command)[2:] for command in of_way(documented.PARSED)]
+    becomes = {"flows.search": "trainorder.flow.search"}  # by execv
+    asked = [[becomes.get(module, module), *given] for module, *given in asked]
     modules = sorted({module for module, *_ in asked})
     command = [sys.executable, "-c", HELP, *modules]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -102,7 +104,7 @@ def test_a_page_whose_commands_need_a_clone_says_so():
     )  # the others are in every project
     for page in sorted((ROOT / "docs").glob("*/*.md")):
         text = page.read_text(encoding="utf-8")
-        assert not needs.search(text) or "clone of trainorder" in text, page.name
+        assert not needs.search(text) or "clone of trainorder" in text.lower(), page.name
 
 
 @pytest.mark.parametrize("command", [c for c in documented.shown() if c.startswith("trainorder ")])
