@@ -42,7 +42,7 @@ fast-test: tools
 ui: install  ## open MLflow and Prefect on loopback over what was run
 	@$(BIN)/trainorder ui
 
-screenshots: tools  ## the pictures of docs/tutorial.md, in Chromium, of the default experiment, which is run first where it is not finished
+screenshots: tools  ## pictures of a finished run's pages in docs/tutorial/, in Chromium; runs what is not finished of params.yaml first
 	@$(BIN)/trainorder run --quiet
 	@SCREENSHOTS=docs/tutorial SCREENSHOTS_OF=. $(BIN)/python -m pytest -q tests/pipeline/test_pipeline.py -k pages_of_a_finished_run
 
