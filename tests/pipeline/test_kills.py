@@ -132,8 +132,7 @@ def remove_outputs(project: Project, stage: str) -> None:
 def metrics(project: Project, node: str) -> list[dict]:
     lines = (project.root / "runs" / node / "metrics.jsonl").read_text().splitlines()
     return [
-        {k: v for k, v in json.loads(line).items() if not k.startswith("perf/")}
-        for line in lines
+        {k: v for k, v in json.loads(line).items() if not k.startswith("perf/")} for line in lines
     ]
 
 
