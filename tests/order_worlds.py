@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from trainorder.config import MeasureConfig
+from trainorder.measure import measure
+from trainorder.plan.design import from_plan
 from trainorder.streams import numpy_stream
 
 
@@ -255,3 +258,22 @@ def every_order(variants: Mapping[str, float] | None = None, **changes: Any) -> 
         for name, factor in (variants or {}).items()
     }
     return Varied(default, {v: replace(default, variant=v, effects=e) for v, e in scaled.items()})
+
+
+TWO = World(
+    tasks=("a", "b"),
+    phases={"a": ("a",), "b": ("b",)},
+    orders={"x": ("a", "b"), "y": ("b", "a")},
+    effects={"b": {"a": -0.25}},
+    problems=200,
+)
+"""Two phases in both sequences: b harms a by 0.25, so b before a wins by 0.125 on the mean."""
+
+
+def measured(
+    world: World, table: pd.DataFrame | None = None, config: MeasureConfig | None = None
+) -> dict[str, Any]:
+    """The measurement of a world, or of another table of its plan."""
+    plan = world.plan()
+    found = world.table() if table is None else table
+    return measure(found, from_plan(plan), config or MeasureConfig(bootstrap=100))

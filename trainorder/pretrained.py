@@ -311,7 +311,7 @@ def _runs_own_code(folder: Path) -> bool:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ParamsError(f"{file} cannot be read: {error}") from None
     if not isinstance(read, dict):
         raise ParamsError(f"{file} must hold a JSON object, got {type(read).__name__}")

@@ -78,7 +78,7 @@ def keep_loopback_direct(*hosts: str) -> None:
 
 
 def make_surroundings_usual() -> None:
-    """Give this process and its children what libraries take for granted: open standard files, a user's name and a home.
+    """Give this process and its children what libraries take for granted: open standard files, a name, a home, a width.
 
     A file opened while descriptor 0, 1 or 2 is closed takes that number, and a child writes its messages into it. A
     container's user may be a number that no list of users holds; DVC and Prefect do not start for one.
@@ -93,6 +93,13 @@ def make_surroundings_usual() -> None:
     except KeyError:
         for name, value in (("USER", f"uid{os.getuid()}"), ("HOME", "/nonexistent")):
             os.environ[name] = os.environ.get(name) or value
+    for name in (
+        "COLUMNS",
+        "LINES",
+    ):  # a terminal without a size exports 0, and rich prints nothing that wide
+        size = os.environ.get(name, "1")
+        if not (size.isdecimal() and int(size) > 0):
+            del os.environ[name]
 
 
 def fail_point(name: str) -> None:

@@ -10,13 +10,13 @@ NO_SECRETS = (
     "variable and name that (judge.endpoint.api_key_env). Its value is not repeated here"
 )
 _PREFIXES = (
-    r"sk-|rk-|pk-|csk-|fk-|pplx-|xai-|gsk_|nvapi-|jina_|fw_|tgp_v1_|voyage-key-"  # model providers
+    r"sk-|rk-|pk-|csk-|fk-|pplx-|xai-|gsk_|nvapi-|jina_|fw_|tgp_v1_|voyage-key-|pcsk_|lsv2_[a-z]{2}_"  # model providers
     r"|hf_|api_org_|r8_|wandb_v1_|dapi|dckr_[a-z]+_|npm_|pypi-|rubygems_|cio|crates_io_"  # hubs and registries
     r"|gh[a-z]_|github_pat_|gl[a-z]{2,6}-|ATATT|ATCTT|ATBB|bkua_|CCIPAT_"  # forges and their runners
     r"|xox[a-z](?:\.xox[a-z])?-|xapp-|xwfp-|ntn_|secret_|lin_api_|figd_|PMAK-|dp\.[a-z]{2,6}\."  # services
     r"|(?:sk|pk|rk|whsec)_(?:live|test)_|whsec_|sq0[a-z]{3}-|EAAA|shp[a-z]{2}_|SG\.|key-|re_|mg-"
     r"|AIza|ya29\.|1//0|GOCSPX-|do[a-z]_v1_|tskey-|hv[sbr]\.|sntry[su]_|glsa_|glc_|phc_|phx_|NRAK-|dd[a-z]_"  # clouds
-    r"|AGE-SECRET-KEY-|PRIVATE-TOKEN|EZ[AT]K|sbp_|sb_secret_|pscale_[a-z]+_|LTAI|AQoD|FwoG|IQoJ"
+    r"|AGE-SECRET-KEY-|PRIVATE-TOKEN|EZ[AT]K|sbp_|sb_secret_|pscale_[a-z]+_|LTAI|AQoD|FwoG|IQoJ|ops_eyJ"
 )
 SECRET = re.compile(
     rf"(?<![A-Za-z0-9])(?:{_PREFIXES})[\w.+/=-]{{12,}}"
@@ -25,6 +25,8 @@ SECRET = re.compile(
     r"|-----BEGIN|PuTTY-User-Key-File|(?i:\b(?:bearer\s+[\w.+/=~-]{8,}|basic\s+(?=\w*[\d=])[\w+/=]{8,}))"
     r"|://[^/?#\s]*@"  # an address with a user or a password
     r"|(?i:[?&;#](?:[\w-]*(?:key|token|secret|password|passwd|pwd|signature|credential)|auth|sig|code|jwt|access)=[^&\s])"
+    r"|(?<![A-Za-z0-9])sk_[0-9a-f]{40,}"
+    r"|(?i:(?:\b(?:[\w-]{0,32}api[_-]?key|password|passwd|secret)[\"']?\s*:|--(?:token|password|secret|api-key)[ =])\s*[\"']?(?=\S{0,64}\d)\S{8,})"
     r"|(?i:\b(?:accountkey|sharedaccesskey|password|passwd|pwd|secret|token|api[_-]?key)\s*=\s*\S)"
     r"|(?i:hooks\.slack\.com/(?:services|workflows)/\w|discord(?:app)?\.com/api/webhooks/\d)"
     r"|(?<!\d)\d{8,10}:[\w-]{35}(?![\w-])"  # a Telegram bot

@@ -330,6 +330,12 @@ def test_a_schema_that_refers_to_what_it_does_not_hold_is_refused(schema: dict[s
         grader("json_schema").read(schema, {})
 
 
+@pytest.mark.parametrize("depth", [300, 50_000])
+def test_a_schema_nested_too_deep_is_refused(depth: int) -> None:
+    with pytest.raises(BadLabel, match="JSON schema"):
+        grader("json_schema").read('{"not": ' * depth + "{}" + "}" * depth, {})
+
+
 def test_a_schema_may_refer_to_itself() -> None:
     nested = {
         "$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}},
@@ -338,6 +344,8 @@ def test_a_schema_may_refer_to_itself() -> None:
     label = grader("json_schema").read(nested, {})
     assert value("json_schema", "[[], [[]]]", label) == 1.0
     assert value("json_schema", "[[], [3]]", label) == 0.0
+    for depth in (900, 50_000):  # what no validator follows is wrong, not ungraded
+        assert value("json_schema", "[" * depth + "]" * depth, label) == 0.0
     described = {"properties": {"$ref": {"type": "string"}}, "examples": [{"$ref": "elsewhere"}]}
     assert value("json_schema", '{"$ref": "x"}', grader("json_schema").read(described, {})) == 1.0
 

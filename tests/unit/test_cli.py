@@ -32,6 +32,22 @@ def test_check_is_printed_as_json_too(project: Project):
     assert found["waiting"] == ["recommended"]
 
 
+def test_an_answer_that_cannot_be_printed_is_one_line(project: Project):
+    command = [sys.executable, "-m", "trainorder.cli", "check"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command,
+            cwd=project.root,
+            env=project.env,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no space left on the disk")
+    assert done.stderr.count("\n") == 1
+
+
 def test_the_help_states_the_exit_codes_and_a_dry_run_cannot_be_quiet(project: Project):
     said = " ".join(project.cli("--help").stdout.split())
     assert "Exit codes: 0, done; 1, the state of the machine" in said

@@ -293,7 +293,26 @@ MATCHES = [
     (
         "number",
         {"answer": "1,000"},
-        ["1000", "1000.0", "+1,000.00", "1e3", "01000", "$1000", "1000 figs", "1{,}000", "2000/2"],
+        [
+            *(
+                "1000",
+                "1000.0",
+                "+1,000.00",
+                "1e3",
+                "01000",
+                "$1000",
+                "1000 figs",
+                "1{,}000",
+                "2000/2",
+            ),
+            *("1 000", "1'000", "1\u2019000.0", "1_000", "1\u202f000", "\uff11\uff10\uff10\uff10"),
+            *(
+                "\u0661\u0660\u0660\u0660",
+                "\uff0b1\uff0c000",
+                "\\fbox{1 000}",
+                "\\boxed{\\boxed{1000}}",
+            ),
+        ],
         [
             "1000.1",
             "one",
@@ -305,6 +324,7 @@ MATCHES = [
             "1000k",
             "-1000",
             "1 000 000",
+            *("1 0 0 0", "1 000'000", "100 0", "1000\u00b2", "1,000 000", "1 ,000"),
         ],
     ),
     (
@@ -389,7 +409,7 @@ def test_what_each_match_pays(
     assert grades(unpaid) == dict.fromkeys(unpaid, 0.0)
     if answer == "tags":
         bare = made.grade(paid, [problem] * len(paid))  # neither tag nor mark
-        assert {r.value for r, t in zip(bare, paid, strict=True) if "boxed" not in t} == {0.0}
+        assert {r.value for r, t in zip(bare, paid, strict=True) if "box" not in t} == {0.0}
         said = made.grade([f"The answer is {paid[0]}"], [problem])[0]
         assert (said.value, said.parts["format"]) == (1.0, 0.0)
 

@@ -392,6 +392,10 @@ def test_what_test_holds_training_may_not() -> None:
         ("empty", "empty holds no rows"),
         ("broken.parquet", "broken.parquet cannot be read"),
         ("list.json", "list.json: a list of objects is needed"),
+        ("deep.json", "deep.json: nested too deep"),
+        ("torn", "dataset_dict.json is damaged (no list 'splits'): save the data set again"),
+        ("other", "state.json is damaged (no list '_data_files')"),
+        ("nameless", "state.json is damaged: save the data set again"),
     ],
 )
 def test_data_that_cannot_be_read_gives_one_line(data: str, reason: str) -> None:
@@ -399,6 +403,14 @@ def test_data_that_cannot_be_read_gives_one_line(data: str, reason: str) -> None
     Path("empty").mkdir()
     Path("broken.parquet").write_bytes(b"PAR1 not")
     Path("list.json").write_text('\n"text"\n')
+    Path("deep.json").write_text("[" * 900 + "]" * 900)
+    for file, text in {
+        "torn/dataset_dict.json": '{"splits": ["tra',
+        "other/state.json": "[" * 50_000,
+        "nameless/state.json": '{"_data_files": ["data.arrow"]}',
+    }.items():
+        Path(file).parent.mkdir()
+        Path(file).write_text(text)
     assert reason in refused(task(data))
 
 

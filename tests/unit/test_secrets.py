@@ -159,7 +159,9 @@ SECRETS = [
         "sk-", "sk-proj-", "sk-ant-api03-", "hf_", "ghp_", "ghu_", "github_pat_", "glpat-", "xoxb-", "xoxe-", "xoxe.xoxp-1-",
         "ya29.a0", "npm_", "pypi-AgEI", "SG.", "sk_live_", "rk_test_", "r8_", "dop_v1_", "AIza", "gsk_", "nvapi-", "dckr_pat_",
         "xai-", "pplx-", "hvs.", "shpat_", "GOCSPX-", "whsec_", "figd_", "glsa_", "tskey-auth-", "lin_api_", "dapi", "Bearer ",
+        "lsv2_pt_", "pcsk_", "ops_eyJ", "password: ", "--token ", "xi-api-key: ", '"api_key": "', "--api-key=",
     )),
+    "sk_0123456789abcdef0123456789abcdef0123456789abcdef", "smtp password : hunter2hunter2",
     "AKIAIOSFODNN7EXAMPLE", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl", "-----BEGIN OPENSSH PRIVATE KEY-----",
     "https://host/v1?api_key=x", "https://host/v1?token=x", "https://host/v1?version=2&access_token=x", "https://h/v1?sig=x",
     "https://host/v1?subscription-key=x", "https://TOKEN@host/v1", "https://me:pass@host/v1", "http://:pass@host", "//h?key=x",
@@ -172,6 +174,7 @@ HARMLESS = [
     "data/my_questions.train.jsonl", "~/Modelle/x", "q_proj", "all-linear", "/data/hub/models--Qwen--Qwen3-0.6B/snapshots/x",
     "ModelsOfTheYear2025/MetaLlama3InstructQuantized4Bit", "JUDGE_KEY", "basic arithmetic", "gpt-4o-mini-2024-07-18",
     "unsloth/Qwen2.5-7B-Instruct-bnb-4bit", "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", "task-skills-of-a-model",
+    "the password: say it", "which secret: a, b or c ?", "run it with --token first", "sk_learn_0123456789",
 ]  # fmt: skip
 
 

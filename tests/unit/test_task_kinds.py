@@ -730,7 +730,7 @@ def test_data_of_another_version_or_missing_says_what_to_run(built: Path) -> Non
     (built / "task.json").write_text(json.dumps({**card, "version": 99}))
     with pytest.raises(
         ParamsError,
-        match=r"built by version 99 of 'math', the code is version 2: run `dvc repro build_data`",
+        match=r"built by version 99 of 'math', the code is version 3: run `dvc repro build_data`",
     ):
         load_task("sums")
     for load in (lambda: load_task("nothing"), lambda: load_problems("sums", "test")):

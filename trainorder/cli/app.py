@@ -5,14 +5,34 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-app = typer.Typer(
+
+class _App(typer.Typer):
+    """Commands whose last errors are one line too: an answer that cannot be printed, because its file is on a full disk."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().__call__(*arguments, **options)
+        except Exception as error:
+            from trainorder.refusing import refusing
+
+            try:
+                with refusing():
+                    raise error
+            except typer.Exit as ended:
+                os.dup2(
+                    os.open(os.devnull, os.O_WRONLY), 1
+                )  # what is left to print has nowhere to go
+                sys.exit(ended.exit_code)
+
+
+app = _App(
     no_args_is_help=True,
     epilog="Exit codes: 0, done; 1, the state of the machine, a stage that failed, or a difference found; 2, something in what you "
     "gave; 130, stopped by Ctrl-C.",

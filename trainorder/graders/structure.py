@@ -18,7 +18,7 @@ def _read(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
 
     try:
         schema = json.loads(label) if isinstance(label, str) else label
-    except ValueError:
+    except (ValueError, RecursionError):
         schema = None
     if not isinstance(schema, dict) or not schema:
         raise BadLabel(f"a JSON schema is needed, got {repr(label)[:60]}")
@@ -26,6 +26,8 @@ def _read(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         raise BadLabel(f"no JSON schema: {error.message[:100]}") from None
+    except RecursionError:
+        raise BadLabel("no JSON schema: nested too deep") from None
     _check_references(schema)
     anything: list[Any] = [None, True, 0, "", [], {}, {"a": [1]}]
     if all(Draft202012Validator(schema).is_valid(value) for value in anything):

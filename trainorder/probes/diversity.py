@@ -234,7 +234,7 @@ def queries_of(text: str) -> list[tuple[str, str]]:
                 or json.dumps(arguments, sort_keys=True)
             )
             found.append((str(call["name"]), str(said)))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             found.append(("unreadable", " ".join(match[1].split())))
     return found
 

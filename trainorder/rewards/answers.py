@@ -1,6 +1,6 @@
 r"""Whether an answer says the same as the right one, however it is written: texts, numbers, expressions.
 
-A number is one literal: `8`, `8.`, `+8`, `.5`, `1,000`, `5e-1`, `1/2`, `\frac{1}{2}`, `50%`, `$8`, `8 apples`, `**8**`. A sum, a
+A number is one literal: `8`, `8.`, `+8`, `.5`, `1,000`, `1 000`, `5e-1`, `1/2`, `\frac{1}{2}`, `50%`, `$8`, `8 apples`, `**8**`. A sum, a
 list or several numbers are none, so that neither a copied problem nor a list of guesses is right.
 """
 
@@ -26,7 +26,7 @@ _QUOTES = (("**", "**"), ("*", "*"), ("__", "__"), ("_", "_"), ("`", "`"), ('"',
 _QUOTES += (("\u201c", "\u201d"), ("\u2018", "\u2019"), ("\u00ab", "\u00bb"))
 _MATH = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _BRACKETS = (("(", ")"), ("[", "]"))
-_COMMAND = re.compile(r"\\(?:f?boxed|text|textbf|textit|mathrm|mathbf)\s*\{([^{}]*)\}")
+_COMMAND = re.compile(r"\\(?:boxed|fbox|text|textbf|textit|mathrm|mathbf)\s*\{([^{}]*)\}")
 _MINUS = re.compile("[\u2010-\u2015\u2212\ufe63\uff0d]")
 _THIN = re.compile(r"\\[,;:! ]|[\u00a0\u2009\u202f]")
 _VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
@@ -36,11 +36,12 @@ _NUMBER = re.compile(
     rf"""(?P<sign> [+-]? (?:\ ?{_CURRENCY}\ ?-?)? ) \ ?
     (?: \\[dt]?frac \s* (?: \{{ (?P<a>-?\d+) \}} \s* \{{ (?P<b>\d+) \}} | (?P<c>\d) \s* (?P<d>\d) )
       | (?: (?P<whole>\d+) \s+ )? (?P<over>\d+) \ ?/\ ? (?P<under>\d+)
-      | (?P<decimal> \d{{1,3}}(?:,\d{{3}})+(?:\.\d*)? | \d+(?:\.\d*)? | \.\d+ )
+      | (?P<decimal> \d{{1,3}}(?:(?:,\d{{3}})+|(?:[ ]\d{{3}})+|(?:['\u2019]\d{{3}})+|(?:_\d{{3}})+)(?:\.\d*)? | \d+(?:\.\d*)? | \.\d+ )
         (?: e(?P<power>[+-]?\d{{1,9}}) | \ ?(?:\\times|\u00d7)\ ?10\^(?P<times>-?\d|\{{-?\d{{1,9}}\}}) )?
     ) \s* (?P<unit>.*)""",
     re.VERBOSE | re.DOTALL | re.ASCII | re.IGNORECASE,
 )
+_GROUPS = re.compile("[,_ '\u2019]")
 _PERCENT = re.compile(r"\\?%|percent|per cent")
 _UNIT = re.compile(
     rf"{_CURRENCY}|\u00b0|\^\{{?\\circ\}}?"
@@ -123,6 +124,8 @@ def numbers(text: str) -> tuple[Number, ...]:
     """
     if len(text) > MAX_CHARS:
         return ()
+    if not text.isascii():
+        text = "".join(map(_narrow, text))
     text = _THIN.sub("", _MINUS.sub("-", text)).replace("{,}", ",")
     text = _VULGAR.sub(lambda match: " " + _fraction_of(match[0]), text)
     text = _LEAD.sub("", _bare(text, _QUOTES + _MATH + _BRACKETS, ".,;:"), count=1)
@@ -143,7 +146,7 @@ def _value(match: re.Match[str]) -> Number | None:
         return None
     if match["decimal"]:
         power = (match["power"] or match["times"] or "0").strip("{}")
-        return Decimal(f"{sign}{match['decimal'].replace(',', '')}e{power}", _WIDE)
+        return Decimal(f"{sign}{_GROUPS.sub('', match['decimal'])}e{power}", _WIDE)
     top, bottom = (
         match["a"] or match["c"] or match["over"],
         match["b"] or match["d"] or match["under"],
@@ -166,6 +169,14 @@ def _equal(one: Number, other: Number) -> bool:
 def _is_unit(text: str) -> bool:
     words = set(text.lower().split())
     return bool(_UNIT.fullmatch(text)) and text != "M" and not words & set(_CHANGES.split())
+
+
+def _narrow(character: str) -> str:
+    """A digit of any script, or the wide form of an ASCII character, as ASCII; superscripts are no digits."""
+    digit = unicodedata.decimal(character, None)
+    if digit is not None:
+        return str(digit)
+    return chr(ord(character) - 0xFEE0) if "\uff01" <= character <= "\uff5e" else character
 
 
 def _fraction_of(sign: str) -> str:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 _TAG = re.compile(r"</?(?:think|answer)>")
 _THOUGHT, _ANSWER = ("<think>", "</think>"), ("<answer>", "</answer>")
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
-_BRACE = re.compile(r"\\f?boxed\s*\{|[{}]")
+_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|[{}]")
+_BARE_BOX = re.compile(r"\\boxed\s+([^\s{}$\\]+)")
 _MARK = re.compile(r"####|\banswer\s*(?:is\s*:?|:|=)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
 _BLANK = "\u115f\u1160\u2800\u3164\uffa0"
@@ -111,7 +112,7 @@ def _last_tagged(text: str) -> str | None:
 
 
 def _last_boxed(text: str) -> str | None:
-    """What the box that closes last holds, braces balanced; one pass."""
+    r"""What the box that closes last holds, braces balanced; one pass. Without any, what follows the last bare `\boxed`."""
     found, open_braces = None, list[tuple[bool, int]]()
     for token in _BRACE.finditer(text):
         if token[0] != "}":
@@ -119,6 +120,8 @@ def _last_boxed(text: str) -> str | None:
         elif open_braces:
             boxed, start = open_braces.pop()
             found = text[start : token.start()] if boxed else found
+    if found is None:
+        found = next(reversed(_BARE_BOX.findall(text)), None)
     return found
 
 

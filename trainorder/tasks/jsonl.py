@@ -62,7 +62,7 @@ class Jsonl:
     or all of it."""
     max_dropped: float = 0.0
     """Share of a file's rows that may be bad, doubled or leaked; more refuse the build."""
-    version: int = field(default=2, init=False)
+    version: int = field(default=3, init=False)
     rewarded_by: Literal["verifier", "judge"] = field(default="verifier", init=False)
 
     def __post_init__(self) -> None:

@@ -33,7 +33,7 @@ class Math:
     answer: Literal["anywhere", "last", "first"] = "anywhere"
     """Where the answer must stand: `last` and `first` accept only a completion in the format with the answer behind
     or before the steps. One task of each, with the same problems, is a pair that conflicts by construction."""
-    version: int = field(default=2, init=False)
+    version: int = field(default=3, init=False)
     rewarded_by: Literal["verifier", "judge"] = field(default="verifier", init=False)
 
     def __post_init__(self) -> None:

@@ -59,7 +59,7 @@ class Rows:
     """Rows of each split that are taken at most; from `train`, `dev` and `test` of the task."""
     name: str = ""
     """Of the task; from params.yaml."""
-    version: int = field(default=1, init=False)
+    version: int = field(default=2, init=False)
 
     @property
     def rewarded_by(self) -> Literal["verifier", "judge"]:

@@ -102,7 +102,7 @@ def _known(where: str, path: Path) -> Path:
 def _folder(where: str, folder: Path) -> list[RowSource]:
     """A folder of `save_to_disk`, or of files or folders named after splits; other names hold rows of no split yet."""
     if (folder / "dataset_dict.json").is_file():
-        names = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        names = _state(folder / "dataset_dict.json", "splits")
         return [RowSource(_split(where, name), _saved(folder / name)) for name in names]
     if (folder / "state.json").is_file():
         return [RowSource(None, _saved(folder))]
@@ -142,8 +142,22 @@ def _split(where: str, name: str) -> Split:
 
 def _saved(folder: Path) -> tuple[Path, ...]:
     """The files of a data set that `datasets` saved, in their order."""
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return tuple(folder / file["filename"] for file in state["_data_files"])
+    found = _state(folder / "state.json", "_data_files")
+    names = [file.get("filename") if isinstance(file, dict) else None for file in found]
+    if not all(isinstance(name, str) for name in names):
+        raise ParamsError(f"{folder / 'state.json'} is damaged: save the data set again")
+    return tuple(folder / str(name) for name in names)
+
+
+def _state(file: Path, key: str) -> list[Any]:
+    """A list in a file that `datasets` wrote."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = None
+    if not isinstance(found, list):
+        raise ParamsError(f"{file} is damaged (no list {key!r}): save the data set again")
+    return found
 
 
 def _hub(where: str, name: str) -> list[RowSource]:
