@@ -346,7 +346,11 @@ def test_a_schema_may_refer_to_itself() -> None:
     assert value("json_schema", "[[], [3]]", label) == 0.0
     for depth in (900, 50_000):  # what no validator follows is wrong, not ungraded
         assert value("json_schema", "[" * depth + "]" * depth, label) == 0.0
-    described = {"properties": {"$ref": {"type": "string"}}, "examples": [{"$ref": "elsewhere"}]}
+    described = {
+        "type": "object",
+        "properties": {"$ref": {"type": "string"}},
+        "examples": [{"$ref": "elsewhere"}],
+    }
     assert value("json_schema", '{"$ref": "x"}', grader("json_schema").read(described, {})) == 1.0
 
 
