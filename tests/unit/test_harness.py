@@ -156,6 +156,8 @@ def test_what_cannot_be_loaded_is_one_line_before_anything_trains():
         PARITY.replace("mean", "f1").replace("parity\nd", "whole\nd")
     )
     assert "whole has no metric that is a mean" in refusal(harness.load, "mine/whole.yaml")
+    Path("mine/nameless.yaml").write_text(PARITY.replace("metric: acc,", "metric: exactly,"))
+    assert "has the metric 'exactly', which neither" in refusal(harness.load, "mine/nameless.yaml")
     Path("mine/runs.yaml").write_text(
         PARITY.replace("task: parity", "task: runs\nunsafe_code: true")
     )

@@ -1,8 +1,15 @@
-"""SmolLM2-135M-Instruct itself, from its package on the index: loaded and asked. tests/pipeline/test_real_model.py trains it."""
+"""SmolLM2-135M-Instruct itself, from its package on the index: loaded, asked, and served by vLLM as a judge. tests/pipeline/test_real_model.py trains it."""
 
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,11 +19,17 @@ import torch
 
 from trainorder import paths
 from trainorder.config import Params, parse_params
+from trainorder.config.judges import EndpointJudgeConfig
 from trainorder.data import build
+from trainorder.judges.endpoint import EndpointJudge
 from trainorder.policy import Policy
+from trainorder.preflight import judges
 from trainorder.preflight import model as preflight
+from trainorder.reading import NotHere
 from trainorder.rollout import Request
 from trainorder.rollout.torch_engine import TorchEngine
+from trainorder.rollout.vllm_engine import ENVIRONMENT
+from trainorder.sources import locate
 from trainorder.tasks import load_problems
 
 pytestmark = [
@@ -97,3 +110,91 @@ def _with_prompt(problem: Any, prompt: Any) -> Any:
 
 def test_its_preflight_passes():
     preflight.check(params())
+
+
+SERVED, ASK = "smollm2", {"structured_outputs": {"choice": ["A", "B", "TIE"]}}
+DIGITS = {"structured_outputs": {"choice": ["1", "2", "3", "4", "5"]}}
+
+
+@pytest.fixture(scope="module")
+def endpoint(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """vLLM's own OpenAI-compatible server over the model; about 70 CPU seconds."""
+    if find_spec("vllm") is None:
+        pytest.skip("vllm is not installed: `make tools`")
+    with pytest.MonkeyPatch.context() as patch, socket.socket() as free:
+        patch.chdir(base)
+        folder = locate(NAME, weights=True).absolute()
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    log = tmp_path_factory.mktemp("vllm") / "log"
+    settings = {key: ENVIRONMENT[key] for key in ENVIRONMENT if "MULTIPROCESSING" not in key}
+    settings |= {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    command += ["--served-model-name", SERVED, "--host", "127.0.0.1", "--port", port]
+    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"]
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            command, env=os.environ | settings, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        while not _healthy(f"http://127.0.0.1:{port}/health"):
+            assert server.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return response.status == 200
+    except OSError:
+        return False
+
+
+def asked(url: str, **settings: Any) -> tuple[EndpointJudge, list[float | None]]:
+    judge = EndpointJudge(
+        EndpointJudgeConfig(base_url=url, model=SERVED, timeout_seconds=600, **settings)
+    )
+    prompts, answers = ["Write about the sea."] * 2, ["the silver sea at night", "sea sea sea"]
+    return judge, judge.win_probability(prompts, answers, answers[::-1])
+
+
+def test_vllms_server_judges_pairs_in_both_positions_and_its_tokens_are_counted(endpoint: str):
+    judge, values = asked(endpoint, body=ASK)
+    assert judge.failures == []
+    first, second = values
+    assert {first, second} <= {0.0, 0.5, 1.0}
+    assert first + second == 1.0  # type: ignore[operator]  # the same pair, the other way round
+    chats = judge.question.chats("Write about the sea.", "the silver sea at night", "sea sea sea")
+    chats += judge.question.chats("Write about the sea.", "sea sea sea", "the silver sea at night")
+    policy = Policy.load(BASE, weights=False)
+    said: Any = chats
+    assert judge.counts["input_tokens"] == sum(map(len, policy.encode_prompts(said)))
+    assert judge.counts["asked"] == len(chats) == 4
+
+
+def test_vllms_server_scores_by_a_rubric_and_prose_is_no_verdict(endpoint: str):
+    judge, values = asked(endpoint, body=DIGITS, rubric="Is it vivid?")
+    assert judge.failures == []
+    assert all(value in {0.0, 0.25, 0.5, 0.75, 1.0} for value in values)
+    judge, values = asked(endpoint)
+    assert values == [None, None]
+    assert set(judge.failures) == {"the judge's reply is not A, B or TIE"}
+
+
+def test_the_check_asks_vllms_server_and_names_a_model_that_it_does_not_have(endpoint: str):
+    rows = [{"prompt": f"Write about the {word} of room {n}."} for n in range(5) for word in WORDS[0].split()]  # fmt: skip
+    Path("poems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    referee = {"kind": "endpoint", "base_url": endpoint, "model": SERVED, "body": ASK}
+    referee |= {"same_in_both_roles": True, "timeout_seconds": 600}
+    given = params().model_dump(exclude_defaults=True)
+    given["tasks"]["poems"] = {"data": "poems.jsonl", "grader": "judge", "train": 2, "dev": 1, "test": 1}  # fmt: skip
+    given["judges"] = {"referee": referee}
+    [said] = judges.check(parse_params(given))
+    assert said.startswith(f"judges.referee: smollm2 at {endpoint} answers (")
+    referee["model"] = "other"
+    with pytest.raises(NotHere, match=r"answers 404 to model 'other': check base_url, model .*does not exist"):  # fmt: skip
+        judges.check(parse_params(given))

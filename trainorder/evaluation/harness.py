@@ -80,6 +80,14 @@ def load(entry: str) -> dict[str, Any]:
                 f"evaluation.harness: {name} runs programs outside of the sandbox or shows images, which is not done here; for "
                 f"programs there are the tasks `code` and own rows with the grader code"
             )
+        unknown = [
+            name for name, made in getattr(task, "_metric_fn_list", {}).items() if made is None
+        ]
+        if unknown and task.config.process_results is None:
+            raise ParamsError(
+                f"evaluation.harness: {name} has the metric {unknown[0]!r}, which neither lm-eval nor `evaluate` has here: name one of "
+                f"theirs (exact_match, acc, ...), or compute it by process_results"
+            )
         if not _means(task):
             raise ParamsError(f"evaluation.harness: {name} has no metric that is a mean over its documents")  # fmt: skip
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
