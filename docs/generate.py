@@ -119,7 +119,7 @@ def registries() -> Iterator[str]:
     """What params.yaml can name, with the first sentence of its documentation."""
     from trainorder.evaluation import sitting, ways
     from trainorder.graders import GRADERS, grader
-    from trainorder.order import PREDICTORS, RULES
+    from trainorder.order import PREDICTORS, RULES, TEXT_RULES
     from trainorder.registries import PROBES, load
     from trainorder.rl import curricula, items, method, samplers
     from trainorder.rl.registry import SLOTS
@@ -142,7 +142,7 @@ def registries() -> Iterator[str]:
     )
     yield from _section("Graders of own rows", {name: grader(name).grade for name in GRADERS})
     yield from _section("Schemas of own rows", {n: e.read for n, e in SCHEMAS.items()})
-    yield from _section("Rules that choose an order", dict(RULES))
+    yield from _section("Rules that choose an order", {**RULES, **TEXT_RULES})
     yield from _section("Predictors of an order", dict(PREDICTORS))
     yield from _section("Probes of checkpoints", {n: load(PROBES, n, "probes") for n in PROBES})
 

@@ -114,7 +114,7 @@ def test_same_arguments_same_bytes_on_any_number_of_threads(rl: RlConfig):
 def test_the_order_of_problems_is_logged_as_they_were_drawn():
     # dynamic sampling draws again in place of flat groups, and CurES gives each problem answers of its own
     allocates = {"plan": ["cures_allocation"], "edit": [{"dynamic_sampling": {"max_rounds": 2}}]}
-    lines, summary = train("ordered", 3, settings(method=allocates), {"math": 1, "qa": 3}, seed=5)
+    lines, summary = train("ordered", 3, settings(method=allocates), {"math": 1, "qa": 9}, seed=5)
     order = summary["order"]
     assert [row["step"] for row in order] == [0, 1, 2]
     for row, line in zip(order, lines, strict=True):
@@ -124,6 +124,7 @@ def test_the_order_of_problems_is_logged_as_they_were_drawn():
             row["answers"] if isinstance(row["answers"], list) else [row["answers"]] * int(count)
         )
         assert sum(answers[:4]) == 16  # of the first round
+        assert line.keys() >= {"task/math/drawn", "task/qa/drawn"}  # 0 of math in most steps
     assert max(len(row["problems"]) for row in order) > 4
     for task, size in (("math", TASK["train"]), ("qa", TASK["train"])):
         dealt = [stream("problems", 5, task, n).sample(range(size), size) for n in range(9)]

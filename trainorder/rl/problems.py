@@ -168,11 +168,11 @@ class TaskSet:
         return found
 
     def realised(self) -> dict[str, float]:
-        """What was drawn since the last call: `task/<task>/drawn`.
+        """What was drawn since the last call: `task/<task>/drawn`, 0 of a task that was not asked.
 
         With an item sampler also `drawn_new`, the share that was new, and `drawn_rate`, the mean expected pass rate before.
         """
-        found: dict[str, float] = {}
+        found = {f"task/{name}/drawn": 0.0 for name in self.weights} if self._drawn else {}
         for name, rows in self._drawn.items():
             found[f"task/{name}/drawn"] = float(len(rows))
             for fact in rows[0]:
