@@ -377,11 +377,30 @@ def tables() -> Iterator[str]:
         cells = [cell for column in columns for cell in (_cell(column[i][0]), column[i][1])]
         yield f"| {claim.source} | {claim.text} | {claim.difference} | {' | '.join(cells)} |"
     yield ""
+    for rate, one in zip(rates, runs.values(), strict=True):
+        yield from places(one, rate)
+        yield ""
     yield "| over the 24 orders | " + " | ".join(f"at {r}" for r in rates) + " |"
     yield "|---" * (1 + len(rates)) + "|"
     spreads = [spread(one) for one in runs.values()]
     for key in spreads[0]:
         yield f"| {key} | {' | '.join(s[key] for s in spreads)} |"
+
+
+def places(runs: Runs, rate: str) -> Iterator[str]:
+    """Mean score of the orders that have a phase at a place, minus that of all 24."""
+    design = runs.evidence.design
+    every = runs.mean_of(runs.orders())
+    count = len(design.singles)
+    yield f"| at {rate}, phase | {' | '.join(f'place {place}' for place in range(1, count + 1))} |"
+    yield "|---" * (1 + count) + "|"
+    for phase in sorted(design.singles):
+        at = [
+            runs.mean_of(runs.orders(lambda p, i=i, phase=phase: p[i] == phase)) - every
+            for i in range(count)
+        ]
+        cells = [_cell(one) for one in runs.evidence.estimates(np.stack(at), level=LEVEL)]
+        yield f"| {phase} | {' | '.join(cells)} |"
 
 
 def spread(runs: Runs) -> dict[str, str]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from order_worlds import World
 
-from benchmarks.claims import CLAIMS, Runs, spread, verdicts
+from benchmarks.claims import CLAIMS, Runs, places, spread, verdicts
 from trainorder.config import MeasureConfig
 from trainorder.measure.evidence import gather
 from trainorder.plan.design import from_plan
@@ -32,7 +32,7 @@ def world() -> World:
         merges=("average",),
         effects={"creative": dict.fromkeys(SINGLES[:3], -COST)},
         seeds=(0, 1, 2),
-        problems=256,
+        problems=128,
         drift=0.002,
     )
 
@@ -86,3 +86,10 @@ def test_spread_between_orders_is_the_planted_one(runs: Runs) -> None:
     between = float(found["standard deviation between orders, noise taken off"])
     assert between == pytest.approx(planted, abs=0.006)
     assert float(found["standard deviation of one run of an order"]) < planted
+
+
+def test_a_phase_that_harms_what_came_before_is_best_at_the_first_place(runs: Runs) -> None:
+    (row,) = (line for line in places(runs, "1") if line.startswith("| creative"))
+    at = [float(cell.split()[0]) for cell in row.split("|")[2:-1]]
+    # it costs 0, 1, 2 or 3 of four tasks COST; the mean over places is 1.5
+    assert at == pytest.approx([(1.5 - i) * COST / 4 for i in range(4)], abs=0.01)

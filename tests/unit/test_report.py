@@ -188,7 +188,7 @@ def test_with_one_seed_nothing_leads_and_with_three_a_clear_arm_does(tmp_path, m
     bwt = measured("two")  # b harms a by 0.25: b before a wins by 0.125 on the mean
     assert words.headline(bwt) == "y is highest in this run (one seed)"
     gap = bwt["differences"]["y"]["x"]["value"]
-    assert words.verdict(bwt).startswith(f"On these problems only: y minus x is +{gap:.3f} (")
+    assert f"On these problems only: y minus x is +{gap:.3f} (" in words.verdict(bwt)
     for text in (words.summary(bwt), page_of("two"), markdown.orders_page(bwt)):
         assert "on these problems only" in text.lower()
         assert "leads" not in text
@@ -239,7 +239,7 @@ def test_the_parts_of_a_lead_and_a_judges_lead_are_named_in_the_same_words_every
     compared = console.verdict(
         {**pair, "variants": {"default": variant}, "verdict": variant["verdict"], "survives": None}
     )
-    assert text.startswith(compared.split("\n")[0])
+    assert compared.split("\n")[0] in text
     assert compared.split("\n")[0] in report.render(bwt)
     variant["same_judge"] = ["creative"]
     shared = console.verdict(

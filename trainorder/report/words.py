@@ -154,7 +154,6 @@ def verdict(bwt: Bwt) -> str:
     lead = winner["lead"]
     if lead is None:
         return text
-    text = f"{text} {enough(bwt)}".rstrip()
     pair = claim(
         winner["verdict"],
         best["arm"],
@@ -164,7 +163,7 @@ def verdict(bwt: Bwt) -> str:
         bwt["seeds"],
         bwt["intervals"]["runs"],
     )
-    return f"{pair} {text}"
+    return f"{text} {pair} {enough(bwt)}".rstrip()
 
 
 def enough(bwt: Bwt) -> str:
