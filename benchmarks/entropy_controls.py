@@ -47,26 +47,28 @@ REFERENCE = measured.REFERENCE
 COSTS = Path("reports/entropy_costs.json")
 COST_STEPS = 4
 """Steps of each method that are timed, after one that is not."""
-LEFT_OUT = {
-    "entropy_law": "changes nothing",
-    "rmt": "creative problems have no worked answer",
-    "entropy_sft": "creative problems have no worked answer",
-}
-"""Methods of the family that are not in the table, and why."""
+LEFT_OUT = {"entropy_law": "changes nothing"}
+"""Methods of the family that are not in the tables, and why."""
+MATH_ONLY = dict.fromkeys(
+    ("rmt", "entropy_sft"), "on creative, whose problems have no worked answer"
+)
+"""Those that are in the math phase's only, and why: the variant's creative phase is one step of GRPO."""
 
 
-def methods() -> list[Preset]:
-    """The methods of the table, GRPO first."""
-    own = [p for p in presets().values() if p.family == "entropy" and p.name not in LEFT_OUT]
+def methods(phase: str = "math") -> list[Preset]:
+    """The methods of a phase's table, GRPO first."""
+    out = LEFT_OUT if phase == "math" else LEFT_OUT | MATH_ONLY
+    own = [p for p in presets().values() if p.family == "entropy" and p.name not in out]
     return [presets()[REFERENCE], *own]
 
 
 def params_text() -> str:
     """configs/entropy_controls.yaml."""
-    variants = [
-        f"  {chosen.name}: {{rl: {{method: {{preset: {chosen.name}}}}}}}"
-        for chosen in methods()[1:]
-    ]
+    variants = []
+    for chosen in methods()[1:]:
+        rl = f"{{rl: {{method: {{preset: {chosen.name}}}}}}}"
+        only = f"{{phases: {{math: {rl}, creative: {{steps: 1}}}}}}"
+        variants += [f"  {chosen.name}: {only if chosen.name in MATH_ONLY else rl}"]
     return "\n".join(
         [
             "# Every method that controls entropy beside GRPO: a math and a creative phase from the same bases, three seeds.",
@@ -157,7 +159,7 @@ def step_costs(phase: str) -> dict[str, float]:
         return step
 
     found: dict[str, float] = {}
-    for chosen in methods():
+    for chosen in methods(phase):
         pair = [stepper(REFERENCE), stepper(chosen.name)]
         times = [[step() for step in pair] for _ in range(1 + COST_STEPS)][1:]
         grpo, own = (median(column) for column in zip(*times, strict=True))
@@ -171,7 +173,7 @@ def numbers() -> list[measured.Measured]:
     costs = json.loads(COSTS.read_text(encoding="utf-8")) if COSTS.is_file() else {}
     for phase in PHASES:
         found: dict[str, dict[int, Outcome]] = {}
-        for chosen in methods():
+        for chosen in methods(phase):
             for seed in SEEDS:
                 if one := outcome(chosen.name, phase, seed):
                     found.setdefault(chosen.name, {})[seed] = one
@@ -199,18 +201,27 @@ def _compared(
         ]
         cells[f"{key}_minus"], cells[f"{key}_se"] = measured.mean_and_error(pairs)
     cost = None if cost is None else round(cost, 2)
+    cells |= {"version": version(), "grpo": cells["score"]}
+    if reference:
+        cells["grpo"] = round(mean(one.score for one in reference.values()), 3)
     return measured.Measured(phase=phase, method=name, seeds=len(by_seed), cost=cost, **cells)
+
+
+def version() -> str:
+    """The commit of this folder; empty where it has none."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
 
 
 def missing() -> list[str]:
     """Checkpoints that are not trained and evaluated yet."""
-    every = [(m.name, phase, seed) for phase in PHASES for m in methods() for seed in SEEDS]
+    every = [(m.name, phase, seed) for phase in PHASES for m in methods(phase) for seed in SEEDS]
     return [node_of(*one) for one in every if outcome(*one) is None]
 
 
 def findings(page: str) -> str:
     """docs/findings.md with the tables of the kept numbers between its markers."""
-    text = measured.tables(measured.read(), LEFT_OUT)
+    text = measured.tables(measured.read(), LEFT_OUT | MATH_ONLY)
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{text}\n{END}{after}"
@@ -231,7 +242,7 @@ def main() -> int:
         if code == 0:
             write_json(COSTS, {phase: step_costs(phase) for phase in PHASES})
     rows = numbers()
-    print(measured.tables(rows, LEFT_OUT))
+    print(measured.tables(rows, LEFT_OUT | MATH_ONLY))
     if left := missing():
         print(f"Not trained yet: {len(left)} checkpoints, the first {left[0]}.")
     elif arguments.write:

@@ -51,6 +51,10 @@ class Measured:
     entropy_se: float | None = None
     others_minus: float | None = None
     others_se: float | None = None
+    version: str = ""
+    """Commit that it was measured at."""
+    grpo: float | None = None
+    """Score of GRPO in the same run, with which it is compared."""
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float | None, float | None]:
@@ -74,7 +78,7 @@ def read(file: Path = NUMBERS) -> list[Measured]:
 
 
 def _row(cells: dict[str, str]) -> Measured:
-    names = {key: cells.pop(key) for key in ("phase", "method")}
+    names = {key: cells.pop(key) for key in ("phase", "method", "version")}
     numbers: dict[str, Any] = {key: float(text) if text else None for key, text in cells.items()}
     return Measured(**names, **numbers | {"seeds": int(cells["seeds"])})
 
@@ -96,11 +100,24 @@ def tables(rows: Sequence[Measured], left_out: Mapping[str, str]) -> str:
         lines += ["|---" * (len(titles) + 2) + "|"]
         lines += [_table_row(row) for row in rows if row.phase == phase]
         lines += [""]
+        lines += [f"{note}\n" for note in _later([row for row in rows if row.phase == phase])]
     names = ", ".join(f"`{name}` ({why})" for name, why in left_out.items())
     lines += [
         f"Differences are paired by seed, with their standard error over seeds. Left out: {names}."
     ]
     return "\n".join(lines)
+
+
+def _later(rows: Sequence[Measured]) -> Iterator[str]:
+    """Which rows of a phase were measured at another version than GRPO's, and what GRPO scored there."""
+    usual = next((row.version for row in rows if row.method == REFERENCE), "")
+    for version in dict.fromkeys(row.version for row in rows if row.version != usual):
+        own = [row for row in rows if row.version == version]
+        names = ", ".join(f"`{row.method}`" for row in own)
+        score = "" if own[0].grpo is None else f", where GRPO scores {own[0].grpo:.3f}"
+        yield (
+            f"Measured at {version}, all others at {usual}: {names}{score}; their differences are to that."
+        )
 
 
 def _table_row(row: Measured) -> str:
@@ -121,7 +138,8 @@ def verdicts(rows: Sequence[Measured], left_out: Mapping[str, str]) -> dict[str,
         found.setdefault(row.method, []).append(f"{row.phase}: {', '.join(_clauses(row))}")
     found[REFERENCE] = ["the reference", *found.get(REFERENCE, [])]
     said = {method: "; ".join(phases) for method, phases in found.items()}
-    return said | {name: f"not measured: {why}" for name, why in left_out.items()}
+    unmeasured = {name: f"not measured: {why}" for name, why in left_out.items()}
+    return unmeasured | said
 
 
 def costs(rows: Sequence[Measured]) -> dict[str, str]:

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from trainorder.config import PhaseConfig, PolicyConfig, RlConfig, parse_params
 from trainorder.data import build
@@ -31,7 +33,7 @@ from trainorder.rl.facts import ANSWERS, HEAD_FACTS, KNOWN, REFERENCE, SPANS
 from trainorder.rl.forward import forward
 from trainorder.rl.learner import Learner
 from trainorder.rl.looks import LOOKS, looking
-from trainorder.rl.registry import METRICS, Entry
+from trainorder.rl.registry import METRICS, REWARDS, Entry
 from trainorder.rl.rollouts import StepRollouts
 from trainorder.rl.step import rl_step
 from trainorder.rl.trainer import make_learner
@@ -39,7 +41,7 @@ from trainorder.rl.types import Roll, State
 from trainorder.tasks.base import Problem
 
 ROWS, GROUP, PROMPT, ANSWER, VOCABULARY, ROUNDS = 64, 8, 24, 32, 640, 7
-PROMPTS, PROBLEMS, STEP_ROUNDS = 4, 32, 4
+PROMPTS, PROBLEMS, STEP_ROUNDS = 4, 32, 15
 SIZE = PolicyConfig(hidden_size=64, num_layers=3, num_heads=2, mlp_size=192, max_positions=192)
 PARENT = Path("checkpoints/s0")
 ARGUMENTS = {"nucleus_entropy": ":0.8", "top_logps": ":5", "capped_forward_kl": ":reference:0.05"}
@@ -134,12 +136,21 @@ def batches() -> None:
     print(f"\nShares of a training forward and backward ({1000 * whole:.0f} ms for {ROWS} rows).")
 
 
+def uneven(roll: Roll, state: State) -> Float[Tensor, " row"]:
+    """Whether the first token's number is even: a random policy is never right, and equal rewards train nothing."""
+    return (roll.response_ids[:, 0] % 2 == 0).to(roll.rewards)
+
+
 def learner_of(needs: tuple[str, ...] = (), **method: Any) -> Learner:
-    """One phase of math from the random parent, with a metric that needs `needs`; a teacher where one answers."""
+    """One phase of math from the random parent, with a metric that needs `needs`; a teacher where one answers.
+
+    The policy hardly moves, so that all learners sample the same answers.
+    """
     METRICS["needing"] = Entry("metric", "needing", lambda roll, state: {}, frozenset(needs))
-    chosen = {**method, "metric": ["needing"]}
+    REWARDS["uneven"] = Entry("reward", "uneven", uneven)
+    chosen = {**method, "metric": ["needing"], "reward": ["uneven"]}
     rl = RlConfig.model_validate(
-        {"prompts_per_step": PROMPTS, "group_size": GROUP, "method": chosen}
+        {"prompts_per_step": PROMPTS, "group_size": GROUP, "lr": 1e-12, "method": chosen}
     )
     phase = PhaseConfig(kind="structured", tasks={"math": 1.0}, steps=99)
     teacher = PARENT if "plan" in method else None

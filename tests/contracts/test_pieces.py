@@ -57,7 +57,8 @@ def some_roll() -> Roll:
         "ref_logps": draw() - 2,
         **needed_of(roll),
     }
-    return replace(roll, advantages=draw(), token_facts=facts)
+    said = [str(row % 2) for row in range(len(roll))]
+    return replace(roll, advantages=draw(), token_facts=facts, text=said)
 
 
 def needed_of(roll: Roll) -> dict[str, torch.Tensor]:
@@ -145,7 +146,15 @@ def lopsided_roll() -> Roll:
 
 def sees_other_groups(entry: Entry) -> bool:
     """Whether some row's advantage or weight is another one without the other groups of the batch."""
-    return any(differs_alone(entry, roll) for roll in (some_roll(), lopsided_roll(), two_tasks()))
+    rolls = (some_roll(), lopsided_roll(), two_tasks())
+    parts = [part for roll in rolls for part in (roll, *(roll.rows(rows) for rows in groups(roll)))]
+    assert any(entry(part, State(total=1)).any() for part in parts)  # of zeros nothing can differ
+    return any(differs_alone(entry, roll) for roll in rolls)
+
+
+def groups(roll: Roll) -> list[list[int]]:
+    """Rows of each group."""
+    return [(roll.group == group).nonzero().flatten().tolist() for group in roll.group.unique()]
 
 
 def two_tasks() -> Roll:
@@ -160,8 +169,7 @@ def two_tasks() -> Roll:
 def differs_alone(entry: Entry, roll: Roll) -> bool:
     whole = spread(entry(roll, State(total=1)), roll)
     alone = torch.zeros_like(whole)
-    for group in roll.group.unique():
-        rows = (roll.group == group).nonzero().flatten().tolist()
+    for rows in groups(roll):
         part = roll.rows(rows)
         alone[rows] = spread(entry(part, State(total=1)), part).to(alone.dtype)
     return not torch.allclose(whole, alone)

@@ -67,6 +67,7 @@ Found = tuple[dict[str, float], list[Tensor], dict[str, Any]]
 
 def of_ranks(world: int, copies: list[Any], other: Any, rows: Roll, method: Method) -> list[Found]:
     """What each rank logs of an update, the gradient of all, and the rank's state afterwards."""
+    budget = 10_000 if world == 1 else 20  # all rows at once, or about two by two
     meeting, needs = Meeting(world), method.needs | method.live_needs
     models = dict.fromkeys(MODELS, other)
 
@@ -78,7 +79,7 @@ def of_ranks(world: int, copies: list[Any], other: Any, rows: Roll, method: Meth
         with torch.no_grad():
             roll = give_credit(add_rewards(roll, GRADES, method, state), method, state)
             log = {k: v for metric in method.metric for k, v in metric(roll, state).items()}
-            log |= accumulate(model, roll, method, state, budget=40, max_length={"sums": 8}, backend=backend, models=models)  # fmt: skip
+            log |= accumulate(model, roll, method, state, budget=budget, max_length={"sums": 8}, backend=backend, models=models)  # fmt: skip
         backend.add_up()
         return log, [p.grad for p in model.parameters()], state.state_dict()
 

@@ -65,12 +65,22 @@ def test_a_verdict_is_open_within_two_standard_errors():
     assert found["rmt"] == "not measured: no worked answer"
 
 
+def test_rows_of_another_version_say_which_and_what_grpo_scored_there():
+    first = measured.Measured("math", "grpo", 3, 0.8, -0.3, 0.1, 1.0, version="abc", grpo=0.8)
+    later = replace(first, method="rmt", score=0.5, score_minus=-0.4, version="def", grpo=0.9)
+    text = measured.tables([first, later], {})
+    assert "Measured at def, all others at abc: `rmt`, where GRPO scores 0.900;" in text
+    assert "Measured at" not in measured.tables([first, replace(later, version="abc")], {})
+
+
 def test_every_method_of_the_family_is_measured_and_on_the_page():
     rows = measured.read()
-    names = {chosen.name for chosen in entropy_controls.methods()}
-    assert {(row.phase, row.method) for row in rows} == {
-        (phase, name) for phase in entropy_controls.PHASES for name in names
-    }
+    assert sorted((row.phase, row.method) for row in rows) == sorted(
+        (phase, chosen.name)
+        for phase in entropy_controls.PHASES
+        for chosen in entropy_controls.methods(phase)
+    )
+    assert all(row.version and row.grpo for row in rows)
     page = (ROOT / catalog.PAGE).read_text(encoding="utf-8")
     for name, verdict in measured.verdicts(rows, entropy_controls.LEFT_OUT).items():
         line = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
@@ -82,9 +92,16 @@ def test_its_params_are_one_variant_per_method_on_shared_bases():
     names = [chosen.name for chosen in entropy_controls.methods()]
     assert list(params.variants) == names[1:]
     nodes = compile_plan(params).nodes
-    for name in names:
-        for phase in entropy_controls.PHASES:
-            assert {entropy_controls.node_of(name, phase, seed) for seed in (0, 1, 2)} <= set(nodes)
+    trained = {
+        entropy_controls.node_of(chosen.name, phase, seed)
+        for phase in entropy_controls.PHASES
+        for chosen in entropy_controls.methods(phase)
+        for seed in (0, 1, 2)
+    }
+    idle = {node for node in nodes if "--" in node} - trained
+    assert trained <= set(nodes)
+    assert {node.split("--")[1] for node in idle} == set(entropy_controls.MATH_ONLY)
+    assert params.variant("rmt").phases["creative"].steps == 1
     assert sum("--" not in node for node in nodes) == 3
 
 

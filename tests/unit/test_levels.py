@@ -82,6 +82,16 @@ def test_masks_never_begin_a_text_and_are_at_most_its_entities():
     assert reward(roll, State(total=1)).tolist() == [0.5]
 
 
+def test_masks_grow_from_one_to_four_in_equal_parts_of_the_phase():
+    text = "Paris lies on the Seine, near Reims and Rouen; 1990 was warm in Lyon."
+    request = Request(Problem("a/1", "a", "q", None, text))
+    plan = bind("plan", "mask_entities")
+    for step, count in enumerate([1, 1, 2, 2, 3, 3, 4, 4]):
+        (made,) = plan([request], State(total=8, step=step))
+        assert made.problem is not None
+        assert len(made.problem.meta[HIDDEN]) == made.facts["level"] == count
+
+
 def test_distractors_keep_the_helpful_passage_until_the_last_level():
     problem = Problem("a/1", "a", "q", "g", None, {"passages": ["gold", "x", "y"]})
     draw = random.Random(0)

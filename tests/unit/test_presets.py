@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from trainorder.config import (
 from trainorder.config.presets import presets
 from trainorder.evaluation import ways  # noqa: F401  fills WAYS
 from trainorder.evaluation.sitting import WAYS
-from trainorder.fingerprint import closure, compute
+from trainorder.fingerprint import Code, closure, compute
 from trainorder.order import PREDICTORS, RULES, TEXT_RULES
 from trainorder.plan import compile_plan
 from trainorder.reading import ParamsError
@@ -103,6 +104,24 @@ def test_records_hold_the_expanded_method_and_stages_depend_on_no_preset():
     assert "trainorder/rl/pieces/losses.py" in files
     assert "presets" not in files
     assert not [f for f in closure(ROOT, "stages.report") if "presets" in f]
+
+
+def test_a_new_piece_in_every_family_changes_no_phase_though_it_names_all_others(tmp_path: Path):
+    for name in ("trainorder", "stages"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    named = frozenset((slot, name) for slot, listed in SLOTS.items() for name in listed)
+    code = {"phase": Code("stages.rl", pieces=named)}
+    before = compute(code, tmp_path)
+    families = [f for f in (tmp_path / "trainorder/rl/pieces").glob("*.py") if f.stem != "__init__"]
+    for number, file in enumerate(families):
+        new = f"\n\n@listed\ndef brand_new_{number}(roll, state):\n    return {{}}\n"
+        listed = "\n\nfrom trainorder.rl.registry import metric as listed"
+        file.write_text(file.read_text() + listed + new)
+    assert len(families) > 20
+    assert compute(code, tmp_path) == before
+    losses = tmp_path / "trainorder/rl/pieces/losses.py"
+    losses.write_text(losses.read_text().replace("1 - clip_low", "1 - 2 * clip_low"))
+    assert compute(code, tmp_path) != before
 
 
 def test_the_command_lists_every_preset_and_prints_what_one_is():

@@ -19,6 +19,7 @@ from trainorder.rl.pieces.covariance import clip_cov, covariance_softmax, top_co
 from trainorder.rl.pieces.entropy import (
     entrocraft,
     entropy_covariance,
+    entropy_law,
     entropy_target,
     fitted_law,
 )
@@ -56,6 +57,17 @@ def tokens_roll(**token_facts: Tensor) -> Roll:
 
 FOUR = {"advantages": tensor(2, 1, -1, -2), "old_logps": tensor(-0.1, -3.0, -0.5, -2.0)}
 """Covariances [2.6, -1.6, -.9, 1.2]: A - 0 and log p + 1.4."""
+
+
+def test_the_law_is_fitted_to_the_steps_so_far():
+    # (H, R) = (0, .5), (ln 2, .3): R = .7 - .2 e^H; the third step, H = ln 3 with R = .1, lies on it
+    state, found = State(total=9), {}
+    for step, (entropy, reward) in enumerate([(0.0, 0.5), (math.log(2), 0.3), (math.log(3), 0.1)]):
+        state.step, roll = step, make_roll([reward, reward], lengths=[2, 1])
+        found = entropy_law(replace(roll, token_facts={"entropy": roll.loss_mask * entropy}), state)
+        assert (found == {}) == (step == 0)
+    fit = {"law_a": 0.2, "law_b": 0.7, "law_ceiling": 0.5, "law_error": 0.0}
+    assert found == pytest.approx(fit, abs=1e-12)
 
 
 def test_covariance_of_four_tokens():

@@ -29,7 +29,7 @@ def together(now: Moment, mem: Mem) -> dict[str, float]:
 def in_turn(
     now: Moment, mem: Mem, *, order: list[str] | None = None, cycles: int = 1
 ) -> dict[str, float]:
-    """A fixed plan: one task after another, each for its share of the steps; `cycles` times over (interleaving)."""
+    """A fixed plan: one task after another, each for its share of the steps; `cycles` times over (interleaving). No paper of its own."""
     tasks = order or now.tasks
     return _only(now, tasks[_block(now, tasks, cycles)])
 
@@ -41,7 +41,7 @@ def unlock(
     """Begin with one task and add the next when the newest one's reward has levelled off.
 
     Level: the mean of its last `window` steps is less than `gain` above that of the `window` before. At the latest
-    the k-th task of n comes after a share k / n of the steps, so that every task is trained.
+    the k-th task of n comes after a share k / n of the steps, so that every task is trained. All values are ours.
     """
     tasks = order or now.tasks
     opened = mem.setdefault("open", 1)
@@ -71,7 +71,7 @@ def stop_early(
     """One task after another; a task's turn ends early when one before it has lost more than `drop` of its reward.
 
     A share `watch` of the prompts stays with earlier tasks: the probe that shows the loss (and, being trained on, a
-    little rehearsal). Steps that are saved this way go to the harmed tasks at the end, to all if none was.
+    little rehearsal). Steps that are saved this way go to the harmed tasks at the end, to all if none was. All values are ours.
     """
     tasks = order or now.tasks
     block, began = mem.setdefault("block", 0), mem.setdefault("began", 0)
@@ -134,7 +134,7 @@ def refresh(
     """One task after another; an earlier task that lost more than `drop` of its reward gets `steps` steps of its own.
 
     A share `watch` of the prompts stays with earlier tasks, as in `stop_early`. A refresh is taken out of the turn it
-    interrupts, so that the phase keeps its length.
+    interrupts, so that the phase keeps its length. All values are ours.
     """
     tasks = order or now.tasks
     block = _block(now, tasks, 1)

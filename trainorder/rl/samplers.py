@@ -112,11 +112,11 @@ def dump(now: Moment, mem: Mem, *, window: int = 300, temperature: float = 0.1) 
 
 @sampler
 def alp(now: Moment, mem: Mem, *, window: int = 10, epsilon: float = 0.2) -> dict[str, float]:
-    """Absolute learning progress of discrete tasks (Portelas et al. 2019, TSCL's form): how fast rewards change.
+    """Absolute learning progress of discrete tasks (arXiv:1910.07224, in the form of TSCL, arXiv:1707.00183): how fast rewards change.
 
     Progress is |mean of the newer half - mean of the older half| over a task's last `window` steps;
     P = (1 - epsilon) progress / sum + epsilon / tasks, uniform while nothing moves. A task that collapses counts as
-    much as one that improves.
+    much as one that improves. epsilon .2 is the paper's share of random tasks, windows of steps and their length are ours.
     """
     rewards = mem.setdefault("rewards", {task: [] for task in now.tasks})
     for task, seen in now.seen.items():

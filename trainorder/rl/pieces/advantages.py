@@ -19,7 +19,7 @@ def grpo(roll: Roll, state: State, *, eps: float = 1e-6) -> Float[Tensor, " row"
     """(r - mean of group) / (std of group + eps), std unbiased (GRPO, arXiv:2402.03300).
 
     Equal rewards give exactly 0, and so does a group with one scored row: a lone rollout is its own
-    baseline.
+    baseline. eps is that of verl.
     """
     group = (roll.group, roll.scored)
     return centred(roll.rewards, *group) / (gstd(roll.rewards, *group) + eps)
@@ -59,7 +59,7 @@ def reinforce_plus_plus_baseline(
     """Distance r - mean of group, whitened over all tokens of the batch (REINFORCE++-baseline, arXiv:2501.03262).
 
     Its scale is the batch's, so that a group of small spread is not blown up as in `grpo`. Where the
-    answers of a batch differ in length, so does their weight in the mean that whitening subtracts.
+    answers of a batch differ in length, so does their weight in the mean that whitening subtracts. eps is that of verl.
     """
     credit = centred(roll.rewards, roll.group, roll.scored)
     return whitened(credit[:, None].expand_as(roll.loss_mask), roll, eps)

@@ -164,7 +164,7 @@ def _longest(roll: Roll, max_length: float | None) -> Float[Tensor, " row"]:
 
 @term(scales_with_advantage=True)
 def policy_gradient(live: Live, roll: Roll, state: State) -> Float[Tensor, "row token"]:
-    """-A log p: no ratio, no clipping."""
+    """-A log p: no ratio, no clipping (REINFORCE, Williams 1992)."""
     return -roll.advantages * torch.where(roll.loss_mask > 0, live.logps, 0.0)
 
 

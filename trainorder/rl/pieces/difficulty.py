@@ -99,7 +99,8 @@ def ceeh(
 ) -> Float[Tensor, "row token"]:
     """A + s(t) min(alpha H, |A| / kappa) on rows of hard prompts (CEEH's entropy advantage, arXiv:2602.22642).
 
-    s falls from 1 to 0 on a cosine over the phase. The sign of an advantage never changes. A shaper: after an estimator.
+    s falls from 1 to 0 on a cosine over the phase. The sign of an advantage never changes. A shaper: after an estimator. alpha and kappa
+    are those of the authors' code.
     """
     bonus = torch.minimum(alpha * roll.entropy, roll.advantages.abs() / kappa)
     return roll.advantages + _fade(state) * hard(roll, state)[:, None] * bonus

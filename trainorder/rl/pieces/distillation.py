@@ -31,7 +31,7 @@ def ask_teacher(requests: list[Request], state: State, *, share: float = 1.0) ->
     """Have the teacher (`rl.teacher`) answer this share of the problems, drawn anew in every step.
 
     Its rows are of source `teacher`; they are graded, and terms with `source: teacher` learn from them: `nll` on the tokens
-    that it drew, `distillation` on its whole distribution (arXiv:2605.16826).
+    that it drew, `distillation` on its whole distribution (arXiv:2605.16826). share 1 is the paper's cells; a part of the problems is ours.
     """
     count = round(share * len(requests))
     order = torch.randperm(len(requests), generator=state.stream("ask_teacher")).tolist()

@@ -60,7 +60,7 @@ def fitted_law(points: list[list[float]]) -> dict[str, float]:
 
 @term(needs=ENTROPY)
 def entropy_bonus(live: Live, roll: Roll, state: State) -> Float[Tensor, "row token"]:
-    """-H of the policy being trained, nats over the whole vocabulary; its `coef` is what a nat is worth."""
+    """-H = sum p ln p of the policy being trained, nats over the whole vocabulary (as in A3C, arXiv:1602.01783); `coef` is what a nat is worth."""
     return -torch.where(roll.loss_mask > 0, live.entropy, 0.0)
 
 

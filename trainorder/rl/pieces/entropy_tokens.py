@@ -37,7 +37,7 @@ def forking_tokens(roll: Roll, state: State, *, share: float = 0.2) -> Float[Ten
 def forking_tokens_of_row(
     roll: Roll, state: State, *, share: float = 0.2
 ) -> Float[Tensor, "row token"]:
-    """1 for each answer's `share` of tokens of highest entropy, at least one, else 0 (SPINE, arXiv:2511.17938)."""
+    """1 for each answer's `share` of tokens of highest entropy, at least one, else 0 (SPINE, arXiv:2511.17938; share from a survey of it)."""
     return most_important(roll.entropy, roll.loss_mask > 0, share).to(roll.loss_mask.dtype)
 
 

@@ -24,7 +24,7 @@ TYPES: dict[str, tuple[type, ...]] = {
 
 @reward
 def keeps_format(roll: Roll, state: State) -> Float[Tensor, " row"]:
-    """1 where the text is exactly `<think> ... </think> <answer> ... </answer>`, else 0."""
+    """1 where the text is exactly `<think> ... </think> <answer> ... </answer>`, else 0 (format reward of DeepSeek-R1, arXiv:2501.12948)."""
     kept = [float(format.parse(text) is not None) for text in roll.text]
     return roll.rewards.new_tensor(kept)
 

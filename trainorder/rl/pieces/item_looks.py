@@ -202,7 +202,7 @@ def alp_gmm(
     epsilon: float = 0.2,
     most: int = 10,
 ) -> list[float]:
-    """Absolute learning progress over a space of task parameters (ALP-GMM, Portelas et al. 2019, from its code).
+    """Absolute learning progress over a space of task parameters (ALP-GMM, arXiv:1910.07224, from its code).
 
     A problem is a point u (`by`, keys as of `in_order`, each scaled to 0 ... 1; null: the prompt's length). For each problem
     asked, alp = |r - r of the nearest earlier point|, 0 until 5 are stored. Every `episodes` 250 problems mixtures of 2 ...

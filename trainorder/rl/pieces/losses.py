@@ -117,7 +117,7 @@ def kl(
 
     The other is the phase's parent (`ref`) or the policy that sampled (`old`). With d = log p_other
     - log p: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1 (Schulman 2020,
-    joschu.net/blog/kl-approx.html). As a loss, k2 has the gradient of the true KL on policy; k1 has
+    joschu.net/blog/kl-approx.html; k3 to the parent is that of GRPO, arXiv:2402.03300). As a loss, k2 has the gradient of the true KL on policy; k1 has
     a gradient of mean zero, k3 a biased one.
     """
     other = roll.old_logps if against == "old" else roll.ref_logps

@@ -82,7 +82,7 @@ def self_imitation_credit(roll: Roll, state: State) -> Float[Tensor, "row token"
 
 @metric
 def self_imitation_buffer(roll: Roll, state: State) -> dict[str, float]:
-    """Rows that `self_imitation` keeps now, and the share of this step's rows that are replayed."""
+    """Rows that `self_imitation` keeps now, and the share of this step's rows that are replayed (SPEAR, arXiv:2509.22601)."""
     kept = len(state.mem.get(KEY, []))
     return {
         "replay_kept": float(kept),
@@ -193,7 +193,7 @@ def _replayed(rows: list[_Row], baseline: float, step: int, rollouts: Rollouts) 
 def highest_spread(roll: Roll, state: State, rollouts: Rollouts, *, share: float = 0.75) -> Roll:
     """Keep the `share` of groups whose rewards spread most, at least one (SPEAR's Dr.BoT base, arXiv:2509.22601).
 
-    A group with fewer than two scored rows has no spread.
+    A group with fewer than two scored rows has no spread. share .75 is that of the authors' code.
     """
     spread = gdeviation(roll.rewards, roll.group, roll.scored)
     by_group = dict(zip(roll.group.tolist(), spread.tolist(), strict=True))

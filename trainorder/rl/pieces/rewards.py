@@ -15,13 +15,13 @@ from trainorder.rl.types import Roll, State
 
 @reward
 def graded(roll: Roll, state: State) -> Float[Tensor, " row"]:
-    """The grade of the task's verifier or of the judge, in [0, 1]."""
+    """The grade of the task's verifier or of the judge, in [0, 1]; of no paper."""
     return roll.row_facts["graded"]
 
 
 @metric
 def reward_spread(roll: Roll, state: State) -> dict[str, float]:
-    """Mean over rows of the group's reward standard deviation: what there is to learn from."""
+    """Mean over rows of the group's reward standard deviation (ddof 1; 0 in flat groups): what there is to learn from. Of no paper."""
     return {"reward_spread": float(gdeviation(roll.rewards, roll.group, roll.scored).mean())}
 
 

@@ -17,7 +17,7 @@ def dynamic_sampling(
 
     Above 0, `min_std` also replaces those whose standard deviation (population) is at most that, as SRL does
     (arXiv:2510.25992; its bound was not read). At most `max_rounds` rounds of generation, the first one included; then the step trains on the
-    groups it has. Where no group at all has spread the roll stays as it is (and teaches nothing).
+    groups it has. Where no group at all has spread the roll stays as it is (and teaches nothing). max_rounds 10 is verl's.
     """
     wanted = _groups_per_task(roll)
     kept, fresh = [], roll

@@ -97,7 +97,7 @@ def question_utility(roll: Roll, state: State) -> Float[Tensor, " row"]:
 
 @metric
 def self_play_roles(roll: Roll, state: State) -> dict[str, float]:
-    """What `self_play` made: shares of the step's rows by role, as trained on, and how its roles do.
+    """What `self_play` made (arXiv:2509.23863): shares of the step's rows by role, as trained on, and how its roles do.
 
     `role_share_*` of the policy's rows, `role_credit_*` of those that have credit; `self_play_new`, `_held_out`, `_repeated`, `_malformed`:
     shares of the written texts; `self_play_solved`: mean rate at which new problems were solved; `self_play_agreed`: share of majorities that agree

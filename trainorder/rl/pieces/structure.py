@@ -36,7 +36,7 @@ def mine_grams(
     right: float = 1.0,
     capacity: int = 2000,
 ) -> Roll:
-    """Count the word n-grams of right answers, from which HICRA's pieces take their strategic grams; changes no row.
+    """Count the word n-grams of right answers, from which HICRA's pieces take their strategic grams (arXiv:2509.03646); changes no row.
 
     Grams of `shortest` to `longest` words (paper: 3 to 5) within a sentence, numbers and symbols between words end a gram;
     answers graded at least `right` count, each once. At most `capacity` grams are kept, the most frequent ones. The paper

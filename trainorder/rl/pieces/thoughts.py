@@ -37,7 +37,8 @@ def pear(
     """min(1, best - P) for right answers, `wrong` for others; P = max(0, H of the thought - alpha H of the rest) (PEAR, arXiv:2510.08026).
 
     Means of token entropies before the update, nats, before and after the first `end` in the text; without one all is
-    thought and the rest has 0. Right is graded above one half. In place of `graded`, whose value it replaces.
+    thought and the rest has 0. Right is graded above one half. In place of `graded`, whose value it replaces. From a note on the paper:
+    alpha is its 1; `best` and `wrong` are constants there that it does not give, 1 and 0 are ours.
     """
     thought, rest = torch.zeros_like(roll.loss_mask), torch.zeros_like(roll.loss_mask)
     start = roll.token_facts["char_start"]
