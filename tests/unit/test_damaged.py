@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,43 @@ def refused(capsys: pytest.CaptureFixture[str], *command: str) -> str:
     assert said.count("\n") == 1
     assert said.startswith("error: ")
     return said
+
+
+def test_locks_of_a_killed_dvc_do_not_wait_for_a_program_that_has_its_number_now(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    from dvc.lock import LockError
+    from dvc.rwlock import rwlock
+    from dvc_objects.fs.local import localfs
+
+    temporary = tmp_path / ".dvc" / "tmp"
+    temporary.mkdir(parents=True)
+
+    def take(path: str) -> None:
+        with rwlock(str(temporary), localfs, "dvc status", [], [path], False):
+            pass
+
+    command = ["sleep", "60"]
+    with (
+        subprocess.Popen(command, cwd="/") as other,
+        subprocess.Popen(command, cwd=tmp_path) as living,
+    ):
+        dvc = "/x/dvc/__main__.py --wait-for-lock repro -s s0--math"
+        write = {"a": {"pid": other.pid, "cmd": dvc}, "b": {"pid": living.pid, "cmd": dvc}}
+        read = {"c": [{"pid": other.pid, "cmd": dvc}, {"pid": living.pid, "cmd": dvc}]}
+        (temporary / "rwlock").write_text(json.dumps({"read": read, "write": write}))
+        with pytest.raises(LockError, match=f"PID {other.pid}"):
+            take("a")
+        plan.repair()
+        assert "held locks of a killed dvc" in capsys.readouterr().err
+        take("a")
+        for path in ("b", "c"):  # a process that works in this folder may be the dvc that is noted
+            with pytest.raises(LockError, match=f"PID {living.pid}"):
+                take(path)
+        plan.repair()
+        assert capsys.readouterr().err == ""
+        other.kill()
+        living.kill()
 
 
 @pytest.mark.parametrize("content", PLANS)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from trainorder.paths import DVC_LOCK, PIPELINE_LOCK
 
@@ -20,15 +21,25 @@ DAMAGED = ".damaged"
 def repair() -> None:
     """Remove a damaged table of dvc's path locks (it only describes ended processes) and move a damaged dvc.lock aside.
 
-    Without its dvc.lock, dvc restores every result from its run cache; nothing is trained again.
+    Without its dvc.lock, dvc restores every result from its run cache; nothing is trained again. Of a good table, the locks
+    of a killed dvc go whose process number another program has by now: dvc would wait for that program to end.
     """
     table = TEMPORARY / "rwlock"
     with _unused(TEMPORARY / "rwlock.lock") as free:
-        if free and table.is_file() and not _is_json(table):
-            table.unlink()
-            print(
-                f"warning: {table} was left half-written by a killed dvc: removed", file=sys.stderr
-            )
+        if free and table.is_file():
+            locks = _json(table)
+            if locks is None:
+                table.unlink()
+                print(
+                    f"warning: {table} was left half-written by a killed dvc: removed",
+                    file=sys.stderr,
+                )
+            elif (held := _held(locks)) != locks:
+                table.write_text(json.dumps(held), encoding="utf-8")
+                print(
+                    f"warning: {table} held locks of a killed dvc, whose process number another program has: removed",
+                    file=sys.stderr,
+                )
     with _unused(TEMPORARY / "lock") as free:
         for lock in (DVC_LOCK, PIPELINE_LOCK) if free else ():
             if lock.is_file() and not _is_lockfile(lock):
@@ -59,12 +70,43 @@ def _unused(guard: Path) -> Iterator[bool]:
         held.close()
 
 
-def _is_json(path: Path) -> bool:
+def _json(path: Path) -> Any:
+    """The content of a file of JSON; None where it is none."""
     try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _held(locks: Any) -> Any:
+    """The locks (mode -> path -> holders, `read` several and `write` one) without those of other programs' processes."""
+    try:
+        read = {
+            path: [holder for holder in holders if not _is_another(holder)]
+            for path, holders in locks["read"].items()
+        }
+        write = {path: h for path, h in locks["write"].items() if not (h and _is_another(h))}
+        return {**locks, "read": {path: h for path, h in read.items() if h}, "write": write}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return locks  # dvc says itself what it expects
+
+
+def _is_another(holder: Mapping[str, Any]) -> bool:
+    """Whether a process of this number lives that is surely not the dvc that took the lock.
+
+    That one works in this folder, and has the arguments that are noted; of an ended process dvc removes the locks itself.
+    """
+    import psutil
+
+    program, _, arguments = holder["cmd"].partition(" ")
+    try:
+        process = psutil.Process(int(holder["pid"]))
+        if (arguments or Path(program).name) in " ".join(process.cmdline()):
+            return False
+        here, place = Path.cwd().resolve(), Path(process.cwd()).resolve()
+    except psutil.Error:  # ended since, or not to be looked at
         return False
-    return True
+    return place != here and here not in place.parents
 
 
 def _is_lockfile(path: Path) -> bool:
