@@ -39,7 +39,12 @@ def even_tokens(roll: Roll, state: State) -> torch.Tensor:
     return ((roll.response_ids % 2 == 0) * roll.loss_mask).sum(1) / roll.loss_mask.sum(1)
 
 
-for _reward in (says_seven, even_tokens):
+def mostly_even(roll: Roll, state: State) -> torch.Tensor:
+    """Whether at least half of them are even: some groups of any model earn alike."""
+    return (even_tokens(roll, state) >= 0.5).to(roll.rewards)
+
+
+for _reward in (says_seven, even_tokens, mostly_even):
     REWARDS[_reward.__name__] = Entry("reward", _reward.__name__, _reward)
 
 

@@ -68,8 +68,8 @@ def learner_of(name: str, rl: Mapping[str, Any] | None = None) -> Learner:
     params = parse_params(raw)
     assert set(compile_plan(params).nodes) == {"base", "s0--grpo", f"s0--{name}"}
     config = params.phase_rl(name)
-    paid = ["even_tokens" if piece == "graded" else piece for piece in config.method.reward]
-    paid = paid if "even_tokens" in paid else [*paid, "even_tokens"]
+    paid = ["mostly_even" if piece == "graded" else piece for piece in config.method.reward]
+    paid = paid if "mostly_even" in paid else [*paid, "mostly_even"]
     method = config.method.model_copy(update={"reward": paid})
     config = config.model_copy(update={"prompts_per_step": 4, "method": method})
     teacher = TEACHER if config.teacher else None
