@@ -21,7 +21,7 @@ from trainorder.config.presets import presets
 from trainorder.plan import compile_plan
 from trainorder.policy import Policy
 from trainorder.reading import read_yaml
-from trainorder.rl import catalog
+from trainorder.rl import catalog, rollouts, step
 from trainorder.rl.learner import Learner
 from trainorder.rl.step import rl_step
 from trainorder.rl.trainer import SAMPLING, make_learner
@@ -100,6 +100,32 @@ def test_its_file_trains_and_resumes_to_the_same_bytes(name: str):
     assert again["rl/loss"] == last["rl/loss"]
     for key, value in one.tensors().items():
         assert torch.equal(other.tensors()[key], value)
+
+
+FORWARDS = {
+    "rloo": 0,
+    "forking_tokens": 0,
+    "kl_cov": 0,
+    "grpo": 1,
+    "clip_v": 1,
+    "siren": 1,
+    "tip": 1,
+}
+"""Scorings of the step's rows beside the training forward: none but for what a piece needs and sampling has not measured."""
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_a_step_scores_its_rows_for_what_a_piece_needs_only(name: str, monkeypatch):
+    scored, score = list[str](), rollouts.score
+
+    def counted(model: Any, *given: Any) -> dict[str, Tensor]:
+        scored.append(name)
+        return score(model, *given)
+
+    for module in (rollouts, step):
+        monkeypatch.setattr(module, "score", counted)
+    rl_step(learner_of(name), State(total=4, key=(0, name)))
+    assert len(scored) == FORWARDS[name]
 
 
 def exactly(learner: Learner) -> Learner:
