@@ -12,6 +12,8 @@ from typing import Any
 from trainorder.files import write_text
 
 NUMBERS = Path(__file__).parent / "entropy_controls.csv"
+STEP_COSTS = Path(__file__).parent / "step_costs.csv"
+"""Of every preset, from a random model (`python -m benchmarks.needs_cost --presets`)."""
 SEEDS = (0, 1, 2)
 POLICY = "policy: {hidden_size: 64, num_layers: 3, num_heads: 2, mlp_size: 192, max_positions: 192}"
 ENDING = (
@@ -143,12 +145,14 @@ def verdicts(rows: Sequence[Measured], left_out: Mapping[str, str]) -> dict[str,
 
 
 def costs(rows: Sequence[Measured]) -> dict[str, str]:
-    """Method -> CPU time of a step against GRPO's, by phase; methods of which it was not measured are missing."""
+    """Method -> CPU time of a step against GRPO's, by phase, else that from a random model."""
     found: dict[str, list[str]] = {}
     for row in rows:
         if row.cost is not None:
             found.setdefault(row.method, []).append(f"{row.phase} {row.cost:.2f} x")
-    return {method: ", ".join(phases) for method, phases in found.items()}
+    alone = csv.DictReader(STEP_COSTS.read_text(encoding="utf-8").splitlines())
+    random = {row["method"]: f"random model {float(row['cost']):.2f} x" for row in alone}
+    return random | {method: ", ".join(phases) for method, phases in found.items()}
 
 
 def _clauses(row: Measured) -> Iterator[str]:

@@ -63,8 +63,9 @@ def page(verdicts: Mapping[str, str], costs: Mapping[str, str]) -> str:
         + "; ".join(f"`{need}` {cost}" for need, cost in COST.items())
         + "; docs/performance.md has the measured prices.",
         "",
-        "Cost of a step: CPU time against GRPO's on the same problems, by phase of the embedded testbed; GRPO against itself came out as",
-        "less than 1, so costs within .1 of 1 are equal.",
+        "Cost of a step: CPU time against GRPO's on the same problems, by phase of the embedded testbed, or of a random model that earns by chance",
+        "(`python -m benchmarks.needs_cost --presets`: 4 prompts x 8 answers, or the preset's own group size, without the looks of item samplers);",
+        "GRPO, whose KL takes a forward of the parent, came out against itself as .92 to 1.02, so costs within .1 of 1 are equal.",
         "",
         "The measured verdict is the method minus GRPO from the same bases on the same problems, mean of three seeds on the embedded",
         "testbed: test score of the trained task, and the slope of the rollouts' entropy in nats per 100 steps. Higher or lower:",

@@ -2,6 +2,7 @@
 
     python -m benchmarks.needs_cost                 # facts of the head, of attention, hidden states
     python -m benchmarks.needs_cost --steps         # the parent's log-probabilities, spans, what is known of problems, a teacher, looks
+    python -m benchmarks.needs_cost --presets       # a step of every preset beside GRPO's, into benchmarks/step_costs.csv
 
 A random Llama of the default experiment's size, one thread, two minutes of CPU time in all. Every need is timed in turn, several rounds; CPU seconds,
 of which the fewest count, so that other work on the machine matters little. `before` is the forward without grad that fills the
@@ -18,17 +19,22 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from benchmarks import measured
 from trainorder.config import PhaseConfig, PolicyConfig, RlConfig, parse_params
+from trainorder.config.presets import presets
 from trainorder.data import build
+from trainorder.files import write_text
 from trainorder.policy import Policy
 from trainorder.rewards import grading
 from trainorder.rl.attention import attention_entropy
+from trainorder.rl.catalog import asks_teacher, config_of
 from trainorder.rl.facts import ANSWERS, HEAD_FACTS, KNOWN, REFERENCE, SPANS
 from trainorder.rl.forward import forward
 from trainorder.rl.learner import Learner
@@ -204,24 +210,70 @@ def steps() -> None:
     )
 
 
+def of_preset(name: str) -> Callable[[], None]:
+    """A step of a preset at its own settings from the random parent, on two tasks where it weighs tasks."""
+    chosen = presets()[name]
+    rl = config_of(chosen)
+    paid = ["uneven" if piece == "graded" else piece for piece in rl.method.reward]
+    method = rl.method.model_copy(
+        update={"reward": paid if "uneven" in paid else [*paid, "uneven"]}
+    )
+    size = rl.group_size if "group_size" in chosen.settings else GROUP
+    changes = {"prompts_per_step": PROMPTS, "group_size": size, "lr": 1e-12, "method": method}
+    tasks = {"math": 1.0, "qa": 1.0} if chosen.tasks > 1 else {"math": 1.0}
+    phase = PhaseConfig(kind="structured", tasks=tasks, steps=99)
+    teacher = PARENT if asks_teacher(chosen) else None
+    learner = make_learner(PARENT, name, phase, rl.model_copy(update=changes), 0, teacher=teacher)
+    state = State(total=99, key=(0, "math"))
+
+    def job() -> None:
+        rl_step(learner, state)
+
+    return job
+
+
+def step_costs() -> None:
+    """Write what a step of every preset costs beside GRPO's: medians over rounds of the ratio to GRPO's step just before."""
+    REWARDS["uneven"] = Entry("reward", "uneven", uneven)
+    lines = ["method,cost"]
+    for name in presets():
+        pair, ratios = [of_preset(measured.REFERENCE), of_preset(name)], list[float]()
+        for _ in range(STEP_ROUNDS // 3):
+            times = []
+            for job in pair:
+                start = time.process_time()
+                job()
+                times.append(time.process_time() - start)
+            ratios.append(times[1] / times[0])
+        lines.append(f"{name},{median(ratios[1:]):.2f}")
+        print(lines[-1], flush=True)
+    write_text(measured.STEP_COSTS, "\n".join([*lines, ""]))
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--steps", action="store_true", help="whole steps and looks")
+    parser.add_argument("--presets", action="store_true", help="a step of every preset")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if not parser.parse_args().steps:
+    if not (arguments.steps or arguments.presets):
         batches()
         return
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         task = {"train": 64, "dev": 2, "test": 2, "demonstrations": 200, "max_new_tokens": ANSWER}
         phase = {"kind": "structured", "tasks": {"math": 1.0}, "steps": 1}
         params = parse_params(
-            {"tasks": {"math": task}, "phases": {"math": phase}, "orders": {"one": ["math"]}}
+            {
+                "tasks": {"math": task, "qa": task},
+                "phases": {"math": phase},
+                "orders": {"one": ["math"]},
+            }
         )
         build(params)
         grading.configure(params.grading)
         Policy.build_tiny(SIZE, "data/tokenizer", 0).save(PARENT)
-        steps()
+        step_costs() if arguments.presets else steps()
 
 
 if __name__ == "__main__":
