@@ -64,7 +64,8 @@ def main(stage):
     elif stage in ("sft_warmup", "rl", "merge"):
         put(f"checkpoints/{a.node}/weights", a.node)
         record(a.node, a.phase)
-        for file in ("metrics.jsonl", "run.json") if stage != "merge" else ():
+        files = ("metrics.jsonl", "run.json", "drawn.jsonl")
+        for file in files[: {"merge": 0, "sft_warmup": 2}.get(stage)]:
             put(f"runs/{a.node}/{file}", "{}")
     elif stage == "evaluate":
         put(f"evaluations/{a.node}.parquet", Path(f"checkpoints/{a.node}/weights").read_text())

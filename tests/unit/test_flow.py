@@ -82,7 +82,8 @@ elif stage == "train_judge":
 elif stage in ("sft_warmup", "rl", "merge"):
     before = Path(f"checkpoints/{parent}/w").read_text() if parent else ""
     write(f"checkpoints/{node}/w", f"{before} {node}")
-    for file in ("manifest.json",) if stage == "merge" else ("manifest.json", "metrics.jsonl", "run.json"):
+    files = ("manifest.json", "metrics.jsonl", "run.json", "drawn.jsonl")
+    for file in files[: {"merge": 1, "sft_warmup": 3}.get(stage)]:
         write(f"runs/{node}/{file}", '{"run_id": null}')
 elif stage == "evaluate":
     write(f"evaluations/{node}.parquet", Path(f"checkpoints/{node}/w").read_text())

@@ -277,6 +277,7 @@ MATCHES = [
             '"Two words"',
             "Two\nwords",
             "\u200bTwo words",
+            "```\nTwo words\n```",
         ],
         [
             "Two",
@@ -310,6 +311,7 @@ MATCHES = [
                 "\u0661\u0660\u0660\u0660",
                 "\uff0b1\uff0c000",
                 "\\fbox{1 000}",
+                "```\n1000\n```",
                 "\\boxed{\\boxed{1000}}",
             ),
         ],

@@ -22,7 +22,16 @@ MAX_EXPRESSION = 200
 """Characters of an expression that is compared algebraically."""
 _WIDE = Context(prec=2 * MAX_CHARS, Emax=MAX_EMAX, Emin=MIN_EMIN)
 _ENDS = re.compile(r"^[\s\u200b-\u200f\u2060\ufeff]+|[\s\u200b-\u200f\u2060\ufeff]+$")
-_QUOTES = (("**", "**"), ("*", "*"), ("__", "__"), ("_", "_"), ("`", "`"), ('"', '"'), ("'", "'"))
+_QUOTES = (
+    ("```", "```"),
+    ("**", "**"),
+    ("*", "*"),
+    ("__", "__"),
+    ("_", "_"),
+    ("`", "`"),
+    ('"', '"'),
+    ("'", "'"),
+)
 _QUOTES += (("\u201c", "\u201d"), ("\u2018", "\u2019"), ("\u00ab", "\u00bb"))
 _MATH = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _BRACKETS = (("(", ")"), ("[", "]"))
