@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -522,6 +523,15 @@ def test_answers_are_measured_with_the_built_in_tokenizer_only_where_it_is_used(
         build(own)
     build(own.model_copy(update={"policy": PolicyConfig(path="some/model")}))
     assert load_problems("mine", "train")[0].meta["answer"] == "9" * 300
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_and_a_device_are_refused_and_never_waited_for(kind: str) -> None:
+    place = Path("mine/pipe.jsonl") if kind == "pipe" else Path("/dev/zero")
+    if kind == "pipe":
+        os.mkfifo(place)
+    with pytest.raises(ParamsError, match=rf"{place} is a device or pipe, not a file"):
+        task(train=str(place)).read("mine")
 
 
 def test_a_loop_of_links_and_a_name_too_long_are_one_line_each() -> None:

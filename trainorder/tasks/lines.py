@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,9 @@ def lines(where: str, file: Path, most: int = MAX_LINE) -> Iterator[tuple[int, b
         ParamsError: the file cannot be read; `where` is the key of params.yaml to blame.
     """
     try:
+        mode = file.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ParamsError(f"{where}: {file} is a device or pipe, not a file: name a JSONL file")
         with file.open("rb") as stream:
             number = 0
             while line := stream.readline(most + 1):
