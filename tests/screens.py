@@ -95,7 +95,7 @@ def node(tab: Tab, project: Project, bwt: dict[str, Any], links: dict[str, str])
     tab.shot("mlflow-node")
     tab.page.get_by_role("tab", name="Model metrics").click()
     tab.page.get_by_placeholder("Search metric charts").fill("task/")
-    tab.page.get_by_text(f"task/{task} (").first.wait_for()
+    tab.page.get_by_text(f"task/{task}").first.wait_for()
     tab.page.locator(".js-plotly-plot").first.wait_for()
     tab.shot("mlflow-curves")
     rollouts = json.loads((project.root / "runs" / name / "manifest.json").read_text())["rollouts"]

@@ -268,12 +268,13 @@ def _experiment(url: str, name: str) -> str | None:
 
 
 def _current_orders(url: str, experiment: str) -> list[str]:
-    """Run ids of the latest measurement's arms, best first."""
+    """Run ids of the latest measurement's arms that train in phases, best first: the others have no place on those axes."""
     from trainorder.owner import own_filter
     from trainorder.tracking import ARM
 
     tags = {"current": "true"} | ARM
     wanted = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+    wanted += ["params.pos1 LIKE '%'"]
     body = {
         "experiment_ids": [experiment],
         "filter": " and ".join(filter(None, (*wanted, own_filter()))),

@@ -656,3 +656,7 @@ def test_a_browser_finds_no_error_and_axe_no_violation(tmp_path, monkeypatch):
         assert tab.page.evaluate("document.documentElement.scrollWidth") == 390  # of a phone
         assert tab.axe() == []
         assert tab.errors == []
+        tab.page.emulate_media(media="print")
+        tab.page.set_viewport_size({"width": 690, "height": 900})  # of A4 between its margins
+        ranking = tab.page.locator(".scroll").first
+        assert ranking.evaluate("e => e.scrollWidth - e.clientWidth") <= 0

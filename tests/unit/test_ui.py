@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,11 +110,20 @@ def test_a_clone_that_pulled_sees_the_runs_in_mlflow(opened: str):
     assert runs["s0"]["info"]["artifact_uri"].startswith("mlflow-artifacts:/nodes/")
 
 
+def test_the_compare_page_has_the_orders_and_no_arm_without_phases(opened: str):
+    (listed,) = re.findall(r"compare-runs\?runs=([^&]+)", opened)
+    (experiment,) = re.findall(r"orders, table +\S+/experiments/(\d+)/runs\?", opened)
+    runs = ask(opened, "runs/search", {"experiment_ids": [experiment]}).json()["runs"]
+    names = {run["info"]["run_id"]: run["info"]["run_name"] for run in runs}
+    compared = [names[run] for run in json.loads(urllib.parse.unquote(listed))]
+    assert sorted(compared) == ["code_first", "math_first"]
+
+
 def test_mlflows_pages_show_the_arms_side_by_side_and_a_nodes_model_data_and_rollouts(opened: str):
     with browsing(viewport={"width": 1500, "height": 1400}) as tab:
         links = dict(re.findall(r"^(MLflow: .+?)  +(http\S+)$", opened, re.MULTILINE))
         tab.open(links["MLflow: orders compared"])
-        tab.shows("Comparing 3 Runs from 1 Experiment", "math_first", "code_first", "base", "pos2")
+        tab.shows("Comparing 2 Runs from 1 Experiment", "math_first", "code_first", "pos2")
         assert tab.page.get_by_text("math_first s0").count() == 0
         tab.open(links["MLflow: orders, table"])
         tab.shows("math_first", "code_first", "4", "score/math", "pos1")
