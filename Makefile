@@ -45,6 +45,7 @@ ui: install  ## open MLflow and Prefect on loopback over what was run
 screenshots: tools  ## pictures of a finished run's pages in docs/tutorial/, in Chromium; runs what is not finished of params.yaml first
 	@$(BIN)/trainorder run --quiet
 	@SCREENSHOTS=docs/tutorial SCREENSHOTS_OF=. $(BIN)/python -m pytest -q tests/pipeline/test_pipeline.py -k pages_of_a_finished_run
+	@mv docs/tutorial/report.png docs/report.png
 
 docs: tools  ## the documentation as pages, in site/index.html
 	@$(BIN)/python -m mkdocs build --strict --quiet

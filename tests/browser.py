@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PATIENCE = 60.0
 """Seconds that a page may need beside other work."""
+SETTLE = 2.0
+"""Seconds that charts are given to draw themselves before a picture."""
 NOT_OURS = re.compile(r"/ajax-api/2\.0/mlflow/users/current$")
 """MLflow's pages ask its server without accounts who is there, and are told 404."""
 
@@ -63,10 +65,12 @@ class Tab:
         for text in texts:
             self.page.get_by_text(text, exact=True).first.wait_for(state="visible")
 
-    def shot(self, name: str, height: int | None = None, settle: float = 2.0) -> None:
+    def shot(
+        self, name: str, height: int | None = None, rows: tuple[int, int] | None = None
+    ) -> None:
         """Keep a picture of what is in sight as NAME.png under SCREENSHOTS, in 128 colours; nothing where that is not set.
 
-        `height` of the window for this picture; `settle` seconds are given to charts that draw themselves.
+        `height` of the window for this picture; of its pixels only `rows`, from and to, so that it names no folder of the machine.
         """
         if not (folder := os.environ.get("SCREENSHOTS")):
             return
@@ -75,8 +79,10 @@ class Tab:
         size = self.page.viewport_size
         if height is not None:
             self.page.set_viewport_size({"width": size["width"], "height": height})
-        self.page.wait_for_timeout(1000 * settle)
+        self.page.wait_for_timeout(1000 * SETTLE)
         picture = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
+        if rows is not None:
+            picture = picture.crop((0, rows[0], picture.width, rows[1]))
         Path(folder).mkdir(parents=True, exist_ok=True)
         picture.quantize(128).save(Path(folder) / f"{name}.png", optimize=True)
         self.page.set_viewport_size(size)

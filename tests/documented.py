@@ -74,7 +74,7 @@ KNOWN = {
 """Commands, as a regular expression -> how a test knows that they work, or why none does."""
 
 STAND_INS = {
-    "NODE": "s0--math", "A": "structured_first", "B": "joint",
+    "NODE": "s0--math", "NAME": "dapo", "A": "structured_first", "B": "joint",
     "s0--math--code": "s0--math--qa", "s0--code": "s0--qa", "base": "s0", "plan/dvc.yaml:s0--math--code": "plan/dvc.yaml:s0--math--qa",
     "refreshed": "creative_first", "control": "joint", "majority_at_8": "greedy",
 }  # fmt: skip

@@ -39,9 +39,11 @@ def walk(project: Project) -> list[str]:
             orders(tab, bwt, links)
             node(tab, project, bwt, links)
             flow_run(tab, links["Prefect: runs of the flow"])
+            tab.page.goto("about:blank")  # before its server ends
         with started(project, "deploy", "--port", "0") as said:
             (form,) = re.findall(r"(http\S+/deployments/deployment/\S+)", said)
             run_form(tab, form, bwt)
+            tab.page.goto("about:blank")
         return tab.errors
 
 
@@ -92,7 +94,7 @@ def node(tab: Tab, project: Project, bwt: dict[str, Any], links: dict[str, str])
     tab.page.get_by_text(name, exact=True).first.click()
     tab.shows(name, "Parent run", f"task/{task}/reward")
     tab.page.get_by_text(f"{task}/train").first.wait_for()
-    tab.shot("mlflow-node")
+    tab.shot("mlflow-node", rows=(0, 545))
     tab.page.get_by_role("tab", name="Model metrics").click()
     tab.page.get_by_placeholder("Search metric charts").fill("task/")
     tab.page.get_by_text(f"task/{task}").first.wait_for()
@@ -117,7 +119,7 @@ def flow_run(tab: Tab, address: str) -> None:
         run = next(run for run in json.load(answer) if run["parent_task_run_id"] is None)
     tab.open(f"{url}/runs/flow-run/{run['id']}")
     tab.shows(run["name"], "Completed", "Task Runs", "Artifacts")
-    tab.shot("prefect-run")
+    tab.shot("prefect-run", rows=(143, 900))
 
 
 def run_form(tab: Tab, form: str, bwt: dict[str, Any]) -> None:
