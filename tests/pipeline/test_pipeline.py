@@ -257,7 +257,7 @@ def test_mlflow_holds_one_run_per_node_and_one_per_arm(by_flow: Project):
     client = mlflow.MlflowClient(f"sqlite:///{by_flow.root}/mlflow.db")
     runs = {}
     for name in ("nodes", "orders"):
-        experiment = client.get_experiment_by_name(f"{by_flow.root.name}/{name}")
+        [experiment] = client.search_experiments(filter_string=f"name LIKE '%/{name}'")
         runs[name] = client.search_runs([experiment.experiment_id], max_results=1000)
     nodes = {p.parent.name for p in by_flow.root.glob("runs/*/manifest.json")}
     assert sorted(r.data.tags["node"] for r in runs["nodes"]) == sorted(nodes)

@@ -53,7 +53,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]) -> Proj
     tasks = {name: preset["tasks"][name] | counts for name in TASKS}
     verified = {"kind": "structured", "tasks": dict.fromkeys(VERIFIED, 1), "steps": 1}
     poems = preset["phases"]["poems"] | {"steps": 1}
-    joint = {"kind": "mixed", "tasks": dict.fromkeys(TASKS, 1), "steps": 2}
+    joint = {"kind": "mixed", "tasks": dict.fromkeys(VERIFIED, 1) | {"poems": 2}, "steps": 2}
     nouns = {"taste": ["sea", "tree", "moon", "kite", "door"], "referee": ["train", "key", "snow", "lamp", "hill"]}  # fmt: skip
     for name, things in nouns.items():
         topics = [f"the {word} {thing}" for thing in things for word in ("old", "cold", "lost", "red")]  # fmt: skip

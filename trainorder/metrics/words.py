@@ -17,8 +17,8 @@ def tf_idf(texts: Sequence[str]) -> Float[np.ndarray, "text word"]:
 
     Words are split at white space, in lower case.
 
-    >>> tf_idf(["red apple", "red"]).round(3).tolist()
-    [[0.8149999976158142, 0.5799999833106995], [0.0, 1.0]]
+    >>> [[round(x, 3) for x in row] for row in tf_idf(["red apple", "red"]).tolist()]
+    [[0.815, 0.58], [0.0, 1.0]]
     """
     rows = [text.lower().split() for text in texts]
     words = sorted({word for row in rows for word in row})
