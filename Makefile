@@ -8,7 +8,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_OFFLINE ?= 1
 
-# long tests wait for processes and clocks a third of their time: three workers fill two cores
+# long tests wait for processes and clocks a third of their time or more: four workers fill two cores
 PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 .PHONY: help run real orders24 test check every-test fast-test install tools lint ui docs screenshots clean
@@ -34,7 +34,7 @@ check: tools  ## lint, and the tests that take no training and no server
 	@$(MAKE) --no-print-directory --jobs 2 lint fast-test
 
 every-test: tools
-	@$(PYTEST) -n 3
+	@$(PYTEST) -n 4
 
 fast-test: tools
 	@$(PYTEST) -n 2 -q -m 'not long'

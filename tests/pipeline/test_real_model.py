@@ -117,7 +117,7 @@ def test_couplets_are_rewarded_by_one_judge_and_scored_by_another(done: Project)
         assert report["agreement"] >= 0.75
         assert (report["heldout_comparisons"], report["opponents"]) == (4, 10)
     [step] = read_jsonl(done.root / "runs/s0--poems/metrics.jsonl")[:1]
-    assert 0 < step["reward/mean"] < 1
+    assert 0 < step["rollout/reward"] < 1
 
 
 def test_the_report_and_mlflow_hold_the_order_and_joint_training(done: Project):
