@@ -120,7 +120,8 @@ def test_a_template_that_is_needed_and_missing_is_refused_in_one_line(good: Path
     (model / "chat_template.jinja").unlink()
     preflight.check(params(model))  # prompts of one turn need none
     with pytest.raises(
-        ParamsError, match=r"no \(default\) chat template for policy\.system .*policy\.chat_template"
+        ParamsError,
+        match=r"no \(default\) chat template for policy\.system .*policy\.chat_template",
     ):
         preflight.check(params(model, system="be brief"))
     Path("own.jinja").write_text(CHAT)
