@@ -19,7 +19,7 @@ import typer
 import yaml
 
 from trainorder.cli import app
-from trainorder.config import parse_params
+from trainorder.config import load_params, parse_params
 from trainorder.config.params import _merged
 
 ROOT = documented.ROOT
@@ -188,6 +188,15 @@ def test_the_layout_names_every_room_and_the_readme_every_command():
     root: Any = typer.main.get_command(app)
     commands = [name for name, command in root.commands.items() if not command.hidden]
     assert [n for n in commands if not re.search(rf"`(trainorder )?{n}\b", readme)] == []
+
+
+def test_the_readme_shows_what_the_default_experiment_printed():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition("It ends like this:")[2].split("```")[1].strip().splitlines()
+    params = load_params(ROOT / "params.yaml")
+    arms = {line.split()[0] for line in shown if re.match(r"\w+ +0\.\d{3} ", line)}
+    assert arms == {*params.orders, *params.merges, "base"}
+    assert "cover problems and 3 training seeds" in " ".join(shown)
 
 
 def test_news_stands_in_the_changelog_above_the_table_of_task_versions():
