@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks import measured
+from benchmarks import measured, published
 from stages.rl import rewarding
 from trainorder import paths
 from trainorder.config import DEFAULT, load_params
@@ -39,8 +39,6 @@ from trainorder.rl.trainer import make_learner
 from trainorder.rl.types import State
 
 PARAMS = "configs/entropy_controls.yaml"
-PAGE = "docs/findings.md"
-BEGIN, END = "<!-- entropy controls -->", "<!-- end of entropy controls -->"
 PHASES = ("math", "creative")
 SEEDS = measured.SEEDS
 REFERENCE = measured.REFERENCE
@@ -222,9 +220,7 @@ def missing() -> list[str]:
 def findings(page: str) -> str:
     """docs/findings.md with the tables of the kept numbers between its markers."""
     text = measured.tables(measured.read(), LEFT_OUT | MATH_ONLY)
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+    return published.between(page, "entropy controls", text)
 
 
 def main() -> int:
@@ -237,8 +233,7 @@ def main() -> int:
     arguments = parser.parse_args()
     code = 0
     if not arguments.table:
-        command = [sys.executable, "-m", "trainorder.cli", "run", "--params", PARAMS]
-        code = subprocess.run(command, check=False).returncode
+        code = published.train(PARAMS)
         if code == 0:
             write_json(COSTS, {phase: step_costs(phase) for phase in PHASES})
     rows = numbers()

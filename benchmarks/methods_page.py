@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import entropy_controls, measured
+from benchmarks import entropy_controls, measured, published
 from trainorder.config.presets import presets
 from trainorder.files import write_text
 from trainorder.rl import catalog
@@ -39,10 +39,10 @@ def files() -> dict[str, str]:
     }
     rows = measured.read()
     verdicts = measured.verdicts(rows, entropy_controls.LEFT_OUT)
-    findings = (ROOT / entropy_controls.PAGE).read_text(encoding="utf-8")
+    findings = (ROOT / published.FINDINGS).read_text(encoding="utf-8")
     return {
         catalog.PAGE: page(verdicts, measured.costs(rows)),
-        entropy_controls.PAGE: entropy_controls.findings(findings),
+        str(published.FINDINGS): entropy_controls.findings(findings),
         entropy_controls.PARAMS: entropy_controls.params_text(),
         **configs,
     }

@@ -10,7 +10,6 @@ test: other problems of the same runs. A promise is kept where the interval excl
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from benchmarks.published import train
 from stages.measure_bwt import read_evaluations
 from trainorder import paths
 from trainorder.config import MeasureConfig
@@ -153,10 +153,8 @@ def main() -> int:
     """Train what is missing, print the table; exit code 1 where a promise is not kept."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planted_policy")
     parser.add_argument("--table", action="store_true", help="train nothing")
-    if not parser.parse_args().table:
-        command = [sys.executable, "-m", "trainorder.cli", "run", "--params", PARAMS]
-        if code := subprocess.run(command, check=False).returncode:
-            return code
+    if not parser.parse_args().table and (code := train(PARAMS)):
+        return code
     try:
         found = list(rows())
     except ParamsError as error:

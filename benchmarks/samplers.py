@@ -13,14 +13,13 @@ goes on where it was ended.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 
 import trainorder.rl.pieces  # noqa: F401  fills both registries
-from benchmarks import measured
+from benchmarks import measured, published
 from benchmarks.entropy_controls import scores
 from trainorder import paths
 from trainorder.files import read_jsonl, write_text
@@ -29,8 +28,6 @@ from trainorder.rl.items import ITEMS
 from trainorder.rl.samplers import SAMPLERS
 
 PARAMS = Path("configs/samplers.yaml")
-PAGE = Path("docs/findings.md")
-BEGIN, END = "<!-- samplers -->", "<!-- end of samplers -->"
 SEEDS = measured.SEEDS
 STEPS = 40
 BY = {
@@ -163,19 +160,19 @@ def main() -> int:
     """Train what is missing and print the tables; the exit code of the run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--table", action="store_true", help="train nothing")
-    parser.add_argument("--write", action="store_true", help=f"write {PARAMS} and {PAGE}")
+    parser.add_argument(
+        "--write", action="store_true", help=f"write {PARAMS} and {published.FINDINGS}"
+    )
     arguments = parser.parse_args()
     if arguments.write:
         write_text(PARAMS, params_text())
     code = 0
     if not arguments.table:
-        command = [sys.executable, "-m", "trainorder.cli", "run", "--params", str(PARAMS)]
-        code = subprocess.run(command, check=False).returncode
-    print(tables())
+        code = published.train(PARAMS)
+    text = tables()
+    print(text)
     if arguments.write and code == 0:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        write_text(PAGE, f"{before}{BEGIN}\n{tables()}\n{END}{after}")
+        published.publish("samplers", text)
     return code
 
 

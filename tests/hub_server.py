@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from serving import Quiet, serving
 
 COMMIT = "c" * 40
 
@@ -28,7 +28,7 @@ def hub_server(models: dict[str, Path]) -> Iterator[Hub]:
     """A hub of these folders by name, `owner/model`; weights are listed as files of its tree like all others."""
     hub = Hub()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -67,16 +67,6 @@ def hub_server(models: dict[str, Path]) -> Iterator[Hub]:
             if body:
                 self.wfile.write(data)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        hub.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        try:
-            yield hub
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Handler) as address:
+        hub.url = f"http://{address}"
+        yield hub

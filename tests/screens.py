@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from browser import Tab, browsing
 from conftest import Project
+from serving import started
 
 SIZE = {"width": 1400, "height": 900}
 KNOWN_USER = """
@@ -34,33 +33,22 @@ def walk(project: Project) -> list[str]:
     with browsing(viewport=SIZE, color_scheme="light") as tab:
         tab.page.add_init_script(KNOWN_USER)
         report(tab, project, bwt)
-        with started(project, "ui", "--prefect-port", "0", "--mlflow-port", "0") as said:
+        with served(project, "ui", "--prefect-port", "0", "--mlflow-port", "0") as said:
             links = dict(re.findall(r"^(.+?)  +(http\S+)$", said, re.MULTILINE))
             orders(tab, bwt, links)
             node(tab, project, bwt, links)
             flow_run(tab, links["Prefect: runs of the flow"])
             tab.page.goto("about:blank")  # before its server ends
-        with started(project, "deploy", "--port", "0") as said:
+        with served(project, "deploy", "--port", "0") as said:
             (form,) = re.findall(r"(http\S+/deployments/deployment/\S+)", said)
             run_form(tab, form, bwt)
             tab.page.goto("about:blank")
         return tab.errors
 
 
-@contextmanager
-def started(project: Project, *command: str) -> Iterator[str]:
-    """What a command that serves until Ctrl-C has printed by then."""
-    words = [sys.executable, "-m", "trainorder.cli", *command]
-    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(words, cwd=project.root, env=project.env, **streams) as process:
-        said = ""
-        assert process.stdout is not None
-        for line in process.stdout:
-            said += line
-            if "Ctrl-C" in line:
-                break
-        yield said
-        process.terminate()
+def served(project: Project, *command: str) -> AbstractContextManager[str]:
+    """What a command that serves the project has printed by then."""
+    return started([sys.executable, "-m", "trainorder.cli", *command], project.root, project.env)
 
 
 def report(tab: Tab, project: Project, bwt: dict[str, Any]) -> None:

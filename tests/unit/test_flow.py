@@ -13,7 +13,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections import Counter
@@ -30,6 +29,7 @@ from browser import browsing
 from conftest import Project, make_project, make_toy_project
 from order_worlds import World
 from rich.console import Console
+from serving import Quiet, serving
 
 from trainorder import paths
 from trainorder.config import MeasureConfig
@@ -698,20 +698,16 @@ def test_a_busy_server_is_asked_again_and_one_that_refuses_is_not():
 
     said = [503, 503, 200, 409]
 
-    class Busy(http.server.BaseHTTPRequestHandler):
+    class Busy(Quiet):
         def do_GET(self) -> None:
             self.send_response(said.pop(0))
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(Busy) as address:
 
         def asked() -> int:
             try:
-                answer = httpx.get(f"http://127.0.0.1:{server.server_port}", trust_env=False)
+                answer = httpx.get(f"http://{address}", trust_env=False)
                 return answer.raise_for_status().status_code
             except httpx.HTTPStatusError as error:
                 raise PrefectHTTPStatusError.from_httpx_error(error) from error
@@ -719,5 +715,4 @@ def test_a_busy_server_is_asked_again_and_one_that_refuses_is_not():
         assert patiently(asked) == 200
         with pytest.raises(PrefectHTTPStatusError, match="409"):
             patiently(asked)
-        server.shutdown()
     assert said == []

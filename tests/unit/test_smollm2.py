@@ -165,9 +165,7 @@ def asked(url: str, **settings: Any) -> tuple[EndpointJudge, list[float | None]]
 def test_vllms_server_judges_pairs_in_both_positions_and_its_tokens_are_counted(endpoint: str):
     judge, values = asked(endpoint, body=ASK)
     assert judge.failures == []
-    first, second = values
-    assert {first, second} <= {0.0, 0.5, 1.0}
-    assert first + second == 1.0  # type: ignore[operator]  # the same pair, the other way round
+    assert values in ([0.0, 1.0], [0.5, 0.5], [1.0, 0.0])  # the same pair, the other way round
     chats = judge.question.chats("Write about the sea.", "the silver sea at night", "sea sea sea")
     chats += judge.question.chats("Write about the sea.", "sea sea sea", "the silver sea at night")
     policy = Policy.load(BASE, weights=False)

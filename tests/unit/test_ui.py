@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ import pytest
 import requests
 from browser import browsing
 from order_worlds import World
+from serving import Quiet, serving, started
 
 from trainorder.config import MeasureConfig
 from trainorder.measure import from_plan, measure, to_json
@@ -67,15 +66,8 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ]
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     command = [sys.executable, "-m", "trainorder.cli", "ui"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=folder, env=ENV, **pipes) as process:
-        said = ""
-        for line in process.stdout:
-            said += line
-            if "Ctrl-C" in line:
-                break
+    with started(command, folder, ENV) as said:
         yield said
-        process.terminate()
 
 
 def ask(opened: str, path: str, body: dict, **headers: str) -> requests.Response:
@@ -146,19 +138,14 @@ def test_mlflow_answers_no_page_but_its_own(opened: str, page: dict[str, str]):
 def address() -> Iterator[str]:
     """A server on loopback that says which path it was asked for."""
 
-    class Answer(http.server.BaseHTTPRequestHandler):
+    class Answer(Quiet):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
             self.wfile.write(self.path.encode())
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serving(Answer) as where:
+        yield where
 
 
 ASKING = (

@@ -15,7 +15,7 @@ from trainorder.rl.samplers import Mem
 from trainorder.streams import numpy_stream
 
 BLOCK = 512
-"""Columns of the word counts at most, and texts compared with all others at a time: what bounds the memory."""
+"""Texts compared with all others at a time: what bounds the memory."""
 GSM8K = 7473
 """Problems of the pool that GAIN-RL's numbers are of."""
 
