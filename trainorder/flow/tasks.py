@@ -161,7 +161,8 @@ class Pipeline:
                     },
                 )
                 details = StateDetails(task_run_id=made.id)
-                self.cached[stage] = Completed(name="Cached", state_details=details)
+                # without data, what waits for it would ask for a result that nobody stored
+                self.cached[stage] = Completed(data=stage, state_details=details)
                 self.outcomes[stage] = "up to date"
 
     def _parents(self, stage: str, schedule: Schedule) -> list[Any]:
@@ -186,6 +187,10 @@ class Pipeline:
         except queue.Empty:
             self.display.tick()
             return
+        if stage not in self.outcomes:
+            said = self.futures[stage].state.message
+            self.outcomes[stage] = "failed"
+            self.failures[stage] = f"{stage}: Prefect ended its task before it began: {said}"
         how = self.outcomes[stage]
         schedule.finish(stage, ok=how != "failed")
         self.seconds[stage] = self.display.finished(stage, how)
