@@ -11,6 +11,8 @@ from mkdocs.structure.files import File
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from trainorder.config.values import Section
+
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages to those that lie in docs/."""
@@ -27,8 +29,8 @@ def params() -> Iterator[str]:
     yield "# params.yaml"
     yield ""
     yield "Every key, with its default. A key that is not listed is refused with the nearest match. Stages depend on the keys that they read."
-    seen: set[type[BaseModel]] = set()
-    waiting: list[tuple[str, type[BaseModel]]] = [("", Params)]
+    seen: set[type[Section]] = set()
+    waiting: list[tuple[str, type[Section]]] = [("", Params)]
     waiting += [(f"judges.NAME with kind: {kind}", section) for kind, section in KINDS.items()]
     while waiting:
         path, section = waiting.pop(0)
@@ -42,15 +44,15 @@ def params() -> Iterator[str]:
         yield ""
         yield "| key | type | default | meaning |"
         yield "|---|---|---|---|"
-        schema = section.model_json_schema()
+        schema, meanings = section.model_json_schema(), section.explained()
         for name, field in section.model_fields.items():
             kind = _cell(_type(schema["properties"][name]))
-            yield f"| `{name}` | {kind} | {_default(field)} | {_cell(field.description)} |"
+            yield f"| `{name}` | {kind} | {_default(field)} | {_cell(meanings[name])} |"
             waiting += [(f"{path}.{name}".strip("."), part) for part in _sections(field.annotation)]
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _sections(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     return [section for part in get_args(annotation) for section in _sections(part)]
 

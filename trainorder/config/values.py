@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import math
 import re
+import textwrap
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -22,7 +26,6 @@ class Section(BaseModel):
         frozen=True,
         extra="forbid",
         strict=True,
-        use_attribute_docstrings=True,
         allow_inf_nan=False,
     )
     changes_nothing: ClassVar[frozenset[str]] = frozenset()
@@ -31,6 +34,24 @@ class Section(BaseModel):
     def results(self) -> dict[str, Any]:
         """What can change a checkpoint or a score: stages depend on this, manifests record it."""
         return self.model_dump(exclude=set(self.changes_nothing))
+
+    @classmethod
+    def explained(cls) -> dict[str, str]:
+        """Field -> the docstring below it.
+
+        Pydantic's `use_attribute_docstrings` parses all sections whenever they are imported, which is half of the time
+        that every process of a run takes to start.
+        """
+        found: dict[str, str] = {}
+        for base in reversed([c for c in cls.__mro__ if issubclass(c, Section)]):
+            (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+            assert isinstance(body, ast.ClassDef)
+            for field, text in pairwise(body.body):
+                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                    found[ast.unparse(field.target)] = inspect.cleandoc(
+                        ast.literal_eval(text.value)
+                    )
+        return found
 
 
 def _check_name(name: Any) -> str:
