@@ -52,6 +52,10 @@ class TaskConfig(Section):
     """Of a judged task: `{reward: NAME, evaluation: NAME}`, entries of `judges:`; a role left out goes to the judge that has it
     by its own `role` or name."""
 
+    def own_rows(self) -> dict[str, Any]:
+        """What is set of ROWS_KEYS."""
+        return {key: value for key in ROWS_KEYS if (value := getattr(self, key))}
+
     def results(self) -> dict[str, Any]:
         """What can change a score; the keys of own rows only where they are used."""
         found = super().results()

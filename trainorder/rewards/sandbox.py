@@ -26,11 +26,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from trainorder.config import IsolationLevel
 from trainorder.process import close_pipes, end_worker
 from trainorder.reading import ParamsError
+
+if TYPE_CHECKING:
+    from trainorder.config import IsolationLevel
 
 WORKER = Path(__file__).with_name("sandbox_worker.py")
 ISOLATION = Path(__file__).with_name("sandbox_isolation.py")
