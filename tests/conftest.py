@@ -158,7 +158,7 @@ def warm() -> Iterator[dict[str, str]]:
 
     Importing them takes a stage over ten CPU seconds, far longer than what it computes for the smoke params.
     """
-    with warm_stages("dvc.cli", "dvc.commands.repro", "dvc.repo.reproduce", "typer", "networkx"):
+    with warm_stages():
         address = os.environ.pop(VARIABLE)  # for those who ask for it only
         while not Path(address).exists():
             time.sleep(0.1)

@@ -1,15 +1,17 @@
-"""Borrowing a process that has torch and transformers imported already: the flow keeps one (trainorder/flow/warm.py).
+"""Borrowing a process that has torch, transformers and DVC imported already: the flow keeps one (trainorder/flow/warm.py).
 
 Importing them takes longer than many a stage computes. Where TRAINORDER_WARM names the flow's socket, `python -m stages.X`
 asks there for a forked child that runs the same module with the same arguments, folder, environment and output,
 waits for it, and ends with its exit code. Without a socket, or with a dead one, the stage runs where it was started: the
-bytes are the same. If this process is killed, so is the child.
+bytes are the same. If this process is killed, so is the child. `python -m trainorder.warm MODULE ARGUMENT...` does this
+for any module.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import runpy
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,21 +35,44 @@ HEAVY = (
     "metrics",
     "mirror",
 )
+READY = ".ready"
+"""Ends the name of an empty file beside the socket: all is imported, and a child comes at once."""
 LOST = 70
 """Exit code where the child ended without giving one (killed, out of memory)."""
 
 
 def borrow() -> None:
     """Run this `python -m stages.X` in the flow's child and exit with its code; return where that is not possible."""
-    address, module = os.environ.get(VARIABLE), _module()
-    if not address or module is None or "RANK" in os.environ:
+    module = _module()
+    if module is not None and "RANK" not in os.environ:
+        others = {name: value for name, value in os.environ.items() if name != VARIABLE}
+        _run_there(module, sys.orig_argv[3:], others)
+
+
+def is_ready() -> bool:
+    """Whether there is a warm process that has all imported."""
+    address = os.environ.get(VARIABLE)
+    return bool(address) and os.path.exists(f"{address}{READY}")  # noqa: PTH110
+
+
+def main() -> None:
+    """`python -m trainorder.warm MODULE ARGUMENT...`."""
+    module, *arguments = sys.argv[1:]
+    _run_there(module, arguments, os.environ)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _run_there(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    address = os.environ.get(VARIABLE)
+    if not address:
         return
     die_with_parent()
     request = {
         "module": module,
-        "argv": sys.orig_argv[3:],
+        "argv": arguments,
         "cwd": os.getcwd(),  # noqa: PTH109
-        "env": {name: value for name, value in os.environ.items() if name != VARIABLE},
+        "env": dict(environment),
     }
     try:
         connection = start(address, request, (1, 2))
@@ -91,3 +116,7 @@ def _module() -> str | None:
     words = sys.orig_argv[1:3]
     heavy = [f"stages.{name}" for name in HEAVY]
     return words[1] if len(words) == 2 and words[0] == "-m" and words[1] in heavy else None
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from trainorder import warm
 from trainorder.plan.state import quiet_dvc
 from trainorder.process import die_with_parent
 
@@ -96,7 +97,8 @@ class Runner:
         self._dvc(["push", "--quiet", "--run-cache", *target], f"dvc push {stage or ''}", say)
 
     def _dvc(self, arguments: list[str], what: str, say: Callable[[str], None]) -> list[str]:
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
+        there = ["trainorder.warm"] if warm.is_ready() else []
+        command = [sys.executable, "-m", *there, "dvc", "--wait-for-lock", *arguments]
         with self._lock:
             if self._stopped:
                 raise StageFailed(f"{what} was not started: the flow is stopping")

@@ -66,9 +66,11 @@ class Experiment:
         keep_loopback_direct()
         self._stack.enter_context(self.display)
         self.state = project.start(self.plan)
-        preflight.judges.check(self.plan.params, project.judges_needed(self.state))
         if "stale" in self.state.stages.values():
-            self._stack.enter_context(warm_stages())
+            self._stack.enter_context(warm_stages())  # it imports while the rest is made ready
+        preflight.judges.check(self.plan.params, project.judges_needed(self.state))
+        if self.state.stale:
+            project.track()
 
     def close(self) -> None:
         """Give back the lock, the terminal and the environment."""

@@ -71,10 +71,13 @@ def start(wanted: plan.Plan) -> ProjectState:
     if wanted.resolved and state.stale & {node.stage for node in sources}:
         state = read(plan.compile_plan(wanted.params))
     check_room(state.plan, state.stages)
-    if state.stale:
-        tracking.create_store()
-        tracking.sweep()
     return state
+
+
+def track() -> None:
+    """Create MLflow's store, so that parallel nodes meet a ready one, and mark the runs that a killed flow left as ended."""
+    tracking.create_store()
+    tracking.sweep()
 
 
 def read(current: plan.Plan) -> ProjectState:

@@ -1,4 +1,4 @@
-"""A process with the heavy imports done, that forks a child for every stage the flow runs (trainorder/warm.py asks).
+"""A process with the heavy imports done, that forks a child for every stage the flow runs and every dvc that runs it (trainorder/warm.py asks).
 
 Only other people's packages are imported here: what trainorder's own code is when a stage starts is what runs.
 """
@@ -24,13 +24,14 @@ from functools import partial
 from pathlib import Path
 
 from trainorder.process import die_with_parent
-from trainorder.warm import VARIABLE
+from trainorder.warm import READY, VARIABLE
 
 TRANSFORMERS = "transformers"
 PACKAGES = (
     "torch",
     TRANSFORMERS,
     "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.modeling_llama",
     "tokenizers",
     "safetensors.torch",
     "pandas",
@@ -39,18 +40,16 @@ PACKAGES = (
     "mlflow.tracking.client",
     "mlflow.store.tracking.sqlalchemy_store",
 )
+DVC = ("dvc.cli", "dvc.commands.repro", "dvc.repo.reproduce", "networkx")
 
 
 @contextmanager
-def warm_stages(*packages: str) -> Iterator[None]:
-    """Keep such a process while the block runs; the stages that the block starts find it by an environment variable.
-
-    `packages` are imported besides PACKAGES.
-    """
+def warm_stages() -> Iterator[None]:
+    """Keep such a process while the block runs; what the block starts finds it by an environment variable."""
     folder = tempfile.mkdtemp(prefix="trainorder-")
     address = str(Path(folder) / "warm")
     process = subprocess.Popen(
-        [sys.executable, "-m", "trainorder.flow.warm", address, *packages],
+        [sys.executable, "-m", "trainorder.flow.warm", address],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
@@ -68,17 +67,18 @@ def warm_stages(*packages: str) -> Iterator[None]:
 
 def main() -> None:
     """Listen, import, then fork a child per request until terminated."""
-    address, *packages = sys.argv[1:]
+    (address,) = sys.argv[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(address)
         listener.listen(64)  # before the imports: early clients block
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        for name in (*PACKAGES, *packages):
+        for name in (*DVC, *PACKAGES):
             _import(name)
         assert threading.active_count() == 1, (
             "a package started a thread, which would not survive fork"
         )
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children are reaped by the system
+        Path(address + READY).touch()
         while True:
             connection, _ = listener.accept()
             if os.fork() == 0:
@@ -100,7 +100,7 @@ def _import(name: str) -> None:
 
 
 def _serve(connection: socket.socket) -> None:
-    """In the child: become the stage that was asked for, tell its exit code, end."""
+    """In the child: become the module that was asked for, tell its exit code, end."""
     code = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
