@@ -6,6 +6,7 @@ Only other people's packages are imported here: what trainorder's own code is wh
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -78,6 +79,8 @@ def main() -> None:
             "a package started a thread, which would not survive fork"
         )
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children are reaped by the system
+        gc.collect()
+        gc.freeze()  # or every child's first collection copies all pages of what is imported
         Path(address + READY).touch()
         while True:
             connection, _ = listener.accept()
