@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from trainorder.process import die_with_parent
-from trainorder.warm import READY, VARIABLE
+from trainorder.warm import READY, VARIABLE, is_ready
 
 TRANSFORMERS = "transformers"
 PACKAGES = (
@@ -46,7 +46,10 @@ DVC = ("dvc.cli", "dvc.commands.repro", "dvc.repo.reproduce", "networkx")
 
 @contextmanager
 def warm_stages() -> Iterator[None]:
-    """Keep such a process while the block runs; what the block starts finds it by an environment variable."""
+    """Keep such a process while the block runs, or use the one there is; what the block starts finds it by an environment variable."""
+    if is_ready():
+        yield
+        return
     folder = tempfile.mkdtemp(prefix="trainorder-")
     address = str(Path(folder) / "warm")
     process = subprocess.Popen(
