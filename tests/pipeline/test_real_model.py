@@ -64,7 +64,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]) -> Proj
             "taste": JUDGE | {"role": "reward", "pairs": "taste.jsonl"},
             "referee": JUDGE | {"role": "evaluation", "pairs": "referee.jsonl"},
         },
-        "rl": {**preset["rl"], "prompts_per_step": 3, "group_size": 4},
+        "rl": {**preset["rl"], "prompts_per_step": 3, "group_size": 2},
         "phases": {"verified": verified, "poems": poems, "joint": joint},
         "orders": {"creative_last": ["verified", "poems"], "joint": ["joint"]},
         "evaluation": {**preset["evaluation"], "samples": 1},
