@@ -105,10 +105,10 @@ class Pipeline:
             RunCancelled: somebody cancelled the flow run; all stages were stopped, and go on from their step checkpoints.
         """
         self.display.show(schedule, len(schedule.done))
-        known = self.futures.keys() | self.cached.keys()
-        self._show_cached(
-            [s for s in schedule.parents if s in schedule.done - known], schedule, current
-        )
+        new = schedule.done - self.futures.keys() - self.cached.keys()
+        cached = [stage for stage in topological(schedule.parents) if stage in new]
+        if cached:
+            self._show_cached(cached, schedule, current)
         pool = current.params.flow.pool
         if schedule.open and pool is not None and self.pool is None:
             self.pool = Pool(pool, self.runner, get_run_logger().info)
@@ -143,8 +143,6 @@ class Pipeline:
 
     def _show_cached(self, stages: Sequence[str], schedule: Schedule, current: Plan) -> None:
         """Task runs that ended as they began: the engine would take a third of a second for each."""
-        if not stages:
-            return
         message = "nothing it depends on has changed"
         with get_client(sync_client=True) as client:
             for stage in stages:
