@@ -147,6 +147,7 @@ class Pipeline:
         with get_client(sync_client=True) as client:
             for stage in stages:
                 name, marks = labels(stage, current)
+                above: list[Any] = [*collect_task_run_inputs_sync(self._parents(stage, schedule))]
                 made = client.create_task_run(
                     run_stage,
                     UUID(self._key),
@@ -154,9 +155,7 @@ class Pipeline:
                     name=name,
                     extra_tags=marks,
                     state=Completed(name="Cached", message=message),
-                    task_inputs={
-                        "wait_for": [*collect_task_run_inputs_sync(self._parents(stage, schedule))]
-                    },
+                    task_inputs={"wait_for": above},
                 )
                 details = StateDetails(task_run_id=made.id)
                 # without data, what waits for it would ask for a result that nobody stored
