@@ -279,7 +279,7 @@ def _current_orders(url: str, experiment: str) -> list[str]:
         "experiment_ids": [experiment],
         "filter": " and ".join(filter(None, (*wanted, own_filter()))),
         "max_results": 50,
-        "order_by": ["metrics.ACC DESC"],
+        "order_by": ["metrics.mean DESC"],
     }
     found = _ask(f"{url}/api/2.0/mlflow/runs/search", body)
     return [run["info"]["run_id"] for run in found.get("runs", [])]

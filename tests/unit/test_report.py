@@ -449,7 +449,7 @@ def test_the_verdict_is_a_record_with_the_tables_and_the_table_of_orders_opens_o
     assert found.files["arms.csv"].decode().count("\n") == 1 + len(bwt["ranking"])
     assert found.metrics == []
     columns = mirror.view(bwt)["selectedColumns"]
-    assert columns[0] == "metrics.`ACC`"
+    assert columns[0] == "metrics.`mean`"
     assert columns[-4:] == [f"params.`pos{i}`" for i in (1, 2, 3, 4)]
 
 

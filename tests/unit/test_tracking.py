@@ -221,10 +221,10 @@ def test_order_records_are_added_once_and_replaced_ones_are_no_longer_current():
 
 def test_a_seed_stands_below_its_arm_also_when_the_arm_has_changed():
     def arm(mean: float) -> OrderRecord:
-        return OrderRecord("a", {}, [("ACC", mean, 0)], tracking.ARM)
+        return OrderRecord("a", {}, [("mean", mean, 0)], tracking.ARM)
 
     seeds = [
-        OrderRecord(f"a s{i}", {}, [("ACC", value, 0)], {"row": "seed"}, above="a")
+        OrderRecord(f"a s{i}", {}, [("mean", value, 0)], {"row": "seed"}, above="a")
         for i, value in enumerate((0.5, 0.7, 0.9))
     ]
     assert tracking.log_orders([arm(0.6), *seeds[:2]]) == 3
@@ -236,7 +236,7 @@ def test_a_seed_stands_below_its_arm_also_when_the_arm_has_changed():
     assert "mlflow.parentRunId" not in found["a"].data.tags
     above = {found[f"a s{i}"].data.tags["mlflow.parentRunId"] for i in range(3)}
     assert above == {found["a"].info.run_id}
-    assert found["a"].data.metrics == {"ACC": 0.7}
+    assert found["a"].data.metrics == {"mean": 0.7}
 
 
 def make_node(node: str, parents: list[str], **facts: object) -> None:
@@ -317,7 +317,7 @@ def test_the_best_node_is_a_registered_model_whose_alias_moves():
 
 def test_files_of_an_order_lie_where_the_projects_server_looks_for_them(folder: Path):
     record = OrderRecord("verdict", {}, [], {"kind": "verdict"}, "joint is best", {"a.csv": b"x"})
-    view = {"selectedColumns": ["metrics.`ACC`"], "searchFilter": "tags.current = 'true'"}
+    view = {"selectedColumns": ["metrics.`mean`"], "searchFilter": "tags.current = 'true'"}
     assert [tracking.log_orders([record], view) for _ in range(2)] == [1, 0]
     (run,) = runs("orders")
     assert run.data.tags["mlflow.note.content"] == "joint is best"

@@ -14,7 +14,7 @@ from trainorder.report.spending import spending
 from trainorder.report.words import Bwt
 from trainorder.tracking import ARM, OrderRecord, read_node
 
-MEAN = "ACC"
+MEAN = "mean"
 """The mean score over the trained tasks; logged first, as MLflow's comparison opens on the first metric."""
 ALONG = {"greedy": "greedy", "entropy_own": "entropy", "gold": "gold"}
 """Further metric of the evaluation -> its name in MLflow, followed by the task."""
