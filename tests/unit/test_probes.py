@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from stages import probes as stage
 from trainorder import paths, plan
 from trainorder.cli import app
+from trainorder.cli.probing import Progress
 from trainorder.config import LoraConfig, parse_params
 from trainorder.files import write_json
 from trainorder.lineage import write_manifest
@@ -468,3 +469,15 @@ def test_models_of_another_architecture_are_refused(folder: Path):
     weights("other", w=[1.0])
     with pytest.raises(ParamsError, match="not of one architecture"):
         found(updates.sparsity, "other", "one")
+
+
+def test_a_long_look_at_every_phase_says_how_long_it_still_takes(capsys):
+    progress = Progress(3, 2)
+    for node, seconds, known in (("a", 3.0, False), ("b", 9.0, True), ("c", 5.0, False)):
+        for probe in ("weights", "kl"):
+            progress(run.Found(probe, node, "base", [], seconds, known))
+    assert capsys.readouterr().err.splitlines() == [
+        "1/3 a 6 s, about 12 s left",
+        "2/3 b 0 s, about 6 s left",
+        "3/3 c 10 s",
+    ]

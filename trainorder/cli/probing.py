@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from statistics import mean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +13,7 @@ from trainorder.refusing import refusing
 
 if TYPE_CHECKING:
     from trainorder.plan import Plan
+    from trainorder.probes.run import Found
 
 
 @app.command()
@@ -104,7 +107,8 @@ def _predicted(current: Plan, chosen: list[str], variant: str, level: float) -> 
             f"probe --predict needs {MIN_ITEMS_INTERVAL} evaluated phases for an interval, there are {len(known)} under "
             f"variant {variant!r}: `trainorder run` first"
         )
-    found = run.run([(step.node, step.parent) for step in known], chosen)
+    pairs = [(step.node, step.parent) for step in known]
+    found = run.run(pairs, chosen, Progress(len(pairs), len(chosen)))
     lost = predict.losses(known)
     table = pandas.concat([run.table(found), predict.transfer(known)], ignore_index=True)
     return {
@@ -127,3 +131,28 @@ def _predicted(current: Plan, chosen: list[str], variant: str, level: float) -> 
         ],
         "predictions": predict.predict(table, known, lost, level=level),
     }
+
+
+@dataclass
+class Progress:
+    """A line on stderr for every pair of checkpoints whose probes are done, with the time that the others take."""
+
+    pairs: int
+    probes: int
+    found: list[Found] = field(default_factory=list)
+
+    def __call__(self, new: Found) -> None:
+        """Count one probe of a pair."""
+        from trainorder.plan.show import duration
+
+        self.found.append(new)
+        done, within = divmod(len(self.found), self.probes)
+        if within:
+            return
+        seconds = [sum(one.seconds for one in self._of(i) if not one.known) for i in range(done)]
+        left = mean([s for s in seconds if s] or [0.0]) * (self.pairs - done)
+        rest = f", about {duration(left)} left" if done < self.pairs else ""
+        typer.echo(f"{done}/{self.pairs} {new.node} {duration(seconds[-1])}{rest}", err=True)
+
+    def _of(self, pair: int) -> list[Found]:
+        return self.found[pair * self.probes : (pair + 1) * self.probes]
