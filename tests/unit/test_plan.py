@@ -183,6 +183,23 @@ def test_a_variant_named_like_a_phase_and_one_that_cannot_work_are_refused():
     assert text.startswith("variants.none: phases.joint.tasks: no task 'mth'")
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"orders": {"base": ["math", "qa"]}}, "orders.base: every ranking calls"),
+        ({"merges": {"base": {"method": "average"}}}, "merges.base: every ranking calls"),
+        ({"orders": {"ties": ["math", "qa"]}}, "orders.ties: a merge has this name too"),
+        (
+            {"orders": {"every": {"all": ["math", "qa"]}}, "merges": {"math_qa": {"method": "average"}}},
+            "orders.math_qa: a merge has this name too",
+        ),
+    ],
+)  # fmt: skip
+def test_two_arms_of_one_name_are_refused(changes: Change, reason: str):
+    """The order named base was ranked with the base's score."""
+    assert reason in refusal(**changes)
+
+
 def test_all_permutations_are_orders_of_their_own_and_a_listed_one_keeps_its_name():
     every = {"every": {"all": ["math", "qa", "creative"]}, "mine": ["qa", "math", "creative"]}
     plan = compile_plan(params(orders=every, merges={}))

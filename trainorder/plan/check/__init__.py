@@ -13,6 +13,7 @@ from trainorder.config import (
     PolicyConfig,
     RlConfig,
 )
+from trainorder.paths import BASE
 from trainorder.plan.check.budgets import budget, check_budgets
 from trainorder.plan.check.common import check_kept, check_known, check_model_path
 from trainorder.plan.check.harness import check_harness
@@ -84,6 +85,7 @@ def check(params: Params) -> None:
             _check_phase(changed, f"{where}phases.{name}", name, phase, rewarded_by)
     _check_orders(params)
     _check_merges(params)
+    _check_arms(params)
     _check_variants(params)
     _check_size(params)
     if not params.allow_unequal_budgets:
@@ -352,6 +354,19 @@ def _check_permutations(params: Params, name: str, phases: Sequence[str]) -> Non
         raise ParamsError(
             f"orders.{clash[0]}: orders.{name} gives one of its orders this name; rename one"
         )
+
+
+def _check_arms(params: Params) -> None:
+    """Orders, merges and the base are arms of one ranking, which tells them apart by name."""
+    orders = {*params.orders, *order_phases(params, {})}
+    for name in sorted({*orders, *params.merges}):
+        section = "orders" if name in orders else "merges"
+        if name == BASE:
+            raise ParamsError(
+                f"{section}.{name}: every ranking calls the checkpoint before all phases so; rename it"
+            )
+        if name in orders and name in params.merges:
+            raise ParamsError(f"{section}.{name}: a merge has this name too; rename one")
 
 
 def _check_variants(params: Params) -> None:
