@@ -284,6 +284,8 @@ def test_the_same_attack_succeeds_outside(field: Field, name: str) -> None:
         "'{\"outputs\": [[' + '1,' * 300000 + '1]]}'",
         "'{\"error\": \"' + 'x' * 60000 + '\"}'",
         "'[' * 60000",
+        "'{\"outputs\": []}'",  # not one output per input
+        "'{\"outputs\": [6, 6]}'",
     ],
 )
 def test_bytes_that_a_program_sends_itself_are_bounded_and_cost_it_its_score(

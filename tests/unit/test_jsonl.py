@@ -204,6 +204,21 @@ def test_a_bad_row_is_named_and_refused_or_dropped_and_counted(
     assert summary["tasks"]["mine"]["dropped"] == [str(dropped[0])]
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Where is the cafe\u0301 in A\u030abo ?",
+        "Wh\u0435re is the c\u0430f\u00e9 in \u00c5b\u03bf ?",
+        "\uff37here is the caf\u00e9 in \u212bbo",
+    ],
+    ids=["decomposed", "letters of other alphabets that look alike", "wide"],
+)
+def test_a_test_prompt_spelled_in_other_characters_is_leakage(prompt: str) -> None:
+    write("test", json.dumps({"prompt": "Where is the caf\u00e9 in \u00c5bo ?", "answer": "there"}))
+    write("train", json.dumps({"prompt": prompt, "answer": "there"}))
+    assert "leakage: the prompt of mine/test.jsonl, line 1" in refused()
+
+
 def test_many_bad_rows_are_counted_and_a_few_shown() -> None:
     write("dev", *["{"] * 7, *(json.dumps(row) for row in ROWS["dev"]))
     text = refused(max_dropped=0.5)

@@ -5,6 +5,8 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +16,16 @@ from trainorder import paths, sft
 from trainorder.adapters import weights_hash
 from trainorder.config import Params, PolicyConfig, SftConfig
 from trainorder.data import build, write_tokenizer
+from trainorder.files import write_text
 from trainorder.llama import kernels_for
 from trainorder.llama.texts import Texts
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
+from trainorder.rollout import Request
 from trainorder.sft import lines as lines_of
 from trainorder.sft import updates
 from trainorder.sft.lines import Line, demonstration_lines, drill_lines
+from trainorder.tasks.base import Problem, Reward
 from trainorder.texts import log_probs
 from trainorder.workers import ALONE
 
@@ -310,3 +315,31 @@ def test_an_update_on_a_second_device_is_that_of_the_cpu(policy: Policy, lines, 
         assert there.metrics == pytest.approx(here.metrics, rel=1e-4)
         for ours, theirs in zip(here.weights, there.weights, strict=True):
             torch.testing.assert_close(theirs.cpu(), ours, rtol=1e-3, atol=1e-4)
+
+
+def test_the_gate_leaves_out_answers_that_cannot_be_graded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grades = {"known": [1.0, None, 0.0], "unknown": [None] * 3}
+
+    class Says:
+        def __init__(self, policy: Policy) -> None:
+            pass
+
+        def generate(self, requests: list[Request]) -> SimpleNamespace:
+            return SimpleNamespace(texts=["?"] * len(requests))
+
+    def grade(task: str, texts: list[str], problems: list[Problem]) -> list[Reward]:
+        return [Reward(value, {}) for value in grades[task]]
+
+    monkeypatch.setattr(paths, "TASK_DATA", tmp_path)
+    monkeypatch.setattr(
+        sft, "load_problems", lambda task, split: [Problem("x", task, "", "", "")] * 3
+    )
+    monkeypatch.setattr(sft, "load_task", lambda task: task)
+    monkeypatch.setattr(sft, "TorchEngine", Says)
+    monkeypatch.setattr(sft.grading, "grade", grade)
+    for task in grades:
+        write_text(tmp_path / task / "task.json", '{"max_new_tokens": 4}')
+    policy: Any = SimpleNamespace(device=torch.device("cpu"))
+    assert sft.greedy_accuracies(policy, grades, ALONE) == {"known": 0.5, "unknown": 0.0}

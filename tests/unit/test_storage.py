@@ -15,12 +15,17 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Project, make_project
 from dvc.repo import Repo
+from order_worlds import World
 
 from stages import fingerprint as fingerprint_stage
 from trainorder import data, paths, plan, storage
-from trainorder.config import parse_params
+from trainorder.config import MeasureConfig, parse_params
+from trainorder.files import write_text
+from trainorder.measure import measure
 from trainorder.plan.check import check
+from trainorder.plan.design import from_plan
 from trainorder.reading import ParamsError, read_yaml
+from trainorder.results import to_json
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # pygtrie in dvc
 IDENTITY = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
@@ -354,8 +359,12 @@ def refused(project: Project, *arguments: str, code: int, file_size: int | None 
 
 
 @pytest.mark.long("starts the command in processes")
-@pytest.mark.parametrize("arguments", [("plan",), ("run",), ("gc",), ("gc", "--yes")])
+@pytest.mark.parametrize("arguments", [("plan",), ("run",), ("gc",), ("gc", "--yes"), ("report",)])
 def test_a_folder_that_cannot_be_written_costs_one_line(project: Project, arguments):
+    if arguments == ("report",):
+        world = World(tasks=("a",), phases={"a": ("a",)}, orders={"x": ("a",)}, problems=8)
+        found = measure(world.table(), from_plan(world.plan()), MeasureConfig(bootstrap=100))
+        write_text(project.root / "reports" / "bwt.json", to_json(found))
     for path in (project.root, *project.root.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
