@@ -55,6 +55,7 @@ class Server:
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     trouble: Callable[[int, dict[str, Any]], tuple[int, dict[str, str], str] | str | None] = (
         lambda n, body: None
     )
@@ -77,6 +78,7 @@ def judge_server() -> Iterator[Server]:
                 state.requests.append(body)
                 state.keys.append(self.headers.get("Authorization"))
                 state.times.append(time.monotonic())
+                state.paths.append(self.path)
             done = state.trouble(number, body)
             if done == "drop":
                 self.close_connection = True

@@ -57,6 +57,12 @@ def test_a_pair_is_asked_in_both_positions(server: Server) -> None:
     assert set(server.keys) == {f"Bearer {KEY}"}
 
 
+@pytest.mark.parametrize("end", ["", "/"])
+def test_the_query_of_an_address_stays_behind_its_path(server: Server, end: str) -> None:
+    assert ask(judge(server, base_url=f"{server.url}{end}?api-version=2024-02-01")) == 1.0
+    assert set(server.paths) == {"/v1/chat/completions?api-version=2024-02-01"}
+
+
 def test_ties(server: Server) -> None:
     assert ask(judge(server), "sea", "wind") == 0.5
     assert len(server.requests) == 2

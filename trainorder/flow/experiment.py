@@ -110,9 +110,11 @@ class Experiment:
         """
         assert self.state is not None
         params, known = self.plan.params, self.state.plan.resolved
-        best = project.recommended()
+        best, verdict = project.recommended() or (None, "")
         if plan.waiting(params) and best is not None and best != known.get("recommended"):
-            self.pipeline.say(f"recommended order: {' > '.join(best)}")
+            self.pipeline.say(
+                f"recommended order: {' > '.join(best)} ({verdict}; `trainorder recommend` says how sure it is)"
+            )
             self.state = project.read(plan.compile_plan(params, {"recommended": best}))
         elif plan.pending(params, known):
             self.state = project.read(self.state.plan)

@@ -172,10 +172,10 @@ def durations() -> dict[str, float]:
         return {}
 
 
-def recommended() -> tuple[str, ...] | None:
-    """The order that the measured transfer recommends, or None where no transfer was measured."""
+def recommended() -> tuple[tuple[str, ...], str] | None:
+    """The order that the measured transfer recommends and the verdict on it, or None where no transfer was measured."""
     recommended = results.load()["recommended"]
-    return None if recommended is None else tuple(recommended["order"])
+    return None if recommended is None else (tuple(recommended["order"]), recommended["verdict"])
 
 
 def check_clean() -> None:
