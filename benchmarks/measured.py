@@ -1,4 +1,4 @@
-"""The measured numbers of entropy controls, which docs/findings.md and docs/methods.md are both written from."""
+"""The measured numbers of methods, which docs/findings.md and docs/methods.md are both written from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from trainorder.files import write_text
 
-NUMBERS = Path(__file__).parent / "entropy_controls.csv"
+NUMBERS = Path(__file__).parent / "method_outcomes.csv"
 STEP_COSTS = Path(__file__).parent / "step_costs.csv"
 """Of every preset, from a random model (`python -m benchmarks.needs_cost --presets`)."""
 SEEDS = (0, 1, 2)

@@ -1,6 +1,6 @@
-"""Write docs/methods.md, configs/methods/ and configs/entropy_controls.yaml from the registry of methods.
+"""Write docs/methods.md, configs/methods/ and the params files of method_outcomes.py from the registry of methods.
 
-What was measured of them comes from benchmarks/entropy_controls.csv, and so does the table in docs/findings.md.
+What was measured of them comes from benchmarks/method_outcomes.csv, and so does the table in docs/findings.md.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import entropy_controls, measured, published
+from benchmarks import measured, method_outcomes, published
 from trainorder.config.presets import presets
 from trainorder.files import write_text
 from trainorder.rl import catalog
@@ -38,12 +38,15 @@ def files() -> dict[str, str]:
         f"{catalog.CONFIGS}/{one.name}.yaml": catalog.params_file(one) for one in catalog.shown()
     }
     rows = measured.read()
-    verdicts = measured.verdicts(rows, entropy_controls.LEFT_OUT)
+    verdicts = measured.verdicts(rows, method_outcomes.LEFT_OUT)
     findings = (ROOT / published.FINDINGS).read_text(encoding="utf-8")
     return {
         catalog.PAGE: page(verdicts, measured.costs(rows)),
-        str(published.FINDINGS): entropy_controls.findings(findings),
-        entropy_controls.PARAMS: entropy_controls.params_text(),
+        str(published.FINDINGS): method_outcomes.findings(findings),
+        **{
+            table.params: method_outcomes.params_text(n)
+            for n, table in method_outcomes.TABLES.items()
+        },
         **configs,
     }
 

@@ -20,7 +20,7 @@ from statistics import mean
 
 import trainorder.rl.pieces  # noqa: F401  fills both registries
 from benchmarks import measured, published
-from benchmarks.entropy_controls import scores
+from benchmarks.method_outcomes import scores
 from trainorder import paths
 from trainorder.files import read_jsonl, write_text
 from trainorder.rl.curricula import CURRICULA

@@ -1,12 +1,13 @@
-"""What every method that controls entropy does on the embedded testbed, against GRPO on the same problems.
+"""What every method does on the embedded testbed, against GRPO on the same problems.
 
-    python -m benchmarks.entropy_controls            # trains what is missing, then prints the table
-    python -m benchmarks.entropy_controls --table    # the table of what is there; trains nothing
-    python -m benchmarks.entropy_controls --write    # also keeps the numbers; `python -m benchmarks.methods_page` writes them into the docs
+    python -m benchmarks.method_outcomes entropy            # trains what is missing, then prints the table
+    python -m benchmarks.method_outcomes entropy --table    # the table of what is there; trains nothing
+    python -m benchmarks.method_outcomes entropy --write    # also keeps the numbers; `python -m benchmarks.methods_page` writes them into the docs
 
-Each method is a variant of configs/entropy_controls.yaml with a math and a creative phase, each trained from the same base
-under three seeds: an ordinary run (`trainorder run --params`), which goes on where it was ended. Creative answers are scored
-by the judge that did not give their rewards. What a step costs is measured afterwards, in turn with GRPO's.
+`entropy` are the methods that control it, in a math and a creative phase; `others` all others, in the math phase; `several`
+those for several tasks. Each method is a variant in a params file, each phase trained from the same base under three seeds:
+an ordinary run (`trainorder run --params`), which goes on where it was ended. Creative answers are scored by the judge that
+did not give their rewards. What a step of a method that controls entropy costs is measured afterwards, in turn with GRPO's.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 
 from benchmarks import measured, published
 from stages.rl import rewarding
@@ -34,43 +36,80 @@ from trainorder.config.presets import Preset, presets
 from trainorder.files import read_jsonl, write_json
 from trainorder.measure.evidence import metric_means
 from trainorder.rewards import grading
+from trainorder.rl import catalog
 from trainorder.rl.step import rl_step
 from trainorder.rl.trainer import make_learner
 from trainorder.rl.types import State
 
-PARAMS = "configs/entropy_controls.yaml"
-PHASES = ("math", "creative")
 SEEDS = measured.SEEDS
 REFERENCE = measured.REFERENCE
 COSTS = Path("reports/entropy_costs.json")
 COST_STEPS = 4
 """Steps of each method that are timed, after one that is not."""
 LEFT_OUT = {"entropy_law": "changes nothing"}
-"""Methods of the family that are not in the tables, and why."""
+"""Methods that are not measured, and why."""
 MATH_ONLY = dict.fromkeys(
     ("rmt", "entropy_sft"), "on creative, whose problems have no worked answer"
 )
-"""Those that are in the math phase's only, and why: the variant's creative phase is one step of GRPO."""
+"""Those that are in the math phase's table only, and why: the variant's creative phase is one step of GRPO."""
+PHASES = {
+    "math": "{kind: structured, tasks: {math: 1}, steps: 40}",
+    "creative": "{kind: creative, tasks: {creative: 1}, steps: 40}",
+    "math_qa": "{kind: structured, tasks: {math: 1, qa: 1}, steps: 40}",
+}
 
 
-def methods(phase: str = "math") -> list[Preset]:
-    """The methods of a phase's table, GRPO first."""
-    out = LEFT_OUT if phase == "math" else LEFT_OUT | MATH_ONLY
-    own = [p for p in presets().values() if p.family == "entropy" and p.name not in out]
-    return [presets()[REFERENCE], *own]
+@dataclass(frozen=True)
+class Table:
+    """Methods that one params file trains beside GRPO."""
+
+    params: str
+    title: str
+    phases: tuple[str, ...]
+    holds: Callable[[Preset], bool]
+
+    def methods(self, phase: str | None = None) -> list[Preset]:
+        """The methods, or those that are measured in a phase, GRPO first."""
+        out = LEFT_OUT | (MATH_ONLY if phase == "creative" else {})
+        own = [p for p in presets().values() if self.holds(p) and p.name not in out]
+        return [presets()[REFERENCE], *(p for p in own if p.name != REFERENCE)]
 
 
-def params_text() -> str:
-    """configs/entropy_controls.yaml."""
+TABLES = {
+    "entropy": Table(
+        "configs/entropy_controls.yaml",
+        "Every method that controls entropy beside GRPO: a math and a creative phase",
+        ("math", "creative"),
+        lambda preset: preset.family == "entropy",
+    ),
+    "others": Table(
+        "configs/other_methods.yaml",
+        "Every method that is not made to control entropy beside GRPO: a math phase",
+        ("math",),
+        lambda preset: preset.family != "entropy" and preset.tasks == 1,
+    ),
+    "several": Table(
+        "configs/several_tasks.yaml",
+        "Methods for several tasks beside GRPO: a phase of math and qa",
+        ("math_qa",),
+        lambda preset: preset.tasks > 1,
+    ),
+}
+
+
+def params_text(name: str) -> str:
+    """The params file of a table."""
+    table = TABLES[name]
     variants = []
-    for chosen in methods()[1:]:
-        rl = f"{{rl: {{method: {{preset: {chosen.name}}}}}}}"
+    for chosen in table.methods()[1:]:
+        teacher = {"teacher": "s{seed}--math"} if catalog.asks_teacher(chosen) else {}
+        rl = catalog.flow({"rl": {**teacher, "method": {"preset": chosen.name}}})
         only = f"{{phases: {{math: {rl}, creative: {{steps: 1}}}}}}"
         variants += [f"  {chosen.name}: {only if chosen.name in MATH_ONLY else rl}"]
     return "\n".join(
         [
-            "# Every method that controls entropy beside GRPO: a math and a creative phase from the same bases, three seeds.",
-            "# Written by `python -m benchmarks.methods_page`; run and tabulated by `python -m benchmarks.entropy_controls`.",
+            f"# {table.title} from the same bases, three seeds.",
+            f"# Written by `python -m benchmarks.methods_page`; run and tabulated by `python -m benchmarks.method_outcomes {name}`.",
             measured.POLICY,
             "tasks:",
             "  math:     {train: 3000, dev: 64, test: 128, max_new_tokens: 48, demonstrations: 10000, drills: 8000}",
@@ -81,9 +120,8 @@ def params_text() -> str:
             "judge: {task: creative, prompts: 600, answers: 4}",
             "rl: {prompts_per_step: 8, group_size: 8, lr: 3.0e-4, method: {preset: grpo}}",
             "phases:",
-            "  math:     {kind: structured, tasks: {math: 1}, steps: 40}",
-            "  creative: {kind: creative, tasks: {creative: 1}, steps: 40}",
-            "orders: {math: [math], creative: [creative]}",
+            *(f"  {phase}: {PHASES[phase]}" for phase in table.phases),
+            f"orders: {{{', '.join(f'{phase}: [{phase}]' for phase in table.phases)}}}",
             "variants:",
             *variants,
             *measured.ENDING,
@@ -96,7 +134,7 @@ class Outcome:
     """One trained checkpoint."""
 
     score: float
-    """Mean test score of the task that was trained."""
+    """Mean test score of the tasks that were trained."""
     entropy: float
     """Change of the rollouts' entropy, nats per 100 steps, by least squares over the steps."""
     others: float
@@ -122,10 +160,11 @@ def outcome(method: str, phase: str, seed: int) -> Outcome | None:
     steps = [row for row in read_jsonl(log) if row.get("rollout/entropy") is not None]
     at = np.array([[row["step"], row["rollout/entropy"]] for row in steps])
     slope = float(np.polyfit(at[:, 0], at[:, 1], 1)[0]) if len(at) > 1 else 0.0
+    trained = yaml.safe_load(PHASES[phase])["tasks"]
     return Outcome(
-        after[phase],
+        mean(after[task] for task in trained),
         100 * slope,
-        mean(after[task] - before[task] for task in after if task != phase),
+        mean(after[task] - before[task] for task in after if task not in trained),
     )
 
 
@@ -135,9 +174,9 @@ def scores(node: str) -> dict[str, float]:
     return metric_means(table, "test")[node]["score"]
 
 
-def step_costs(phase: str) -> dict[str, float]:
+def step_costs(table: Table, phase: str) -> dict[str, float]:
     """Method -> CPU time of a step against GRPO's, each method's steps in turn with GRPO's, all from the first base."""
-    params, base = load_params(PARAMS), paths.checkpoint(f"s{SEEDS[0]}")
+    params, base = load_params(table.params), paths.checkpoint(f"s{SEEDS[0]}")
     grading.configure(params.grading)
     torch.set_num_threads(1)
 
@@ -157,7 +196,7 @@ def step_costs(phase: str) -> dict[str, float]:
         return step
 
     found: dict[str, float] = {}
-    for chosen in methods(phase):
+    for chosen in table.methods(phase):
         pair = [stepper(REFERENCE), stepper(chosen.name)]
         times = [[step() for step in pair] for _ in range(1 + COST_STEPS)][1:]
         grpo, own = (median(column) for column in zip(*times, strict=True))
@@ -165,13 +204,13 @@ def step_costs(phase: str) -> dict[str, float]:
     return found
 
 
-def numbers() -> list[measured.Measured]:
-    """What was measured of every method in every phase that is there, for benchmarks/entropy_controls.csv."""
+def numbers(table: Table) -> list[measured.Measured]:
+    """What was measured of every method of a table in every phase that is there, for benchmarks/method_outcomes.csv."""
     rows = []
     costs = json.loads(COSTS.read_text(encoding="utf-8")) if COSTS.is_file() else {}
-    for phase in PHASES:
+    for phase in table.phases:
         found: dict[str, dict[int, Outcome]] = {}
-        for chosen in methods(phase):
+        for chosen in table.methods(phase):
             for seed in SEEDS:
                 if one := outcome(chosen.name, phase, seed):
                     found.setdefault(chosen.name, {})[seed] = one
@@ -211,37 +250,55 @@ def version() -> str:
     return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
 
 
-def missing() -> list[str]:
+def missing(table: Table) -> list[str]:
     """Checkpoints that are not trained and evaluated yet."""
-    every = [(m.name, phase, seed) for phase in PHASES for m in methods(phase) for seed in SEEDS]
+    every = [
+        (m.name, phase, s) for phase in table.phases for m in table.methods(phase) for s in SEEDS
+    ]
     return [node_of(*one) for one in every if outcome(*one) is None]
+
+
+def names(table: Table) -> set[tuple[str, str]]:
+    """Phase and method of every row that a table keeps; GRPO's of a phase are kept by the first table that has the phase."""
+    first = {phase: one for one in reversed(TABLES.values()) for phase in one.phases}
+    return {
+        (phase, chosen.name)
+        for phase in table.phases
+        for chosen in table.methods(phase)
+        if chosen.name != REFERENCE or first[phase] is table
+    }
 
 
 def findings(page: str) -> str:
     """docs/findings.md with the tables of the kept numbers between its markers."""
-    text = measured.tables(measured.read(), LEFT_OUT | MATH_ONLY)
+    own = names(TABLES["entropy"])
+    rows = [row for row in measured.read() if (row.phase, row.method) in own]
+    text = measured.tables(rows, LEFT_OUT | MATH_ONLY)
     return published.between(page, "entropy controls", text)
 
 
 def main() -> int:
     """Train what is missing, time a step of each method, print the table; the exit code of the run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("methods", choices=list(TABLES))
     parser.add_argument("--table", action="store_true", help="train nothing")
     parser.add_argument(
         "--write", action="store_true", help=f"keep the numbers in {measured.NUMBERS.name}"
     )
     arguments = parser.parse_args()
-    code = 0
+    table, code = TABLES[arguments.methods], 0
     if not arguments.table:
-        code = published.train(PARAMS)
-        if code == 0:
-            write_json(COSTS, {phase: step_costs(phase) for phase in PHASES})
-    rows = numbers()
+        code = published.train(table.params)
+        if code == 0 and arguments.methods == "entropy":
+            write_json(COSTS, {phase: step_costs(table, phase) for phase in table.phases})
+    rows = numbers(table)
     print(measured.tables(rows, LEFT_OUT | MATH_ONLY))
-    if left := missing():
+    if left := missing(table):
         print(f"Not trained yet: {len(left)} checkpoints, the first {left[0]}.")
     elif arguments.write:
-        measured.write(rows)
+        own = names(table)
+        others = [row for row in measured.read() if (row.phase, row.method) not in own]
+        measured.write([*others, *(row for row in rows if (row.phase, row.method) in own)])
         print(
             f"{measured.NUMBERS}: written; `python -m benchmarks.methods_page` puts it into the docs"
         )

@@ -1,4 +1,4 @@
-"""The table of entropy controls, from evaluations and records whose numbers are known."""
+"""The tables of methods, from evaluations and records whose numbers are known."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks import entropy_controls, measured, published
+from benchmarks import measured, method_outcomes, published
 from trainorder import paths
 from trainorder.config import load_params
+from trainorder.config.presets import presets
 from trainorder.plan import compile_plan
 from trainorder.rl import catalog
 
 ROOT = Path(__file__).parents[2]
+ENTROPY = method_outcomes.TABLES["entropy"]
 
 
 def leave(node: str, scores: dict[str, float], *, slope: float = 0.0) -> None:
@@ -41,17 +43,17 @@ def test_a_method_is_compared_with_grpo_of_the_same_seed(tmp_path, monkeypatch):
         leave(f"s{seed}", {"math": 0.2, "qa": 0.5})
         leave(f"s{seed}--math", {"math": 0.5, "qa": 0.4}, slope=-0.01)
         leave(f"s{seed}--siren--math", {"math": 0.5 + lead, "qa": 0.6}, slope=-0.002)
-    found = entropy_controls.outcome("siren", "math", 1)
+    found = method_outcomes.outcome("siren", "math", 1)
     assert found is not None
     assert (found.score, found.entropy, found.others) == pytest.approx((0.8, -0.2, 0.1))
-    entropy_controls.COSTS.parent.mkdir()
-    entropy_controls.COSTS.write_text(json.dumps({"math": {"grpo": 1.0, "siren": 1.5}}))
-    rows = entropy_controls.numbers()
+    method_outcomes.COSTS.parent.mkdir()
+    method_outcomes.COSTS.write_text(json.dumps({"math": {"grpo": 1.0, "siren": 1.5}}))
+    rows = method_outcomes.numbers(ENTROPY)
     text = measured.tables(rows, {})
     assert "| `grpo` | 0.500 |  | -1.000 |  | -0.100 |  | 1.00 x |" in text
     row = "| `siren` | 0.700 | +0.200 (se 0.100) | -0.200 | +0.800 (se 0.000) | +0.100 | +0.200 (se 0.000) | 1.50 x |"
     assert row in text
-    assert "s2--siren--math" in entropy_controls.missing()
+    assert "s2--siren--math" in method_outcomes.missing(ENTROPY)
     measured.write(rows, Path("kept.csv"))
     assert measured.read(Path("kept.csv")) == rows
 
@@ -73,35 +75,35 @@ def test_rows_of_another_version_say_which_and_what_grpo_scored_there():
     assert "Measured at" not in measured.tables([first, replace(later, version="abc")], {})
 
 
-def test_every_method_of_the_family_is_measured_and_on_the_page():
+def test_every_method_is_measured_and_on_the_page():
     rows = measured.read()
-    assert sorted((row.phase, row.method) for row in rows) == sorted(
-        (phase, chosen.name)
-        for phase in entropy_controls.PHASES
-        for chosen in entropy_controls.methods(phase)
-    )
+    tables = method_outcomes.TABLES.values()
+    every = set().union(*(method_outcomes.names(table) for table in tables))
+    assert sorted((row.phase, row.method) for row in rows) == sorted(every)
+    assert {name for _, name in every} | method_outcomes.LEFT_OUT.keys() == presets().keys()
     assert all(row.version and row.grpo for row in rows)
     page = (ROOT / catalog.PAGE).read_text(encoding="utf-8")
-    for name, verdict in measured.verdicts(rows, entropy_controls.LEFT_OUT).items():
+    for name, verdict in measured.verdicts(rows, method_outcomes.LEFT_OUT).items():
         line = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
         assert line.endswith(f"| {verdict} |")
 
 
-def test_its_params_are_one_variant_per_method_on_shared_bases():
-    params = load_params(ROOT / entropy_controls.PARAMS)
-    names = [chosen.name for chosen in entropy_controls.methods()]
-    assert list(params.variants) == names[1:]
+@pytest.mark.parametrize("table", method_outcomes.TABLES.values(), ids=method_outcomes.TABLES)
+def test_its_params_are_one_variant_per_method_on_shared_bases(table: method_outcomes.Table):
+    params = load_params(ROOT / table.params)
+    assert list(params.variants) == [chosen.name for chosen in table.methods()][1:]
     nodes = compile_plan(params).nodes
     trained = {
-        entropy_controls.node_of(chosen.name, phase, seed)
-        for phase in entropy_controls.PHASES
-        for chosen in entropy_controls.methods(phase)
+        method_outcomes.node_of(chosen.name, phase, seed)
+        for phase in table.phases
+        for chosen in table.methods(phase)
         for seed in (0, 1, 2)
     }
     idle = {node for node in nodes if "--" in node} - trained
     assert trained <= set(nodes)
-    assert {node.split("--")[1] for node in idle} == set(entropy_controls.MATH_ONLY)
-    assert params.variant("rmt").phases["creative"].steps == 1
+    one_step = method_outcomes.MATH_ONLY if table is ENTROPY else {}
+    assert {node.split("--")[1] for node in idle} == set(one_step)
+    assert all(params.variant(name).phases["creative"].steps == 1 for name in one_step)
     assert sum("--" not in node for node in nodes) == 3
 
 
