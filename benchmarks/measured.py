@@ -95,7 +95,7 @@ def write(rows: Sequence[Measured], file: Path = NUMBERS) -> None:
 
 def tables(rows: Sequence[Measured], left_out: Mapping[str, str]) -> str:
     """The tables of docs/findings.md, one per phase."""
-    lines = []
+    lines = list[str]()
     for phase in dict.fromkeys(row.phase for row in rows):
         titles = [cell for title in MEASURES.values() for cell in (title, "minus GRPO")]
         lines += [f"**{phase}**", "", f"| method | {' | '.join(titles)} | cost of a step |"]
@@ -103,10 +103,11 @@ def tables(rows: Sequence[Measured], left_out: Mapping[str, str]) -> str:
         lines += [_table_row(row) for row in rows if row.phase == phase]
         lines += [""]
         lines += [f"{note}\n" for note in _later([row for row in rows if row.phase == phase])]
-    names = ", ".join(f"`{name}` ({why})" for name, why in left_out.items())
-    lines += [
-        f"Differences are paired by seed, with their standard error over seeds. Left out: {names}."
-    ]
+    text = "Differences are paired by seed, with their standard error over seeds."
+    if left_out:
+        names = ", ".join(f"`{name}` ({why})" for name, why in left_out.items())
+        text += f" Left out: {names}."
+    lines += [text]
     return "\n".join(lines)
 
 

@@ -270,11 +270,15 @@ def names(table: Table) -> set[tuple[str, str]]:
 
 
 def findings(page: str) -> str:
-    """docs/findings.md with the tables of the kept numbers between its markers."""
-    own = names(TABLES["entropy"])
-    rows = [row for row in measured.read() if (row.phase, row.method) in own]
-    text = measured.tables(rows, LEFT_OUT | MATH_ONLY)
-    return published.between(page, "entropy controls", text)
+    """docs/findings.md with the tables of the kept numbers between their markers."""
+    for title, chosen, out in (
+        ("entropy controls", ("entropy",), LEFT_OUT | MATH_ONLY),
+        ("other methods", ("others", "several"), {}),
+    ):
+        own = set().union(*(names(TABLES[name]) for name in chosen))
+        rows = [row for row in measured.read() if (row.phase, row.method) in own]
+        page = published.between(page, title, measured.tables(rows, out))
+    return page
 
 
 def main() -> int:
