@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -67,6 +67,8 @@ class Table:
     title: str
     phases: tuple[str, ...]
     holds: Callable[[Preset], bool]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Methods that the tables lack, in all phases or one, and why."""
 
     def methods(self, phase: str | None = None) -> list[Preset]:
         """The methods, or those that are measured in a phase, GRPO first."""
@@ -81,6 +83,7 @@ TABLES = {
         "Every method that controls entropy beside GRPO: a math and a creative phase",
         ("math", "creative"),
         lambda preset: preset.family == "entropy",
+        LEFT_OUT | MATH_ONLY,
     ),
     "others": Table(
         "configs/other_methods.yaml",
@@ -271,13 +274,14 @@ def names(table: Table) -> set[tuple[str, str]]:
 
 def findings(page: str) -> str:
     """docs/findings.md with the tables of the kept numbers between their markers."""
-    for title, chosen, out in (
-        ("entropy controls", ("entropy",), LEFT_OUT | MATH_ONLY),
-        ("other methods", ("others", "several"), {}),
-    ):
+    for title, chosen in {
+        "entropy controls": ["entropy"],
+        "other methods": ["others", "several"],
+    }.items():
         own = set().union(*(names(TABLES[name]) for name in chosen))
         rows = [row for row in measured.read() if (row.phase, row.method) in own]
-        page = published.between(page, title, measured.tables(rows, out))
+        text = measured.tables(rows, TABLES[chosen[0]].left_out)
+        page = published.between(page, title, text)
     return page
 
 
@@ -296,7 +300,7 @@ def main() -> int:
         if code == 0 and arguments.methods == "entropy":
             write_json(COSTS, {phase: step_costs(table, phase) for phase in table.phases})
     rows = numbers(table)
-    print(measured.tables(rows, LEFT_OUT | MATH_ONLY))
+    print(measured.tables(rows, table.left_out))
     if left := missing(table):
         print(f"Not trained yet: {len(left)} checkpoints, the first {left[0]}.")
     elif arguments.write:

@@ -44,8 +44,8 @@ def files() -> dict[str, str]:
         catalog.PAGE: page(verdicts, measured.costs(rows)),
         str(published.FINDINGS): method_outcomes.findings(findings),
         **{
-            table.params: method_outcomes.params_text(n)
-            for n, table in method_outcomes.TABLES.items()
+            table.params: method_outcomes.params_text(name)
+            for name, table in method_outcomes.TABLES.items()
         },
         **configs,
     }

@@ -7,10 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from trainorder.config import PARAMS_VARIABLE, GradingConfig
 from trainorder.flow.warm import warm_stages
 from trainorder.rewards import grading
 from trainorder.rewards.grading import Grader
-from trainorder.warm import VARIABLE, start
+from trainorder.warm import READY, VARIABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("trainorder", "stages", "flows", "configs", "dvc.yaml", ".dvcignore", ".gitignore")
@@ -39,16 +38,17 @@ class Project:
     def run(self, *command: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command in the project; by default it must succeed."""
         if VARIABLE in self.settings and command[:2] == (sys.executable, "-m"):
-            done = run_forked(self, command[2], command[3:])
-        else:
-            done = subprocess.run(
-                (*self.prefix, *command),
-                cwd=self.root,
-                env=self.env,
-                text=True,
-                capture_output=True,
-                check=False,
-            )
+            # stages ask for the warm process themselves
+            there = () if command[2].startswith("stages.") else ("trainorder.warm",)
+            command = (*command[:2], *there, *command[2:])
+        done = subprocess.run(
+            (*self.prefix, *command),
+            cwd=self.root,
+            env=self.env,
+            text=True,
+            capture_output=True,
+            check=False,
+        )
         assert not ok or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -75,24 +75,6 @@ class Project:
         text = path.read_text()
         assert old in text, f"{old!r} not in {file}"
         path.write_text(text.replace(old, new))
-
-
-def run_forked(
-    project: Project, module: str, arguments: Sequence[str]
-) -> subprocess.CompletedProcess[str]:
-    """`python -m MODULE ARGUMENTS` in a child of the warm process, which has what dvc and stages import."""
-    env = project.env
-    if module.startswith("stages."):  # or it would ask for another child
-        del env[VARIABLE]
-    request = {"module": module, "argv": arguments, "cwd": str(project.root), "env": env}
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        outputs = out.fileno(), err.fileno()
-        with start(project.settings[VARIABLE], request, outputs) as connection:
-            (code,) = connection.recv(1)
-        out.seek(0)
-        err.seek(0)
-        said = out.read().decode(errors="replace"), err.read().decode(errors="replace")
-    return subprocess.CompletedProcess([module, *arguments], code, *said)
 
 
 def make_project(root: Path, params: str = "configs/smoke.yaml") -> Project:
@@ -160,7 +142,7 @@ def warm() -> Iterator[dict[str, str]]:
     """
     with warm_stages():
         address = os.environ.pop(VARIABLE)  # for those who ask for it only
-        while not Path(address).exists():
+        while not Path(address + READY).exists():
             time.sleep(0.1)
         try:
             yield {VARIABLE: address}

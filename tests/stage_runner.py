@@ -6,6 +6,7 @@ in the project's folder is that server.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -64,6 +65,7 @@ def serve() -> None:
 
     import_transformers()
     assert torch, MlflowClient
+    gc.freeze()  # or every child's first collection copies all pages of what is imported
     for line in sys.stdin:
         stage, arguments, env = json.loads(line)
         child = os.fork()

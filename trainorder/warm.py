@@ -15,6 +15,7 @@ import runpy
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from trainorder.process import die_with_parent
@@ -52,11 +53,11 @@ def borrow() -> None:
 def is_ready() -> bool:
     """Whether there is a warm process that has all imported."""
     address = os.environ.get(VARIABLE)
-    return bool(address) and os.path.exists(f"{address}{READY}")  # noqa: PTH110
+    return bool(address) and Path(f"{address}{READY}").exists()
 
 
 def main() -> None:
-    """`python -m trainorder.warm MODULE ARGUMENT...`."""
+    """Run the module of the command line in the flow's child, or here where that is not possible."""
     module, *arguments = sys.argv[1:]
     _run_there(module, arguments, os.environ)
     sys.argv = [module, *arguments]
@@ -71,7 +72,7 @@ def _run_there(module: str, arguments: Sequence[str], environment: Mapping[str, 
     request = {
         "module": module,
         "argv": arguments,
-        "cwd": os.getcwd(),  # noqa: PTH109
+        "cwd": str(Path.cwd()),
         "env": dict(environment),
     }
     try:

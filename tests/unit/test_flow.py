@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import http.client
 import http.server
 import json
@@ -18,11 +17,10 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx
 import ordinary_user
@@ -37,7 +35,6 @@ from trainorder import paths
 from trainorder.config import MeasureConfig
 from trainorder.flow import state
 from trainorder.flow.dvc import Runner
-from trainorder.flow.experiment import Experiment
 from trainorder.flow.progress import Display
 from trainorder.flow.schedule import Schedule, topological
 from trainorder.measure import measure
@@ -408,19 +405,6 @@ def wait_for(condition, seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.1)
-
-
-def test_times_that_a_full_disk_cannot_keep_hide_nothing_of_what_stopped_the_run(monkeypatch):
-    def full(seconds):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(state, "remember", full)
-    stopped = Experiment.__new__(Experiment)
-    stopped._pipeline, stopped._stack = SimpleNamespace(seconds={"s0": 1.0}), ExitStack()
-    given_back = []
-    stopped._stack.callback(given_back.append, "the lock")
-    stopped.close()
-    assert given_back == ["the lock"]
 
 
 def test_wrong_params_end_at_once_with_code_2_and_start_no_server(tmp_path):

@@ -5,8 +5,6 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -16,16 +14,14 @@ from trainorder import paths, sft
 from trainorder.adapters import weights_hash
 from trainorder.config import Params, PolicyConfig, SftConfig
 from trainorder.data import build, write_tokenizer
-from trainorder.files import write_text
 from trainorder.llama import kernels_for
 from trainorder.llama.texts import Texts
 from trainorder.policy import Policy
 from trainorder.reading import ParamsError
-from trainorder.rollout import Request
+from trainorder.rewards import grading
 from trainorder.sft import lines as lines_of
 from trainorder.sft import updates
 from trainorder.sft.lines import Line, demonstration_lines, drill_lines
-from trainorder.tasks.base import Problem, Reward
 from trainorder.texts import log_probs
 from trainorder.workers import ALONE
 
@@ -317,29 +313,33 @@ def test_an_update_on_a_second_device_is_that_of_the_cpu(policy: Policy, lines, 
             torch.testing.assert_close(theirs.cpu(), ours, rtol=1e-3, atol=1e-4)
 
 
+SCORE = """
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    return {"score": {"right": 1.0, "wrong": 0.0, "unknown": None}[ground_truth]}
+"""
+
+
 def test_the_gate_leaves_out_answers_that_cannot_be_graded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    grades = {"known": [1.0, None, 0.0], "unknown": [None] * 3}
-
-    class Says:
-        def __init__(self, policy: Policy) -> None:
-            pass
-
-        def generate(self, requests: list[Request]) -> SimpleNamespace:
-            return SimpleNamespace(texts=["?"] * len(requests))
-
-    def grade(task: str, texts: list[str], problems: list[Problem]) -> list[Reward]:
-        return [Reward(value, {}) for value in grades[task]]
-
-    monkeypatch.setattr(paths, "TASK_DATA", tmp_path)
-    monkeypatch.setattr(
-        sft, "load_problems", lambda task, split: [Problem("x", task, "", "", "")] * 3
-    )
-    monkeypatch.setattr(sft, "load_task", lambda task: task)
-    monkeypatch.setattr(sft, "TorchEngine", Says)
-    monkeypatch.setattr(sft.grading, "grade", grade)
-    for task in grades:
-        write_text(tmp_path / task / "task.json", '{"max_new_tokens": 4}')
-    policy: Any = SimpleNamespace(device=torch.device("cpu"))
-    assert sft.greedy_accuracies(policy, grades, ALONE) == {"known": 0.5, "unknown": 0.0}
+    world: Params, policy: Policy, monkeypatch: pytest.MonkeyPatch
+):
+    Path("mine.py").write_text(SCORE)
+    tasks = {}
+    for name, grades in {
+        "known": ["right", "unknown", "wrong"],
+        "unknown": ["unknown"] * 3,
+    }.items():
+        files = {split: f"{name}-{split}.jsonl" for split in ("train", "dev", "test")}
+        for split, file in files.items():
+            rows = [
+                {"prompt": f"say {name} in {split} {n}", "answer": grade}
+                for n, grade in enumerate(grades)
+            ]
+            Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        counts = {"train": 3, "dev": 3, "test": 3, "max_new_tokens": 4, "demonstrations": 0}
+        tasks[name] = {"data": files, "reward": "mine.py:compute_score", **counts}
+    phase = {"kind": "structured", "tasks": dict.fromkeys(tasks, 1.0), "steps": 1}
+    changed = {"tasks": tasks, "phases": {"both": phase}, "orders": {"only": ["both"]}}
+    build(Params.model_validate(world.model_dump() | changed))
+    grading.shared().close()  # its process runs in the folder of an earlier test
+    found = sft.greedy_accuracies(policy, tasks, ALONE)
+    assert found == {"known": 0.5, "unknown": 0.0}

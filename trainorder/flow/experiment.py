@@ -62,7 +62,7 @@ class Experiment:
             raise
 
     def begin(self) -> None:
-        """Write the plan, find what is stale, try the judges that are needed, keep a process warm if anything trains."""
+        """Write the plan, find what is stale, keep a process warm if anything trains, try the judges that are needed and MLflow."""
         keep_loopback_direct()
         self._stack.enter_context(self.display)
         self.state = project.start(self.plan)

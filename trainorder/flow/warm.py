@@ -41,7 +41,9 @@ PACKAGES = (
     "mlflow.tracking.client",
     "mlflow.store.tracking.sqlalchemy_store",
 )
+"""What stages import."""
 DVC = ("dvc.cli", "dvc.commands.repro", "dvc.repo.reproduce", "networkx")
+"""What `dvc repro` imports."""
 
 
 @contextmanager
@@ -84,7 +86,7 @@ def main() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children are reaped by the system
         gc.collect()
         gc.freeze()  # or every child's first collection copies all pages of what is imported
-        Path(address + READY).touch()
+        Path(f"{address}{READY}").touch()
         while True:
             connection, _ = listener.accept()
             if os.fork() == 0:
