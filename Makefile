@@ -7,6 +7,8 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install -qq
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_OFFLINE ?= 1
+# a run starts hundreds of processes: each would compile the code again
+unexport PYTHONDONTWRITEBYTECODE
 
 # long tests wait for processes and clocks a third of their time or more: four workers fill two cores
 PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder

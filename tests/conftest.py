@@ -82,9 +82,8 @@ def make_project(root: Path, params: str = "configs/smoke.yaml") -> Project:
     root.mkdir(parents=True, exist_ok=True)
     for name in SOURCES:
         source = ROOT / name
-        ignore = shutil.ignore_patterns("__pycache__")
-        if source.is_dir():
-            shutil.copytree(source, root / name, ignore=ignore)
+        if source.is_dir():  # what is compiled too: valid for copies, which keep their times
+            shutil.copytree(source, root / name)
         else:
             shutil.copy(source, root / name)
     (root / ".dvc").mkdir()

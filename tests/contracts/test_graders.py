@@ -469,3 +469,38 @@ def test_an_unknown_constraint_names_the_nearest() -> None:
         match=r"no constraint 'punctuation:no_comas' \(did you mean 'punctuation:no_comma'",
     ):
         grader("ifeval").read({"instruction_id_list": ["punctuation:no_comas"], "kwargs": [{}]}, {})
+
+
+@needs_eval
+@pytest.mark.parametrize("name", IFEVAL)
+def test_a_constraint_without_its_arguments_is_refused(name: str) -> None:
+    """lm-eval would draw them at random, anew for each answer."""
+    own = IFEVAL[name][0]
+    for key in own:
+        for rest in ({}, {key: None}, {key: 0}):
+            given = {"instruction_id_list": [name], "kwargs": [{**own, key: None, **rest}]}
+            with pytest.raises(BadLabel, match=f"constraint {name} needs .*{key}"):
+                grader("ifeval").read(given, {})
+
+
+@needs_eval
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("keywords:existence", {"keywords": ["*"]}),
+        ("keywords:forbidden_words", {"forbidden_words": ["(x"]}),
+        ("keywords:frequency", {"keyword": "(", "frequency": 2, "relation": "at least"}),
+        ("detectable_format:multiple_sections", {"section_spliter": "S(", "num_sections": 2}),
+    ],
+)
+def test_words_that_are_no_pattern_are_refused(name: str, own: dict[str, Any]) -> None:
+    """lm-eval searches them as regular expressions."""
+    with pytest.raises(BadLabel, match=f"constraint {name}: error: "):
+        grader("ifeval").read({"instruction_id_list": [name], "kwargs": [own]}, {})
+
+
+@needs_eval
+def test_nothing_visible_keeps_no_constraint() -> None:
+    for name, (own, _, _) in IFEVAL.items():
+        for text in ("", " \n", "\u200b", "\u00ad\u2060", "\ufeff\n\u200e"):
+            assert follows(text, "a prompt", name, own) in (False, None), (name, text)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trainorder import paths, preflight
-from trainorder.config import TaskConfig, parse_params
+from trainorder.config import GradingConfig, TaskConfig, parse_params
 from trainorder.data import build
 from trainorder.plan import compile_plan
 from trainorder.plan.check import check
@@ -526,6 +526,49 @@ def test_a_function_of_the_user_grades_in_the_signature_of_trl_or_verl() -> None
         task(file, reward="mine.py:scor").grade(["yes"], found[:1])
     with pytest.raises(ParamsError, match=r"no file 'yours.py'"):
         check(params(data=file, reward="yours.py:score"))
+
+
+ODD = {
+    "prints": ("print('{}'); sys.stdout.flush(); os.write(1, b'[')", "[0.5]", 0.5),
+    "reads": ("sys.stdin.read()", "[0.5]", 0.5),
+    "clears": ("os.environ.clear(); os.chdir('/')", "[0.5]", 0.5),
+    "leaves": ("threading.Thread(target=time.sleep, args=(60,)).start()", "[0.5]", 0.5),
+    "numpy": ("import numpy", "numpy.array([0.5])", 0.5),
+    "bool": ("", "[True]", 1.0),
+    "text": ("", "['1']", 1.0),
+    "hangs": ("time.sleep(60)", "[1]", "took over 2 s"),
+    "ends": ("os._exit(0)", "[1]", "died twice"),
+    "exits": ("raise SystemExit", "[1]", "died twice"),
+    "number": ("", "1", "cannot unpack"),
+    "two": ("", "[1, 1]", "too many values"),
+    "mapping": ("", "[{'score': 1}]", "must be a string or a real number"),
+    "nothing": ("", "None", "cannot unpack"),
+    "nan": ("", "[float('nan')]", "gave no grade"),
+    "three": ("", "[3]", "a value in 0..1 or None, it gave 3.0"),
+    "minus": ("", "[-0.1]", "a value in 0..1 or None, it gave -0.1"),
+    "loops": ("score(completions, **columns)", "[1]", "RecursionError"),
+    "grows": ("bytearray(1 << 46)", "[1]", "MemoryError"),
+}
+"""What the answer has the function do, what it gives then, and the answer's value or why it has none."""
+
+
+def test_whatever_a_function_of_the_user_does_costs_that_one_answer() -> None:
+    does = "".join(
+        f"    if completions[0] == {name!r}:\n        {first or 'pass'}\n        return {gives}\n"
+        for name, (first, gives, _) in ODD.items()
+    )
+    text = "import os, sys, threading, time\n\ndef score(completions, **columns):\n"
+    Path("odd.py").write_text(f"{text}{does}    return [1.0]\n")
+    file = write("rows.jsonl", *({"prompt": f"say yes {n}", "answer": "yes"} for n in range(99)))
+    own = task(file, reward="odd.py:score")
+    worker = grading.Grader(GradingConfig(seconds=2, max_unscored=1.0))
+    for name, (_, _, wanted) in ODD.items():
+        given = worker.grade(own, ["good", name, "good"], problems(own)[:3])
+        value = None if isinstance(wanted, str) else wanted
+        assert [reward.value for reward in given] == [1.0, value, 1.0], name
+        newest = list(worker.unscored.reasons.get("mine", {"": 1}))[-1]
+        assert value is not None or str(wanted) in newest, (name, newest)
+    worker.close()
 
 
 def test_the_users_code_and_the_graders_of_the_rows_are_in_the_fingerprints() -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from trainorder.graders import Answer, BadLabel, Grader
 from trainorder.graders.labels import literal
 from trainorder.reading import ParamsError, did_you_mean
+from trainorder.rewards import format
 
 PACKAGE = ("lm_eval", "lm_eval.tasks", "lm_eval.tasks.ifeval")
 
@@ -83,11 +84,16 @@ def _read(label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     kwargs = [{key: value for key, value in (one or {}).items() if value} for one in given]
     label = {"ids": ids, "kwargs": kwargs}
     for name, own in zip(ids, kwargs, strict=True):
+        checker = checkers()[name](name)
+        # lm-eval draws at random what is missing, so that an answer's value would be chance
+        if missing := [key for key in checker.get_instruction_args_keys() if key not in own]:
+            raise BadLabel(f"constraint {name} needs {' and '.join(missing)}, not empty and not 0")
         try:
-            checkers()[name](name).build_description(**_counts(own))
-        except Exception as error:  # each checker validates in its own way
+            checker.build_description(**_counts(own))
+            kept = follows("One. Two.", "", name, own)
+        except Exception as error:  # each checker validates in its own way, keywords are patterns
             raise BadLabel(f"constraint {name}: {type(error).__name__}: {error}") from None
-        if follows("One. Two.", "", name, own) is None:
+        if kept is None:
             raise BadLabel(
                 f"constraint {name} needs nltk's data: python -m nltk.downloader punkt punkt_tab"
             )
@@ -110,7 +116,7 @@ def follows(text: str, prompt: str, name: str, own: Mapping[str, Any]) -> bool |
     if arguments and "prompt" in arguments:
         checker.build_description(prompt=prompt)
     try:
-        return bool(text.strip()) and bool(checker.check_following(text))
+        return format.visible(text) and bool(checker.check_following(text))
     except LookupError:
         return None
 
