@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from trainorder.rewards.grading import Grader
 from trainorder.warm import READY, VARIABLE
 
 ROOT = Path(__file__).resolve().parents[1]
+SHARED = "TRAINORDER_TESTS_WARM"
+"""Environment variable: the address of the process that `warm` settings name, where all workers share one."""
 SOURCES = ("trainorder", "stages", "flows", "configs", "dvc.yaml", ".dvcignore", ".gitignore")
 
 
@@ -133,20 +136,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path.parent.name != "pipeline", -long[item.path]))
 
 
+@contextmanager
+def _warm() -> Iterator[str]:
+    """A process that has torch, transformers and MLflow imported, or is about to; its address."""
+    with warm_stages():
+        address = os.environ.pop(VARIABLE)  # for those who ask for it only
+        try:
+            yield address
+        finally:
+            os.environ[VARIABLE] = address
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers share one such process, which imports while they collect."""
+    workers = config.getoption("numprocesses", None)  # of the process that has workers
+    if workers and "not long" not in config.getoption("markexpr"):
+        shared = ExitStack()
+        os.environ[SHARED] = shared.enter_context(_warm())
+        config.add_cleanup(shared.close)
+
+
 @pytest.fixture(scope="session")
 def warm() -> Iterator[dict[str, str]]:
     """Settings under which stages run in children of one process that has torch, transformers and MLflow imported.
 
     Importing them takes a stage over ten CPU seconds, far longer than what it computes for the smoke params.
     """
-    with warm_stages():
-        address = os.environ.pop(VARIABLE)  # for those who ask for it only
-        while not Path(address + READY).exists():
+    address = os.environ.get(SHARED)
+    with nullcontext(address) if address else _warm() as found:
+        while not Path(found + READY).exists():
             time.sleep(0.1)
-        try:
-            yield {VARIABLE: address}
-        finally:
-            os.environ[VARIABLE] = address
+        yield {VARIABLE: found}
 
 
 @pytest.fixture(autouse=True)

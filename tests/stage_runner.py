@@ -58,13 +58,11 @@ class StageRunner:
 
 def serve() -> None:
     """Fork a process per line of stdin, answer with its exit code."""
-    import torch
-    from mlflow import MlflowClient
-
     from trainorder.pretrained import import_transformers
 
     import_transformers()
-    assert torch, MlflowClient
+    for name in ("torch", "mlflow", "deepspeed"):
+        importlib.import_module(name)
     gc.freeze()  # or every child's first collection copies all pages of what is imported
     for line in sys.stdin:
         stage, arguments, env = json.loads(line)

@@ -10,7 +10,9 @@ import hashlib
 import importlib
 import json
 import sys
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,22 @@ def converted(file: Path) -> Path:
 
 
 def _convert(file: Path, folder: Path) -> None:
+    with _read_once(importlib.import_module("gguf")):
+        _convert_read(file, folder)
+
+
+@contextmanager
+def _read_once(gguf: Any) -> Iterator[None]:
+    """Within this, transformers parses a file once, not for the config, the weights and the tokenizer again: seconds each."""
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = cache(reader)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader
+
+
+def _convert_read(file: Path, folder: Path) -> None:
     import torch
     from tqdm import tqdm
 

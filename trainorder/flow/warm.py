@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import runpy
@@ -80,6 +81,7 @@ def main() -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         for name in (*DVC, *PACKAGES):
             _import(name)
+        _import_deepspeed()
         assert threading.active_count() == 1, (
             "a package started a thread, which would not survive fork"
         )
@@ -105,6 +107,13 @@ def _import(name: str) -> None:
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     get_checkpoint_conversion_mapping("llama")  # builds its table of 700 regular expressions
+
+
+def _import_deepspeed() -> None:
+    """Where it is installed, transformers imports it at every save of a model; it looks for a GPU, whose driver would not survive fork."""
+    torch = sys.modules.get("torch")
+    if torch and not torch.backends.cuda.is_built() and importlib.util.find_spec("deepspeed"):
+        importlib.import_module("deepspeed")
 
 
 def _serve(connection: socket.socket) -> None:
