@@ -125,7 +125,12 @@ def _meaning(
     used = {name for other in files for name in _facts(root, other).used}
     taken = {name.removeprefix(f"{module}.") for name in used if name.startswith(f"{module}.")}
     named = {f"{slot}:{name}" for slot, name in pieces}
-    return meaning(_reached(ast.parse((root / file).read_bytes()), taken | named))
+    return _meaning_of_parts(root / file, _stamp(root / file), frozenset(taken | named))
+
+
+@cache
+def _meaning_of_parts(path: Path, stamp: tuple[int, int], names: frozenset[str]) -> str:
+    return meaning(_reached(ast.parse(path.read_bytes()), names))
 
 
 def of_files(files: Sequence[Path]) -> str:
@@ -212,8 +217,12 @@ class _Facts:
 
 
 def _facts(root: Path | Places, file: str) -> _Facts:
-    stat = (root / file).stat()
-    return _facts_of(root / file, file, (stat.st_mtime_ns, stat.st_size))
+    return _facts_of(root / file, file, _stamp(root / file))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
 
 
 @cache
@@ -323,7 +332,7 @@ def _is_for_types(node: ast.AST) -> bool:
     )
 
 
-def _reached(tree: ast.Module, roots: set[str]) -> ast.Module:
+def _reached(tree: ast.Module, roots: frozenset[str]) -> ast.Module:
     """The file without the functions, classes, constants and imports that nothing reaches."""
     pieces = {function.name: f"{slot}:{function.name}" for slot, function in listed(tree)}
     items = [part for item in tree.body for part in _one_name_each(item)]

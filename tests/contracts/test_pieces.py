@@ -7,6 +7,7 @@ import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -61,12 +62,17 @@ def some_roll() -> Roll:
     return replace(roll, advantages=draw(), token_facts=facts, text=said)
 
 
+@cache
+def needed_by_pieces() -> frozenset[str]:
+    bound = [bind(slot, name) for slot, name in ALL if slot != "terms"]
+    return frozenset().union(*(piece.needs for piece in bound))
+
+
 def needed_of(roll: Roll) -> dict[str, torch.Tensor]:
     """Facts that only some pieces need."""
     noise = torch.Generator().manual_seed(1)
     shape, known = roll.loss_mask.shape, {"entropy", "ref_logps", "hidden", "spans"}
-    bound = [bind(slot, name) for slot, name in ALL if slot != "terms"]
-    needs = sorted(frozenset().union(*(piece.needs for piece in bound)) - known)
+    needs = sorted(needed_by_pieces() - known)
     return {
         **{
             need: torch.rand(shape, generator=noise, dtype=torch.float64)

@@ -28,7 +28,7 @@ pytestmark = [
 TASKS = ["first", "sums", "poems"]
 VERIFIED = TASKS[:2]
 NODES = ["verified", "verified--poems", "poems", "joint"]
-JUDGE = {"kind": "preference", "layers": 1, "epochs": 6, "batch_size": 4, "lr": 3e-4}
+JUDGE = {"kind": "preference", "layers": 1, "epochs": 4, "batch_size": 4, "lr": 3e-4}
 
 
 def pairs(topics: list[str]) -> str:
@@ -49,7 +49,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]) -> Proj
     """The project, brought up to date by `dvc repro`."""
     project = make_project(tmp_path_factory.mktemp("real") / "project")
     preset = read_yaml(ROOT / "configs" / "smollm2.yaml")
-    counts = {"train": 6, "dev": 1, "test": 3, "max_new_tokens": 10}
+    counts = {"train": 6, "dev": 1, "test": 3, "max_new_tokens": 6}
     tasks = {name: preset["tasks"][name] | counts for name in TASKS}
     verified = {"kind": "structured", "tasks": dict.fromkeys(VERIFIED, 1), "steps": 1}
     poems = preset["phases"]["poems"] | {"steps": 1}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -116,17 +118,21 @@ def bind(slot: str, piece: Piece) -> Bound:
             f"{did_you_mean(name, names)}"
         )
     entry, engine = listed[name], ENGINE_OPTIONS.get(slot, {})
-    types = {**get_type_hints(entry.function, include_extras=True), **engine}
-    defaults = {
-        key: parameter.default
-        for key, parameter in inspect.signature(entry.function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
+    types, defaults = _options_of(entry.function)
+    types = {**types, **engine}
     allowed = [*defaults, *engine]
     checked = {key: _checked(slot, name, key, v, types, allowed) for key, v in given.items()}
     own = {key: checked.pop(key) for key in engine if key in checked}
     own["weight"] = tuple(bind("weight", piece) for piece in own.get("weight", ()))
     return Bound(entry, {**defaults, **checked}, **own)
+
+
+@cache
+def _options_of(function: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Types of a piece's parameters, and its options with their defaults; not to be changed."""
+    parameters = inspect.signature(function).parameters.items()
+    defaults = {key: own.default for key, own in parameters if own.kind is own.KEYWORD_ONLY}
+    return get_type_hints(function, include_extras=True), defaults
 
 
 def _single(slot: str, piece: dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
