@@ -1,4 +1,5 @@
 import math
+import random
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from stages import evaluate as stage
 from trainorder import paths
 from trainorder.config import EvaluationConfig, PolicyConfig, parse_params
 from trainorder.data import build
-from trainorder.evaluation import POOLED, built_exams, evaluate
+from trainorder.evaluation import POOLED, answering, built_exams, evaluate
 from trainorder.evaluation.answering import Answers, Exam, answer, forced_entropies
 from trainorder.evaluation.scoring import per_problem, pooled
 from trainorder.judges.preference import Judge
@@ -182,6 +183,30 @@ def test_forced_entropy_is_the_dense_mean_over_the_completion_alone(here: Path):
         expected.append(float(-(log_probs.exp() * log_probs).sum(1).mean()))
     assert forced_entropies(policy, prompts, completions) == pytest.approx(expected, abs=1e-5)
     assert abs(expected[0] - expected[1]) > 0.01
+
+
+@pytest.mark.parametrize(("tokens", "logits"), [(40, 10**9), (10**9, 5000), (1, 1)])
+def test_forced_entropies_do_not_depend_on_the_memory_of_a_batch(
+    here: Path, monkeypatch: pytest.MonkeyPatch, tokens: int, logits: int
+):
+    policy, rng = Policy.load(paths.checkpoint("s0")), random.Random(0)
+    vocabulary = policy.model.config.vocab_size
+    lengths = [(rng.randint(1, 12), rng.randint(1, 9)) for _ in range(30)]
+    prompts, completions = (
+        [[rng.randrange(4, vocabulary) for _ in range(length[part])] for length in lengths]
+        for part in (0, 1)
+    )
+    together = forced_entropies(policy, prompts, completions)
+    monkeypatch.setattr(answering, "BATCH_TOKENS", tokens)
+    monkeypatch.setattr(answering, "BATCH_LOGITS", logits)
+    batches = list(answering._batches(lengths, vocabulary))
+    assert sorted(row for batch in batches for row in batch) == list(range(30))
+    for batch in batches:
+        longest, asked = max(sum(lengths[i]) for i in batch), max(lengths[i][1] for i in batch)
+        bounded = len(batch) * longest <= tokens and len(batch) * asked * vocabulary <= logits
+        assert bounded or len(batch) == 1
+    assert 1 < len(batches) <= 30
+    assert forced_entropies(policy, prompts, completions) == pytest.approx(together, abs=1e-5)
 
 
 def test_forced_entropies_on_a_second_device_are_those_of_the_cpu(here: Path):
