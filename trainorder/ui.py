@@ -268,7 +268,10 @@ def _experiment(url: str, name: str) -> str | None:
 
 
 def _current_orders(url: str, experiment: str) -> list[str]:
-    """Run ids of the latest measurement's arms that train in phases, best first: the others have no place on those axes."""
+    """Run ids of the latest measurement's arms that train in phases, best first: the others have no place on those axes.
+
+    Work trees of one clone share a store: those of the other trees are left out.
+    """
     from trainorder.owner import own_filter
     from trainorder.tracking import ARM
 
@@ -282,7 +285,13 @@ def _current_orders(url: str, experiment: str) -> list[str]:
         "order_by": ["metrics.mean DESC"],
     }
     found = _ask(f"{url}/api/2.0/mlflow/runs/search", body)
-    return [run["info"]["run_id"] for run in found.get("runs", [])]
+    return [run["info"]["run_id"] for run in found.get("runs", []) if not _is_of_another(run)]
+
+
+def _is_of_another(run: Mapping[str, Any]) -> bool:
+    """Whether a run was made in another folder that is still there."""
+    folders = [Path(tag["value"]) for tag in run["data"]["tags"] if tag["key"] == "folder"]
+    return any(folder != Path.cwd() and folder.is_dir() for folder in folders)
 
 
 def _ask(url: str, body: dict[str, Any] | None = None) -> Any:

@@ -19,6 +19,7 @@ from browser import browsing
 from order_worlds import World
 from serving import Quiet, serving, started
 
+from trainorder import ui
 from trainorder.config import MeasureConfig
 from trainorder.measure import from_plan, measure, to_json
 from trainorder.process import keep_loopback_direct
@@ -109,6 +110,28 @@ def test_the_compare_page_has_the_orders_and_no_arm_without_phases(opened: str):
     names = {run["info"]["run_id"]: run["info"]["run_name"] for run in runs}
     compared = [names[run] for run in json.loads(urllib.parse.unquote(listed))]
     assert sorted(compared) == ["code_first", "math_first"]
+
+
+def test_orders_of_another_work_tree_in_the_same_store_are_not_compared(
+    opened: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (experiment,) = re.findall(r"orders, table +\S+/experiments/(\d+)/runs\?", opened)
+    (address,) = set(re.findall(r"(http://\S+?)/#/", opened))
+    runs = ask(opened, "runs/search", {"experiment_ids": [experiment]}).json()["runs"]
+    tags = next(run["data"]["tags"] for run in runs if run["info"]["run_name"] == "math_first")
+    own = {tag["key"]: tag["value"] for tag in tags}
+    monkeypatch.chdir(own["folder"])
+    before = ui._current_orders(address, experiment)
+    assert len(before) == 2
+    made = {}
+    for folder in (tmp_path, tmp_path / "gone"):
+        given = {**own, "folder": str(folder), "mlflow.runName": folder.name}
+        listed = [{"key": key, "value": value} for key, value in given.items()]
+        body = {"experiment_id": experiment, "start_time": 0, "tags": listed}
+        run = ask(opened, "runs/create", body).json()["run"]["info"]["run_id"]
+        ask(opened, "runs/log-parameter", {"run_id": run, "key": "pos1", "value": "math"})
+        made[folder.name] = run
+    assert set(ui._current_orders(address, experiment)) == {*before, made["gone"]}
 
 
 def test_mlflows_pages_show_the_arms_side_by_side_and_a_nodes_model_data_and_rollouts(opened: str):
