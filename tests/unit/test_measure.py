@@ -163,6 +163,19 @@ def test_a_lead_that_only_a_judge_sees_is_split_and_warned_about():
     assert kept["hidden_taste"]["value"] == 0.0
 
 
+def test_a_lead_against_the_judged_tasks_is_not_carried_by_them():
+    # "right" gains .5 on the verified task and loses .3 on the judged one
+    orders = {"right": ("a",), "pleasing": ("b",)}
+    world = World(tasks=("a", "b"), phases={"a": ("a",), "b": ("b",)}, orders=orders, judged=("b",), effects={"b": {"a": -0.2}})  # fmt: skip
+    found = measure(world.table(), from_plan(world.plan()), CONFIG)
+    assert found["winner"]["best"] == "right"
+    parts = found["winner"]["lead"]["parts"]
+    assert parts["verified"]["low"] > 0
+    assert parts["judged"]["high"] < 0
+    assert not parts["judged_only"]
+    assert "by a judge only" not in report.words.headline(found)
+
+
 @pytest.mark.parametrize("metric", ["gold", "reward_judge"])
 def test_a_task_is_judged_with_an_endpoint_too_and_without_a_hidden_taste(metric):
     table = table_of(()).copy()

@@ -66,8 +66,8 @@ class Parts:
     def of(self, a: BySeed, b: BySeed) -> dict[str, Any] | None:
         """A minus B on each part, None where there is no such task; None where no task is judged.
 
-        `judged_only`: the difference is carried by judged tasks alone. It excludes 0 there, and verified tasks do not
-        show a difference of the same sign.
+        `judged_only`: the difference is carried by judged tasks alone. There it excludes 0 on the side on which all tasks
+        together are, and verified tasks do not show a difference of that sign.
         """
         if not self.judged:
             return None
@@ -80,7 +80,9 @@ class Parts:
         found: dict[str, Any] = dict.fromkeys(values)
         found |= zip(known, self.intervals(np.stack(list(known.values()))), strict=True)
         sign = side(found["judged"])
-        return {**found, "judged_only": sign != 0 and side(found["verified"]) != sign}
+        every = _difference(self.scores, a, b, (*self.verified, *self.judged))
+        carried = every is not None and sign * every[:, 0].mean() > 0
+        return {**found, "judged_only": carried and side(found["verified"]) != sign}
 
 
 def _difference(
