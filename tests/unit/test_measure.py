@@ -174,6 +174,7 @@ def test_a_lead_against_the_judged_tasks_is_not_carried_by_them():
     assert parts["judged"]["high"] < 0
     assert not parts["judged_only"]
     assert "by a judge only" not in report.words.headline(found)
+    to_json(found)  # all of it is JSON
 
 
 @pytest.mark.parametrize("metric", ["gold", "reward_judge"])

@@ -81,7 +81,7 @@ class Parts:
         found |= zip(known, self.intervals(np.stack(list(known.values()))), strict=True)
         sign = side(found["judged"])
         every = _difference(self.scores, a, b, (*self.verified, *self.judged))
-        carried = every is not None and sign * every[:, 0].mean() > 0
+        carried = every is not None and bool(sign * every[:, 0].mean() > 0)
         return {**found, "judged_only": carried and side(found["verified"]) != sign}
 
 
