@@ -43,9 +43,7 @@ def by_dvc(tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]) -> Pr
 
 
 @pytest.fixture(scope="session")
-def soak(
-    by_dvc: Project, tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]
-) -> tuple[Project, dict]:
+def soak(by_dvc: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict]:
     """Trained by the Prefect flow, five times killed and started again; and what kill_soak found."""
     project = Project(tmp_path_factory.mktemp("by_flow") / "project")
     command = ["--kills", "5", "--seconds", "7", "--checkpoint-seconds", "0.5", "--seed", "1"]
@@ -53,7 +51,6 @@ def soak(
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.kill_soak", *command, "--keep", str(project.root)],
         cwd=ROOT,
-        env={**os.environ, **warm},  # or each of the six flows would import all of it again
         text=True,
         capture_output=True,
         check=False,
