@@ -533,10 +533,10 @@ ODD = {
     "reads": ("sys.stdin.read()", "[0.5]", 0.5),
     "clears": ("os.environ.clear(); os.chdir('/')", "[0.5]", 0.5),
     "leaves": ("threading.Thread(target=time.sleep, args=(60,)).start()", "[0.5]", 0.5),
-    "numpy": ("import numpy", "numpy.array([0.5])", 0.5),
+    "numpy": ("", "numpy.array([0.5])", 0.5),
     "bool": ("", "[True]", 1.0),
     "text": ("", "['1']", 1.0),
-    "hangs": ("time.sleep(60)", "[1]", "took over 2 s"),
+    "hangs": ("time.sleep(60)", "[1]", "took over 4 s"),
     "ends": ("os._exit(0)", "[1]", "died twice"),
     "exits": ("raise SystemExit", "[1]", "died twice"),
     "number": ("", "1", "cannot unpack"),
@@ -557,11 +557,11 @@ def test_whatever_a_function_of_the_user_does_costs_that_one_answer() -> None:
         f"    if completions[0] == {name!r}:\n        {first or 'pass'}\n        return {gives}\n"
         for name, (first, gives, _) in ODD.items()
     )
-    text = "import os, sys, threading, time\n\ndef score(completions, **columns):\n"
+    text = "import os, sys, threading, time\nimport numpy\n\ndef score(completions, **columns):\n"
     Path("odd.py").write_text(f"{text}{does}    return [1.0]\n")
     file = write("rows.jsonl", *({"prompt": f"say yes {n}", "answer": "yes"} for n in range(99)))
     own = task(file, reward="odd.py:score")
-    worker = grading.Grader(GradingConfig(seconds=2, max_unscored=1.0))
+    worker = grading.Grader(GradingConfig(seconds=4, max_unscored=1.0))
     for name, (_, _, wanted) in ODD.items():
         given = worker.grade(own, ["good", name, "good"], problems(own)[:3])
         value = None if isinstance(wanted, str) else wanted
