@@ -130,6 +130,7 @@ def _meaning(
 
 @cache
 def _meaning_of_parts(path: Path, stamp: tuple[int, int], names: frozenset[str]) -> str:
+    """Hash of what these names reach in a file; `stamp` is the version of the file that is remembered."""
     return meaning(_reached(ast.parse(path.read_bytes()), names))
 
 

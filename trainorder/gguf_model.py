@@ -67,18 +67,15 @@ def converted(file: Path) -> Path:
     with exclusive(folder.with_suffix(".lock"), f"converts {file.name}", PATIENCE):
         if not folder.is_dir():
             print(f"converting {file.name} into {folder}, once", file=sys.stderr)
-            _convert(file, folder)
+            with _parsed_once():
+                _convert(file, folder)
     return folder
 
 
-def _convert(file: Path, folder: Path) -> None:
-    with _read_once(importlib.import_module("gguf")):
-        _convert_read(file, folder)
-
-
 @contextmanager
-def _read_once(gguf: Any) -> Iterator[None]:
-    """Within this, transformers parses a file once, not for the config, the weights and the tokenizer again: seconds each."""
+def _parsed_once() -> Iterator[None]:
+    """Within this, transformers parses a file once; else again for the config, the weights and the tokenizer, seconds each."""
+    gguf: Any = importlib.import_module("gguf")
     reader = gguf.GGUFReader
     gguf.GGUFReader = cache(reader)
     try:
@@ -87,7 +84,7 @@ def _read_once(gguf: Any) -> Iterator[None]:
         gguf.GGUFReader = reader
 
 
-def _convert_read(file: Path, folder: Path) -> None:
+def _convert(file: Path, folder: Path) -> None:
     import torch
     from tqdm import tqdm
 

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -92,6 +92,16 @@ def project() -> dict[str, str]:
             }
             write_json(file, known)
     return {key: known[key] for key in ("id", "name")}
+
+
+def folder_of(tags: Mapping[str, str]) -> Path:
+    """Where the run of these tags was made; this folder for runs of before there was the tag."""
+    return Path(tags.get("folder", Path.cwd()))
+
+
+def is_from_here(tags: Mapping[str, str]) -> bool:
+    """Whether the run of these tags was made in this folder, or in one that was moved here or deleted."""
+    return folder_of(tags) == Path.cwd() or not folder_of(tags).is_dir()
 
 
 def own_filter() -> str:

@@ -272,7 +272,7 @@ def _current_orders(url: str, experiment: str) -> list[str]:
 
     Work trees of one clone share a store: those of the other trees are left out.
     """
-    from trainorder.owner import own_filter
+    from trainorder.owner import is_from_here, own_filter
     from trainorder.tracking import ARM
 
     tags = {"current": "true"} | ARM
@@ -285,13 +285,11 @@ def _current_orders(url: str, experiment: str) -> list[str]:
         "order_by": ["metrics.mean DESC"],
     }
     found = _ask(f"{url}/api/2.0/mlflow/runs/search", body)
-    return [run["info"]["run_id"] for run in found.get("runs", []) if not _is_of_another(run)]
-
-
-def _is_of_another(run: Mapping[str, Any]) -> bool:
-    """Whether a run was made in another folder that is still there."""
-    folders = [Path(tag["value"]) for tag in run["data"]["tags"] if tag["key"] == "folder"]
-    return any(folder != Path.cwd() and folder.is_dir() for folder in folders)
+    return [
+        run["info"]["run_id"]
+        for run in found.get("runs", [])
+        if is_from_here({tag["key"]: tag["value"] for tag in run["data"]["tags"]})
+    ]
 
 
 def _ask(url: str, body: dict[str, Any] | None = None) -> Any:

@@ -474,7 +474,7 @@ def test_an_unknown_constraint_names_the_nearest() -> None:
 @needs_eval
 @pytest.mark.parametrize("name", IFEVAL)
 def test_a_constraint_without_its_arguments_is_refused(name: str) -> None:
-    """lm-eval would draw them at random, anew for each answer."""
+    """lm-eval would fill them with random values, different ones for each answer."""
     own = IFEVAL[name][0]
     for key in own:
         for rest in ({}, {key: None}, {key: 0}):

@@ -80,9 +80,9 @@ class Parts:
         found: dict[str, Any] = dict.fromkeys(values)
         found |= zip(known, self.intervals(np.stack(list(known.values()))), strict=True)
         sign = side(found["judged"])
-        every = _difference(self.scores, a, b, (*self.verified, *self.judged))
-        carried = every is not None and bool(sign * every[:, 0].mean() > 0)
-        return {**found, "judged_only": carried and side(found["verified"]) != sign}
+        every = (self.scores.of(a) - self.scores.of(b))[:, 0, [*self.verified, *self.judged]]
+        ahead = bool(sign * every.mean() > 0)
+        return {**found, "judged_only": ahead and side(found["verified"]) != sign}
 
 
 def _difference(

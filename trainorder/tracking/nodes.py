@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 from trainorder import paths
 from trainorder.files import read_jsonl
 from trainorder.lineage import variant_of
-from trainorder.owner import identity, own_filter, own_store
+from trainorder.owner import folder_of, identity, own_filter, own_store
 from trainorder.process import is_held
 from trainorder.tracking.store import (
     NODES,
     attach,
     connect,
-    folder_of,
     is_charted,
     log,
     log_data,
@@ -234,7 +233,9 @@ def sweep() -> int:
         run
         for run in own_runs(client, experiment)
         if run.info.status == "RUNNING" and run.data.tags.get("host", host) == host
-        if not is_held(folder_of(run) / paths.RESUME / f"{run.data.tags.get('node')}.lock")
+        if not is_held(
+            folder_of(run.data.tags) / paths.RESUME / f"{run.data.tags.get('node')}.lock"
+        )
     ]
     for run in left:
         client.set_terminated(run.info.run_id, "KILLED")

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from trainorder.owner import identity, own_filter
+from trainorder.owner import identity, is_from_here, own_filter
 from trainorder.tracking.store import (
     ORDERS,
     attach,
     connect,
-    is_from_here,
     log,
     own_runs,
     share_view,
@@ -67,7 +66,7 @@ def log_orders(records: Sequence[OrderRecord], view: Mapping[str, Any] | None = 
         wanted = " and ".join(filter(None, (view["searchFilter"], own_filter())))
         share_view(client, experiment, {**view, "searchFilter": wanted})
     mine = identity()
-    here = (run for run in own_runs(client, experiment) if is_from_here(run))
+    here = (run for run in own_runs(client, experiment) if is_from_here(run.data.tags))
     known = {run.data.tags.get("order_key"): run for run in here}
     ids: dict[str, str] = {}
     for record in records:  # an arm comes before its seeds

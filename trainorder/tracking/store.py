@@ -91,16 +91,6 @@ def own_runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
             return
 
 
-def folder_of(run: Run) -> Path:
-    """Where a run was made; this folder for runs of before there was the tag."""
-    return Path(run.data.tags.get("folder", Path.cwd()))
-
-
-def is_from_here(run: Run) -> bool:
-    """Whether a run was made in this folder, or in one that was moved here or deleted."""
-    return folder_of(run) == Path.cwd() or not folder_of(run).is_dir()
-
-
 def log(
     client: MlflowClient,
     run_id: str,
