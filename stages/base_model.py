@@ -1,4 +1,4 @@
-"""DVC stage base, where `sft` is null: the model of policy.path as it is -> checkpoints/base, which has no copy of its weights."""
+"""DVC stage `train` of plan/base/dvc.yaml, where `sft` is null: the model of policy.path as it is -> checkpoints/base, which has no copy of its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DVC stage <node> of plan/dvc.yaml, of `kind: distill`: a parent, a phase and a teacher for each task -> checkpoint."""
+"""DVC stage `train` of plan/<node>/dvc.yaml, of `kind: distill`: a parent, a phase and a teacher for each task -> checkpoint."""
 
 from __future__ import annotations
 

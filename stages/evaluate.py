@@ -1,4 +1,4 @@
-"""DVC stage evaluate-<node>: checkpoint, data/tasks and judges -> evaluations/<node>.parquet."""
+"""DVC stage `evaluate` of plan/<node>/dvc.yaml: checkpoint, data/tasks and judges -> evaluations/<node>.parquet."""
 
 from __future__ import annotations
 

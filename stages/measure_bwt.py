@@ -1,4 +1,4 @@
-"""DVC stage measure_bwt: plan.yaml and the evaluations it lists -> reports/bwt.json."""
+"""DVC stage measure_bwt of plan/dvc.yaml: plan.yaml and the evaluations it lists -> reports/bwt.json."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read_evaluations(files: list[Path]) -> tuple[pd.DataFrame, dict[str, list[st
     for file in files:
         if not file.is_file():
             raise ParamsError(
-                f"{file} not found: run `dvc repro plan/dvc.yaml:evaluate-{file.stem}`"
+                f"{file} not found: run `dvc repro {paths.pipeline(file.stem)}:evaluate`"
             )
     tables = [pd.read_parquet(file) for file in files]
     kept = {

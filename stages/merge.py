@@ -1,4 +1,4 @@
-"""DVC stage <seed>--<merge>: checkpoints of several nodes -> one checkpoint, without training."""
+"""DVC stage `train` of plan/<node>/dvc.yaml, of a merge: checkpoints of several nodes -> one checkpoint, without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DVC stage metrics: reports/bwt.json and the nodes' curves -> what `dvc metrics` and `dvc plots` show."""
+"""DVC stage metrics of plan/dvc.yaml: reports/bwt.json and the nodes' curves -> what `dvc metrics` and `dvc plots` show."""
 
 from __future__ import annotations
 

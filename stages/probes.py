@@ -1,4 +1,4 @@
-"""DVC stage probes: checkpoints, their evaluations and data/tasks -> reports/probes.parquet."""
+"""DVC stage probes of plan/dvc.yaml: checkpoints, their evaluations and data/tasks -> reports/probes.parquet."""
 
 from __future__ import annotations
 

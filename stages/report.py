@@ -1,4 +1,4 @@
-"""DVC stage report: reports/bwt.json and what the nodes left -> reports/report.html."""
+"""DVC stage report of plan/dvc.yaml: reports/bwt.json and what the nodes left -> reports/report.html."""
 
 from __future__ import annotations
 

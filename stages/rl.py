@@ -1,4 +1,4 @@
-"""DVC stage <node> of plan/dvc.yaml: a parent and a phase -> checkpoint."""
+"""DVC stage `train` of plan/<node>/dvc.yaml: a parent and a phase -> checkpoint."""
 
 from __future__ import annotations
 

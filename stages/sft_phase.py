@@ -1,4 +1,4 @@
-"""DVC stage <node> of plan/dvc.yaml, of `kind: sft`: a parent, a phase and its rows -> checkpoint."""
+"""DVC stage `train` of plan/<node>/dvc.yaml, of `kind: sft`: a parent, a phase and its rows -> checkpoint."""
 
 from __future__ import annotations
 

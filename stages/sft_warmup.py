@@ -1,4 +1,4 @@
-"""DVC stage base (s0 with `sft.per_seed`): data/sft, data/tokenizer and the gate's dev problems -> checkpoints/<node>, runs/<node>."""
+"""DVC stage `train` of plan/base/dvc.yaml (plan/s0/dvc.yaml with `sft.per_seed`): data/sft, data/tokenizer and the gate's dev problems -> checkpoints/<node>, runs/<node>."""
 
 from __future__ import annotations
 

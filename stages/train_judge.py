@@ -1,4 +1,4 @@
-"""DVC stage judge-<name>: the first seed's base and the judged task's problems -> checkpoints/judge/<name>."""
+"""DVC stage judge-<name> of plan/dvc.yaml: the first seed's base and the judged task's problems -> checkpoints/judge/<name>."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ KNOWN = {
 
 STAND_INS = {
     "NODE": "s0--math", "NAME": "dapo", "A": "structured_first", "B": "joint",
-    "s0--math--code": "s0--math--qa", "s0--code": "s0--qa", "base": "s0", "plan/dvc.yaml:s0--math--code": "plan/dvc.yaml:s0--math--qa",
+    "s0--math--code": "s0--math--qa", "s0--code": "s0--qa", "base": "s0", "plan/s0--math--code/dvc.yaml:train": "plan/s0--math--qa/dvc.yaml:train",
     "refreshed": "creative_first", "control": "joint", "majority_at_8": "greedy",
 }  # fmt: skip
 """Word of a command -> what stands for it in the small project."""

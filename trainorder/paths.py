@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 PLAN = Path("plan.yaml")
 PIPELINE = Path("plan/dvc.yaml")
-"""The stages of the plan, compiled like plan.yaml."""
+"""The stages of the plan that belong to no node, compiled like plan.yaml; those of a node: `pipeline`."""
 TASK_DATA = Path("data/tasks")
 SFT_DATA = Path("data/sft")
 TOKENIZER = Path("data/tokenizer")
@@ -38,7 +38,18 @@ OF_NODES = ("checkpoints", "runs")
 """Folders that DVC and the stages empty, and those in which they do so with every folder named like a node."""
 FLOW_LOCK = Path(".prefect/flow.lock")
 DVC_LOCK = Path("dvc.lock")
-PIPELINE_LOCK = PIPELINE.with_name("dvc.lock")
+
+
+def pipeline(node: str) -> Path:
+    """The stages of a node: a file of its own, since DVC rewrites a file's whole dvc.lock after each stage."""
+    return PIPELINE.parent / node / PIPELINE.name
+
+
+def locks() -> list[Path]:
+    """Every dvc.lock of the project that is there."""
+    beside = PIPELINE.with_name(DVC_LOCK.name)
+    found = [DVC_LOCK, beside, *sorted(PIPELINE.parent.glob(f"*/{DVC_LOCK.name}"))]
+    return [lock for lock in found if lock.is_file()]
 
 
 def checkpoint(node: str) -> Path:

@@ -41,7 +41,7 @@ _MD5 = re.compile(r"\b([0-9a-f]{32}(?:\.dir)?)\b")
 _IN_PLAN = re.compile(rf"^  ({paths.NODE.pattern}):", re.MULTILINE)
 _OF_NODE = re.compile(r"--node (\S+)")
 _IN_GIT = tuple(
-    f":(top,glob)**/{name}" for name in ("*.dvc", "dvc.lock", paths.PLAN, paths.PIPELINE)
+    f":(top,glob)**/{name}" for name in ("*.dvc", "dvc.lock", paths.PLAN, paths.PIPELINE.name)
 )
 _CHANGE = re.compile(rb":\d+ \d+ [0-9a-f]+ ([0-9a-f]{40,}) [A-Z]\d*\0([^\0]+)")
 _STAGED = re.compile(rb"\d+ ([0-9a-f]{40,}) \d\t([^\0]+)")
@@ -172,8 +172,7 @@ def candidates(*, uncommitted: bool = False) -> list[Item]:
             "no commit holds a plan.yaml, so every result would count as uncommitted: "
             "`git add params.yaml plan.yaml plan dvc.lock` and commit what you want to keep first"
         )
-    judges = map(paths.judge_work, current.judges)
-    items = list(_remains({*current.nodes, *judges}))
+    items = list(_remains(current))
     kept, nodes = set(used.objects), used.nodes | set(current.nodes)
     dropped: list[tuple[Path, str, set[str]]] = []
     for entry in sorted(runs.glob("??/*/*")):
@@ -246,7 +245,8 @@ def _cache_folders() -> tuple[Path, Path, Path]:
     return cache, runs, next(above, root)
 
 
-def _remains(nodes: set[str]) -> Iterator[Item]:
+def _remains(current: Plan) -> Iterator[Item]:
+    nodes = {*current.nodes, *map(paths.judge_work, current.judges)}
     for folder in sorted(paths.RESUME.glob("*")):
         name = folder.name.removeprefix("evaluate--")
         if folder.is_dir() and name not in nodes:
@@ -257,9 +257,7 @@ def _remains(nodes: set[str]) -> Iterator[Item]:
     homes = [paths.checkpoint("x").parent, paths.JUDGE, paths.evaluation("x").parent]
     homes += [paths.BWT.parent, *sorted(paths.run("x").parent.glob("*/"))]
     broken = [f for home in homes for f in sorted(home.glob(".*.tmp"))]
-    ours = [
-        file.with_name(f".{file.name}.tmp") for file in (paths.PLAN, paths.PIPELINE, params_file())
-    ]
+    ours = [file.with_name(f".{file.name}.tmp") for file in (*current.texts(), params_file())]
     broken += [file for file in ours if file.exists()]
     if broken:
         yield _item(f"{len(broken)} half-written files of killed runs", broken)
@@ -314,7 +312,8 @@ class _Used:
     def read(self, name: str, text: str) -> None:
         """Note what one file names; more than it means is harmless, less is not, so any hash in it counts."""
         if name in (paths.PLAN.name, paths.PIPELINE.name):
-            self.nodes |= set(_IN_PLAN.findall(text))
+            named = _IN_PLAN if name == paths.PLAN.name else _OF_NODE
+            self.nodes |= set(named.findall(text))
             return
         self.objects |= set(_MD5.findall(text))
         if name.endswith(".dvc"):

@@ -44,13 +44,9 @@ def verify(node: str | None = None) -> list[str]:
         raise ParamsError(
             f"no node {node!r} in the plan; there are {', '.join(names)}{did_you_mean(node, names)}"
         )
-    if not paths.PIPELINE_LOCK.is_file():
-        raise ParamsError(
-            f"{paths.PIPELINE_LOCK} not found: nothing was made here yet; run `trainorder run`"
-        )
-    locked = _locked(paths.DVC_LOCK) | {
-        address(name): entry for name, entry in _locked(paths.PIPELINE_LOCK).items()
-    }
+    locked = dict(_locked())
+    if not locked:
+        raise ParamsError("no dvc.lock found: nothing was made here yet; run `trainorder run`")
     fingerprints = current.fingerprints()
     wanted = [node] if node is not None else list(current.nodes)
     found: list[str] = []
@@ -80,18 +76,21 @@ class _Lock(TypedDict):
     stages: dict[str, _Stage]
 
 
-def _locked(lock: Path) -> dict[str, _Stage]:
-    """The stages of one dvc.lock."""
-    if not lock.is_file():
-        return {}
+def _locked() -> Iterator[tuple[str, _Stage]]:
+    """Every stage that ran, as DVC is asked for it."""
     repair = (
         "`trainorder run` sets a damaged one aside and restores every result from DVC's run cache"
     )
-    try:
-        return dict(shaped(read_yaml(lock), _Lock, lock, repair)["stages"])
-    except ParamsError as error:
-        text = str(error)
-    raise ParamsError(text if repair in text else f"{text}; {repair}")
+    for lock in paths.locks():
+        file = (
+            "" if lock == paths.DVC_LOCK else f"{lock.with_name(paths.PIPELINE.name).as_posix()}:"
+        )
+        try:
+            stages = shaped(read_yaml(lock), _Lock, lock, repair)["stages"]
+        except ParamsError as error:
+            text = str(error)
+            raise ParamsError(text if repair in text else f"{text}; {repair}") from None
+        yield from ((f"{file}{name}", entry) for name, entry in stages.items())
 
 
 def _compiled(current: plan.Plan, fingerprints: Mapping[str, str]) -> Iterator[str]:

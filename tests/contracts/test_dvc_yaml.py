@@ -1,4 +1,4 @@
-"""dvc.yaml and plan/dvc.yaml against the code: what each stage declares is what it reads."""
+"""dvc.yaml and the files of plan/ against the code: what each stage declares is what it reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from trainorder.config import Params, load_params
 from trainorder.fingerprint import closure
 from trainorder.paths import PIPELINE, PLAN
-from trainorder.plan import compile_plan
+from trainorder.plan import compile_plan, names
 from trainorder.plan.check import check
 from trainorder.reading import read_yaml
 from trainorder.warm import HEAVY
@@ -24,18 +24,9 @@ SHIPPED = compile_plan(load_params(ROOT / "params.yaml"), read_yaml(ROOT / PLAN)
 STAGES: dict[str, dict[str, Any]] = read_yaml(ROOT / "dvc.yaml")["stages"] | SHIPPED.stages()
 ONE_OF_EACH = [
     *read_yaml(ROOT / "dvc.yaml")["stages"].keys() - {"fingerprint", "mirror"},
-    *(
-        "measure_bwt",
-        "report",
-        "metrics",
-        "base",
-        "s0--math",
-        "s0--creative",
-        "s0--joint",
-        "s0--ties",
-        "judge-reward",
-        "evaluate-base",
-    ),
+    *map(names.address, ("measure_bwt", "report", "metrics", "judge-reward")),
+    *map(names.training, ("base", "s0--math", "s0--creative", "s0--joint", "s0--ties")),
+    names.evaluation("base"),
 ]
 FOLDED = {
     "rl": "phases",
@@ -114,14 +105,15 @@ def sections_read(file: str) -> set[str]:
 
 
 def test_a_stage_depends_on_its_own_fingerprint_and_on_no_other():
-    own = {"base": "sft_warmup", "judge-reward": "judge_reward", "evaluate-base": "evaluate"}
-    own |= {f"s0--{phase}": f"phase_{phase}" for phase in ("math", "creative", "joint")}
+    own = {("train", "base"): "sft_warmup", ("judge", "reward"): "judge_reward"}
+    own |= {("train", f"s0--{name}"): f"phase_{name}" for name in ("math", "creative", "joint")}
     for stage in ONE_OF_EACH:
         code, *values = [d for d in STAGES[stage]["deps"] if d.startswith(".fingerprints/")]
-        name = "merge" if stage == "s0--ties" else own.get(stage, stage)
+        does, made = names.parts(stage)
+        name = "merge" if made == "s0--ties" else own.get((does, made), does)
         assert code == f".fingerprints/{name}"
-        name = "merge_ties" if stage == "s0--ties" else name
-        assert values == ([f".fingerprints/{name}.json"] if stage != "metrics" else [])
+        name = "merge_ties" if made == "s0--ties" else name
+        assert values == ([f".fingerprints/{name}.json"] if does != "metrics" else [])
     assert all("python -m " in s["cmd"] for s in STAGES.values())
 
 
@@ -152,6 +144,7 @@ def test_every_shipped_params_file_can_work_and_plans(file: str):
     assert len(compile_plan(params).nodes) > len(params.orders)
 
 
-@pytest.mark.parametrize("file", [PLAN, PIPELINE])
-def test_the_committed_plan_is_of_the_committed_params(file: Path):
-    assert (ROOT / file).read_text() == SHIPPED.texts()[file]
+def test_the_committed_plan_is_of_the_committed_params():
+    files = [ROOT / PLAN, *(ROOT / PIPELINE.parent).rglob(PIPELINE.name)]
+    committed = {file.relative_to(ROOT): file.read_text() for file in files}
+    assert committed == SHIPPED.texts()

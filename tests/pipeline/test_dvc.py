@@ -18,6 +18,7 @@ from conftest import ROOT, Project, make_toy_project
 from dvc.repo import Repo
 
 from trainorder import paths
+from trainorder.plan import names
 from trainorder.reading import read_yaml
 
 pytestmark = pytest.mark.long("DVC writes its lock file after every stage of a whole plan")
@@ -128,10 +129,17 @@ def ran(project: Project) -> list[str]:
 
 def states(project: Project) -> dict[str, str]:
     """`plan.status` of a project, in a process of its own: it looks at the working directory and its code."""
-    script = "import json; from trainorder import plan; p = plan.load(); plan.write(p); print(json.dumps(plan.status(p)).replace('plan/dvc.yaml:', ''))"
+    script = "import json; from trainorder import plan; p = plan.load(); plan.write(p); print(json.dumps(plan.status(p)))"
     (project.root / "states.py").write_text(script)
     found = json.loads(project.run(sys.executable, "-m", "states").stdout)
-    return {stage: state for stage, state in found.items() if stage not in AGAIN}
+    named = {named_as_in_the_log(stage): state for stage, state in found.items()}
+    return {stage: state for stage, state in named.items() if stage not in AGAIN}
+
+
+def named_as_in_the_log(stage: str) -> str:
+    """What the toy of a stage writes: its node, `evaluate-<node>`, `judge-<name>`, or its own name."""
+    does, made = names.parts(stage)
+    return made if does == "train" else "-".join(filter(None, (does, made)))
 
 
 def only(project: Project, state: str) -> list[str]:
@@ -201,14 +209,15 @@ def test_everything_lost_but_the_cache_is_restorable_and_restored(copy: Project)
     for name in ("checkpoints", "runs", "evaluations", "reports", "data", ".fingerprints"):
         shutil.rmtree(copy.root / name)
     (copy.root / "dvc.lock").unlink()
-    (copy.root / "plan/dvc.lock").unlink()
+    for lock in copy.root.glob("plan/**/dvc.lock"):
+        lock.unlink()
     assert set(states(copy).values()) == {"restorable"}
     assert ran(copy) == []
     assert set(states(copy).values()) == {"cached"}
 
 
 def test_what_a_killed_dvc_left_half_written_is_repaired(copy: Project):
-    lock, table = copy.root / "plan/dvc.lock", copy.root / ".dvc/tmp/rwlock"
+    lock, table = copy.root / "plan/s0--math/dvc.lock", copy.root / ".dvc/tmp/rwlock"
     text = lock.read_text()
     lock.write_text(text[: text.index("md5:", len(text) // 2) + 2])  # inside the name of a key
     table.write_text('{"read": {"/a')
@@ -223,11 +232,9 @@ def test_what_a_killed_dvc_left_half_written_is_repaired(copy: Project):
 
 def test_a_checkpoint_lost_from_folder_and_cache_is_stale_with_all_that_grew_from_it(copy: Project):
     shutil.rmtree(copy.root / "checkpoints" / "s0--math--qa")
-    lost = copy.root / "plan/dvc.lock"
+    lost = copy.root / "plan/s0--math--qa/dvc.lock"
     out = next(
-        o
-        for o in read_yaml(lost)["stages"]["s0--math--qa"]["outs"]
-        if o["path"].startswith("check")
+        o for o in read_yaml(lost)["stages"]["train"]["outs"] if o["path"].startswith("check")
     )
     (copy.root / ".dvc/cache/files/md5" / out["md5"][:2] / out["md5"][2:]).unlink()
     assert only(copy, "stale") == [

@@ -11,7 +11,6 @@ import yaml
 from conftest import Project, make_project
 from foreign_model import write_gguf
 
-from trainorder.paths import PIPELINE_LOCK
 from trainorder.reading import read_yaml
 
 pytestmark = pytest.mark.long(
@@ -57,7 +56,10 @@ def nodes(project: Project) -> list[str]:
 
 
 def test_seeds_begin_at_one_base_that_is_evaluated_once(done: Project):
-    assert "stages.sft_phase --node s1--sums--more" in (done.root / PIPELINE_LOCK).read_text()
+    assert (
+        "stages.sft_phase --node s1--sums--more"
+        in (done.root / "plan/s1--sums--more/dvc.lock").read_text()
+    )
     singles = [f"s{seed}--{rest}" for seed in (0, 1) for rest in ("mean", "more", "sums", "sums--more")]  # fmt: skip
     assert nodes(done) == ["base", *singles]
     assert not list((done.root / "checkpoints" / "base").glob("*.safetensors"))
@@ -78,9 +80,11 @@ def test_all_of_it_is_current_and_as_recorded(done: Project):
     assert "base  package:llm_tiny as it is  cached" in shown
     assert "s1 sums  structured  cached" in shown
     assert "converted" not in done.cli("gc").stdout  # what params.yaml names is in use
-    locked = read_yaml(done.root / PIPELINE_LOCK)["stages"]
-    assert not [stage for stage in locked.values() if "sft_warmup" in stage["cmd"]]
-    assert "llm_tiny" not in json.dumps(locked["base"]["deps"])
+    locks = {file.parent.name: file.read_text() for file in done.root.glob("plan/*/dvc.lock")}
+    assert not [node for node, text in locks.items() if "sft_warmup" in text]
+    assert "llm_tiny" not in json.dumps(
+        read_yaml(done.root / "plan/base/dvc.lock")["stages"]["train"]["deps"]
+    )
 
 
 def test_a_node_is_exported_whole_and_another_model_stales_the_base(done: Project, tmp_path: Path):

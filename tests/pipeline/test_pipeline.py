@@ -22,9 +22,7 @@ import pytest
 import screens
 from conftest import ROOT, Project, make_project
 
-from trainorder.paths import NODE
 from trainorder.plan.names import parts
-from trainorder.reading import read_yaml
 
 pytestmark = pytest.mark.long(
     "trains the smoke experiment twice: by DVC, and by the flow under kills"
@@ -88,7 +86,7 @@ def hashes(project: Project, *patterns: str) -> dict[str, str]:
 
 def nodes(project: Project) -> list[str]:
     """The nodes of the plan."""
-    return [n for n in read_yaml(project.root / "plan/dvc.yaml")["stages"] if NODE.fullmatch(n)]
+    return [file.parent.name for file in project.root.glob("plan/*/dvc.yaml")]
 
 
 def stages_run(output: str) -> set[str]:
@@ -104,7 +102,7 @@ def test_the_flow_killed_five_times_leaves_the_bytes_of_dvc(soak: tuple[Project,
 
 def test_stages_in_processes_of_their_own_leave_the_same_bytes(trained: Project):
     before = hashes(trained, "checkpoints/**/*", "evaluations/*")
-    again = ("plan/dvc.yaml:s0--creative", "plan/dvc.yaml:evaluate-s0--creative")
+    again = ("plan/s0--creative/dvc.yaml:train", "plan/s0--creative/dvc.yaml:evaluate")
     alone = Project(trained.root).dvc("repro", "--force", "--single-item", *again)
     assert stages_run(alone.stdout) == set(again)
     assert hashes(trained, "checkpoints/**/*", "evaluations/*") == before
@@ -302,9 +300,9 @@ KINDS_OF_FILE = {
     "checkpoints/s0/model.safetensors": "s0--math: parent s0: the weights",
     "data/tasks/math/train.jsonl": "s0--math: data: {file} is not what it was trained on",
     "runs/s0--math/manifest.json": "s0--math: {file} was changed",
-    "runs/s0--math/metrics.jsonl": "plan/dvc.yaml:s0--math: {file} was changed",
-    "runs/s0--math/run.json": "plan/dvc.yaml:s0--math: {file} was changed",
-    "evaluations/s0--math.parquet": "plan/dvc.yaml:evaluate-s0--math: {file} was changed",
+    "runs/s0--math/metrics.jsonl": "plan/s0--math/dvc.yaml:train: {file} was changed",
+    "runs/s0--math/run.json": "plan/s0--math/dvc.yaml:train: {file} was changed",
+    "evaluations/s0--math.parquet": "plan/s0--math/dvc.yaml:evaluate: {file} was changed",
     "checkpoints/judge/reward/model.safetensors": "plan/dvc.yaml:judge-reward: checkpoints/judge/reward was changed",
     "reports/bwt.json": "plan/dvc.yaml:measure_bwt: {file} was changed",
     "reports/report.html": "plan/dvc.yaml:report: {file} was changed",

@@ -136,7 +136,7 @@ def test_show_tells_where_a_checkpoint_comes_from_and_refuses_one_that_is_not_th
     out = project.cli("show", "s0--math").stdout
     assert "s0--math  2 steps of math, seed 0, 2,000 tokens, 1.5 s" in out
     assert "weights 0123456789ab" in out
-    assert "not evaluated: `dvc repro plan/dvc.yaml:evaluate-s0--math`" in out
+    assert "not evaluated: `dvc repro plan/s0--math/dvc.yaml:evaluate`" in out
     assert json.loads(project.cli("show", "s0--math", "--json").stdout)["lineage"] == [
         "s0",
         "s0--math",

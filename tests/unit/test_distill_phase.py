@@ -66,7 +66,7 @@ def test_the_single_phase_checkpoints_teach_where_no_other_is_named():
         "qa": "s0--math--qa",
         "creative": "s0--creative",
     }
-    stage = plan.stages()["s0--distil"]
+    stage = plan.stages()["plan/s0--distil/dvc.yaml:train"]
     assert stage["cmd"].startswith("python -m stages.distill --node s0--distil --parent s0 ")
     assert stage["cmd"].endswith("--teachers math=s0--math,qa=s0--math--qa,creative=s0--creative")
     assert {f"checkpoints/{node}" for node in student.learns_from} < set(stage["deps"])

@@ -184,7 +184,11 @@ def test_a_terminal_shows_last_reward_and_time_left_of_what_runs_and_a_log_file_
     terminal, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    stages = ["plan/dvc.yaml:s0--math", "plan/dvc.yaml:s0--qa", "plan/dvc.yaml:evaluate-s0"]
+    stages = [
+        "plan/s0--math/dvc.yaml:train",
+        "plan/s0--qa/dvc.yaml:train",
+        "plan/s0/dvc.yaml:evaluate",
+    ]
     schedule = Schedule(
         {stage: set() for stage in stages}, dict.fromkeys(stages, 90.0), dict.fromkeys(stages, 1), 3
     )
@@ -342,7 +346,7 @@ def test_a_failed_node_is_named_and_stops_only_what_needs_it(project):
     in_the_way.rmdir()
     (project.root / "fail_at").unlink()
     assert (done.returncode, done.stderr) == (1, "")
-    assert "plan/dvc.yaml:s0--qa--math failed" in done.stdout
+    assert "plan/s0--qa--math/dvc.yaml:train failed" in done.stdout
     assert "the last words of s0--qa--math" in done.stdout
     assert executions(project) == Counter({"rl s0--qa--math": 1})
     state, tasks = last_flow_run(project)
@@ -420,7 +424,11 @@ def test_wrong_params_end_at_once_with_code_2_and_start_no_server(tmp_path):
 @long
 def test_durations_of_the_last_run_are_the_next_estimate(project):
     known = json.loads((project.root / ".prefect" / "durations.json").read_text())
-    assert known.keys() >= {"build_data", "plan/dvc.yaml:s0--math", "plan/dvc.yaml:measure_bwt"}
+    assert known.keys() >= {
+        "build_data",
+        "plan/s0--math/dvc.yaml:train",
+        "plan/dvc.yaml:measure_bwt",
+    }
 
 
 # In a terminal, and beside a user's own servers and settings

@@ -59,10 +59,10 @@ def test_a_phase_reads_the_judge_that_rewards_and_an_evaluation_both():
     check(plan.params)
     assert plan.judge_stages == ["plan/dvc.yaml:judge-taste", "plan/dvc.yaml:judge-referee"]
     creative = next(n for n in plan.nodes.values() if n.phase == "creative")
-    files = plan.stages()[creative.id]["deps"]
+    files = plan.stages()[creative.stage]["deps"]
     assert [f for f in files if "judge" in f] == ["checkpoints/judge/taste"]
     exams = ["data/tasks", "checkpoints/judge/taste", "checkpoints/judge/referee"]
-    assert plan.stages()["evaluate-s0"]["deps"][3:] == exams
+    assert plan.stages()["plan/s0/dvc.yaml:evaluate"]["deps"][3:] == exams
     code = {name: entry.targets for name, entry in plan.code().items()}
     endpoint = "trainorder.judges.endpoint:EndpointJudge"
     assert endpoint in code["judge_referee"] & code["evaluate"]
@@ -75,7 +75,7 @@ def test_the_short_form_is_two_preference_models_named_after_their_roles():
     long = compile_plan(params(named))
     assert long.data() == short.data()
     assert long.settings() == short.settings()
-    commands = [short.stages()[f"judge-{role}"]["cmd"] for role in named]
+    commands = [short.stages()[f"plan/dvc.yaml:judge-{role}"]["cmd"] for role in named]
     assert [c.partition("--seed ")[2] for c in commands] == ["0 --first 0", "1 --first 100"]
 
 

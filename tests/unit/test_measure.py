@@ -438,7 +438,7 @@ def test_a_missing_node_is_named_with_the_command_that_evaluates_it():
     without = table[table["node"] != "s0--math--code"]
     with pytest.raises(
         ParamsError,
-        match=r"s0--math--code.parquet has no scores: run `dvc repro plan/dvc.yaml:evaluate-s0--math--code`",
+        match=r"s0--math--code.parquet has no scores: run `dvc repro plan/s0--math--code/dvc.yaml:evaluate`",
     ):
         run(world, without)
 
@@ -507,7 +507,7 @@ def test_the_stage_writes_what_the_library_measures_and_names_a_missing_file(tmp
     assert done.returncode == 2
     assert (
         done.stderr
-        == "error: evaluations/s0.parquet not found: run `dvc repro plan/dvc.yaml:evaluate-s0`\n"
+        == "error: evaluations/s0.parquet not found: run `dvc repro plan/s0/dvc.yaml:evaluate`\n"
     )
     assert (tmp_path / "reports" / "bwt.json").read_text() == expected
 

@@ -102,7 +102,7 @@ def test_one_base_serves_all_seeds_and_variants_and_is_evaluated_once():
     assert plan.nodes["s1--slow--a"].parents == ("base",)
     assert [e for e in plan.data()["evaluations"] if "--" not in e] == ["evaluations/base.parquet"]
     assert plan.data()["model"] == {"base": {"seeds": [0, 1]}}
-    assert "mine" in plan.stages()["base"]["deps"]
+    assert "mine" in plan.stages()["plan/base/dvc.yaml:train"]["deps"]
     assert plan.data()["bases"] == {}
     designs = from_plan(plan.data())
     for design in designs.values():
@@ -116,9 +116,9 @@ def test_seeds_share_the_warm_up_unless_each_asks_for_its_own():
     assert [(node.id, node.kind, node.seed) for node in shared.bases()] == [("base", "base", 0)]
     assert shared.data()["bases"] == {"base": {"seeds": [0, 1]}}
     assert from_plan(shared.data())["default"].one_start
-    assert "--seed 0" in shared.stages()["base"]["cmd"]
+    assert "--seed 0" in shared.stages()["plan/base/dvc.yaml:train"]["cmd"]
     more = compile_plan(params(policy={}, sft={}, seeds=[0, 1, 5]))
-    assert more.stages()["base"] == shared.stages()["base"]
+    assert more.stages()["plan/base/dvc.yaml:train"] == shared.stages()["plan/base/dvc.yaml:train"]
     own = compile_plan(params(policy={}, sft={"per_seed": True}))
     assert own.data()["bases"] == {"s0": {"seeds": [0]}, "s1": {"seeds": [1]}}
     assert not from_plan(own.data())["default"].one_start

@@ -105,7 +105,7 @@ def test_own_rows_are_judged_against_their_reference_or_the_bases_answer(world: 
 def test_an_experiment_of_own_rows_plans_and_scores_without_a_hidden_taste(world: Params):
     check(world)
     plan = compile_plan(world)
-    entry = plan.stages()["judge-taste"]["deps"]
+    entry = plan.stages()["plan/dvc.yaml:judge-taste"]["deps"]
     own = [f"data/tasks/poems/{split}.jsonl" for split in ("train", "dev", "test")]
     assert entry[2:] == [
         "checkpoints/base",

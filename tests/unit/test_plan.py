@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,14 @@ def test_a_merge_has_the_base_and_the_singles_of_its_seed_as_parents():
     plan = compile_plan(params())
     ties = plan.nodes["s0--ties"]
     assert ties.parents == ("s0", "s0--math", "s0--qa", "s0--creative")
-    assert ties.stage == "plan/dvc.yaml:s0--ties"
+    assert ties.stage == "plan/s0--ties/dvc.yaml:train"
     assert plan.data()["merges"]["s0--ties"]["parents"] == ["s0--math", "s0--qa", "s0--creative"]
 
 
-def test_a_stage_is_named_like_its_node():
+def test_a_node_has_a_pipeline_file_of_its_own():
     plan = compile_plan(params())
-    assert plan.nodes["s0--joint"].stage == "plan/dvc.yaml:s0--joint"
-    assert {n.stage for n in plan.nodes.values()} < {names.address(s) for s in plan.stages()}
+    assert plan.nodes["s0--joint"].stage == "plan/s0--joint/dvc.yaml:train"
+    assert {n.stage for n in plan.nodes.values()} < plan.stages().keys()
     assert len(plan.stages()) == 2 * len(plan.nodes) + len(plan.judges) + 3
     data = plan.data()
     assert list(data["joint"]) == ["s0--joint"]
@@ -151,8 +152,10 @@ def test_the_settings_of_a_node_are_those_of_its_variant():
     assert settings["variants"]["long"]["math"]["steps"] == 9
     assert settings["variants"]["long"]["qa"] == settings["phases"]["qa"]
     prints = [f".fingerprints/phase_math.long{end}" for end in ("", ".json")]
-    assert plan.stages()["s0--long--math"]["deps"][:2] == prints
-    assert plan.stages()["s0--math"]["deps"][:2] == [p.replace(".long", "") for p in prints]
+    assert plan.stages()["plan/s0--long--math/dvc.yaml:train"]["deps"][:2] == prints
+    assert plan.stages()["plan/s0--math/dvc.yaml:train"]["deps"][:2] == [
+        p.replace(".long", "") for p in prints
+    ]
     files = plan.fingerprints()
     assert json.loads(files["phase_math.long.json"]) == {
         "phases": settings["variants"]["long"]["math"]
@@ -325,9 +328,9 @@ def test_plan_yaml_reads_back_and_compiles_to_the_same_text(tmp_path: Path):
     assert compile_plan(params(), read_yaml(file)["resolved"]).texts()[PLAN] == plan.texts()[PLAN]
 
 
-def reads(plan: Plan, node: str) -> set[str]:
-    """What the stage of a node reads beside its two fingerprints."""
-    return set(plan.stages()[node]["deps"][2:])
+def reads(plan: Plan, node: str, stage: Callable[[str], str] = names.training) -> set[str]:
+    """What a stage of a node reads beside its two fingerprints."""
+    return set(plan.stages()[stage(node)]["deps"][2:])
 
 
 def test_a_phase_reads_its_own_tasks_problems_and_a_creative_one_the_judge():
@@ -576,7 +579,7 @@ def test_a_merge_whose_scale_is_tuned_reads_the_dev_problems_and_the_judges():
         f"checkpoints/judge/{judge}" for judge in ("reward", "evaluation")
     }
     assert reads(plan, "s0--best") - reads(plan, "s0--fixed") == extra
-    assert "--tasks math,qa,creative " in plan.stages()["s0--best"]["cmd"]
+    assert "--tasks math,qa,creative " in plan.stages()["plan/s0--best/dvc.yaml:train"]["cmd"]
 
 
 def method(**changes: Any) -> Change:
@@ -801,13 +804,13 @@ def test_where_every_task_is_verified_no_judge_is_trained_and_nothing_depends_on
     check(verified)
     plan = compile_plan(verified)
     assert (plan.judged, plan.judge_stages) == ({}, [])
-    assert reads(plan, "evaluate-s0") == {"checkpoints/s0", "data/tasks"}
+    assert reads(plan, "s0", names.evaluation) == {"checkpoints/s0", "data/tasks"}
     assert "checkpoints/judge" not in "".join(plan.texts().values())
     assert plan.settings()["judges"] == {}
     assert not [name for name in plan.code() if name.startswith("judge")]
     judged = compile_plan(params())
     assert judged.judge_stages == ["plan/dvc.yaml:judge-reward", "plan/dvc.yaml:judge-evaluation"]
-    assert "checkpoints/judge/evaluation" in reads(judged, "evaluate-s0")
+    assert "checkpoints/judge/evaluation" in reads(judged, "s0", names.evaluation)
 
 
 def test_settings_of_a_judge_that_has_nothing_to_judge_are_refused():

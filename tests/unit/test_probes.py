@@ -28,6 +28,7 @@ from trainorder.lineage import write_manifest
 from trainorder.metrics.correlation import spearman
 from trainorder.plan import compile_plan
 from trainorder.plan.check import check
+from trainorder.plan.names import address
 from trainorder.probes import answers, behaviour, diversity, predict, representation, run, updates
 from trainorder.probes.base import Checkpoint, Pair, Probe
 from trainorder.probes.headlines import HEADLINES, by_pair
@@ -281,10 +282,13 @@ def test_what_is_kept_is_forgotten_when_an_evaluation_changes(folder: Path):
     [
         (["base", "oen"], "no node 'oen' in the plan"),
         (["base", "s0--math", "--only", "sparcity"], "did you mean 'sparsity'?"),
-        (["base", "s0--math", "--only", "sparsity"], "run `dvc repro plan/dvc.yaml:s0--math`"),
+        (
+            ["base", "s0--math", "--only", "sparsity"],
+            "run `dvc repro plan/s0--math/dvc.yaml`",
+        ),
         (["base"], "two nodes of the plan, or --predict"),
         (["--predict"], "needs 8 evaluated phases"),
-        (["base", "base", "--only", "turnover"], "run `dvc repro plan/dvc.yaml:evaluate-base`"),
+        (["base", "base", "--only", "turnover"], "run `dvc repro plan/base/dvc.yaml:evaluate`"),
     ],
 )
 def test_what_is_missing_or_misspelt_is_said_in_one_line(folder: Path, given: list[str], says: str):
@@ -318,10 +322,10 @@ ASKED = {**PARAMS, "probes": ["sparsity", "turnover", "formats"]}
 
 
 def test_the_stage_is_compiled_where_params_ask_for_it_and_only_there():
-    assert "probes" not in compile_plan(parse_params(PARAMS)).stages()
+    assert address("probes") not in compile_plan(parse_params(PARAMS)).stages()
     stages = compile_plan(parse_params(ASKED)).stages()
-    assert stages["probes"]["outs"] == ["reports/probes.parquet"]
-    assert "reports/probes.parquet" in stages["report"]["deps"]
+    assert stages[address("probes")]["outs"] == ["reports/probes.parquet"]
+    assert "reports/probes.parquet" in stages[address("report")]["deps"]
     with pytest.raises(ParamsError, match="did you mean 'formats'"):
         check(parse_params({**PARAMS, "probes": ["format"]}))
 

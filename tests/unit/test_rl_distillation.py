@@ -246,7 +246,7 @@ def test_a_teacher_is_a_dependency_of_its_pupils_like_a_parent():
     plan = plan_with("s{seed}--math")
     pupil = plan.nodes["s0--qa"]
     assert pupil.teacher == "s0--math"
-    assert "checkpoints/s0--math" in plan.stages()["s0--qa"]["deps"]
+    assert "checkpoints/s0--math" in plan.stages()["plan/s0--qa/dvc.yaml:train"]["deps"]
     names = list(plan.nodes)
     assert names.index("s0--math") < names.index("s0--qa")
     assert plan.nodes["s0--math"].teacher is None

@@ -150,13 +150,15 @@ def test_stages_depend_on_what_a_package_holds_not_on_where_it_lies(tiny_gguf: P
         params(package("llm_two", write_gguf(Path("other.gguf"), leave_out="blk.1.ffn_up")))
     )
     assert other.settings()["policy"]["content"] != planned.settings()["policy"]["content"]
-    assert not [dep for dep in planned.stages()["base"]["deps"] if "llm_one" in dep]
+    assert not [
+        dep for dep in planned.stages()["plan/base/dvc.yaml:train"]["deps"] if "llm_one" in dep
+    ]
 
 
 def test_a_gguf_file_is_what_its_base_depends_on(tiny_gguf: Path):
     os.link(tiny_gguf, "mine.gguf")
     planned = compile_plan(params("mine.gguf"))
-    assert "mine.gguf" in planned.stages()["base"]["deps"]
+    assert "mine.gguf" in planned.stages()["plan/base/dvc.yaml:train"]["deps"]
     assert "content" not in planned.settings()["policy"]
 
 

@@ -13,6 +13,7 @@ from rl_project import TINY, build_parent
 from trainorder import paths, supervised
 from trainorder.adapters import base_of, weights_hash
 from trainorder.config import LoraConfig, Params, PhaseConfig, TrainingConfig, parse_params
+from trainorder.plan import names
 from trainorder.plan.check import budget, check
 from trainorder.plan.compile import compile_plan
 from trainorder.plan.design import from_plan
@@ -215,10 +216,10 @@ def test_only_the_answer_is_learned():
 def test_orders_over_both_kinds_are_planned_and_their_budgets_compared_by_kind():
     check(params())
     plan = compile_plan(params())
-    stages = plan.stages()
-    assert stages["s0--imitate"]["cmd"].startswith("python -m stages.sft_phase --node s0--imitate")
-    assert stages["s0--imitate"]["deps"][-3:] == ["checkpoints/base", "rows.jsonl", "data/tasks"]
-    assert stages["s0--reward--imitate"]["deps"][-3] == "checkpoints/s0--reward"
+    stages, imitate = plan.stages(), names.training("s0--imitate")
+    assert stages[imitate]["cmd"].startswith("python -m stages.sft_phase --node s0--imitate")
+    assert stages[imitate]["deps"][-3:] == ["checkpoints/base", "rows.jsonl", "data/tasks"]
+    assert stages[names.training("s0--reward--imitate")]["deps"][-3] == "checkpoints/s0--reward"
     design = from_plan(plan.data())["default"]
     assert design.order_phases["last"] == ("reward", "imitate")
     assert budget(params(), ["imitate"]) == {

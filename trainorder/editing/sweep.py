@@ -116,8 +116,8 @@ def _trained() -> set[tuple[str, int]]:
 
 
 def _save(name: str) -> None:
-    """`dvc exp save`, with the compiled files and their lock where git does not have them yet."""
-    files = [paths.PLAN, paths.PIPELINE, paths.PIPELINE_LOCK, paths.METRICS, paths.PLOTS]
+    """`dvc exp save`, with the compiled files and their locks where git does not have them yet."""
+    files = [paths.PLAN, paths.PIPELINE.parent, paths.METRICS, paths.PLOTS]
     new = [f"--include-untracked={file}" for file in files if file.exists()]
     command = [sys.executable, "-m", "dvc", "exp", "save", "--force", f"--name={name}", *new]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

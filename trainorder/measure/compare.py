@@ -301,7 +301,7 @@ def _read(names: Iterable[str], metrics: list[str], split: str) -> pd.DataFrame:
     for name in names:
         file = paths.evaluation(name)
         if not file.is_file():
-            raise ParamsError(f"{file} not found: run `dvc repro plan/dvc.yaml:evaluate-{name}`")
+            raise ParamsError(f"{file} not found: run `dvc repro {paths.pipeline(name)}:evaluate`")
         wanted = [("metric", "in", metrics), ("split", "==", split)]
         frames.append(pd.read_parquet(file, columns=columns, filters=wanted))
     return pd.concat(frames, ignore_index=True)

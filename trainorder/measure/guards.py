@@ -39,7 +39,7 @@ def _harness_scores(table: pd.DataFrame, evidence: Evidence) -> Scores:
     for node in nodes:
         if lacking := [task for task in tasks if (node, task) not in have]:
             raise ParamsError(
-                f"{paths.evaluation(node)} has no scores of lm-eval's {', '.join(lacking)}: run `dvc repro plan/dvc.yaml:evaluate-{node}`"
+                f"{paths.evaluation(node)} has no scores of lm-eval's {', '.join(lacking)}: run `dvc repro {paths.pipeline(node)}:evaluate`"
             )
     return scores_of(rows, HARNESS, nodes, tasks, count=config.bootstrap, seed=config.seed)
 

@@ -139,4 +139,4 @@ def _odd_one(known: Bool[np.ndarray, "node problem"]) -> int:
 
 
 def _evaluate(node: str) -> str:
-    return f"run `dvc repro plan/dvc.yaml:evaluate-{node}`"
+    return f"run `dvc repro {paths.pipeline(node)}:evaluate`"

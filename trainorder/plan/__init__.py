@@ -1,6 +1,6 @@
-"""Orders -> prefix tree of nodes -> plan.yaml, which says what is compared, and plan/dvc.yaml, the stages that make it.
+"""Orders -> prefix tree of nodes -> plan.yaml, which says what is compared, and the pipeline files of plan/, the stages that make it.
 
-    params.yaml --compile_plan--> Plan --write--> plan.yaml, plan/dvc.yaml
+    params.yaml --compile_plan--> Plan --write--> plan.yaml, plan/dvc.yaml, plan/<node>/dvc.yaml
 
 `trainorder.plan.check` finds what params.yaml gets wrong across sections; `status` says what is
 cached, what the DVC cache can restore and what must run; `repair` what a killed dvc left half-written; `trainorder.plan.show` prints it.

@@ -30,7 +30,7 @@ class Node:
     """A checkpoint of the plan.
 
     >>> Node("s0--math", "structured", 0, ("s0",), phase="math").stage
-    'plan/dvc.yaml:s0--math'
+    'plan/s0--math/dvc.yaml:train'
     """
 
     id: str
@@ -56,7 +56,7 @@ class Node:
     @property
     def stage(self) -> str:
         """The DVC stage that makes the node."""
-        return names.address(self.id)
+        return names.training(self.id)
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,15 @@ class Plan:
         return [names.judge(name) for name in self.judges]
 
     def stages(self) -> dict[str, dict[str, Any]]:
-        """The stages of plan/dvc.yaml: name -> command, dependencies, outputs."""
-        return pipeline.content(self)["stages"]
+        """The compiled stages: how DVC is asked for one -> command, dependencies, outputs."""
+        return {
+            f"{file.as_posix()}:{name}": stage
+            for file, stages in pipeline.content(self).items()
+            for name, stage in stages.items()
+        }
 
     def texts(self) -> dict[Path, str]:
-        """The compiled files: plan.yaml and plan/dvc.yaml."""
+        """The compiled files: plan.yaml, plan/dvc.yaml and plan/<node>/dvc.yaml."""
         return compiled.texts(self)
 
     def data(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The compiled files: plan.yaml says what is compared, plan/dvc.yaml how it is made. Written, read and compared."""
+"""The compiled files: plan.yaml says what is compared, the pipeline files of plan/ how it is made. Written, read and compared."""
 
 from __future__ import annotations
 
@@ -36,11 +36,9 @@ REPAIR = "`trainorder plan` writes it from params.yaml"
 
 
 def texts(plan: Plan) -> dict[Path, str]:
-    """Both files as this plan has them."""
-    return {
-        paths.PLAN: HEADER + _yaml(content(plan)),
-        paths.PIPELINE: HEADER + _yaml(pipeline.content(plan)),
-    }
+    """All of them as this plan has them."""
+    stages = {file: {"stages": own} for file, own in pipeline.content(plan).items()}
+    return {f: HEADER + _yaml(c) for f, c in {paths.PLAN: content(plan), **stages}.items()}
 
 
 def content(plan: Plan) -> dict[str, Any]:
@@ -103,21 +101,36 @@ def variant_data(plan: Plan, variant: str) -> dict[str, Any]:
 
 
 def write(plan: Plan) -> bool:
-    """Write plan.yaml and plan/dvc.yaml, each whole and then renamed; returns whether either changed."""
+    """Write them, each whole and then renamed, and remove those of nodes that left the plan; returns whether any changed.
+
+    A node's dvc.lock stays: once the node is back, what it says is up to date.
+    """
     changed = stale_files(plan)
     for file, text in changed.items():
-        file.parent.mkdir(exist_ok=True)
+        if text is None:
+            file.unlink()
+            continue
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, text)
     return bool(changed)
 
 
-def stale_files(plan: Plan) -> dict[Path, str]:
-    """The compiled files that are not what this plan says, with what it says."""
-    return {
+def stale_files(plan: Plan) -> dict[Path, str | None]:
+    """The compiled files that are not what this plan says, with what it says; None: no such file."""
+    texts = plan.texts()
+    found: dict[Path, str | None] = {
         file: text
-        for file, text in plan.texts().items()
+        for file, text in texts.items()
         if not file.is_file() or file.read_bytes() != text.encode()
     }
+    others = set(paths.PIPELINE.parent.glob(f"*/{paths.PIPELINE.name}")) - texts.keys()
+    return found | {file: None for file in sorted(others) if _is_compiled(file)}
+
+
+def _is_compiled(file: Path) -> bool:
+    """Whether it begins with our HEADER; another is the user's own."""
+    with file.open("rb") as stream:
+        return stream.read(len(HEADER)) == HEADER.encode()
 
 
 def stored() -> dict[str, Any]:

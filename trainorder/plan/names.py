@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from trainorder import fingerprint, paths
 from trainorder.config import DEFAULT
 
-EVALUATE, JUDGE = "evaluate", "judge"
+TRAIN, EVALUATE, JUDGE = "train", "evaluate", "judge"
 MEASURE, REPORT, METRICS, PROBE = "measure_bwt", "report", "metrics", "probes"
 
 
 def address(name: str) -> str:
     """How DVC is asked for a stage of plan/dvc.yaml.
 
-    >>> address("s0--math")
-    'plan/dvc.yaml:s0--math'
+    >>> address("report")
+    'plan/dvc.yaml:report'
     """
     return f"{paths.PIPELINE.as_posix()}:{name}"
 
 
+def training(node: str) -> str:
+    """The DVC stage that makes a node.
+
+    >>> training("s0--math")
+    'plan/s0--math/dvc.yaml:train'
+    """
+    return f"{paths.pipeline(node).as_posix()}:{TRAIN}"
+
+
 def evaluation(node: str) -> str:
     """The DVC stage that scores a node."""
-    return address(f"{EVALUATE}-{node}")
+    return f"{paths.pipeline(node).as_posix()}:{EVALUATE}"
 
 
 def judge(name: str) -> str:
@@ -31,16 +42,17 @@ def judge(name: str) -> str:
 def parts(stage: str) -> tuple[str, str]:
     """What a stage does, and to what: `train` a node, make a `judge`, `evaluate` a node; any other stage is a kind of its own.
 
-    >>> parts("plan/dvc.yaml:evaluate-s0--math"), parts("plan/dvc.yaml:s0--math"), parts("build_data")
-    (('evaluate', 's0--math'), ('train', 's0--math'), ('build_data', ''))
+    >>> parts("plan/s0--math/dvc.yaml:evaluate"), parts("plan/dvc.yaml:judge-reward"), parts("build_data")
+    (('evaluate', 's0--math'), ('judge', 'reward'), ('build_data', ''))
     """
-    file, colon, name = stage.rpartition(":")
-    if not colon or file != paths.PIPELINE.as_posix():
+    file, _, name = stage.rpartition(":")
+    node = Path(file).parent.name
+    if file == paths.pipeline(node).as_posix():
+        return name, node
+    if file != paths.PIPELINE.as_posix():
         return stage, ""
-    if name in (MEASURE, REPORT, METRICS, PROBE):
-        return name, ""
-    kind, dash, rest = name.partition("-")
-    return (kind, rest) if dash and kind in (EVALUATE, JUDGE) else ("train", name)
+    kind, _, judge = name.partition("-")
+    return (JUDGE, judge) if kind == JUDGE else (name, "")
 
 
 def judge_code(judge: str) -> str:

@@ -1,14 +1,16 @@
-"""plan/dvc.yaml: one DVC stage per checkpoint, judge and evaluation, each with exactly the files that it reads.
+"""The pipeline files of plan/: one DVC stage per checkpoint, judge and evaluation, each with exactly the files that it reads.
 
-DVC cannot unroll lists of unknown length in dvc.yaml, so these stages are compiled. A stage is named like its node (`dvc repro plan/dvc.yaml:s0--math`), an evaluation
-`evaluate-<node>`, a judge `judge-<name>`; `measure_bwt`, `report` and `metrics` read what all nodes left. Each depends on two files of .fingerprints: what its code means, and the values of
-params.yaml that it reads. Children depend on their parent's checkpoint only: manifest, metrics and MLflow run id are outputs
-of their own.
+DVC cannot unroll lists of unknown length in dvc.yaml, so these stages are compiled. plan/<node>/dvc.yaml has `train` and
+`evaluate` of a node (`dvc repro plan/s0--math/dvc.yaml`), plan/dvc.yaml the judges (`judge-<name>`) and what reads what all
+nodes left: `measure_bwt`, `report`, `metrics`. A file per node, since DVC parses and writes a file's whole dvc.lock after each of
+its stages. Each stage depends on two files of .fingerprints: what its code means, and the values of params.yaml that it reads.
+Children depend on their parent's checkpoint only: manifest, metrics and MLflow run id are outputs of their own.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ from trainorder.plan.names import (
     METRICS,
     PROBE,
     REPORT,
+    TRAIN,
     judge_code,
     merge_values,
     phase_code,
@@ -39,14 +42,30 @@ RECORDS = ("manifest.json", "metrics.jsonl", "run.json", "drawn.jsonl")
 """What an RL phase leaves in runs/<node>; supervised training leaves no order of problems, a merge and a model as it is the manifest only."""
 
 
-def content(plan: Plan) -> dict[str, Any]:
-    """The content of plan/dvc.yaml."""
-    stages: dict[str, Any] = {}
-    for name in plan.judges:
-        stages[f"{JUDGE}-{name}"] = _judge(plan, name)
-    for node in plan.nodes.values():
-        stages[node.id] = _node(plan, node)
-        stages[f"{EVALUATE}-{node.id}"] = _evaluation(plan, node)
+Stages = dict[str, dict[str, Any]]
+"""Name -> command, dependencies, outputs."""
+
+
+def content(plan: Plan) -> dict[Path, Stages]:
+    """The stages of each pipeline file."""
+    shared = {f"{JUDGE}-{name}": _judge(plan, name) for name in plan.judges}
+    shared |= _measurement(plan)
+    own = {
+        paths.pipeline(node.id): {TRAIN: _node(plan, node), EVALUATE: _evaluation(plan, node)}
+        for node in plan.nodes.values()
+    }
+    return {
+        file: {
+            name: {"wdir": os.path.relpath(".", file.parent), **stage}
+            for name, stage in stages.items()
+        }
+        for file, stages in {paths.PIPELINE: shared, **own}.items()
+    }
+
+
+def _measurement(plan: Plan) -> Stages:
+    """What is made of all nodes' scores and records."""
+    stages: Stages = {}
     evaluations = [paths.evaluation(node) for node in plan.nodes]
     records = [
         paths.run(node.id) / name
@@ -70,7 +89,7 @@ def content(plan: Plan) -> dict[str, Any]:
     stages[METRICS]["outs"] = [
         {str(made): {"cache": False}} for made in (paths.METRICS, paths.PLOTS)
     ]
-    return {"stages": stages}
+    return stages
 
 
 def manifests(plan: Plan) -> list[Path]:
@@ -187,7 +206,6 @@ def _stage(
     if values is not None:
         prints.append(paths.FINGERPRINTS / f"{values}.json")
     return {
-        "wdir": "..",
         "cmd": f"python -m stages.{command}",
         "deps": list(dict.fromkeys(map(str, [*prints, *reads]))),
         "outs": [str(out) for out in outs],

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainorder.paths import DVC_LOCK, PIPELINE_LOCK
+from trainorder import paths
 
 TEMPORARY = Path(".dvc/tmp")
 DAMAGED = ".damaged"
@@ -41,8 +41,8 @@ def repair() -> None:
                     file=sys.stderr,
                 )
     with _unused(TEMPORARY / "lock") as free:
-        for lock in (DVC_LOCK, PIPELINE_LOCK) if free else ():
-            if lock.is_file() and not _is_lockfile(lock):
+        for lock in paths.locks() if free else ():
+            if not _is_lockfile(lock):
                 aside = lock.replace(lock.with_name(lock.name + DAMAGED))
                 print(
                     f"warning: {lock} was left half-written by a killed dvc: moved to {aside}; results come back from "

@@ -137,7 +137,7 @@ class Checkpoint:
         file = paths.evaluation(self.name)
         if not file.is_file():
             raise ParamsError(
-                f"{file} not found: run `dvc repro {_stage('evaluate-' + self.name)}`"
+                f"{file} not found: run `dvc repro {paths.pipeline(self.name)}:evaluate`"
             )
         table = pd.read_parquet(file)
         answers = table.attrs.get("answers") or []
@@ -229,11 +229,7 @@ def check_made(node: str) -> None:
     """
     folder = paths.checkpoint(node)
     if not folder.is_dir():
-        raise ParamsError(f"{folder} not found: run `dvc repro {_stage(node)}`")
-
-
-def _stage(name: str) -> str:
-    return f"{paths.PIPELINE.as_posix()}:{name}"  # as plan.names has it, without all that plan/ imports
+        raise ParamsError(f"{folder} not found: run `dvc repro {paths.pipeline(node)}`")
 
 
 class Change(NamedTuple):
