@@ -44,9 +44,9 @@ def verify(node: str | None = None) -> list[str]:
         raise ParamsError(
             f"no node {node!r} in the plan; there are {', '.join(names)}{did_you_mean(node, names)}"
         )
-    locked = dict(_locked())
-    if not locked:
+    if not paths.locks():
         raise ParamsError("no dvc.lock found: nothing was made here yet; run `trainorder run`")
+    locked = dict(_locked())
     fingerprints = current.fingerprints()
     wanted = [node] if node is not None else list(current.nodes)
     found: list[str] = []

@@ -205,7 +205,7 @@ def test_a_terminal_shows_last_reward_and_time_left_of_what_runs_and_a_log_file_
     os.utime(before, (1, 1))
     display.tick()
     (task,) = display._bar.tasks
-    shown = "evaluate-s0 (1:30 min left), s0--math (reward 0.500, 1:30 min left), s0--qa (1:30 min left)"
+    shown = "s0--math (reward 0.500, 1:30 min left), s0--qa (1:30 min left), evaluate s0 (1:30 min left)"
     assert (shown in re.sub("1:29", "1:30", task.description)) == terminal
     assert ("reward" in task.description) == terminal
 

@@ -18,7 +18,7 @@ from timing import cost
 from trainorder.config import Params, parse_params
 from trainorder.files import write_text
 from trainorder.paths import PLAN
-from trainorder.plan import Plan, compile_plan, names, pending, show
+from trainorder.plan import Plan, compile_plan, names, pending, show, stale_files, write
 from trainorder.plan.check import MAX_NAME, budget, check, pieces
 from trainorder.plan.orders import held_out, single_phases
 from trainorder.reading import ParamsError, read_yaml
@@ -819,3 +819,24 @@ def test_settings_of_a_judge_that_has_nothing_to_judge_are_refused():
 
 def test_the_plan_names_the_tasks_whose_test_asks_what_training_taught():
     assert compile_plan(params()).data()["recall"] == ["qa"]
+
+
+def test_a_node_that_leaves_the_plan_takes_its_pipeline_file_along_and_nothing_of_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    write(compile_plan(params()))
+    left = Path("plan/s0--creative")
+    (left / "dvc.lock").write_text("schema: '2.0'\n")
+    notes, own = Path("plan/s0--math--qa/notes"), Path("plan/mine/dvc.yaml")
+    for file in (notes, own):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+    orders = {"one": ["math"], "joint": ["joint"]}
+    wanted = compile_plan(params(orders=orders, merges={}))
+    assert stale_files(wanted)[left / "dvc.yaml"] is None
+    assert write(wanted)
+    assert not left.exists()
+    assert [file.read_text() for file in (notes, own)] == ["mine", "mine"]
+    assert not (notes.parent / "dvc.yaml").exists()
+    assert not write(wanted)

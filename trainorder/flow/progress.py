@@ -122,7 +122,7 @@ class Display:
             parts.append(
                 f"{minutes(max(self._pace * self._schedule.seconds[name] - ran, 0.0))} left"
             )
-        short = name.rpartition(":")[2]
+        short = names.short(name)
         return f"{short} ({', '.join(parts)})" if parts else short
 
     def left(self) -> float:

@@ -55,6 +55,16 @@ def parts(stage: str) -> tuple[str, str]:
     return (JUDGE, judge) if kind == JUDGE else (name, "")
 
 
+def short(stage: str) -> str:
+    """A stage in few words: the node that it makes, or what it does and to what.
+
+    >>> short("plan/s0--math/dvc.yaml:train"), short("plan/s0--math/dvc.yaml:evaluate"), short("build_data")
+    ('s0--math', 'evaluate s0--math', 'build_data')
+    """
+    does, made = parts(stage)
+    return made if does == TRAIN else f"{does} {made}".rstrip()
+
+
 def judge_code(judge: str) -> str:
     """Name of a judge's fingerprint."""
     return f"{fingerprint.JUDGE}{judge}"
