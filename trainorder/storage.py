@@ -252,6 +252,9 @@ def _remains(current: Plan) -> Iterator[Item]:
         if folder.is_dir() and name not in nodes:
             yield _item(f"step checkpoints of {folder.name}, which is not in the plan", [folder])
     yield from _conversions()
+    locks = [lock for lock in paths.locks() if paths.left_behind(lock)]
+    if locks:
+        yield _item(f"{len(locks)} dvc.lock of nodes that left the plan", locks)
     for folder in sorted(paths.DUMPS.glob("*")):
         yield _item(f"dumps of refused updates of {folder.name}", [folder])
     homes = [paths.checkpoint("x").parent, paths.JUDGE, paths.evaluation("x").parent]
@@ -344,9 +347,9 @@ def _used(top: Path) -> _Used:
             skipped = {".git", ".venv", "cache" if here.name == ".dvc" else ".venv"}
             inside[:] = [name for name in inside if name not in skipped]
             for name in files:
-                if (name.endswith(".dvc") and name != ".dvc") or name.startswith(
-                    paths.DVC_LOCK.name
-                ):
+                added = name.endswith(".dvc") and name != ".dvc"
+                made = name.startswith(paths.DVC_LOCK.name) and not paths.left_behind(here / name)
+                if added or made:
                     text = (here / name).read_text(encoding="utf-8", errors="replace")
                     used.read(name, text)
     return used

@@ -182,6 +182,7 @@ def test_a_reorder_trains_the_changed_suffix_and_undoing_it_nothing(copy: Projec
     left = "s0--math--qa"  # gone from the plan: gone from the table
     assert left not in (copy.root / paths.BWT).read_text()
     copy.edit("params.yaml", NEW, OLD)
+    assert only(copy, "restorable") == ["measure_bwt", "report"]  # those of nodes are up to date
     assert only(copy, "stale") == []
     assert ran(copy) == []
     assert (
@@ -409,6 +410,7 @@ def test_gc_shows_first_and_never_breaks_the_undo_of_a_reorder(copy: Project):
     assert "checkpoints/s0--math--creative: not in the plan, restored from DVC's cache" in shown
     assert "10 evaluations and records of nodes that left the plan" in shown
     assert "1 half-written files of killed runs" in shown
+    assert "2 dvc.lock of nodes that left the plan" in shown
     assert "would be freed; add --yes" in shown
     assert (copy.root / "checkpoints" / ".s0.tmp").exists()
     assert "freed" in copy.cli("gc", "--yes").stdout

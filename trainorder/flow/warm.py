@@ -38,6 +38,7 @@ PACKAGES = (
     "safetensors.torch",
     "pandas",
     "pyarrow.parquet",
+    "scipy.special",
     "mlflow",
     "mlflow.tracking.client",
     "mlflow.store.tracking.sqlalchemy_store",

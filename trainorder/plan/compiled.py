@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired
 
@@ -104,15 +103,12 @@ def variant_data(plan: Plan, variant: str) -> dict[str, Any]:
 def write(plan: Plan) -> bool:
     """Write them, each whole and then renamed, and remove those of nodes that left the plan; returns whether any changed.
 
-    Their dvc.lock goes too: DVC's run cache restores a node that comes back.
+    A node's dvc.lock stays, so that a node that comes back, as those of a recommended order do in each run, is up to date.
     """
     changed = stale_files(plan)
     for file, text in changed.items():
         if text is None:
             file.unlink()
-            file.with_name(paths.DVC_LOCK.name).unlink(missing_ok=True)
-            with suppress(OSError):  # something of the user's lies there too
-                file.parent.rmdir()
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, text)
