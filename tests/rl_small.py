@@ -121,13 +121,13 @@ def pad_more(roll: Roll, columns: int, junk: float = -1e30) -> Roll:
     )
 
 
-def tiny_llama(vocab: int = 23, *, seed: int = 0, layers: int = 2) -> Any:
-    """A random Llama of 10 thousand weights; the global generator is left alone."""
+def tiny_llama(vocab: int = 23, *, seed: int = 0, layers: int = 2, width: int = 16) -> Any:
+    """A random Llama, of 10 thousand weights unless it is wider; the global generator is left alone."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=vocab,
-        hidden_size=16,
+        hidden_size=width,
         intermediate_size=24,
         num_hidden_layers=layers,
         num_attention_heads=2,

@@ -45,6 +45,17 @@ class Workers:
 
 ALONE = Workers()
 """One thread."""
+WIDE = 512
+"""From this width on so many tokens of a micro-batch, or rows that are decoded together, fill a core; larger pieces leave other threads without work."""
+WIDE_TOKENS, WIDE_ROWS = 2048, 32
+
+
+def in_pieces(model: Any) -> bool:
+    """Whether the work of `model` is cut into pieces of WIDE_TOKENS and WIDE_ROWS: one that `workers_for` computes side by side.
+
+    Whatever the number of threads, which must change no byte.
+    """
+    return getattr(model.config, "hidden_size", 0) >= WIDE and llama.kernels_for(model) is not None
 
 
 def workers_for(model: Any, threads: int) -> Workers:

@@ -12,11 +12,14 @@ from rl_small import exact, make_roll, pad_more, tiny_llama
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainorder import likelihood, llama, prefix
+from trainorder.config import RlConfig, TrainingConfig
+from trainorder.rl.backend import LocalBackend
 from trainorder.rl.forward import forward
 from trainorder.rl.head import check_forward, check_head, chunk_entries_of
 from trainorder.rl.packing import micro_batches
 from trainorder.rl.states import flatten, shares_prompts
 from trainorder.rl.types import Roll
+from trainorder.rollout.torch_engine import max_rows_on
 
 COMPILED = pytest.param("prefix compiled", marks=pytest.mark.long("torch.compile takes seconds"))
 
@@ -320,6 +323,17 @@ def test_a_model_that_pads_whole_rows_computes_no_more_than_the_budget():
         forward(model, roll.rows(cut))
     assert max(seen) <= 30
     assert len(seen) == 2
+
+
+def test_the_work_of_a_wide_model_is_cut_so_that_two_threads_have_some_and_a_small_ones_is_not():
+    roll = roll_of([(64, [48] * 8)] * 8)  # less than the usual budget of 4,096 tokens
+    for width, pieces in ((512, 2), (16, 1)):
+        model = tiny_llama(layers=1, width=width)
+        assert llama.kernels_for(model) is not None
+        cuts = LocalBackend(model, RlConfig(), TrainingConfig()).micro_batches(roll, 4096)
+        assert [len(cut) for cut in cuts] == [64 // pieces] * pieces
+        assert max_rows_on("cpu", model) == 64 // pieces
+        assert max_rows_on("cuda", model) == 256
 
 
 def test_micro_batches_are_about_even():

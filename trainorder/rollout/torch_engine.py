@@ -10,6 +10,7 @@ import copy
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,12 +29,14 @@ from trainorder.rollout.base import (
     uniforms,
 )
 from trainorder.rollout.decoders import Decoder, make_decoder
-from trainorder.workers import ALONE, Workers
+from trainorder.workers import ALONE, WIDE_ROWS, Workers, in_pieces
 
 
-def max_rows_on(device: str) -> int:
+def max_rows_on(device: str, model: Any = None) -> int:
     """Rows that are decoded together unless the engine is told otherwise."""
-    return 64 if device == "cpu" else 256
+    if device != "cpu":
+        return 256
+    return WIDE_ROWS if model is not None and in_pieces(model) else 64
 
 
 @dataclass
@@ -44,7 +47,7 @@ class TorchEngine:
     workers: Workers = ALONE
     """Decode the batches; changes no sample."""
     max_rows: int | None = None
-    """Rows decoded together, None for 64 on a CPU and 256 on a GPU. Changes no sample beyond rounding."""
+    """Rows decoded together, None for `max_rows_on`. Changes no sample beyond rounding."""
     dead_share: float | None = None
     """Rows that have ended are dropped once they are more than this share of the batch; None: as the decoder likes."""
     own_weights: bool = False
@@ -116,7 +119,7 @@ class TorchEngine:
                 logits = decoder.prefill(ids, real, first.samples, int(own.limit.max()))
                 self._decode(decoder, logits, own, first.temperature, stops, draws)
 
-        max_rows = self.max_rows or max_rows_on(device.type)
+        max_rows = self.max_rows or max_rows_on(device.type, self.policy.model)
         for _ in self.workers.map(decode, _batches(requests, max_rows)):
             pass
         ended = torch.isin(draws.ids, stops).int()
