@@ -8,6 +8,7 @@ and its own row up to itself. Hydragen (arXiv 2402.05099) does this for decoding
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -273,14 +274,28 @@ def using_prefix_attention(model: Any) -> AbstractContextManager[None]:
     return _with_attention(model.config, ATTENTION)
 
 
+_INSIDE: dict[int, tuple[int, str]] = {}
+"""Of a config whose attention is replaced: how many blocks of all threads are at work, and what it was before the first."""
+_LOCK = threading.Lock()
+
+
 @contextmanager
 def _with_attention(config: Any, name: str) -> Iterator[None]:
-    before = config._attn_implementation
-    config._attn_implementation = name
+    """Threads share the model: the first that begins replaces its attention, the last that ends puts it back."""
+    key = id(config)
+    with _LOCK:
+        count, before = _INSIDE.get(key, (0, config._attn_implementation))
+        _INSIDE[key] = count + 1, before
+        config._attn_implementation = name
     try:
         yield
     finally:
-        config._attn_implementation = before
+        with _LOCK:
+            count, _ = _INSIDE.pop(key)
+            if count == 1:
+                config._attn_implementation = before
+            else:
+                _INSIDE[key] = count - 1, before
 
 
 def recomputing_alike(model: Any) -> Callable[[], tuple[Any, Any]]:

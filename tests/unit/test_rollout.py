@@ -15,7 +15,7 @@ from trainorder.llama.decoder import LlamaDecoder
 from trainorder.policy import Policy
 from trainorder.pretrained import import_transformers
 from trainorder.reading import ParamsError
-from trainorder.rollout import Completions, Request, make_engine
+from trainorder.rollout import Completions, Request, decoders, make_engine
 from trainorder.rollout.base import row_seeds, uniforms
 from trainorder.rollout.decoders import HfDecoder, PrefixDecoder, make_decoder
 from trainorder.rollout.torch_engine import TorchEngine
@@ -270,6 +270,21 @@ def test_threads_change_no_bit(policy: Policy):
     )
     assert torch.equal(alone.response_ids, together.response_ids)
     assert torch.equal(alone.logps, together.logps)
+
+
+def test_threads_that_decode_through_the_models_own_modules_leave_its_attention_as_it_was(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(decoders, "SMALL_MODEL_PARAMETERS", 0)
+    assert type(make_decoder(policy.model, 30)) is PrefixDecoder
+    usual = policy.model.config._attn_implementation
+    prompts = PROMPTS * 6
+    alone = sample(policy, prompts, engine=TorchEngine(policy, max_rows=3))
+    for _ in range(3):
+        together = sample(policy, prompts, engine=TorchEngine(policy, Workers(4), max_rows=3))
+        assert torch.equal(alone.response_ids, together.response_ids)
+        assert torch.equal(alone.logps, together.logps)
+        assert policy.model.config._attn_implementation == usual
 
 
 def test_workers_give_results_in_order_and_raise_what_was_raised():
