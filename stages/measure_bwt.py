@@ -11,6 +11,7 @@ import stages
 from trainorder import paths, plan
 from trainorder.config import load_params
 from trainorder.files import write_text
+from trainorder.plan import names
 from trainorder.reading import ParamsError
 from trainorder.resume import finished
 from trainorder.tasks.base import turns
@@ -45,9 +46,7 @@ def read_evaluations(files: list[Path]) -> tuple[pd.DataFrame, dict[str, list[st
 
     for file in files:
         if not file.is_file():
-            raise ParamsError(
-                f"{file} not found: run `dvc repro {paths.pipeline(file.stem)}:evaluate`"
-            )
+            raise ParamsError(f"{file} not found: run `dvc repro {names.evaluation(file.stem)}`")
     tables = [pd.read_parquet(file) for file in files]
     kept = {
         (row["task"], row["problem"]): row["prompt"]

@@ -52,13 +52,6 @@ def locks() -> list[Path]:
     return [lock for lock in found if lock.is_file()]
 
 
-def left_behind(lock: Path) -> bool:
-    """Whether a dvc.lock is that of a node that left the plan: its pipeline file is gone."""
-    home = lock.parent
-    ours = NODE.fullmatch(home.name) and home.parent.name == PIPELINE.parent.name
-    return bool(ours) and not lock.with_name(PIPELINE.name).exists()
-
-
 def checkpoint(node: str) -> Path:
     """The Hugging Face folder a node leaves; children depend on this and on nothing else of the node."""
     return Path("checkpoints") / node

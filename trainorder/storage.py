@@ -252,7 +252,7 @@ def _remains(current: Plan) -> Iterator[Item]:
         if folder.is_dir() and name not in nodes:
             yield _item(f"step checkpoints of {folder.name}, which is not in the plan", [folder])
     yield from _conversions()
-    locks = [lock for lock in paths.locks() if paths.left_behind(lock)]
+    locks = [lock for lock in paths.locks() if _left_behind(lock)]
     if locks:
         yield _item(f"{len(locks)} dvc.lock of nodes that left the plan", locks)
     for folder in sorted(paths.DUMPS.glob("*")):
@@ -260,10 +260,18 @@ def _remains(current: Plan) -> Iterator[Item]:
     homes = [paths.checkpoint("x").parent, paths.JUDGE, paths.evaluation("x").parent]
     homes += [paths.BWT.parent, *sorted(paths.run("x").parent.glob("*/"))]
     broken = [f for home in homes for f in sorted(home.glob(".*.tmp"))]
-    ours = [file.with_name(f".{file.name}.tmp") for file in (*current.texts(), params_file())]
+    compiled = (paths.PLAN, paths.PIPELINE, *map(paths.pipeline, current.nodes))
+    ours = [file.with_name(f".{file.name}.tmp") for file in (*compiled, params_file())]
     broken += [file for file in ours if file.exists()]
     if broken:
         yield _item(f"{len(broken)} half-written files of killed runs", broken)
+
+
+def _left_behind(lock: Path) -> bool:
+    """Whether a dvc.lock is that of a node that left the plan: its pipeline file is gone."""
+    home = lock.parent
+    ours = paths.NODE.fullmatch(home.name) and home.parent.name == paths.PIPELINE.parent.name
+    return bool(ours) and not lock.with_name(paths.PIPELINE.name).exists()
 
 
 def _conversions() -> Iterator[Item]:
@@ -348,7 +356,7 @@ def _used(top: Path) -> _Used:
             inside[:] = [name for name in inside if name not in skipped]
             for name in files:
                 added = name.endswith(".dvc") and name != ".dvc"
-                made = name.startswith(paths.DVC_LOCK.name) and not paths.left_behind(here / name)
+                made = name.startswith(paths.DVC_LOCK.name) and not _left_behind(here / name)
                 if added or made:
                     text = (here / name).read_text(encoding="utf-8", errors="replace")
                     used.read(name, text)

@@ -82,15 +82,14 @@ def _locked() -> Iterator[tuple[str, _Stage]]:
         "`trainorder run` sets a damaged one aside and restores every result from DVC's run cache"
     )
     for lock in paths.locks():
-        file = (
-            "" if lock == paths.DVC_LOCK else f"{lock.with_name(paths.PIPELINE.name).as_posix()}:"
-        )
+        beside = lock.with_name(paths.PIPELINE.name).as_posix()
+        prefix = "" if lock == paths.DVC_LOCK else f"{beside}:"
         try:
             stages = shaped(read_yaml(lock), _Lock, lock, repair)["stages"]
         except ParamsError as error:
             text = str(error)
             raise ParamsError(text if repair in text else f"{text}; {repair}") from None
-        yield from ((f"{file}{name}", entry) for name, entry in stages.items())
+        yield from ((f"{prefix}{name}", entry) for name, entry in stages.items())
 
 
 def _compiled(current: plan.Plan, fingerprints: Mapping[str, str]) -> Iterator[str]:

@@ -45,9 +45,8 @@ class Workers:
 
 ALONE = Workers()
 """One thread."""
-WIDE = 512
-"""From this width on so many tokens of a micro-batch, or rows that are decoded together, fill a core; larger pieces leave other threads without work."""
-WIDE_TOKENS, WIDE_ROWS = 2048, 32
+WIDE, WIDE_TOKENS, WIDE_ROWS = 512, 2048, 32
+"""From this width on so many tokens of a micro-batch, or rows decoded together, fill a core; larger pieces leave other threads without work."""
 
 
 def in_pieces(model: Any) -> bool:

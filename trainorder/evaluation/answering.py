@@ -17,6 +17,7 @@ from trainorder.llama import kernels_for
 from trainorder.policy import Policy
 from trainorder.resume import NOTHING, Saved, Work
 from trainorder.rollout import Completions, Engine, Request, make_engine
+from trainorder.rollout.torch_engine import max_rows_on
 from trainorder.streams import seed_of
 from trainorder.tasks.base import Problem, Split, Task
 from trainorder.texts import log_probs
@@ -30,8 +31,8 @@ _TENSORS = ("response_ids", "loss_mask", "logps", "entropies", "finished")
 BATCH_TOKENS, BATCH_LOGITS = 4096, 2**26
 """Bounds of a teacher-forced batch: padded tokens, and logits (256 MiB of float32)."""
 
-MAX_ROWS, CACHE_BYTES = (256, 64), (8 << 30, 64 << 20)
-"""On a GPU and on a CPU: rows sampled side by side at least, and bytes of keys and values that more of them may take."""
+CACHE_BYTES = (8 << 30, 64 << 20)
+"""On a GPU and on a CPU: bytes of keys and values that more rows side by side than `max_rows_on` may take."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def engine_for(
     size = getattr(sizes, "head_dim", None) or sizes.hidden_size // sizes.num_attention_heads
     room = max(exam.max_new_tokens for exam in exams)
     row = 2 * sizes.num_hidden_layers * heads * size * room * 4
-    least, bound = MAX_ROWS[policy.device.type == "cpu"], CACHE_BYTES[policy.device.type == "cpu"]
+    kind = policy.device.type
+    least, bound = max_rows_on(kind, policy.model), CACHE_BYTES[kind == "cpu"]
     rows = max(least, bound // row // workers.count)
     return make_engine(rollout, policy, dtype, workers=workers, max_rows=rows)
 

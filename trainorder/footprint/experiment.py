@@ -19,7 +19,7 @@ from trainorder.config import (
     TrainingConfig,
 )
 from trainorder.data import few_problems, pieces
-from trainorder.evaluation.answering import CACHE_BYTES, MAX_ROWS
+from trainorder.evaluation.answering import CACHE_BYTES
 from trainorder.footprint.machines import CPU, GPU, Machine, Part, Stage
 from trainorder.footprint.shapes import (
     Shapes,
@@ -369,7 +369,7 @@ def _evaluation(
 ) -> Stage:
     longest = max(task.max_new_tokens for task in params.tasks.values())
     gpu = machine.device == GPU
-    rows = MAX_ROWS[0 if gpu else 1]
+    rows = max_rows_on(machine.device)
     least = shapes.cache_bytes() * rows * (longest + max(prompts.values()))
     parts = [
         *_process(machine),

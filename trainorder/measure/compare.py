@@ -23,7 +23,7 @@ from trainorder.measure.parts import (
     judged_tasks,
     same_judge,
 )
-from trainorder.measure.scores import POOLED, SCORE, Scores, scores_of, tasks_of
+from trainorder.measure.scores import POOLED, SCORE, Scores, repair, scores_of, tasks_of
 from trainorder.metrics import statistics
 from trainorder.plan.design import Arm, BySeed, Design
 from trainorder.reading import ParamsError, did_you_mean
@@ -301,7 +301,7 @@ def _read(names: Iterable[str], metrics: list[str], split: str) -> pd.DataFrame:
     for name in names:
         file = paths.evaluation(name)
         if not file.is_file():
-            raise ParamsError(f"{file} not found: run `dvc repro {paths.pipeline(name)}:evaluate`")
+            raise ParamsError(f"{file} not found: {repair(name)}")
         wanted = [("metric", "in", metrics), ("split", "==", split)]
         frames.append(pd.read_parquet(file, columns=columns, filters=wanted))
     return pd.concat(frames, ignore_index=True)

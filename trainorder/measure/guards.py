@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainorder import paths
 from trainorder.measure.evidence import Evidence
-from trainorder.measure.scores import SCORE, Scores, scores_of
+from trainorder.measure.scores import SCORE, Scores, repair, scores_of
 from trainorder.reading import ParamsError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _harness_scores(table: pd.DataFrame, evidence: Evidence) -> Scores:
     for node in nodes:
         if lacking := [task for task in tasks if (node, task) not in have]:
             raise ParamsError(
-                f"{paths.evaluation(node)} has no scores of lm-eval's {', '.join(lacking)}: run `dvc repro {paths.pipeline(node)}:evaluate`"
+                f"{paths.evaluation(node)} has no scores of lm-eval's {', '.join(lacking)}: {repair(node)}"
             )
     return scores_of(rows, HARNESS, nodes, tasks, count=config.bootstrap, seed=config.seed)
 

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 
 from trainorder import paths
 from trainorder.metrics import statistics
+from trainorder.plan import names
 from trainorder.reading import ParamsError
 from trainorder.streams import numpy_stream
 
@@ -60,13 +61,13 @@ def check_nodes(table: pd.DataFrame, nodes: Iterable[str], tasks: Iterable[str])
     wanted = tuple(tasks)
     for node in nodes:
         if node not in present:
-            raise ParamsError(f"{paths.evaluation(node)} has no scores: {_evaluate(node)}")
+            raise ParamsError(f"{paths.evaluation(node)} has no scores: {repair(node)}")
         for split in SPLITS:
             lacking = [task for task in wanted if (node, split, task) not in have]
             if lacking:
                 raise ParamsError(
                     f"{paths.evaluation(node)} has no {split} scores of {', '.join(lacking)}: "
-                    f"{_evaluate(node)}"
+                    f"{repair(node)}"
                 )
 
 
@@ -114,7 +115,7 @@ def _check_overlap(
         worst = nodes[_odd_one(known)]
         raise ParamsError(
             f"only {int(known.all(0).sum())} of {known.shape[1]} {split} problems of {task} have a score at every "
-            f"node, so arms cannot be compared in pairs; {worst} shares the fewest with the others: {_evaluate(worst)}"
+            f"node, so arms cannot be compared in pairs; {worst} shares the fewest with the others: {repair(worst)}"
         )
 
 
@@ -128,7 +129,7 @@ def _check_scale(
         worst = float(scores[node][outside[node]][0])
         raise ParamsError(
             f"{paths.evaluation(nodes[node])} scores {task} ({split}) with {worst:g}, outside [0, 1]: tasks are averaged "
-            f"on one scale, so its grader must answer within it; then {_evaluate(nodes[node])}"
+            f"on one scale, so its grader must answer within it; then {repair(nodes[node])}"
         )
 
 
@@ -138,5 +139,6 @@ def _odd_one(known: Bool[np.ndarray, "node problem"]) -> int:
     return int((known * popularity).sum(1).argmin())
 
 
-def _evaluate(node: str) -> str:
-    return f"run `dvc repro {paths.pipeline(node)}:evaluate`"
+def repair(node: str) -> str:
+    """What brings the scores of a node."""
+    return f"run `dvc repro {names.evaluation(node)}`"
