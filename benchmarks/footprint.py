@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trainorder import footprint, plan, storage
+from trainorder import footprint, plan, room
 from trainorder.config import load_params
 from trainorder.files import size_text
 from trainorder.reading import ParamsError
@@ -54,7 +54,7 @@ def report(file: Path, machine_text: str | None = None) -> tuple[list[str], list
     config = footprint.model_config(params.policy, file.parent / "models")
     stages = list(footprint.stages(params, machine, config))
     disk = footprint.disk(params, config)
-    here, cached = storage.need(current, {}, disk)
+    here, cached = room.need(current, {}, disk)
     lines = [
         f"{file}: {params.policy.path or 'the built-in model'}, {disk.full // 4 / 1e9:.3g}e9 weights; on "
         f"{text or 'this machine'}"

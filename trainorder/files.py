@@ -125,6 +125,13 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; 0 where there is none."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size if path.is_file() else 0
+
+
 def size_text(size: int) -> str:
     """Bytes for people.
 

@@ -1,4 +1,4 @@
-"""Disk space: what a plan will need before it starts, and what can be freed without breaking what was committed.
+"""Disk space that can be freed without breaking what was committed.
 
 DVC's own `gc -w` deletes what the run cache needs, so that undoing a reorder trains again. Here an object stays as long as
 any dvc.lock or .dvc file names it, in a work tree or anywhere in git (commits, stashes, experiments, the reflog), and,
@@ -12,31 +12,23 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainorder import paths, plan
 from trainorder.config import load_params, params_file
-from trainorder.files import size_text
+from trainorder.files import size_of
 from trainorder.gguf_model import folder_of
-from trainorder.plan.compile import Node, Plan, Sizes
+from trainorder.plan.compile import Plan
 from trainorder.plan.pipeline import RECORDS
-from trainorder.plan.state import State
-from trainorder.process import Busy, StageError, exclusive, is_held
+from trainorder.process import Busy, exclusive, is_held
 from trainorder.reading import ParamsError
-from trainorder.resume import KEPT
 from trainorder.sources import find
 from trainorder.verify import folder_md5
 from trainorder.verify import md5 as file_md5
 
-RECORDS_BYTES = 64 << 20
-"""What evaluations, metrics, MLflow and Prefect may take beside the checkpoints."""
-TOKENIZER_BYTES = 1 << 20
-"""The tokenizer of the built-in model, and what else lies beside its weights; at most."""
-OPTIMIZER_COPIES = 3
-"""A step checkpoint holds the weights and AdamW's two moments."""
 _MD5 = re.compile(r"\b([0-9a-f]{32}(?:\.dir)?)\b")
 _IN_PLAN = re.compile(rf"^  ({paths.NODE.pattern}):", re.MULTILINE)
 _OF_NODE = re.compile(r"--node (\S+)")
@@ -45,78 +37,6 @@ _IN_GIT = tuple(
 )
 _CHANGE = re.compile(rb":\d+ \d+ [0-9a-f]+ ([0-9a-f]{40,}) [A-Z]\d*\0([^\0]+)")
 _STAGED = re.compile(rb"\d+ ([0-9a-f]{40,}) \d\t([^\0]+)")
-
-
-class DiskError(StageError):
-    """The disk has less room than the plan needs."""
-
-
-# Before a run
-
-
-def check_room(current: Plan, states: Mapping[str, State]) -> None:
-    """Compare what the plan needs with the free space, per file system.
-
-    Raises:
-        DiskError: too little; says how much is missing where, and what to do.
-    """
-    from dvc.repo import Repo
-
-    with Repo(".") as repo:
-        cache = Path(repo.cache.local.path)
-    cache.mkdir(parents=True, exist_ok=True)
-    here, cached = need(current, states)
-    wanted: dict[int, tuple[Path, int]] = {}
-    for place, size in ((Path(), here), (cache, cached)):
-        device = place.stat().st_dev
-        first, before = wanted.get(device, (place, 0))
-        wanted[device] = (first, before + size)
-    for place, size in wanted.values():
-        free = shutil.disk_usage(place).free
-        if size > free:
-            raise DiskError(
-                f"this plan needs about {size_text(size)} on the disk of {place.absolute()}, and {size_text(free)} are "
-                f"free: make room (`trainorder gc` says what can go), or train fewer nodes"
-            )
-
-
-def need(
-    current: Plan, states: Mapping[str, State], expected: Sizes | None = None
-) -> tuple[int, int]:
-    """Bytes that bringing the plan up to date takes: in this folder, and in DVC's cache.
-
-    A node that trains is written twice, one that is restored once; each worker keeps step checkpoints meanwhile. `expected`
-    None: `sizes` of the plan.
-    """
-    trained, restored = list[Node](), list[Node]()
-    for node in current.nodes.values():
-        state = states.get(node.stage, "stale")
-        if state != "cached":
-            (restored if state == "restorable" else trained).append(node)
-    if not trained and not restored:
-        return 0, 0
-    known = expected or sizes(current)
-
-    steps = current.params.flow.workers * (KEPT + 1) * known.step if trained else 0
-    size = {
-        state: sum(map(known.of, nodes))
-        for state, nodes in (("trained", trained), ("restored", restored))
-    }
-    return size["trained"] + size["restored"] + steps + RECORDS_BYTES, size["trained"]
-
-
-def sizes(current: Plan) -> Sizes:
-    """Of the built-in model: as the largest checkpoint that is here, or as params.yaml lets expect; of another: by its config."""
-    if current.params.policy.path is None:
-        known = max((_size(paths.checkpoint(node)) for node in current.nodes), default=0)
-        size = known or current.params.policy.tiny_bytes() + TOKENIZER_BYTES
-        return Sizes(size, size, OPTIMIZER_COPIES * size, current.params.policy.num_layers)
-    from trainorder import footprint
-
-    return footprint.disk(current.params, footprint.model_config(current.params.policy))
-
-
-# What can go
 
 
 @dataclass(frozen=True)
@@ -424,10 +344,4 @@ def _object(cache: Path, md5: str) -> Path:
 
 def _item(what: str, files: Iterable[Path]) -> Item:
     listed = tuple(files)
-    return Item(what, listed, sum(map(_size, listed)))
-
-
-def _size(path: Path) -> int:
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return path.stat().st_size if path.is_file() else 0
+    return Item(what, listed, sum(map(size_of, listed)))

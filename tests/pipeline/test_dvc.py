@@ -493,12 +493,12 @@ def test_uncommitted_results_are_not_freed_where_nothing_is_committed(copy: Proj
 
 def test_the_plans_need_is_compared_with_the_free_space(copy: Project):
     script = (
-        "import json, shutil, sys; from trainorder import plan, storage\n"
-        "p = plan.load(); states = plan.status(p); print(json.dumps(storage.need(p, states)))\n"
-        "states |= {n.stage: 'stale' for n in p.nodes.values()}; print(json.dumps(storage.need(p, states)))\n"
-        "storage.check_room(p, states)\n"
+        "import json, shutil, sys; from trainorder import plan, room\n"
+        "p = plan.load(); states = plan.status(p); print(json.dumps(room.need(p, states)))\n"
+        "states |= {n.stage: 'stale' for n in p.nodes.values()}; print(json.dumps(room.need(p, states)))\n"
+        "room.check_room(p, states)\n"
         "weights = open('checkpoints/s0/weights', 'ab'); weights.truncate(shutil.disk_usage('.').free)\n"
-        "storage.check_room(p, states)"
+        "room.check_room(p, states)"
     )
     done = copy.run(sys.executable, "-c", script, ok=False)
     nothing, (here, cached) = map(json.loads, done.stdout.splitlines())

@@ -129,7 +129,7 @@ def plan_command(
 ) -> None:
     """Compile params.yaml into plan.yaml and show what is cached, restorable and to train."""
     with refusing():
-        from trainorder import plan, storage
+        from trainorder import plan, room
         from trainorder.plan import show, times
         from trainorder.reading import NotHere
 
@@ -144,7 +144,7 @@ def plan_command(
         states = plan.status(current)
         sizes = None
         with suppress(NotHere):  # a model that is not here: `check` says so
-            sizes = storage.sizes(current) if "stale" in states.values() else None
+            sizes = room.sizes(current) if "stale" in states.values() else None
         seconds = times.expected(current, sizes)
     if as_json:
         print_json(show.document(current, states, seconds, sizes) | {"changed": changed})

@@ -141,7 +141,7 @@ def _through(params: Params, policy: Policy | None, name: str, task: Task, probl
 
 def _costs(wanted: plan.Plan) -> Iterator[str]:
     """Time, disk, memory and questions to judges; sizes and memory only where model and machines are known."""
-    from trainorder import footprint, storage
+    from trainorder import footprint, room
     from trainorder.files import size_text
 
     params = wanted.params
@@ -151,7 +151,7 @@ def _costs(wanted: plan.Plan) -> Iterator[str]:
             footprint.Machine.here(params.training),
             footprint.model_config(params.policy),
         )
-        sizes = storage.sizes(wanted)
+        sizes = room.sizes(wanted)
         for stage in footprint.stages(params, machine, config, activations=False):
             memory.append((stage.name, *stage.total(machine)))
     for stage, gpu, host in memory:

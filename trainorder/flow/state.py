@@ -16,7 +16,7 @@ from trainorder.flow.schedule import Schedule
 from trainorder.plan import names, times
 from trainorder.plan.times import Times
 from trainorder.reading import ParamsError, read_json
-from trainorder.storage import check_room, sizes
+from trainorder.room import check_room, sizes
 
 EMBEDDED = "TRAINORDER_EMBEDDED"
 """Environment variable: 1 where Prefect's server is the project's own."""
