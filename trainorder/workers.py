@@ -45,8 +45,8 @@ class Workers:
 
 ALONE = Workers()
 """One thread."""
-WIDE, WIDE_TOKENS, WIDE_ROWS = 512, 2048, 32
-"""From this width on so many tokens of a micro-batch, or rows decoded together, fill a core; larger pieces leave other threads without work."""
+WIDE, WIDE_TOKENS, WIDE_ROWS = 512, 1024, 32
+"""From this width on so many tokens of a micro-batch, or rows decoded together, fill a core; larger pieces leave other threads without work and take more memory."""
 
 
 def in_pieces(model: Any) -> bool:
@@ -55,6 +55,11 @@ def in_pieces(model: Any) -> bool:
     Whatever the number of threads, which must change no byte.
     """
     return getattr(model.config, "hidden_size", 0) >= WIDE and llama.kernels_for(model) is not None
+
+
+def piece_tokens(model: Any, budget: int) -> int:
+    """Tokens of a micro-batch where `budget` are allowed."""
+    return min(budget, WIDE_TOKENS) if in_pieces(model) else budget
 
 
 def workers_for(model: Any, threads: int) -> Workers:

@@ -327,12 +327,12 @@ def test_a_model_that_pads_whole_rows_computes_no_more_than_the_budget():
 
 def test_the_work_of_a_wide_model_is_cut_so_that_two_threads_have_some_and_a_small_ones_is_not():
     roll = roll_of([(64, [48] * 8)] * 8)  # less than the usual budget of 4,096 tokens
-    for width, pieces in ((512, 2), (16, 1)):
+    for width, pieces, batches in ((512, 4, 2), (16, 1, 1)):
         model = tiny_llama(layers=1, width=width)
         assert llama.kernels_for(model) is not None
         cuts = LocalBackend(model, RlConfig(), TrainingConfig()).micro_batches(roll, 4096)
         assert [len(cut) for cut in cuts] == [64 // pieces] * pieces
-        assert max_rows_on("cpu", model) == 64 // pieces
+        assert max_rows_on("cpu", model) == 64 // batches
         assert max_rows_on("cuda", model) == 256
 
 

@@ -37,7 +37,7 @@ from trainorder.registries import asks_base
 from trainorder.rl.backend import holds_whole_weights, splits_weights, trained
 from trainorder.rl.method import Method
 from trainorder.rl.ranks import slots
-from trainorder.rollout.decoders import SMALL_MODEL_PARAMETERS
+from trainorder.rollout.decoders import FUSED_PARAMETERS
 from trainorder.rollout.torch_engine import max_rows_on
 
 PROCESS = 700 << 20
@@ -310,7 +310,7 @@ def _cache(
     parts = [Part("KV cache", side * cache, "sampling", SHORTER)]
     if shapes.kernels(machine.device, TrainingConfig()) is not None:
         count = sum(p.numel() for p in shapes.model.parameters())
-        if count <= SMALL_MODEL_PARAMETERS:  # LlamaDecoder fuses copies
+        if count <= FUSED_PARAMETERS:  # LlamaDecoder fuses copies
             parts.append(Part("fused copies of the weights", shapes.base, "sampling"))
         return [*parts, Part("logits", side * logits, "sampling", sure=False)]
     return [*parts, Part("logits", 4 * logits, "sampling", sure=False)]

@@ -39,6 +39,7 @@ from trainorder.rl.packing import computed_tokens, micro_batches
 from trainorder.rl.types import Roll
 from trainorder.sources import locate
 from trainorder.texts import CHUNK_ENTRIES
+from trainorder.workers import in_pieces, piece_tokens
 
 
 def model_config(policy: PolicyConfig, known: Path | None = None) -> Any:
@@ -222,11 +223,13 @@ def micro_batch_peak(
     """
     model, needs = shapes.model, Method.from_config(rl.method).live_needs
     kernels = shapes.kernels(device, training)
-    chunk = chunk_entries_for(shapes.vocabulary, gpu if device == GPU else None)
+    pieces = kernels is not None and in_pieces(model)
+    chunk = chunk_entries_for(shapes.vocabulary, gpu if device == GPU else None, pieces=pieces)
+    budget = piece_tokens(model, rl.micro_batch_tokens) if pieces else rl.micro_batch_tokens
 
     def run(shared: bool) -> int:
         model._shares_prefixes = shared
-        batches = micro_batches(roll, rl.micro_batch_tokens, shared=shared or bool(kernels))
+        batches = micro_batches(roll, budget, shared=shared or bool(kernels))
         largest = max(batches, key=lambda rows: computed_tokens(roll.rows(rows)))
         rows = roll.rows(largest)
         told = replace(rows, informed_ids=rows.prompt_ids)  # about as long

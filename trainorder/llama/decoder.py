@@ -1,7 +1,9 @@
-"""Decoding with a small Llama on a CPU: fused copies of its matrices, and kernels.c for all between the products."""
+"""Decoding with a Llama on a CPU: fused copies of its matrices, and kernels.c for all between the products."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 
 from trainorder.llama.kernels import LANES, Kernels
 
+PACKED = 512
+"""From this width on matrices are packed for oneDNN: a product of few rows otherwise spends a fifth of its time on that, in each step anew."""
 MASKED = -1e30
 """Score of a key that must not be seen; finite, so that a row of padding gives numbers instead of nan."""
 
@@ -20,12 +24,15 @@ class LlamaDecoder:
 
     A prompt's keys and values are kept once for all its rows; a row keeps its own, in its place as long as it lives, so that
     dropping others costs nothing. All rows write to the same slot, and a slot's number serves as its position: prompts are
-    padded on the left, and rotary attention sees only differences of positions. The norms' weights, the 1/sqrt(d) and the order of the rotated pairs are folded into the matrices.
+    padded on the left, and rotary attention sees only differences of positions. The norms' weights, the 1/sqrt(d) and the order of the rotated pairs are folded into the matrices,
+    layer by layer: `fused`, as `map` does, may take several at a time.
     """
 
     dead_share = 0.1
 
-    def __init__(self, model: Any, kernels: Kernels) -> None:
+    def __init__(
+        self, model: Any, kernels: Kernels, fused: Callable[..., Iterable[_Layer]] = map
+    ) -> None:
         config, body = model.config, model.model
         self.kernels = kernels
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -33,8 +40,9 @@ class LlamaDecoder:
         self.embedding = model.get_input_embeddings().weight
         self.frequencies = body.rotary_emb.inv_freq.float()
         self.amplitude = body.rotary_emb.attention_scaling
-        self.layers = [self._fuse(layer) for layer in body.layers]
-        self.head = (model.lm_head.weight * body.norm.weight).T
+        self.matrix = _Packed if config.hidden_size >= PACKED and _can_pack() else _Plain
+        self.layers = list(fused(self._fuse, body.layers))
+        self.head = self.matrix(model.lm_head.weight * body.norm.weight, in_place=True)
 
     def prefill(
         self,
@@ -58,13 +66,13 @@ class LlamaDecoder:
         seen = torch.where(real[:, None, None, :] & causal, 0.0, MASKED)
         x = self.embedding[ids].flatten(0, 1)
         for weights in self.layers:
-            q, k, v = self._split((self._norm(x) @ weights.qkv).view(prompts, width, -1), rotation)
+            q, k, v = self._split(weights.qkv(self._norm(x)).view(prompts, width, -1), rotation)
             self.prefix.append((F.pad(k.mT, (0, LANES)), v.contiguous()))
             shape = (rows, self.kv_heads, self.capacity * self.size)
             self.own.append((x.new_zeros(shape), x.new_empty(shape)))
             out = F.scaled_dot_product_attention(q, k, v, seen, scale=1.0, enable_gqa=True)
             x = self._finish(x, out.transpose(1, 2).reshape(len(x), -1), weights)
-        last = self._norm(x.view(prompts, width, -1)[:, -1].contiguous()) @ self.head
+        last = self.head(self._norm(x.view(prompts, width, -1)[:, -1].contiguous()))
         return last.repeat_interleave(samples, 0)
 
     def step(self, tokens: Int[Tensor, " row"]) -> Float[Tensor, "row vocabulary"]:
@@ -74,14 +82,14 @@ class LlamaDecoder:
         attended = x.new_empty(len(x), self.heads * self.size)
         scratch = x.new_empty(self.width + self.capacity + 2 * LANES)
         for weights, prefix, own in zip(self.layers, self.prefix, self.own, strict=True):
-            mixed = self._norm(x) @ weights.qkv
+            mixed = weights.qkv(self._norm(x))
             self.kernels.attend(
                 mixed, self.cos[slot], self.sin[slot], *prefix, *own, self.place, self.prompt, self.skip, attended, scratch,
                 len(x), self.heads, self.kv_heads, self.size, self.width, self.width + LANES, self.capacity, self.filled,
             )  # fmt: skip
             x = self._finish(x, attended, weights)
         self.filled += 1
-        return self._norm(x) @ self.head
+        return self.head(self._norm(x))
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """See Decoder."""
@@ -106,13 +114,14 @@ class LlamaDecoder:
         return q, k, v
 
     def _finish(self, x: Tensor, attended: Tensor, weights: _Layer) -> Tensor:
-        x = torch.addmm(x, attended, weights.out)
-        mixed = self._norm(x) @ weights.gate_up
+        x = weights.out.added(x, attended)
+        mixed = weights.gate_up(self._norm(x))
         inner = mixed.shape[1] // 2
         gated = x.new_empty(len(x), inner)
         self.kernels.swiglu(mixed, mixed[:, inner:], gated, len(x), inner, 2 * inner)
-        return x.addmm_(gated, weights.down)
+        return weights.down.added(x, gated)
 
+    @torch.inference_mode()
     def _fuse(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         q = self._pair(attention.q_proj.weight * attention.scaling)
@@ -122,7 +131,8 @@ class LlamaDecoder:
             torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
             * layer.post_attention_layernorm.weight
         )
-        return _Layer(qkv.T, attention.o_proj.weight.T, gate_up.T, mlp.down_proj.weight.T)
+        weights = qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight
+        return _Layer(*map(self.matrix, weights))
 
     def _pair(self, weight: Tensor) -> Tensor:
         """Lay entry i of a head beside entry i + d/2, with which it is rotated."""
@@ -130,10 +140,50 @@ class LlamaDecoder:
         return halves.transpose(1, 2).reshape(weight.shape)
 
 
-class _Layer:
-    """Matrices of one layer, [in, out]."""
+def _can_pack() -> bool:
+    """Whether this build of torch has oneDNN, and its packed products, which are not part of torch's public interface."""
+    return torch.backends.mkldnn.is_available() and hasattr(
+        torch.ops.mkldnn, "_reorder_linear_weight"
+    )
 
-    def __init__(self, qkv: Tensor, out: Tensor, gate_up: Tensor, down: Tensor) -> None:
-        self.qkv, self.out, self.gate_up, self.down = (
-            w.contiguous() for w in (qkv, out, gate_up, down)
-        )
+
+class _Plain:
+    """The product with a weight [out, in], which is copied to [in, out] unless it shall stay `in_place`."""
+
+    def __init__(self, weight: Float[Tensor, "out in"], *, in_place: bool = False) -> None:
+        self.weight = weight.T if in_place else weight.T.contiguous()
+
+    def __call__(self, x: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
+        return x @ self.weight
+
+    def added(
+        self, total: Float[Tensor, "row out"], x: Float[Tensor, "row in"]
+    ) -> Float[Tensor, "row out"]:
+        """`total` plus the product."""
+        return torch.addmm(total, x, self.weight)
+
+
+class _Packed:
+    """The same with the weight as oneDNN lays it out; torch.compile's products on a CPU are these."""
+
+    def __init__(self, weight: Float[Tensor, "out in"], *, in_place: bool = False) -> None:
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+
+    def __call__(self, x: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+
+    def added(
+        self, total: Float[Tensor, "row out"], x: Float[Tensor, "row in"]
+    ) -> Float[Tensor, "row out"]:
+        """`total` plus the product."""
+        return total + self(x)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Matrices of one layer."""
+
+    qkv: _Plain | _Packed
+    out: _Plain | _Packed
+    gate_up: _Plain | _Packed
+    down: _Plain | _Packed

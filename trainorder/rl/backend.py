@@ -20,7 +20,7 @@ from trainorder.reading import ParamsError
 from trainorder.rl.packing import micro_batches
 from trainorder.rl.states import shares_prompts
 from trainorder.rl.types import Roll
-from trainorder.workers import WIDE_TOKENS, in_pieces, workers_for
+from trainorder.workers import piece_tokens, workers_for
 
 STATE = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
 """What AdamW and Muon keep of a weight."""
@@ -125,7 +125,8 @@ class LocalBackend:
 
     def micro_batches(self, roll: Roll, budget: int) -> list[list[int]]:
         """See Backend."""
-        bound = min(budget, WIDE_TOKENS) if in_pieces(self.model) else budget
+        with self.computing():
+            bound = piece_tokens(self.model, budget)
         return micro_batches(roll, bound, shared=shares_prompts(self.model, roll))
 
     def computing(self) -> AbstractContextManager[Any]:

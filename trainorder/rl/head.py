@@ -16,6 +16,7 @@ from trainorder.likelihood import likelihood
 from trainorder.prefix import shares_prefixes
 from trainorder.rl import facts
 from trainorder.rl.states import backbone, states_of
+from trainorder.workers import WIDE_TOKENS, in_pieces
 
 if TYPE_CHECKING:
     from trainorder.rl.forward import Targets
@@ -34,12 +35,17 @@ def chunk_entries_of(model: Any, device: torch.device) -> int:
     """
     gpu = device.type == "cuda"
     memory = torch.cuda.get_device_properties(device).total_memory if gpu else None
-    return chunk_entries_for(model.get_output_embeddings().weight.shape[0], memory)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    return chunk_entries_for(vocabulary, memory, pieces=in_pieces(model))
 
 
-def chunk_entries_for(vocabulary: int, gpu_memory: int | None) -> int:
-    """A GPU gives a 64th of its memory to logits and what softmax and backward hold beside them, 16 bytes an entry."""
-    return max(CHUNK_ENTRIES, CHUNK_TOKENS * vocabulary, (gpu_memory or 0) // 64 // 16)
+def chunk_entries_for(vocabulary: int, gpu_memory: int | None, *, pieces: bool = False) -> int:
+    """A GPU gives a 64th of its memory to logits and what softmax and backward hold beside them, 16 bytes an entry.
+
+    Of a model whose work is cut into pieces, all logits of one: our kernels hold them once, and need not compute them again.
+    """
+    tokens = WIDE_TOKENS if pieces else CHUNK_TOKENS
+    return max(CHUNK_ENTRIES, tokens * vocabulary, (gpu_memory or 0) // 64 // 16)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ class TorchEngine:
         )
         draws = _Draws.empty((len(asked), int(limits.max())), device)
         longest = max(len(request.prompt_ids) + request.max_new_tokens for request in requests)
-        shared = make_decoder(self.policy.model, longest)
+        shared = make_decoder(self.policy.model, longest, self.workers)
         starts = [0, *itertools.accumulate(request.samples for request in requests)]
 
         def decode(batch: list[int]) -> None:
