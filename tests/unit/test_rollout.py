@@ -284,6 +284,27 @@ def test_threads_change_no_bit(policy: Policy):
     assert torch.equal(alone.logps, together.logps)
 
 
+def test_an_engine_of_frozen_weights_prepares_them_once_and_another_one_anew(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+):
+    made, prepare = list[Any](), LlamaDecoder.__init__
+
+    def counted(self: LlamaDecoder, *given: Any) -> None:
+        made.append(self)
+        prepare(self, *given)
+
+    monkeypatch.setattr(LlamaDecoder, "__init__", counted)
+    for frozen, times in ((True, 1), (False, 3)):
+        engine, before = TorchEngine(policy, Workers(2), max_rows=3, frozen=frozen), len(made)
+        one, again, greedy = (
+            sample(policy, engine=engine, temperature=warmth) for warmth in (1.0, 1.0, 0.0)
+        )
+        assert len(made) - before == times
+        assert torch.equal(one.response_ids, again.response_ids)
+        assert torch.equal(one.logps, again.logps)
+        assert not torch.equal(one.response_ids, greedy.response_ids)
+
+
 def test_threads_that_decode_through_the_models_own_modules_leave_its_attention_as_it_was(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ):

@@ -125,7 +125,7 @@ def engine_for(
     kind = policy.device.type
     least, bound = max_rows_on(kind, policy.model), CACHE_BYTES[kind == "cpu"]
     rows = max(least, bound // row // workers.count)
-    return make_engine(rollout, policy, dtype, workers=workers, max_rows=rows)
+    return make_engine(rollout, policy, dtype, workers=workers, max_rows=rows, frozen=True)
 
 
 def sample(engine: Engine, exam: Exam, config: EvaluationConfig) -> Completions:

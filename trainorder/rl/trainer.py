@@ -242,7 +242,9 @@ def make_learner(
                 raise ParamsError(
                     "rl: a piece has the teacher answer, and there is one for each task: take it out"
                 )
-            answers = make_engine(SAMPLING, Policy(models["teacher"], policy.tokenizer))
+            answers = make_engine(
+                SAMPLING, Policy(models["teacher"], policy.tokenizer), frozen=True
+            )
     if training.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable(
             {"use_reentrant": False, "context_fn": recomputing_alike(policy.model)}

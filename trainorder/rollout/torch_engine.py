@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from trainorder.llama.decoder import LlamaDecoder
 from trainorder.llama.kernels import Kernels
 from trainorder.llama.kernels import load as load_kernels
 from trainorder.policy import Policy
@@ -52,6 +53,9 @@ class TorchEngine:
     """Rows that have ended are dropped once they are more than this share of the batch; None: as the decoder likes."""
     own_weights: bool = False
     """Whether the model is a copy, which takes the trainer's weights at a `push`."""
+    frozen: bool = False
+    """Whether the weights stay as they are: what a decoder makes of them is kept for the next call."""
+    _prepared: Decoder | None = field(default=None, init=False, repr=False)
 
     def push(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See Engine."""
@@ -103,7 +107,9 @@ class TorchEngine:
         )
         draws = _Draws.empty((len(asked), int(limits.max())), device)
         longest = max(len(request.prompt_ids) + request.max_new_tokens for request in requests)
-        shared = make_decoder(self.policy.model, longest, self.workers)
+        shared = self._prepared or make_decoder(self.policy.model, longest, self.workers)
+        if self.frozen and isinstance(shared, LlamaDecoder):  # others are chosen by `longest`
+            self._prepared = shared
         starts = [0, *itertools.accumulate(request.samples for request in requests)]
 
         def decode(batch: list[int]) -> None:
