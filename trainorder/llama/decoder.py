@@ -24,8 +24,8 @@ class LlamaDecoder:
 
     A prompt's keys and values are kept once for all its rows; a row keeps its own, in its place as long as it lives, so that
     dropping others costs nothing. All rows write to the same slot, and a slot's number serves as its position: prompts are
-    padded on the left, and rotary attention sees only differences of positions. The norms' weights, the 1/sqrt(d) and the order of the rotated pairs are folded into the matrices,
-    layer by layer: `fused`, as `map` does, may take several at a time.
+    padded on the left, and rotary attention sees only differences of positions. The norms' weights, the 1/sqrt(d) and the
+    order of the rotated pairs are folded into the matrices, layer by layer; `fused` may do several at a time, else it is `map`.
     """
 
     dead_share = 0.1
