@@ -42,9 +42,9 @@ def by_dvc(tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]) -> Pr
 
 @pytest.fixture(scope="session")
 def soak(by_dvc: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict]:
-    """Trained by the Prefect flow, five times killed and started again; and what kill_soak found."""
+    """Trained by the Prefect flow, three times killed and started again; and what kill_soak found (`--kills 100`: many more, by hand)."""
     project = Project(tmp_path_factory.mktemp("by_flow") / "project")
-    command = ["--kills", "5", "--seconds", "7", "--checkpoint-seconds", "0.5", "--seed", "1"]
+    command = ["--kills", "3", "--seconds", "7", "--checkpoint-seconds", "0.5", "--seed", "1"]
     command += ["--params", "configs/smoke.yaml", "--reference", str(by_dvc.root)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.kill_soak", *command, "--keep", str(project.root)],
@@ -94,9 +94,9 @@ def stages_run(output: str) -> set[str]:
     return set(re.findall(r"Running stage '([^']+)'", output)) - {"fingerprint"}
 
 
-def test_the_flow_killed_five_times_leaves_the_bytes_of_dvc(soak: tuple[Project, dict]):
+def test_the_flow_killed_three_times_leaves_the_bytes_of_dvc(soak: tuple[Project, dict]):
     _, found = soak
-    assert (found["kills"], found["different"]) == (5, [])
+    assert (found["kills"], found["different"]) == (3, [])
     assert found["files_compared"] > 50
 
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from order_worlds import World
 
 from trainorder import owner, paths, tracking
@@ -38,10 +39,20 @@ with Tracker(sys.argv[1], 0, {"rl": {"lr": 0.1}}, {"phase": "math"}) as tracker:
 """
 
 
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that nobody has used. MLflow takes a second to make one."""
+    database = tmp_path_factory.mktemp("tables") / "mlflow.db"
+    MlflowClient(f"sqlite:///{database}").search_experiments()
+    return database
+
+
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, tables: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a copy of it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(tables, tmp_path)
     return tmp_path
 
 
@@ -60,6 +71,7 @@ def runs(experiment: str) -> list:
 
 
 def test_four_processes_on_a_fresh_store_each_leave_one_complete_run(folder: Path):
+    (folder / "mlflow.db").unlink()
     nodes = ["s0--math", "s0--code", "s0--qa", "s0--creative"]
     command = [sys.executable, "-c", WRITER]
     started = [subprocess.Popen([*command, node], cwd=folder, env=ENV) for node in nodes]
