@@ -28,6 +28,7 @@ from trainorder.rl.trainer import SAMPLING, make_learner
 from trainorder.rl.types import State
 from trainorder.rollout import make_engine
 
+pytestmark = pytest.mark.long("whole training steps of every method: three quarters of a minute")
 ROOT = Path(__file__).parents[2]
 TEACHER = Path("checkpoints/teacher")
 TASK = {"train": 6, "dev": 2, "test": 2, "demonstrations": 5, "max_new_tokens": 32}
