@@ -46,7 +46,8 @@ class Workers:
 ALONE = Workers()
 """One thread."""
 WIDE, WIDE_TOKENS, WIDE_ROWS = 512, 1024, 32
-"""From this width on so many tokens of a micro-batch, or rows decoded together, fill a core; larger pieces leave other threads without work and take more memory."""
+"""The work of models at least this wide is cut into micro-batches of so many tokens, and batches of so many rows to decode: each is enough to
+keep one core busy. Larger ones would leave other threads idle and take more memory."""
 
 
 def in_pieces(model: Any) -> bool:
@@ -58,7 +59,7 @@ def in_pieces(model: Any) -> bool:
 
 
 def piece_tokens(model: Any, budget: int) -> int:
-    """Tokens of a micro-batch where `budget` are allowed."""
+    """The most tokens that a micro-batch of `model` may have, `budget` or less."""
     return min(budget, WIDE_TOKENS) if in_pieces(model) else budget
 
 

@@ -32,7 +32,9 @@ def sharpen(model: Any, seed: int = 0) -> Any:
     with torch.no_grad():
         for weight in model.parameters():
             noise = torch.randn(weight.shape, generator=generator)
-            size = 0.3 * min(1.0, (64 / weight.shape[-1]) ** 0.5)  # as large sums at any width
+            size = 0.3 * min(
+                1.0, (64 / weight.shape[-1]) ** 0.5
+            )  # wide models keep logits of the same size
             weight.copy_(noise * size if weight.dim() > 1 else 1 + noise * size)
     return model.eval()
 
@@ -139,7 +141,7 @@ MODELS = {
             },
         },
     ),
-    "wide": (  # its matrices are packed
+    "wide": (  # decoded with packed weights
         "Llama",
         {
             "hidden_size": 512,
@@ -201,7 +203,9 @@ def test_all_decoders_draw_the_same_samples(with_model, monkeypatch, name: str, 
         )
         done = sample(policy, temperature=temperature)
         assert torch.equal(fastest.response_ids, done.response_ids)
-        rounding = 1e-4 if name == "wide" else 1e-5  # of sums of 512 products or 32
+        rounding = (
+            1e-4 if name == "wide" else 1e-5
+        )  # a sum over 512 products rounds more than one over 32
         torch.testing.assert_close(fastest.logps, done.logps, atol=rounding, rtol=0)
 
 

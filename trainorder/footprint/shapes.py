@@ -225,7 +225,7 @@ def micro_batch_peak(
     kernels = shapes.kernels(device, training)
     pieces = kernels is not None and in_pieces(model)
     chunk = chunk_entries_for(shapes.vocabulary, gpu if device == GPU else None, pieces=pieces)
-    budget = piece_tokens(model, rl.micro_batch_tokens) if pieces else rl.micro_batch_tokens
+    budget = piece_tokens(model, rl.micro_batch_tokens) if kernels else rl.micro_batch_tokens
 
     def run(shared: bool) -> int:
         model._shares_prefixes = shared

@@ -14,7 +14,7 @@ from torch import Tensor
 from trainorder.llama.kernels import LANES, Kernels
 
 PACKED = 512
-"""From this width on matrices are packed for oneDNN: a product of few rows otherwise spends a fifth of its time on that, in each step anew."""
+"""Models at least this wide have their weights packed into oneDNN's layout once, instead of in every product: a fifth of a decoding step."""
 MASKED = -1e30
 """Score of a key that must not be seen; finite, so that a row of padding gives numbers instead of nan."""
 
@@ -25,13 +25,13 @@ class LlamaDecoder:
     A prompt's keys and values are kept once for all its rows; a row keeps its own, in its place as long as it lives, so that
     dropping others costs nothing. All rows write to the same slot, and a slot's number serves as its position: prompts are
     padded on the left, and rotary attention sees only differences of positions. The norms' weights, the 1/sqrt(d) and the
-    order of the rotated pairs are folded into the matrices, layer by layer; `fused` may do several at a time, else it is `map`.
+    order of the rotated pairs are folded into the matrices; `map_layers` may prepare several layers at a time.
     """
 
     dead_share = 0.1
 
     def __init__(
-        self, model: Any, kernels: Kernels, fused: Callable[..., Iterable[_Layer]] = map
+        self, model: Any, kernels: Kernels, map_layers: Callable[..., Iterable[_Layer]] = map
     ) -> None:
         config, body = model.config, model.model
         self.kernels = kernels
@@ -41,8 +41,8 @@ class LlamaDecoder:
         self.frequencies = body.rotary_emb.inv_freq.float()
         self.amplitude = body.rotary_emb.attention_scaling
         self.matrix = _Packed if config.hidden_size >= PACKED and _can_pack() else _Plain
-        self.layers = list(fused(self._fuse, body.layers))
-        self.head = self.matrix(model.lm_head.weight * body.norm.weight, in_place=True)
+        self.layers = list(map_layers(self._fuse, body.layers))
+        self.head = self.matrix(model.lm_head.weight * body.norm.weight, copy=False)
 
     def prefill(
         self,
@@ -141,17 +141,17 @@ class LlamaDecoder:
 
 
 def _can_pack() -> bool:
-    """Whether this build of torch has oneDNN, and its packed products, which are not part of torch's public interface."""
+    """Whether this build of torch has oneDNN and the operators for packed weights, which are not public."""
     return torch.backends.mkldnn.is_available() and hasattr(
         torch.ops.mkldnn, "_reorder_linear_weight"
     )
 
 
 class _Plain:
-    """The product with a weight [out, in], which is copied to [in, out] unless it shall stay `in_place`."""
+    """The product with a weight [out, in], laid out as [in, out] if `copy`, else used as it is."""
 
-    def __init__(self, weight: Float[Tensor, "out in"], *, in_place: bool = False) -> None:
-        self.weight = weight.T if in_place else weight.T.contiguous()
+    def __init__(self, weight: Float[Tensor, "out in"], *, copy: bool = True) -> None:
+        self.weight = weight.T.contiguous() if copy else weight.T
 
     def __call__(self, x: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
         return x @ self.weight
@@ -164,9 +164,9 @@ class _Plain:
 
 
 class _Packed:
-    """The same with the weight as oneDNN lays it out; torch.compile's products on a CPU are these."""
+    """The same product with a copy of the weight in oneDNN's layout, as torch.compile uses on a CPU."""
 
-    def __init__(self, weight: Float[Tensor, "out in"], *, in_place: bool = False) -> None:
+    def __init__(self, weight: Float[Tensor, "out in"], *, copy: bool = True) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
 
     def __call__(self, x: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:

@@ -42,7 +42,7 @@ def chunk_entries_of(model: Any, device: torch.device) -> int:
 def chunk_entries_for(vocabulary: int, gpu_memory: int | None, *, pieces: bool = False) -> int:
     """A GPU gives a 64th of its memory to logits and what softmax and backward hold beside them, 16 bytes an entry.
 
-    Of a model whose work is cut into pieces, all logits of one: our kernels hold them once, and need not compute them again.
+    With `pieces` (`workers.in_pieces`) a chunk holds all logits of a micro-batch, so that our kernels do not compute them twice.
     """
     tokens = WIDE_TOKENS if pieces else CHUNK_TOKENS
     return max(CHUNK_ENTRIES, tokens * vocabulary, (gpu_memory or 0) // 64 // 16)

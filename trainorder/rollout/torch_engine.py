@@ -54,8 +54,8 @@ class TorchEngine:
     own_weights: bool = False
     """Whether the model is a copy, which takes the trainer's weights at a `push`."""
     frozen: bool = False
-    """Whether the weights stay as they are: what a decoder makes of them is kept for the next call."""
-    _prepared: Decoder | None = field(default=None, init=False, repr=False)
+    """Whether the weights never change: the decoder's copies of them are kept for the next call."""
+    _prepared: LlamaDecoder | None = field(default=None, init=False, repr=False)
 
     def push(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See Engine."""
@@ -108,7 +108,7 @@ class TorchEngine:
         draws = _Draws.empty((len(asked), int(limits.max())), device)
         longest = max(len(request.prompt_ids) + request.max_new_tokens for request in requests)
         shared = self._prepared or make_decoder(self.policy.model, longest, self.workers)
-        if self.frozen and isinstance(shared, LlamaDecoder):  # others are chosen by `longest`
+        if self.frozen and isinstance(shared, LlamaDecoder):  # the others keep no copies
             self._prepared = shared
         starts = [0, *itertools.accumulate(request.samples for request in requests)]
 
